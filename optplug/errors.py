@@ -1,0 +1,71 @@
+"""Every error optplug raises: each is an `OptplugError` and also the builtin a caller would expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class OptplugError(Exception):
+    """Base of all errors raised by optplug."""
+
+
+class UnknownNameError(OptplugError, LookupError):
+    """No installed plugin offers this name."""
+
+
+class AmbiguousNameError(OptplugError, LookupError):
+    """Two plugins offer this name; `plugin:name` settles it."""
+
+
+class PluginError(OptplugError, RuntimeError):
+    """A plugin raised, or offers something that is not what it says."""
+
+
+class SpecError(OptplugError, ValueError):
+    """A plugin's spec is malformed."""
+
+
+class ConfigError(OptplugError, ValueError):
+    """A configuration has a wrong key, value or combination."""
+
+
+class ConfigTypeError(OptplugError, TypeError):
+    """A configuration value, or an argument, has the wrong type."""
+
+
+class HyperparameterError(OptplugError, ValueError):
+    """A hyperparameter is out of its range."""
+
+
+class HyperparameterTypeError(OptplugError, TypeError):
+    """A hyperparameter has the wrong type."""
+
+
+class RuleError(OptplugError, TypeError):
+    """An update rule does something a rule cannot do."""
+
+
+class EngineError(OptplugError, RuntimeError):
+    """The engine that was asked for cannot step these parameters."""
+
+
+class SparseGradientError(OptplugError, RuntimeError):
+    """This optimizer takes dense gradients only."""
+
+
+class WiringError(OptplugError, RuntimeError):
+    """The trainer, module and configuration do not fit together."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'adam', 'adamw'?"`, or nothing when no known word is near."""
+    import difflib  # only failing paths pay for it
+
+    lowered = {k.lower(): k for k in known}
+    near = [lowered[k] for k in difflib.get_close_matches(str(word).lower(), lowered, n=3, cutoff=0.6)]
+    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+
+
+def listing(words: Iterable[object]) -> str:
+    """`adam, adamw, sgd`, or `none`."""
+    return ", ".join(map(str, words)) or "none"

@@ -1,0 +1,348 @@
+"""Names and plugins: discovery through entry points, isolation, look-up. Imports neither torch nor any plugin until asked."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from optplug import hookspecs
+from optplug.errors import (
+    AmbiguousNameError,
+    ConfigTypeError,
+    OptplugError,
+    PluginError,
+    UnknownNameError,
+    did_you_mean,
+    listing,
+)
+from optplug.specs import OptimizerSpec, SchedulerSpec, Spec, lookup_key, spec_of_class
+
+GROUP = "optplug"
+DISABLE = "OPTPLUG_DISABLE"
+KINDS: dict[str, type[Spec]] = {"optimizer": OptimizerSpec, "scheduler": SchedulerSpec}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An installed plugin: its entry-point name and the distribution and version it came with."""
+
+    name: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A plugin left out because it raised or returned nonsense."""
+
+    plugin: Plugin
+    cause: str
+    traceback: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin} was left out: {self.cause}"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A spec together with the plugin that offers it."""
+
+    spec: Spec
+    plugin: Plugin
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.plugin.name}:{self.spec.name}"
+
+    def load(self) -> type:
+        """Import the class.
+
+        Raises:
+            PluginError: when the import fails or what was imported is no optimizer (or scheduler) class.
+        """
+        target = self.spec.target
+        if isinstance(target, str):
+            module, _, path = target.partition(":")
+            try:
+                found: Any = importlib.import_module(module)
+                for part in path.split("."):
+                    found = getattr(found, part)
+            except (Exception, SystemExit) as error:
+                raise PluginError(
+                    f"{self.spec.kind} {self.name!r} of plugin {self.plugin} could not be loaded from {target!r}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        else:
+            found = target
+        missing = [m for m in ("step", "state_dict", "load_state_dict") if not callable(getattr(found, m, None))]
+        if not isinstance(found, type) or missing:
+            raise PluginError(
+                f"{self.spec.kind} {self.name!r} of plugin {self.plugin} is {found!r}, which is no {self.spec.kind} class"
+                + (f" (it has no {listing(missing)})" if isinstance(found, type) else "")
+            )
+        return found
+
+
+@dataclass
+class _Catalogue:
+    """What one discovery found."""
+
+    manager: pluggy.PluginManager
+    offers: dict[str, dict[str, list[Offer]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    plugins: list[Plugin] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    disabled: list[Plugin] = field(default_factory=list)
+
+
+class Registry:
+    """Finds what plugins offer.
+
+    Args:
+        points: the entry points to look at. Default: those of group `optplug` of every installed distribution.
+
+    Discovery happens on the first listing or look-up and once; `reload` forgets it. Each plugin is isolated: one that
+    raises, returns nonsense or shares its name with another plugin is quarantined, and the others go on.
+    """
+
+    def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
+        self._points = points
+        self._lock = threading.RLock()
+        self._found: _Catalogue | None = None
+        self._classes: dict[Offer, type] = {}
+
+    def reload(self) -> None:
+        """Forget what was found; the next look-up discovers anew."""
+        with self._lock:
+            self._found = None
+            self._classes.clear()
+
+    @property
+    def plugins(self) -> Sequence[Plugin]:
+        """The plugins in use, by name."""
+        return tuple(self._catalogue().plugins)
+
+    @property
+    def quarantined(self) -> Sequence[Quarantined]:
+        """The plugins left out, each with its cause and traceback."""
+        return tuple(self._catalogue().quarantined)
+
+    @property
+    def disabled(self) -> Sequence[Plugin]:
+        """The plugins that OPTPLUG_DISABLE leaves out."""
+        return tuple(self._catalogue().disabled)
+
+    @property
+    def manager(self) -> pluggy.PluginManager:
+        """The pluggy manager that holds the plugins in use."""
+        return self._catalogue().manager
+
+    def names(self, kind: str, pattern: str = "*") -> list[str]:
+        """Sorted canonical names of a kind that match a glob; a name that two plugins offer is spelt `plugin:name`.
+
+        Args:
+            kind: `"optimizer"` or `"scheduler"`.
+            pattern: a glob over canonical names (`"ada*"`), or over `plugin:name` when it contains a colon. Case does
+                not count and `-` is `_`.
+        """
+        _must_be_text("pattern", pattern)
+        return sorted(spelling for spelling, _ in self._spelled(kind, pattern))
+
+    def offers(self, kind: str, pattern: str = "*") -> list[Offer]:
+        """The offers behind `names`, in its order."""
+        return [offer for _, offer in sorted(self._spelled(kind, pattern), key=lambda pair: pair[0])]
+
+    def find(self, kind: str, name: str) -> Offer:
+        """The offer of a name (any case, `-` or `_`), or of `plugin:name`.
+
+        Raises:
+            UnknownNameError: nobody offers it; the message has the nearest names and every quarantined plugin.
+            AmbiguousNameError: two plugins offer it; the message spells both as `plugin:name`.
+            ConfigTypeError: `name` is not text.
+        """
+        _must_be_text(f"{kind} name", name)
+        plugin, colon, bare = name.rpartition(":")
+        found = self._catalogue().offers[kind].get(lookup_key(bare), [])
+        if colon:
+            found = [offer for offer in found if lookup_key(offer.plugin.name) == lookup_key(plugin)]
+        if not found:
+            raise UnknownNameError(self._unknown(kind, name))
+        if len(found) > 1:
+            spellings = " or ".join(repr(offer.qualified) for offer in found)
+            raise AmbiguousNameError(f"{len(found)} plugins offer {kind} {name!r}: write {spellings}")
+        return found[0]
+
+    def get(self, kind: str, name: str) -> type:
+        """The class of a name; errors as in `find` and `Offer.load`."""
+        offer = self.find(kind, name)
+        if offer not in self._classes:
+            self._classes[offer] = offer.load()
+        return self._classes[offer]
+
+    # ------------------------------------------------------------------ look-up
+
+    def _spelled(self, kind: str, pattern: str) -> list[tuple[str, Offer]]:
+        pattern = pattern.lower().replace("-", "_")
+        spelled = []
+        for offers in self._catalogue().offers[kind].values():
+            for offer in offers:
+                qualified = offer.qualified
+                subject = qualified.lower().replace("-", "_") if ":" in pattern else offer.name
+                if fnmatchcase(subject, pattern):
+                    spelled.append((qualified if len(offers) > 1 else offer.name, offer))
+        return spelled
+
+    def _unknown(self, kind: str, name: str) -> str:
+        names = self.names(kind)
+        hint = did_you_mean(name.rpartition(":")[2], names) or "."
+        message = f"no {kind} named {name!r}{hint} Installed: {listing(names)}."
+        for other in KINDS:
+            if other != kind and lookup_key(name) in self._catalogue().offers[other]:
+                message += f" ({name!r} is a {other}.)"
+        for quarantined in self.quarantined:
+            message += f" ({quarantined}.)"
+        if self.disabled:
+            message += f" ({DISABLE} leaves out {listing(p.name for p in self.disabled)}.)"
+        return message
+
+    # ---------------------------------------------------------------- discovery
+
+    def _catalogue(self) -> _Catalogue:
+        with self._lock:
+            if self._found is None:
+                self._found = self._discover()
+            return self._found
+
+    def _discover(self) -> _Catalogue:
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        catalogue = _Catalogue(manager)
+        disabled = {lookup_key(word) for word in os.environ.get(DISABLE, "").replace(",", " ").split()}
+
+        # One distribution may be seen twice (an editable install next to a build): same name, same value, one plugin.
+        points = {
+            (point.name, point.value): point
+            for point in (self._points if self._points is not None else entry_points(group=GROUP))
+        }
+        by_name: dict[str, list[tuple[Plugin, EntryPoint]]] = {}
+        for _, point in sorted(points.items()):
+            plugin = _provenance(point)
+            if {lookup_key(plugin.name), lookup_key(plugin.distribution)} & disabled:
+                catalogue.disabled.append(plugin)
+            else:
+                by_name.setdefault(lookup_key(plugin.name), []).append((plugin, point))
+
+        for claims in by_name.values():
+            for plugin, point in claims:
+                try:
+                    if len(claims) > 1:
+                        others = listing(p.distribution for p, _ in claims if p is not plugin)
+                        raise PluginError(
+                            f"{others} also has a plugin named {plugin.name!r}; put one distribution into {DISABLE}"
+                        )
+                    self._admit(catalogue, plugin, point)
+                except (Exception, SystemExit) as error:
+                    if manager.has_plugin(point.name):
+                        manager.unregister(name=point.name)
+                    cause = str(error) if isinstance(error, OptplugError) else f"{type(error).__name__}: {error}"
+                    catalogue.quarantined.append(Quarantined(plugin, cause, traceback.format_exc()))
+        return catalogue
+
+    def _admit(self, catalogue: _Catalogue, plugin: Plugin, point: EntryPoint) -> None:
+        manager = catalogue.manager
+        manager.register(point.load(), name=point.name)
+        manager.check_pending()
+        others = [p for name, p in manager.list_name_plugin() if name != point.name]
+        accepted: list[tuple[str, Offer]] = []
+        for kind, spec_class in KINDS.items():
+            hook = f"optplug_{kind}s"
+            seen: set[str] = set()
+            for result in manager.subset_hook_caller(hook, others)():
+                for spec in _specs(hook, result, spec_class):
+                    key = lookup_key(spec.name)
+                    if key in seen:
+                        raise PluginError(f"{hook}() returned {spec.name!r} twice")
+                    seen.add(key)
+                    accepted.append((kind, Offer(spec, plugin)))
+        if not manager.get_hookcallers(manager.get_plugin(point.name)):
+            raise PluginError(f"{point.value!r} implements no optplug hook (optplug_optimizers, optplug_schedulers)")
+        for kind, offer in accepted:
+            catalogue.offers[kind].setdefault(lookup_key(offer.name), []).append(offer)
+        catalogue.plugins.append(plugin)
+
+
+def _specs(hook: str, result: Any, spec_class: type[Spec]) -> list[Spec]:
+    if not isinstance(result, (list, tuple)):
+        raise PluginError(f"{hook}() returned {result!r}; it must return a list of specs or classes")
+    specs = []
+    for item in result:
+        if isinstance(item, spec_class):
+            specs.append(item)
+        elif isinstance(item, type) and not issubclass(item, Spec):
+            specs.append(spec_of_class(spec_class, item))
+        else:
+            raise PluginError(f"{hook}() returned {item!r} in its list; items must be {spec_class.__name__} or classes")
+    return specs
+
+
+def _provenance(point: EntryPoint) -> Plugin:
+    distribution = point.dist
+    if distribution is None:
+        return Plugin(point.name, point.value.partition(":")[0], "?")
+    return Plugin(point.name, distribution.name, distribution.version)
+
+
+def _must_be_text(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ConfigTypeError(f"{what} must be text, got {value!r} ({type(value).__name__})")
+
+
+registry = Registry()
+"""The registry of this process."""
+
+
+def list_optimizers(pattern: str = "*") -> list[str]:
+    """Sorted canonical names of the installed optimizers.
+
+    Args:
+        pattern: a glob, e.g. `"ada*"`, or `"plugin:*"`. Default: all.
+    """
+    return registry.names("optimizer", pattern)
+
+
+def list_schedulers(pattern: str = "*") -> list[str]:
+    """Sorted canonical names of the installed schedulers.
+
+    Args:
+        pattern: a glob, e.g. `"*_lr"`, or `"plugin:*"`. Default: all.
+    """
+    return registry.names("scheduler", pattern)
+
+
+def get_optimizer(name: str) -> type:
+    """The optimizer class of a name: any case, `-` or `_`, or `plugin:name`.
+
+    Raises:
+        UnknownNameError: nobody offers it. AmbiguousNameError: several plugins do. PluginError: it cannot be loaded.
+    """
+    return registry.get("optimizer", name)
+
+
+def get_scheduler(name: str) -> type:
+    """The scheduler class of a name; names and errors as in `get_optimizer`."""
+    return registry.get("scheduler", name)

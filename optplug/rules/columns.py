@@ -1,0 +1,62 @@
+"""Scalar states of a bucket, kept as views of one vector: a thousand separate additions cost more than a whole kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Column:
+    """The scalar states of some parameters: one float32 vector per state name, whose elements the parameters hold."""
+
+    def __init__(self, names: Sequence[str], states: Sequence[dict[str, Any]]) -> None:
+        self.names = tuple(names)
+        self.length = len(states)
+        self.vectors: dict[str, Tensor] = {}
+        self.views: dict[str, tuple[Tensor, ...]] = {}
+        for name in self.names:
+            vector = torch.tensor([float(state[name]) for state in states], dtype=torch.float32)
+            self.vectors[name] = vector
+            self.views[name] = vector.unbind()
+            for state, view in zip(states, self.views[name], strict=True):
+                state[name] = view
+
+    def holds(self, names: Sequence[str], states: Sequence[dict[str, Any]]) -> bool:
+        """Whether the parameters still hold these very elements. Anything may have replaced or redirected them."""
+        if self.names != tuple(names) or self.length != len(states):
+            return False
+        for name in names:
+            address = self.vectors[name].data_ptr()
+            for i, (state, view) in enumerate(zip(states, self.views[name], strict=True)):
+                if state[name] is not view or view.data_ptr() != address + 4 * i:
+                    return False
+        return True
+
+    def rows(self, first: Sequence[bool]) -> dict[tuple[float, ...], list[int]]:
+        """The distinct combinations of (first, *scalars), each with the indices of the parameters that share it."""
+        columns = [[float(f) for f in first], *(self.vectors[name].tolist() for name in self.names)]
+        rows: dict[tuple[float, ...], list[int]] = {}
+        for i, row in enumerate(zip(*columns, strict=True)):
+            rows.setdefault(row, []).append(i)
+        return rows
+
+    def write(self, values: dict[str, list[float]]) -> None:
+        for name, column in values.items():
+            self.vectors[name].copy_(torch.tensor(column, dtype=torch.float64))
+
+
+class Columns:
+    """The columns of an optimizer. They know states, not the optimizer, so nothing refers back to it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Column] = {}
+
+    def adopt(self, bucket: Hashable, names: Sequence[str], states: Sequence[dict[str, Any]]) -> Column:
+        """The column of a bucket, made anew when the states are no longer its elements."""
+        column = self._kept.get(bucket)
+        if column is None or not column.holds(names, states):
+            column = self._kept[bucket] = Column(names, states)
+        return column

@@ -1,0 +1,123 @@
+"""What a plugin says about an optimizer or a scheduler, without importing it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from optplug.errors import SpecError, did_you_mean, listing
+
+API_VERSION = 1
+"""The plugin interface this optplug speaks. A spec written for another version is refused, by name."""
+
+OLDEST_API_VERSION = 1
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def lookup_key(name: str) -> str:
+    """What a name is compared by: case, `-` and `_` do not count."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def snake_case(name: str) -> str:
+    """`SignDescent` -> `sign_descent`, `StepLR` -> `step_lr`, `SGD` -> `sgd`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One name that a plugin offers.
+
+    Args:
+        name: canonical name in snake case, e.g. `"sparse_adam"`.
+        target: `"module:object"`, imported when the name is first asked for, or the class itself.
+        summary: one line for listings.
+        capabilities: words of the kind's vocabulary (`CAPABILITIES`); the conformance kit checks them for truth.
+        api_version: the `optplug.API_VERSION` the plugin was written for.
+
+    Raises:
+        SpecError: for a malformed name or target, an unknown capability, a foreign API version.
+    """
+
+    name: str
+    target: str | type
+    summary: str = ""
+    capabilities: frozenset[str] = frozenset()
+    api_version: int = API_VERSION
+
+    kind: ClassVar[str]
+    CAPABILITIES: ClassVar[Mapping[str, str]]
+
+    def __post_init__(self) -> None:
+        # The version first: a spec from another age may be malformed in every other way.
+        if not isinstance(self.api_version, int) or not OLDEST_API_VERSION <= self.api_version <= API_VERSION:
+            raise SpecError(
+                f"{self.kind} {self.name!r} was written for plugin API {self.api_version!r}; this optplug speaks "
+                f"{OLDEST_API_VERSION} to {API_VERSION}: update {'optplug' if str(self.api_version) > '1' else 'the plugin'}"
+            )
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise SpecError(f"{self.kind} name {self.name!r} is not snake case (e.g. 'sign_descent')")
+        if isinstance(self.target, str):
+            if not _TARGET.fullmatch(self.target):
+                raise SpecError(f"target {self.target!r} of {self.kind} {self.name!r} is not 'module:object'")
+        elif not isinstance(self.target, type):
+            raise SpecError(f"target of {self.kind} {self.name!r} is {self.target!r}: give 'module:object' or a class")
+        words = (self.capabilities,) if isinstance(self.capabilities, str) else self.capabilities
+        object.__setattr__(self, "capabilities", frozenset(words))
+        for word in sorted(map(str, self.capabilities)):
+            if word not in self.CAPABILITIES:
+                raise SpecError(
+                    f"{self.kind} {self.name!r} declares capability {word!r}; known are "
+                    f"{listing(self.CAPABILITIES)}{did_you_mean(word, self.CAPABILITIES)}"
+                )
+
+
+@dataclass(frozen=True)
+class OptimizerSpec(Spec):
+    """An optimizer by name; arguments and errors as in `Spec`."""
+
+    kind: ClassVar[str] = "optimizer"
+    CAPABILITIES: ClassVar[Mapping[str, str]] = {
+        "closure": "step() needs a closure that re-evaluates the model",
+        "complex": "takes complex parameters",
+        "create_graph": "needs gradients made with create_graph=True",
+        "modes": "has train() and eval() modes",
+        "sparse": "takes sparse gradients",
+    }
+
+
+@dataclass(frozen=True)
+class SchedulerSpec(Spec):
+    """A learning-rate scheduler by name; arguments and errors as in `Spec`.
+
+    Args:
+        interval: `"epoch"` or `"step"`, the unit in which the schedule naturally counts.
+    """
+
+    interval: Literal["epoch", "step"] = "epoch"
+
+    kind: ClassVar[str] = "scheduler"
+    CAPABILITIES: ClassVar[Mapping[str, str]] = {"metric": "step() takes the monitored metric"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interval not in ("epoch", "step"):
+            raise SpecError(f"interval {self.interval!r} of scheduler {self.name!r} is neither 'epoch' nor 'step'")
+
+
+def spec_of_class(spec_class: type[Spec], cls: type) -> Spec:
+    """The spec of a class that a plugin returned as it is; its class attributes may declare the rest."""
+    options: dict[str, Any] = {
+        key: getattr(cls, key) for key in ("capabilities", "interval") if _declares(spec_class, cls, key)
+    }
+    doc = (cls.__doc__ or "").strip().partition("\n")[0]
+    return spec_class(snake_case(cls.__name__), cls, summary=doc, **options)
+
+
+def _declares(spec_class: type[Spec], cls: type, key: str) -> bool:
+    value = getattr(cls, key, None)
+    return key in spec_class.__dataclass_fields__ and isinstance(value, (str, Iterable))

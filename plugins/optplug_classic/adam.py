@@ -1,0 +1,95 @@
+"""Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optplug import RuleOptimizer, State
+from optplug.ops import lerp, maximum, sqrt
+
+
+class Adam(RuleOptimizer):
+    r"""Adaptive moment estimation.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \qquad
+        \theta_t = \theta_{t-1} - \frac{\gamma}{1 - \beta_1^t} \, m_t \Big/
+        \Big( \sqrt{v_t} \big/ \sqrt{1 - \beta_2^t} + \epsilon \Big)
+
+    AMSGrad divides by the largest :math:`v_t` so far instead.
+
+    Args:
+        params: tensors of any shape, or dicts that each describe a parameter group.
+        lr: learning rate :math:`\gamma \ge 0`.
+        betas: decay rates :math:`(\beta_1, \beta_2)` per step, each in [0, 1).
+        eps: :math:`\epsilon \ge 0`, in units of the gradient.
+        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        amsgrad: AMSGrad.
+        maximize, foreach, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+
+    Raises:
+        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+
+    State: `step`; `exp_avg`, `exp_avg_sq` and, with AMSGrad, `max_exp_avg_sq`, of the parameter's shape.
+
+    Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, https://arxiv.org/abs/1412.6980; AMSGrad:
+    Reddi, Kale, Kumar, On the Convergence of Adam and Beyond, 2018.
+    """
+
+    states = (State("step", scalar=True), State("exp_avg"), State("exp_avg_sq"), State("max_exp_avg_sq", when="amsgrad"))
+    sparse_remedy = ", please consider SparseAdam instead"
+    cases = ({}, {"weight_decay": 0.05}, {"amsgrad": True, "betas": (0.8, 0.95)}, {"maximize": True, "eps": 1e-3})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        engine: str = "auto",
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
+                "decoupled_weight_decay": decoupled_weight_decay,
+            },
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            engine=engine,
+            state_dtype=state_dtype,
+        )
+
+    @staticmethod
+    def rule(p, g, step, exp_avg, exp_avg_sq, max_exp_avg_sq, *, lr, betas, eps, amsgrad=False):  # type: ignore[no-untyped-def]
+        beta1, beta2 = betas
+        step = step + 1
+        exp_avg = lerp(exp_avg, g, 1 - beta1)
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * (g * g)
+        largest = exp_avg_sq
+        if amsgrad:
+            largest = max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
+        denominator = sqrt(largest) / sqrt(1 - beta2**step) + eps
+        p = p - (lr / (1 - beta1**step)) * (exp_avg / denominator)
+        return p, step, exp_avg, exp_avg_sq, max_exp_avg_sq

@@ -1,0 +1,86 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optplug import RuleOptimizer, State
+from optplug.errors import HyperparameterError
+
+
+class SGD(RuleOptimizer):
+    r"""Stochastic gradient descent, with momentum and Nesterov's variant of it.
+
+    .. math::
+        b_t = \mu b_{t-1} + (1 - \tau) g_t, \quad b_1 = g_1 \qquad
+        \theta_t = \theta_{t-1} - \gamma \, (b_t \text{ or, with Nesterov, } g_t + \mu b_t)
+
+    without momentum :math:`\theta_t = \theta_{t-1} - \gamma g_t`.
+
+    Args:
+        params: tensors of any shape, or dicts that each describe a parameter group.
+        lr: learning rate :math:`\gamma \ge 0`. Documented as required; 1e-3 as in torch today.
+        momentum: :math:`\mu \ge 0`. dampening: :math:`\tau`. nesterov: look ahead; needs momentum and no dampening.
+        weight_decay: L2 penalty, at least 0.
+        maximize, foreach, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+
+    Raises:
+        HyperparameterError: a value out of range; Nesterov without momentum or with dampening.
+
+    State: `momentum_buffer`, of the parameter's shape, when momentum is not 0.
+
+    Source: Sutskever, Martens, Dahl, Hinton, On the importance of initialization and momentum in deep learning, 2013.
+    """
+
+    states = (State("momentum_buffer", when="momentum"),)
+    cases = (
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.05},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.05},
+        {"momentum": 0.9, "maximize": True},
+    )
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        engine: str = "auto",
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov},
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+            engine=engine,
+            state_dtype=state_dtype,
+        )
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
+            raise HyperparameterError("Nesterov momentum requires a momentum and zero dampening")
+
+    @staticmethod
+    def rule(p, g, momentum_buffer, *, lr, momentum, dampening, first, nesterov=False):  # type: ignore[no-untyped-def]
+        if momentum_buffer is not None:
+            # The buffer starts as the gradient itself: before that, momentum and dampening count for nothing.
+            later = 1 - first
+            momentum_buffer = (momentum * later) * momentum_buffer + (1 - dampening * later) * g
+            g = g + momentum * momentum_buffer if nesterov else momentum_buffer
+        return p - lr * g, momentum_buffer
