@@ -14,15 +14,16 @@ from optplug.specs import API_VERSION, OptimizerSpec, SchedulerSpec
 
 if TYPE_CHECKING:
     from optplug import lightning, ops, pytorch_lightning, testing
-    from optplug.build import configure_optimizers, create_optimizer, create_scheduler
+    from optplug.build import create_optimizer, create_scheduler
     from optplug.rules.driver import RuleOptimizer, State
     from optplug.schedules import ClosedFormLR
+    from optplug.wiring.configure import configure_optimizers
 
 _LATER = {
     "ClosedFormLR": "optplug.schedules",
     "RuleOptimizer": "optplug.rules.driver",
     "State": "optplug.rules.driver",
-    "configure_optimizers": "optplug.build",
+    "configure_optimizers": "optplug.wiring.configure",
     "create_optimizer": "optplug.build",
     "create_scheduler": "optplug.build",
 }

@@ -50,7 +50,7 @@ class EngineError(OptplugError, RuntimeError):
 
 
 class SparseGradientError(OptplugError, RuntimeError):
-    """This optimizer takes dense gradients only."""
+    """A gradient is sparse and the optimizer takes dense ones only."""
 
 
 class WiringError(OptplugError, RuntimeError):
@@ -64,6 +64,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     lowered = {k.lower(): k for k in known}
     near = [lowered[k] for k in difflib.get_close_matches(str(word).lower(), lowered, n=3, cutoff=0.6)]
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+
+
+def describe(error: BaseException) -> str:
+    """`ValueError: what it says`, on one line; optplug's own errors speak for themselves."""
+    try:
+        says = " ".join(str(error).split())
+    except Exception:  # an exception of a stranger's class may fail at this too
+        says = "(its message cannot be shown)"
+    if isinstance(error, OptplugError) and says:
+        return says
+    return f"{type(error).__name__}: {says}" if says else type(error).__name__
 
 
 def listing(words: Iterable[object]) -> str:

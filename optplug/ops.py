@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.errors import RuleError
+
 __all__ = ["abs", "exp", "lerp", "log", "maximum", "minimum", "sign", "sqrt", "where"]
 
 
@@ -45,12 +47,29 @@ def _divide(a: float, b: float) -> float:
     return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
 
 
+def _pow(a: float, b: float) -> float:
+    try:
+        return math.pow(a, b)
+    except ValueError:
+        if a:  # a negative number to a fraction
+            return math.nan
+    except OverflowError:
+        pass
+    return math.copysign(math.inf, a) if b % 2 == 1 else math.inf
+
+
 def _lerp(a: float, b: float, weight: float) -> float:
-    return a + weight * (b - a) if weight < 0.5 else b - (b - a) * (1 - weight)
+    return a + weight * (b - a) if -0.5 < weight < 0.5 else b - (b - a) * (1 - weight)
 
 
 def _sign(a: float) -> float:
     return float((a > 0) - (a < 0))
+
+
+def _choose(condition: Any, a: Any, b: Any) -> Any:
+    if type(condition) is int:  # `~True` is -2, which counts as true
+        raise RuleError("where got a whole number as its condition; ~ is for element-wise conditions: turn the comparison")
+    return a if condition else b
 
 
 def _max(a: float, b: float) -> float:
@@ -67,7 +86,7 @@ ON_FLOATS: dict[str, Callable[..., Any]] = {
     "mul": lambda a, b: a * b,
     "div": _divide,
     "neg": lambda a: -a,
-    "pow": _ieee(lambda a, b: math.pow(a, b)),
+    "pow": _pow,
     "sqrt": _ieee(math.sqrt),
     "exp": _ieee(math.exp),
     "log": _ieee(lambda a: math.log(a) if a else -math.inf),
@@ -85,7 +104,7 @@ ON_FLOATS: dict[str, Callable[..., Any]] = {
     "and": lambda a, b: bool(a) and bool(b),
     "or": lambda a, b: bool(a) or bool(b),
     "not": lambda a: not a,
-    "where": lambda condition, a, b: a if condition else b,
+    "where": _choose,
 }
 """Every operation on floats; also the complete list of operations."""
 
@@ -115,7 +134,7 @@ def _pairwise(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
     if not isinstance(condition, Tensor):
-        return a if condition else b
+        return ON_FLOATS["where"](condition, a, b)
     return torch.where(condition, a, b)
 
 

@@ -1,9 +1,10 @@
-"""Names and plugins: discovery through entry points, isolation, look-up. Imports neither torch nor any plugin until asked."""
+"""Names and plugins: discovery, isolation and look-up. Imports no plugin until asked, and torch never."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import threading
 import traceback
 from collections.abc import Iterable, Sequence
@@ -18,9 +19,9 @@ from optplug import hookspecs
 from optplug.errors import (
     AmbiguousNameError,
     ConfigTypeError,
-    OptplugError,
     PluginError,
     UnknownNameError,
+    describe,
     did_you_mean,
     listing,
 )
@@ -29,6 +30,11 @@ from optplug.specs import OptimizerSpec, SchedulerSpec, Spec, lookup_key, spec_o
 GROUP = "optplug"
 DISABLE = "OPTPLUG_DISABLE"
 KINDS: dict[str, type[Spec]] = {"optimizer": OptimizerSpec, "scheduler": SchedulerSpec}
+METHODS = {
+    "optimizer": ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict"),
+    "scheduler": ("step", "state_dict", "load_state_dict"),
+}
+"""What a class of each kind must have; torch is not asked, since listing names must not import it."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +89,20 @@ class Offer:
                 found: Any = importlib.import_module(module)
                 for part in path.split("."):
                     found = getattr(found, part)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit too, and what a compiled extension makes of a panic
                 raise PluginError(
                     f"{self.spec.kind} {self.name!r} of plugin {self.plugin} could not be loaded from {target!r}: "
-                    f"{type(error).__name__}: {error}"
+                    f"{describe(error)}"
                 ) from error
         else:
             found = target
-        missing = [m for m in ("step", "state_dict", "load_state_dict") if not callable(getattr(found, m, None))]
+        missing = [m for m in METHODS[self.spec.kind] if not callable(getattr(found, m, None))]
         if not isinstance(found, type) or missing:
+            kind = self.spec.kind
             raise PluginError(
-                f"{self.spec.kind} {self.name!r} of plugin {self.plugin} is {found!r}, which is no {self.spec.kind} class"
+                f"{kind} {self.name!r} of plugin {self.plugin} is {found!r}, which is no {kind} class"
                 + (f" (it has no {listing(missing)})" if isinstance(found, type) else "")
             )
         return found
@@ -121,8 +130,9 @@ class Registry:
     """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
-        self._points = points
+        self._points = None if points is None else tuple(points)
         self._lock = threading.RLock()
+        self._discovering = False
         self._found: _Catalogue | None = None
         self._classes: dict[Offer, type] = {}
 
@@ -131,6 +141,7 @@ class Registry:
         with self._lock:
             self._found = None
             self._classes.clear()
+            importlib.invalidate_caches()  # what was installed since this process started
 
     @property
     def plugins(self) -> Sequence[Plugin]:
@@ -197,7 +208,7 @@ class Registry:
     # ------------------------------------------------------------------ look-up
 
     def _spelled(self, kind: str, pattern: str) -> list[tuple[str, Offer]]:
-        pattern = pattern.lower().replace("-", "_")
+        pattern = re.sub(r"(\[[^]]*])|-", lambda match: match[1] or "_", pattern.lower())  # [a-c] keeps its -
         spelled = []
         for offers in self._catalogue().offers[kind].values():
             for offer in offers:
@@ -208,12 +219,12 @@ class Registry:
         return spelled
 
     def _unknown(self, kind: str, name: str) -> str:
-        names = self.names(kind)
-        hint = did_you_mean(name.rpartition(":")[2], names) or "."
-        message = f"no {kind} named {name!r}{hint} Installed: {listing(names)}."
+        bare = name.rpartition(":")[2]
+        hint = did_you_mean(bare, (offer.name for offer in self.offers(kind))) or "."
+        message = f"no {kind} named {name!r}{hint} Installed: {listing(self.names(kind))}."
         for other in KINDS:
-            if other != kind and lookup_key(name) in self._catalogue().offers[other]:
-                message += f" ({name!r} is a {other}.)"
+            if other != kind and lookup_key(bare) in self._catalogue().offers[other]:
+                message += f" ({bare!r} is a {other}.)"
         for quarantined in self.quarantined:
             message += f" ({quarantined}.)"
         if self.disabled:
@@ -224,25 +235,30 @@ class Registry:
 
     def _catalogue(self) -> _Catalogue:
         with self._lock:
+            if self._discovering:  # only a plugin in the middle of its own loading gets here; anyone else waits
+                raise PluginError("a plugin may not ask for names while plugins are being loaded")
             if self._found is None:
-                self._found = self._discover()
+                self._discovering = True
+                try:
+                    self._found = self._discover()
+                finally:
+                    self._discovering = False
             return self._found
 
     def _discover(self) -> _Catalogue:
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
         catalogue = _Catalogue(manager)
-        disabled = {lookup_key(word) for word in os.environ.get(DISABLE, "").replace(",", " ").split()}
+        disabled = {_loose(word) for word in os.environ.get(DISABLE, "").replace(",", " ").split()}
 
-        # One distribution may be seen twice (an editable install next to a build): same name, same value, one plugin.
-        points = {
-            (point.name, point.value): point
-            for point in (self._points if self._points is not None else entry_points(group=GROUP))
-        }
-        by_name: dict[str, list[tuple[Plugin, EntryPoint]]] = {}
-        for _, point in sorted(points.items()):
+        # One distribution may be seen twice (an editable install next to a build): the first on the path counts.
+        points: dict[tuple[str, str], tuple[Plugin, EntryPoint]] = {}
+        for point in self._points if self._points is not None else entry_points(group=GROUP):
             plugin = _provenance(point)
-            if {lookup_key(plugin.name), lookup_key(plugin.distribution)} & disabled:
+            points.setdefault((plugin.name, _loose(plugin.distribution)), (plugin, point))
+        by_name: dict[str, list[tuple[Plugin, EntryPoint]]] = {}
+        for _, (plugin, point) in sorted(points.items()):
+            if {_loose(plugin.name), _loose(plugin.distribution)} & disabled:
                 catalogue.disabled.append(plugin)
             else:
                 by_name.setdefault(lookup_key(plugin.name), []).append((plugin, point))
@@ -256,31 +272,41 @@ class Registry:
                             f"{others} also has a plugin named {plugin.name!r}; put one distribution into {DISABLE}"
                         )
                     self._admit(catalogue, plugin, point)
-                except (Exception, SystemExit) as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # SystemExit too, and what a compiled extension makes of a panic
                     if manager.has_plugin(point.name):
                         manager.unregister(name=point.name)
-                    cause = str(error) if isinstance(error, OptplugError) else f"{type(error).__name__}: {error}"
-                    catalogue.quarantined.append(Quarantined(plugin, cause, traceback.format_exc()))
+                    catalogue.quarantined.append(Quarantined(plugin, describe(error), traceback.format_exc()))
         return catalogue
 
     def _admit(self, catalogue: _Catalogue, plugin: Plugin, point: EntryPoint) -> None:
         manager = catalogue.manager
-        manager.register(point.load(), name=point.name)
+        implementation = point.load()
+        if manager.is_registered(implementation):
+            raise PluginError(f"{point.value!r} is already in use as plugin {manager.get_name(implementation)!r}")
+        manager.register(implementation, name=point.name)
         manager.check_pending()
+        hooks = manager.get_hookcallers(implementation)
+        if not hooks:
+            raise PluginError(f"{point.value!r} implements no optplug hook (optplug_optimizers, optplug_schedulers)")
         others = [p for name, p in manager.list_name_plugin() if name != point.name]
         accepted: list[tuple[str, Offer]] = []
         for kind, spec_class in KINDS.items():
             hook = f"optplug_{kind}s"
+            if getattr(manager.hook, hook) not in hooks:
+                continue
             seen: set[str] = set()
-            for result in manager.subset_hook_caller(hook, others)():
+            for result in manager.subset_hook_caller(hook, others)() or [None]:  # pluggy drops a None
                 for spec in _specs(hook, result, spec_class):
                     key = lookup_key(spec.name)
                     if key in seen:
                         raise PluginError(f"{hook}() returned {spec.name!r} twice")
                     seen.add(key)
-                    accepted.append((kind, Offer(spec, plugin)))
-        if not manager.get_hookcallers(manager.get_plugin(point.name)):
-            raise PluginError(f"{point.value!r} implements no optplug hook (optplug_optimizers, optplug_schedulers)")
+                    offer = Offer(spec, plugin)
+                    if isinstance(spec.target, type):
+                        offer.load()  # nothing to import, so nonsense shows at once
+                    accepted.append((kind, offer))
         for kind, offer in accepted:
             catalogue.offers[kind].setdefault(lookup_key(offer.name), []).append(offer)
         catalogue.plugins.append(plugin)
@@ -301,10 +327,18 @@ def _specs(hook: str, result: Any, spec_class: type[Spec]) -> list[Spec]:
 
 
 def _provenance(point: EntryPoint) -> Plugin:
-    distribution = point.dist
-    if distribution is None:
-        return Plugin(point.name, point.value.partition(":")[0], "?")
-    return Plugin(point.name, distribution.name, distribution.version)
+    """Where a plugin comes from; where its metadata is missing or damaged, its module stands for the distribution."""
+    module = point.value.partition(":")[0]
+    try:
+        distribution: Any = point.dist
+        return Plugin(point.name, distribution.name or module, distribution.version or "?")
+    except Exception:
+        return Plugin(point.name, module, "?")
+
+
+def _loose(name: str) -> str:
+    """What plugins and distributions are compared by: as a look-up, and `.` does not count either."""
+    return lookup_key(name).replace(".", "")
 
 
 def _must_be_text(what: str, value: object) -> None:

@@ -15,7 +15,8 @@ API_VERSION = 1
 OLDEST_API_VERSION = 1
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_PATH = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+_TARGET = re.compile(f"{_PATH}:{_PATH}")
 
 
 def lookup_key(name: str) -> str:
@@ -40,7 +41,7 @@ class Spec:
         api_version: the `optplug.API_VERSION` the plugin was written for.
 
     Raises:
-        SpecError: for a malformed name or target, an unknown capability, a foreign API version.
+        SpecError: for a malformed name, target or summary, an unknown capability, a foreign API version.
     """
 
     name: str
@@ -54,10 +55,13 @@ class Spec:
 
     def __post_init__(self) -> None:
         # The version first: a spec from another age may be malformed in every other way.
-        if not isinstance(self.api_version, int) or not OLDEST_API_VERSION <= self.api_version <= API_VERSION:
+        if not isinstance(self.api_version, int):
+            raise SpecError(f"api_version of {self.kind} {self.name!r} must be an int, got {self.api_version!r}")
+        if not OLDEST_API_VERSION <= self.api_version <= API_VERSION:
+            remedy = "update optplug" if self.api_version > API_VERSION else "update the plugin"
             raise SpecError(
-                f"{self.kind} {self.name!r} was written for plugin API {self.api_version!r}; this optplug speaks "
-                f"{OLDEST_API_VERSION} to {API_VERSION}: update {'optplug' if str(self.api_version) > '1' else 'the plugin'}"
+                f"{self.kind} {self.name!r} was written for plugin API {self.api_version}; this optplug speaks "
+                f"{OLDEST_API_VERSION} to {API_VERSION}: {remedy}"
             )
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise SpecError(f"{self.kind} name {self.name!r} is not snake case (e.g. 'sign_descent')")
@@ -66,9 +70,14 @@ class Spec:
                 raise SpecError(f"target {self.target!r} of {self.kind} {self.name!r} is not 'module:object'")
         elif not isinstance(self.target, type):
             raise SpecError(f"target of {self.kind} {self.name!r} is {self.target!r}: give 'module:object' or a class")
-        words = (self.capabilities,) if isinstance(self.capabilities, str) else self.capabilities
+        if not isinstance(self.summary, str):
+            raise SpecError(f"summary of {self.kind} {self.name!r} must be text, got {self.summary!r}")
+        given: Any = self.capabilities
+        words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
+        if not all(isinstance(word, str) for word in words):
+            raise SpecError(f"capabilities of {self.kind} {self.name!r} must be a set of words, got {given!r}")
         object.__setattr__(self, "capabilities", frozenset(words))
-        for word in sorted(map(str, self.capabilities)):
+        for word in sorted(self.capabilities):
             if word not in self.CAPABILITIES:
                 raise SpecError(
                     f"{self.kind} {self.name!r} declares capability {word!r}; known are "

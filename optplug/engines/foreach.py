@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import linecache
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,8 +21,12 @@ from optplug.ops import PREDICATES
 from optplug.rules.graph import Node
 from optplug.rules.trace import Traced
 
-CHUNK_BYTES = 64 * 2**20
-"""No more than this many bytes of parameters go through the line at once (one tensor may be larger)."""
+CHUNK_BYTES = {"cpu": 2 * 2**20}
+"""No more than this many bytes of parameters go through the line at once (one tensor may be larger), by device type. On a
+CPU a chunk then stays in the cache from one operation to the next."""
+
+CHUNK_BYTES_ELSEWHERE = 64 * 2**20
+"""Elsewhere every operation is a kernel launch: few, but with bounded temporaries."""
 
 UNARY = {"neg": "neg", "sqrt": "sqrt", "exp": "exp", "log": "log", "abs": "abs", "sign": "sign"}
 BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "maximum", "minimum": "minimum"}
@@ -191,8 +196,9 @@ class _Writer:
         moves = {role: self.register[node] for role, node in self.traced.outputs.items() if self.register[node] != role}
         for role, source in moves.items():
             if source in self.overwritten:  # another output's memory, which its own value may take first
-                self.lines.append(f"{role}_new = _each('clone', {source})")
-                moves[role] = f"{role}_new"
+                self.temporaries += 1
+                moves[role] = f"t{self.temporaries}"
+                self.lines.append(f"{moves[role]} = _each('clone', {source})")
         for role, source in moves.items():
             self.lines.append(f"_foreach_copy_({role}, {source})")
 
@@ -248,7 +254,7 @@ def _compiled(traced: Traced) -> Callable[..., None]:
     text = source(traced)
     filename = f"<optplug foreach {traced.variant.rule.__qualname__} {hash(text):x}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the line
-    namespace: dict[str, Any] = {"_each": _each}
+    namespace: dict[str, Any] = {"_each": _each, "inf": math.inf, "nan": math.nan}
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
     exec(compile(text, filename, "exec"), namespace)
     compiled: Callable[..., None] = namespace["step"]
@@ -265,9 +271,9 @@ def step(traced: Traced, tensors: dict[str, list[Tensor]], constants: Sequence[f
     _compiled(traced)(*tensors.values(), *constants)
 
 
-def chunks(tensors: Sequence[Tensor], limit: int | None = None) -> Iterator[slice]:
-    """Consecutive slices whose tensors hold at most `limit` bytes together, or one tensor."""
-    limit = CHUNK_BYTES if limit is None else limit
+def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Consecutive slices whose tensors hold at most the limit together, or one tensor."""
+    limit = CHUNK_BYTES.get(tensors[0].device.type, CHUNK_BYTES_ELSEWHERE)
     start, held = 0, 0
     for i, tensor in enumerate(tensors):
         size = tensor.numel() * tensor.element_size()
@@ -275,5 +281,4 @@ def chunks(tensors: Sequence[Tensor], limit: int | None = None) -> Iterator[slic
             yield slice(start, i)
             start, held = i, 0
         held += size
-    if start < len(tensors):
-        yield slice(start, len(tensors))
+    yield slice(start, len(tensors))

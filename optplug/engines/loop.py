@@ -18,11 +18,15 @@ def step(variant: Variant, p: Tensor, g: Tensor, states: Mapping[str, Any], hype
         hypers: values by name.
     """
     outputs = variant(p, g, states, hypers)
-    targets = {"p": p, **states}
-    scalars = {}
-    for name, value in outputs.items():
-        if name in variant.scalars:
-            scalars[name] = value
-        elif value is not targets[name]:
+    scalars = {name: outputs.pop(name) for name in variant.scalars}
+    targets = {name: p if name == "p" else states[name] for name in outputs}
+    changed = {name: value for name, value in outputs.items() if value is not targets[name]}
+    for name, value in changed.items():
+        if any(value is target for target in targets.values()):  # one state becomes another, which is written as well
+            changed[name] = value.clone()
+    for name, value in changed.items():
+        if isinstance(value, Tensor):
             targets[name].copy_(value)
+        else:
+            targets[name].fill_(value)
     return scalars

@@ -179,7 +179,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise EngineError(f"foreach=False contradicts engine={self.engine!r}")
         if merged["differentiable"] and (merged["foreach"] or self.engine not in ("auto", "loop")):
             raise EngineError("differentiable=True needs engine 'loop' (or 'auto')")
-        if merged["foreach"] and not merged["capturable"]:
+        if merged["foreach"] and not merged["capturable"] and "capturable" in _signature_defaults(type(self)):
             for key, value in merged.items():
                 if any(isinstance(v, Tensor) for v in (value if isinstance(value, (tuple, list)) else (value,))):
                     if key not in hypers_table.FOREIGN_KEYS:
@@ -325,7 +325,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _step_one(
         self, variant: Variant, options: dict[str, Any], p: Tensor, as_tensors: bool, differentiable: bool
     ) -> None:
-        state = self.state[p]
+        state = self.state.get(p, {})
         originals = self._tensors([p], variant)
         work = self._working(originals)
         if differentiable:  # in-place updates must not touch what autograd saved
@@ -343,7 +343,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _step_together(self, bucket: _Bucket, traced: Traced, options: dict[str, Any], first: list[bool]) -> None:
         variant, params = bucket.variant, bucket.params
         key = (bucket.group, params[0].device, params[0].dtype)
-        column = self._columns.adopt(key, variant.scalars, [self.state[p] for p in params])
+        column = self._columns.adopt(key, variant.scalars, [self.state.get(p, {}) for p in params])
         new_scalars: dict[str, list[float]] = {name: [0.0] * len(params) for name in variant.scalars}
         for row, members in column.rows(first).items():
             values = dict(zip((FIRST, *variant.scalars), row, strict=True))
@@ -362,7 +362,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _tensors(self, params: list[Tensor], variant: Variant) -> dict[str, list[Tensor]]:
         """Parameters, gradients and element-wise states, by role."""
-        states = [self.state[p] for p in params]
+        states = [self.state.get(p, {}) for p in params]  # a rule without states leaves none behind, as in torch
         return {
             "p": params,
             "g": [cast(Tensor, p.grad) for p in params],
@@ -373,7 +373,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         """The same in one real dtype, for the rule to compute on: views where possible, copies where dtypes differ."""
         p = originals["p"][0]
         dtype = self.state_dtype or (p.real.dtype if p.is_complex() else p.dtype)
-        if all(t.dtype is dtype for tensors in originals.values() for t in tensors):
+        same = all(t.dtype is dtype for tensors in originals.values() for t in tensors)
+        if same and not any(t.is_neg() for role in ("p", "g") for t in originals[role]):
             return originals
         return {role: [_as_real(t).to(dtype) for t in tensors] for role, tensors in originals.items()}
 
@@ -381,6 +382,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _prepare_state(self, p: Tensor, group: dict[str, Any], variant: Variant) -> bool:
         """Make the states that are missing; True when an element-wise one was."""
+        if not variant.present:
+            return False
         state = self.state[p]
         fresh = False
         for declared in self.states:
@@ -484,8 +487,9 @@ def _tuples(cls: type, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_real(t: Tensor) -> Tensor:
-    """A complex tensor as reals, its conjugation resolved; a view whenever there is none."""
-    return torch.view_as_real(t.resolve_conj().resolve_neg()) if t.is_complex() else t
+    """A complex tensor as reals, conjugation and negation resolved; a view whenever there is neither."""
+    t = t.resolve_conj().resolve_neg()
+    return torch.view_as_real(t) if t.is_complex() else t
 
 
 def _as_floats(value: Any) -> Any:
@@ -499,6 +503,10 @@ def _write_back(work: dict[str, list[Tensor]], originals: dict[str, list[Tensor]
     for role, tensors in originals.items():
         if role != "g":
             for original, computed in zip(tensors, work[role], strict=True):
+                if original.is_conj() or original.is_neg():  # its memory holds something else than its value
+                    value = computed.to(original.real.dtype).contiguous()
+                    original.copy_(torch.view_as_complex(value) if original.is_complex() else value)
+                    continue
                 target = _as_real(original)
                 if computed is not target and computed.data_ptr() != target.data_ptr():
                     target.copy_(computed)

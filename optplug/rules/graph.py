@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from optplug.errors import RuleError, did_you_mean, listing
-from optplug.ops import ON_FLOATS, Symbolic, __all__ as OPS
+from optplug.ops import ON_FLOATS, PREDICATES, Symbolic, __all__ as OPS
 
 
 class Node:
@@ -45,6 +45,7 @@ class Graph:
     def record(self, op: str, *operands: Any) -> Symbol:
         """The node of an operation on symbols and numbers, folded where all are constants."""
         args = tuple(x.node if isinstance(x, Symbol) else self.const(_number(op, x)) for x in operands)
+        _check_conditions(op, args)
         elementwise = any(a.elementwise for a in args)
         if all(a.op == "const" for a in args):
             return Symbol(self, self.const(ON_FLOATS[op](*(a.value for a in args))))
@@ -72,6 +73,16 @@ class Graph:
         return self._made[key]
 
 
+def _check_conditions(op: str, args: tuple[Node, ...]) -> None:
+    """Engines keep conditions as booleans, so they are for `& | ~` and for `where`, and nothing else is."""
+    for i, node in enumerate(args):
+        wanted = op in ("and", "or", "not") or (op == "where" and i == 0)
+        if wanted and node.elementwise and node.op not in PREDICATES:
+            raise RuleError(f"{op} needs a comparison as its condition, not a value")
+        if not wanted and node.elementwise and node.op in PREDICATES:
+            raise RuleError(f"{op} got a condition: a rule may not compute with one; use where(condition, a, b)")
+
+
 def _number(op: str, x: Any) -> float:
     if isinstance(x, (int, float)):
         return x
@@ -79,7 +90,8 @@ def _number(op: str, x: Any) -> float:
 
 
 def _foreign(what: str) -> RuleError:
-    return RuleError(f"a rule may not use {what}; it may use + - * / ** and {listing(OPS)}{did_you_mean(what, OPS)}")
+    hint = did_you_mean(what.rpartition(".")[2], OPS)
+    return RuleError(f"a rule may not use {what}; it may use + - * / ** and {listing(OPS)}{hint}")
 
 
 class Symbol(Symbolic):

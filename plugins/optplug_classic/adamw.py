@@ -60,3 +60,8 @@ class AdamW(Adam):
             engine=engine,
             state_dtype=state_dtype,
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state dict of Adam, too, continues as AdamW
+            group["decoupled_weight_decay"] = True

@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`. Python 3.10 or newer; everything else is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-all lint bench docs clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/digits.py --config examples/adam_plateau.yaml
+	$(BIN)/python examples/digits.py --config examples/sgd_cosine.yaml
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/foreach.py
+	$(BIN)/python benchmarks/wiring.py
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) runs site
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cli,demo,lightning,test]"
+	touch $@

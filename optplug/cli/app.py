@@ -1,0 +1,110 @@
+"""`optplug list` and `optplug info NAME`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from optplug.errors import OptplugError, UnknownNameError
+from optplug.registry import KINDS, Offer, registry
+from optplug.specs import API_VERSION, SchedulerSpec
+
+app = typer.Typer(
+    help="Optimizers and learning-rate schedules by name, from every installed plugin.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _out() -> Console:
+    return Console(soft_wrap=True, highlight=False)
+
+
+@app.command("list")
+def list_(
+    pattern: Annotated[str, typer.Argument(help="A glob over names, such as 'ada*', or 'plugin:*'.")] = "*",
+) -> None:
+    """List the optimizers and schedulers of the installed plugins, without importing them."""
+    out = _out()
+    found = 0
+    for kind in KINDS:
+        names = registry.names(kind, pattern)
+        offers = registry.offers(kind, pattern)
+        found += len(offers)
+        if not offers:
+            continue
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in (kind, "plugin", "version", "summary"):
+            table.add_column(column, no_wrap=column != "summary")
+        for name, offer in zip(names, offers, strict=True):
+            row = (name, offer.plugin.name, f"{offer.plugin.distribution} {offer.plugin.version}", offer.spec.summary)
+            table.add_row(*map(escape, row))
+        out.print(table)
+        out.print()
+    for quarantined in registry.quarantined:
+        out.print(escape(str(quarantined)), style="yellow")
+    for plugin in registry.disabled:
+        out.print(escape(f"plugin {plugin} is disabled by OPTPLUG_DISABLE"), style="dim")
+    if not found:
+        typer.echo(f"no optimizer and no scheduler matches {pattern!r}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    name: Annotated[str, typer.Argument(help="A name, in any case, with - or _; or plugin:name.")],
+) -> None:
+    """Show an optimizer or scheduler: where it comes from, its arguments and defaults, its documentation."""
+    offer = _find(name)
+    out = _out()
+    try:
+        cls = registry.get(offer.spec.kind, offer.qualified)
+    except OptplugError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    spec = offer.spec
+    out.print(escape(f"{offer.name}: {spec.summary}" if spec.summary else offer.name), style="bold")
+    facts = {
+        "kind": spec.kind,
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "plugin": str(offer.plugin),
+        "plugin API": f"{spec.api_version} (this optplug speaks {API_VERSION})",
+        "capabilities": "; ".join(f"{c}: {spec.CAPABILITIES[c]}" for c in sorted(spec.capabilities)) or "none declared",
+    }
+    if isinstance(spec, SchedulerSpec):
+        facts["interval"] = "validation" if "metric" in spec.capabilities else spec.interval
+    for key, value in facts.items():
+        out.print(f"  {key:<13} {escape(value)}")
+    out.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("argument", "type", "default"):
+        table.add_column(column)
+    for parameter in list(inspect.signature(cls).parameters.values())[1:]:
+        kind = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
+        default = "required" if parameter.default is parameter.empty else repr(parameter.default)
+        table.add_row(*map(escape, (parameter.name, kind, default)))
+    out.print(table)
+    out.print()
+    out.print(escape(inspect.getdoc(cls) or "no documentation"))
+
+
+def _find(name: str) -> Offer:
+    """The optimizer or scheduler of a name; a name that is neither ends the command with both complaints."""
+    complaints: list[str] = []
+    for kind in KINDS:
+        try:
+            return registry.find(kind, name)
+        except UnknownNameError as error:
+            complaints.append(str(error))
+        except OptplugError as error:
+            complaints = [str(error)]
+            break
+    for complaint in complaints:
+        typer.echo(f"error: {complaint}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,143 @@
+"""The callback `ConfigureOptimizers`, one class for both import names of Lightning."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+from optplug.config import parse
+from optplug.wiring.account import account
+from optplug.wiring.configure import attach, detach
+from optplug.wiring.owner import Owner
+
+NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def installed() -> list[str]:
+    """The import names of Lightning that are installed."""
+    return [name for name in NAMESPACES if importlib.util.find_spec(name.split(".")[0]) is not None]
+
+
+_Callbacks: Any = tuple(importlib.import_module(name).Callback for name in installed())
+
+
+class _LogSlot:
+    """The data descriptor behind `callback.log`.
+
+    A module without `configure_optimizers` is refused before any callback hook runs. The one thing the trainer does to a
+    callback before that is to set `callback.log = module.log`: that is where the module gets its `configure_optimizers`.
+    """
+
+    def __get__(self, callback: Any, owner: Any = None) -> Any:
+        if callback is None:
+            return self
+        try:
+            return callback.__dict__["log"]
+        except KeyError:
+            raise AttributeError("log") from None
+
+    def __set__(self, callback: Any, log: Any) -> None:
+        callback.__dict__["log"] = log
+        module = getattr(log, "__self__", None)
+        if module is not None:
+            callback._bind(module)
+
+
+class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
+    """Configures a module's optimizer and schedule by name, from outside, and steps the schedule.
+
+    Args:
+        optimizer: a name, or a mapping with `name` and hyperparameters. None: the module has its own
+            `configure_optimizers`; the callback only owns the schedulers it finds there, plain `ReduceLROnPlateau` included.
+        scheduler, param_groups, monitor, mode: as in `optplug.configure_optimizers`.
+        override: replace the module's own `configure_optimizers`. Without it that is an error.
+        verbose: say what was chosen and why, and each learning-rate cut, on rank zero.
+
+    Raises:
+        UnknownNameError, AmbiguousNameError, PluginError, ConfigError, ConfigTypeError, HyperparameterError,
+        HyperparameterTypeError: at once, for whatever needs no parameters to be found wrong.
+        WiringError: when the fit begins, for what the module or trainer do not fit.
+
+    The module needs no `configure_optimizers`. Optimizer and schedule are built inside Lightning's call of it, when
+    parameters are final, and everything is restored at teardown and after an exception. Works in `lightning.pytorch` and
+    `pytorch_lightning` trainers.
+    """
+
+    log = _LogSlot()
+
+    def __init__(
+        self,
+        optimizer: str | dict[str, Any] | None = None,
+        scheduler: str | dict[str, Any] | None = None,
+        *,
+        param_groups: list[dict[str, Any]] | None = None,
+        monitor: str | None = None,
+        mode: str | None = None,
+        override: bool = False,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(foreign=optimizer is None, verbose=verbose)
+        self.config = None
+        self.override = override
+        self._module: Any = None
+        self._injected = False
+        if optimizer is not None:
+            self.config = parse(optimizer, scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
+        else:
+            _refuse_without_optimizer(scheduler=scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
+
+    def _bind(self, module: Any) -> None:
+        trainer = getattr(module, "_trainer", None)
+        if self.config is not None and trainer is not None and trainer.state.fn == "fit":
+            if attach(module, self.config, override=self.override):
+                self._module = module
+
+    def _restore(self, trainer: Any) -> None:
+        if self._module is not None:
+            detach(self._module)
+            self._module = None
+        if self._injected:  # a new list: the trainer is walking through the old one
+            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._bind(pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if self.verbose:
+            for line in account(trainer):
+                pl_module.print(f"optplug: {line}")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._restore(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._restore(trainer)
+
+
+def _refuse_without_optimizer(**given: Any) -> None:
+    from optplug.errors import ConfigError
+
+    for key, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{key}={value!r} needs an optimizer; ConfigureOptimizers() alone owns what it finds")
+
+
+def add_callback(trainer: Any, callback: Any) -> None:
+    """Add a callback to a trainer, before the checkpoint callbacks, which Lightning keeps last."""
+    callbacks = list(trainer.callbacks)  # not the list in place: it may be the user's own
+    checkpoints = trainer.checkpoint_callbacks
+    position = next((i for i, c in enumerate(callbacks) if any(c is k for k in checkpoints)), len(callbacks))
+    trainer.callbacks = [*callbacks[:position], callback, *callbacks[position:]]
+
+
+def ensure_owner(trainer: Any) -> None:
+    """Give a trainer an owner for this fit if it has none."""
+    if not any(isinstance(callback, Owner) for callback in trainer.callbacks):
+        callback = ConfigureOptimizers()
+        callback.foreign = False
+        callback._injected = True
+        add_callback(trainer, callback)

@@ -1,0 +1,117 @@
+"""`OptplugCLI`: LightningCLI that takes optimizers, schedules and parameter groups by name, in optplug's own form."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from typing import Any, Optional, Union
+
+from optplug.config import parse
+from optplug.errors import OptplugError
+from optplug.wiring.callback import ConfigureOptimizers, add_callback, installed
+
+KEYS: dict[str, tuple[Any, str]] = {
+    "optimizer": (
+        Optional[Union[str, dict[str, Any]]],
+        "A name, or {name: adam, lr: 1.0e-3, ...}; see `optplug list`.",
+    ),
+    "scheduler": (
+        Optional[Union[str, dict[str, Any]]],
+        "A name, or {name: cosine_annealing_lr, T_max: 30, warmup_steps: 100, ...}; see `optplug list`.",
+    ),
+    "param_groups": (
+        Optional[list[dict[str, Any]]],
+        "Options by parameter name: [{match: '*.bias', weight_decay: 0.0}, ...].",
+    ),
+    "override": (bool, "Replace a configure_optimizers that the model defines itself."),
+}
+"""The keys that OptplugCLI adds, which are the callback's arguments of these names."""
+
+
+def cli_class(namespace: str, module: str) -> type:
+    """OptplugCLI over the LightningCLI of one import name, or of the other where only that is installed.
+
+    Args:
+        namespace: `"lightning.pytorch"` or `"pytorch_lightning"`. module: where the class will be found.
+    """
+    if namespace not in installed():
+        (namespace,) = installed()
+    lightning_cli = importlib.import_module(f"{namespace}.cli")
+    contents = {
+        "__module__": module,
+        "__doc__": _OptplugCLI.__doc__,
+        "parser_base": lightning_cli.LightningArgumentParser,
+    }
+    return type("OptplugCLI", (_OptplugCLI, lightning_cli.LightningCLI), contents)
+
+
+class _BareNames:
+    """Takes `--optimizer adam --optimizer.lr 0.01`: a bare name is a mapping that options can be added to."""
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        spelled: list[str] = []
+        for i, word in enumerate(given):
+            flag, equals, name = word.partition("=")
+            if equals and flag in _NAMED:
+                word = f"{flag}={_as_mapping(name)}"
+            elif i and given[i - 1] in _NAMED:
+                word = _as_mapping(word)
+            spelled.append(word)
+        return super().parse_args(spelled, *rest, **kwargs)  # type: ignore[misc]
+
+
+_NAMED = ("--optimizer", "--scheduler")
+
+
+def _as_mapping(word: str) -> str:
+    return json.dumps({"name": word}) if re.fullmatch(r"[\w:-]+", word) and word not in ("null", "None") else word
+
+
+class _OptplugCLI:
+    """LightningCLI that takes optimizers, schedules and parameter groups by name.
+
+    Adds the keys `optimizer`, `scheduler`, `param_groups` and `override` to a configuration, in the form they have
+    everywhere in optplug, and saves them back in it. Arguments are LightningCLI's.
+
+    A configuration with `optimizer` adds a `ConfigureOptimizers` callback to the trainer; one without leaves the model to
+    itself. A wrong name, key or value ends parsing with one sentence.
+    """
+
+    parser_base: type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["auto_configure_optimizers"] = False
+        parser = kwargs.get("parser_class", self.parser_base)
+        kwargs["parser_class"] = type("OptplugArgumentParser", (_BareNames, parser), {})
+        super().__init__(*args, **kwargs)
+
+    def add_default_arguments_to_parser(self, parser: Any) -> None:
+        # Not add_arguments_to_parser: that one is for users to override.
+        super().add_default_arguments_to_parser(parser)  # type: ignore[misc]
+        for key, (kind, words) in KEYS.items():
+            parser.add_argument(f"--{key}", type=kind, default=False if kind is bool else None, help=words)
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        super().parse_arguments(parser, args)  # type: ignore[misc]
+        config = self.config  # type: ignore[attr-defined]
+        config = config.get(str(config.get("subcommand")), config)
+        given = {key: config.get(key) for key in KEYS}
+        if given["optimizer"] is None:
+            for key in ("scheduler", "param_groups"):
+                if given[key] is not None:
+                    parser.error(f"{key} needs an optimizer beside it: add e.g. `optimizer: adam`")
+            return
+        try:
+            parse(given["optimizer"], given["scheduler"], param_groups=given["param_groups"])
+        except OptplugError as error:
+            parser.error(str(error))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        trainer = super().instantiate_trainer(**kwargs)  # type: ignore[misc]
+        given = {key: self._get(self.config_init, key) for key in KEYS}  # type: ignore[attr-defined]
+        if given["optimizer"] is not None:
+            add_callback(trainer, ConfigureOptimizers(**given))
+        return trainer

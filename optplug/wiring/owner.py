@@ -1,0 +1,208 @@
+"""The owner steps every scheduler that optplug built, at its moment and through `pl_module.lr_scheduler_step`.
+
+Lightning steps plateaus after the checkpoint that should hold the step, skips one on every resume, and lets ranks disagree.
+So the owner puts Lightning's frequency out of reach and steps by itself: a plateau when a validation that logged its metric
+is complete, before checkpoints are written; the others after the optimizer step, or the last batch of the epoch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from optplug.errors import WiringError, did_you_mean, listing
+from optplug.schedules import Warmup
+from optplug.wiring.monitor import mode_by_name, only_validation_loss
+from optplug.wiring.plans import Monitored, Plan, plans
+
+NEVER = sys.maxsize
+"""A frequency that Lightning, which tests `index % frequency`, never reaches."""
+
+
+@dataclass
+class Claim:
+    """A scheduler entry of the trainer that the owner has taken over."""
+
+    entry: Any
+    plan: Plan
+    frequency: int
+    snapshot: Any = None
+    stepped_at: tuple[int, int] | None = None
+    searched: bool = False
+
+    @property
+    def scheduler(self) -> Any:
+        return self.entry.scheduler
+
+
+class Owner:
+    """Mixin for a Lightning callback; knows trainer and module by their attributes only.
+
+    Args:
+        foreign: also take over `ReduceLROnPlateau` entries that optplug did not build.
+        verbose: say each learning-rate cut, on rank zero.
+    """
+
+    def __init__(self, *, foreign: bool = False, verbose: bool = True) -> None:
+        self.foreign = foreign
+        self.verbose = verbose
+        self._claims: list[Claim] = []
+        self._global_step = 0
+
+    # ------------------------------------------------------------------ claiming
+
+    def _claim(self, trainer: Any) -> None:
+        """Take over what is there now; callbacks such as SWA swap entries during the fit."""
+        taken = [claim.entry for claim in self._claims]
+        for entry in trainer.lr_scheduler_configs:
+            if any(entry is t for t in taken):
+                continue
+            plan = plans.get(entry.scheduler)
+            if plan is None and self.foreign and trainer.lightning_module.automatic_optimization:
+                plan = _foreign_plan(entry)
+            if plan is not None:
+                self._claims.append(Claim(entry, plan, entry.frequency))
+                entry.frequency = NEVER
+
+    def _release(self) -> None:
+        for claim in self._claims:
+            claim.entry.frequency = claim.frequency
+        self._claims = []
+
+    def _live(self, trainer: Any, *intervals: str) -> Iterator[Claim]:
+        """The claims that the trainer still has."""
+        for claim in self._claims:
+            if claim.plan.interval in intervals and any(claim.entry is e for e in trainer.lr_scheduler_configs):
+                yield claim
+
+    # --------------------------------------------------------------------- hooks
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._claim(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._global_step = trainer.global_step
+        self._take_snapshot(trainer)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._listen(trainer, "late")  # what the module's own on_train_epoch_end logged
+        self._claim(trainer)
+        self._take_snapshot(trainer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        stepped = trainer.global_step > self._global_step
+        self._global_step = trainer.global_step
+        for claim in self._live(trainer, "step", "epoch", "validation"):
+            if stepped and isinstance(claim.scheduler, Warmup):
+                claim.scheduler.warmup_step()
+            if claim.plan.interval == "step" and stepped and trainer.global_step % claim.plan.frequency == 0:
+                pl_module.lr_scheduler_step(claim.scheduler, None)
+            last = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
+            if claim.plan.interval == "epoch" and last and (trainer.current_epoch + 1) % claim.plan.frequency == 0:
+                pl_module.lr_scheduler_step(claim.scheduler, None)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit":
+            self._take_snapshot(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._listen(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._listen(trainer, "epoch")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._listen(trainer, "late")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._release()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._release()  # Lightning calls no teardown hooks then
+
+    # ------------------------------------------------------------------ plateaus
+
+    def _take_snapshot(self, trainer: Any) -> None:
+        """Remember the metrics as they are: a value is fresh when it is another object afterwards."""
+        self._snapshot = dict(trainer.callback_metrics)
+
+    def _fresh(self, trainer: Any, name: str) -> Any:
+        value = trainer.callback_metrics.get(name)
+        return None if value is self._snapshot.get(name) else value
+
+    def _listen(self, trainer: Any, moment: str) -> None:
+        """Step each plateau whose metric has a fresh value. Every rank comes here and runs the same collectives."""
+        if trainer.fast_dev_run:
+            return
+        for claim in self._live(trainer, "validation"):
+            monitored = claim.plan.monitored
+            assert monitored is not None
+            if monitored.monitor is None and moment == "validation":
+                logged = [name for name in trainer.callback_metrics if self._fresh(trainer, name) is not None]
+                monitored.monitor = only_validation_loss(logged)
+                self._say(trainer, f"{claim.plan.name} will follow {monitored}")
+            if moment == "validation":
+                claim.searched = True
+            value = None if monitored.monitor is None else self._fresh(trainer, monitored.monitor)
+            mean = _mean_over_ranks(trainer, value)
+            if mean is not None:
+                self._step_plateau(trainer, claim, mean)
+                self._snapshot[str(monitored.monitor)] = trainer.callback_metrics.get(monitored.monitor)
+            elif moment == "late" and claim.stepped_at is None:
+                self._refuse_silence(trainer, claim, monitored)
+
+    def _refuse_silence(self, trainer: Any, claim: Claim, monitored: Monitored) -> None:
+        """An epoch has passed. A plateau that has had no value, and cannot get one, would never fire: say so."""
+        known = sorted(trainer.callback_metrics)
+        if monitored.monitor in known or not (claim.searched or not trainer.enable_validation):
+            return
+        if monitored.monitor is None:
+            what = "found no validation loss to monitor, since no validation runs"
+        else:
+            what = f"monitors {monitored.monitor!r} (from {monitored.source}), which nothing logs"
+        hint = did_you_mean(str(monitored.monitor), known) if monitored.monitor else ""
+        raise WiringError(f"{claim.plan.name} {what}; logged are {listing(known)}{hint or ': set scheduler.monitor'}")
+
+    def _step_plateau(self, trainer: Any, claim: Claim, value: float) -> None:
+        groups = claim.scheduler.optimizer.param_groups
+        before = [float(group["lr"]) for group in groups]
+        trainer.lightning_module.lr_scheduler_step(claim.scheduler, value)
+        claim.stepped_at = (trainer.current_epoch, trainer.global_step)
+        after = [float(group["lr"]) for group in groups]
+        if before != after:
+            cuts = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
+            best = getattr(claim.scheduler, "best", None)
+            than = f", not better than {best:.4g}" if isinstance(best, float) else ""
+            name = claim.plan.monitored.monitor if claim.plan.monitored else None
+            self._say(trainer, f"epoch {trainer.current_epoch}: {name} is {value:.4g}{than}: learning rate {cuts}")
+
+    def _say(self, trainer: Any, text: str) -> None:
+        if self.verbose:
+            trainer.lightning_module.print(f"optplug: {text}")  # rank zero, and clear of the progress bar
+
+
+def _foreign_plan(entry: Any) -> Plan | None:
+    """The plan of a plateau that optplug did not build, as its entry describes it."""
+    if not isinstance(entry.scheduler, ReduceLROnPlateau) or not entry.monitor:
+        return None
+    mode = getattr(entry.scheduler, "mode", None) or mode_by_name(entry.monitor)
+    monitored = Monitored(entry.monitor, mode, "the module's configure_optimizers")
+    return Plan(type(entry.scheduler).__name__, "validation", 1, monitored)
+
+
+def _mean_over_ranks(trainer: Any, value: Any) -> float | None:
+    """The mean over the ranks that have a value; None on all of them when none has."""
+    total, count = (0.0, 0.0) if value is None else (float(value), 1.0)
+    if trainer.world_size > 1:
+        device = trainer.strategy.root_device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        # A tensor of our own: reduce works in place.
+        pair = torch.tensor([total, count], dtype=dtype, device=device)
+        total, count = trainer.strategy.reduce(pair, reduce_op="sum").tolist()
+    return total / count if count else None

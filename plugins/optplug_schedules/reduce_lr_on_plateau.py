@@ -1,0 +1,157 @@
+"""Reduce on plateau: the one schedule that has no closed form, since it listens to a metric."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, SupportsFloat
+
+from torch.optim import Optimizer, lr_scheduler
+
+from optplug.errors import HyperparameterError, HyperparameterTypeError
+from optplug.schedules import set_lr
+
+
+class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
+    """Multiply the learning rates by `factor` when a metric has not improved for more than `patience` steps.
+
+    Args:
+        optimizer: whose groups' learning rates to cut.
+        mode: `"min"` when a lower metric is better, `"max"` when a higher one is.
+        factor: in [0, 1).
+        patience: steps without improvement that are tolerated, at least 0.
+        threshold: how much better counts as better, at least 0; relative to the best value or absolute.
+        threshold_mode: `"rel"`: better than best * (1 -+ threshold); `"abs"`: better than best -+ threshold.
+        cooldown: steps after a cut during which bad values do not count, at least 0.
+        min_lr: lower bound of the learning rates, one for all groups or a list with one for each.
+        eps: cuts smaller than this are not made.
+        verbose: documented once and gone from torch; ignored, with a DeprecationWarning.
+
+    Raises:
+        HyperparameterError: a value out of range. HyperparameterTypeError: of the wrong type.
+        TypeError: `optimizer` is not a `torch.optim.Optimizer`.
+
+    Under Lightning one step is one completed validation (or one epoch, for a training metric). It is torch's class by
+    descent, because Lightning asks for that; everything it does is written here.
+    """
+
+    cases = (
+        {"patience": 1},
+        {"patience": 0, "cooldown": 2, "factor": 0.5},
+        {"patience": 2, "mode": "max", "threshold_mode": "abs", "min_lr": 1e-3},
+    )
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        mode: Literal["min", "max"] = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: Literal["rel", "abs"] = "rel",
+        cooldown: int = 0,
+        min_lr: float | Sequence[float] = 0.0,
+        eps: float = 1e-8,
+        verbose: bool | None = None,
+    ) -> None:
+        numbers = {"factor": factor, "patience": patience, "threshold": threshold, "cooldown": cooldown, "eps": eps}
+        many = isinstance(min_lr, (list, tuple))
+        numbers |= {f"min_lr[{i}]": lr for i, lr in enumerate(min_lr)} if many else {"min_lr": min_lr}  # type: ignore[arg-type,dict-item]
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise HyperparameterTypeError(f"ReduceLROnPlateau: {name} must be a number, got {value!r}")
+            if not 0 <= value < math.inf:
+                raise HyperparameterError(f"ReduceLROnPlateau: {name} must be at least 0 and finite, got {value}")
+        if factor >= 1.0:
+            raise HyperparameterError(f"Factor should be < 1.0. ReduceLROnPlateau got factor {factor}")
+        if mode not in ("min", "max"):
+            raise HyperparameterError(f"mode {mode} is unknown! ReduceLROnPlateau knows 'min' and 'max'")
+        if threshold_mode not in ("rel", "abs"):
+            raise HyperparameterError(f"threshold mode {threshold_mode} is unknown! It knows 'rel' and 'abs'")
+        if verbose is not None:
+            warnings.warn("verbose does nothing: torch has removed it", DeprecationWarning, stacklevel=2)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+
+        groups = optimizer.param_groups
+        if many and len(min_lr) != len(groups):  # type: ignore[arg-type]
+            raise HyperparameterError(f"expected {len(groups)} min_lrs, got {len(min_lr)}")  # type: ignore[arg-type]
+        self.optimizer = optimizer
+        self.mode = mode
+        self.factor = factor
+        self.patience = patience
+        self.threshold = threshold
+        self.threshold_mode = threshold_mode
+        self.cooldown = cooldown
+        self.eps = eps
+        self.default_min_lr = None if many else min_lr
+        self.min_lrs = list(min_lr) if many else [min_lr] * len(groups)  # type: ignore[arg-type]
+        self.last_epoch = 0
+        self._last_lr = [float(group["lr"]) for group in groups]
+        self._reset()
+
+    def _reset(self) -> None:
+        self.mode_worse = math.inf if self.mode == "min" else -math.inf
+        self.best = self.mode_worse
+        self.cooldown_counter = 0
+        self.num_bad_epochs = 0
+
+    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
+        """Take one value of the metric into account.
+
+        Args:
+            metrics: the value, a number or a 1-element tensor.
+            epoch: deprecated, with torch's warning: overrides the count of steps.
+        """
+        if epoch is not None:
+            warnings.warn(lr_scheduler.EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+
+        value = float(metrics)
+        if self._is_better(value, self.best):
+            self.best = value
+            self.num_bad_epochs = 0
+        else:
+            self.num_bad_epochs += 1
+        if self.in_cooldown:
+            self.cooldown_counter -= 1
+            self.num_bad_epochs = 0
+        if self.num_bad_epochs > self.patience:
+            self._reduce_lr(self.last_epoch)
+            self.cooldown_counter = self.cooldown
+            self.num_bad_epochs = 0
+        self._last_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    @property
+    def in_cooldown(self) -> bool:
+        return self.cooldown_counter > 0
+
+    def _is_better(self, value: float, best: float) -> bool:
+        sign = -1 if self.mode == "min" else 1
+        bound = best * (1 + sign * self.threshold) if self.threshold_mode == "rel" else best + sign * self.threshold
+        return value < bound if self.mode == "min" else value > bound
+
+    def _reduce_lr(self, epoch: int) -> None:
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.min_lrs):  # groups were added since
+            if self.default_min_lr is None:
+                raise RuntimeError(
+                    f"The number of param groups in the `optimizer` ({len(groups)}) differs from when "
+                    f"`ReduceLROnPlateau` was initialized ({len(self.min_lrs)}): make `min_lrs` as long"
+                )
+            self.min_lrs = [self.default_min_lr] * len(groups)
+        for group, lowest in zip(groups, self.min_lrs, strict=True):
+            old = float(group["lr"])
+            new = max(old * self.factor, lowest)
+            if old - new > self.eps:
+                set_lr(group, new)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the optimizer, as plain numbers and text."""
+        return {key: value for key, value in self.__dict__.items() if key != "optimizer"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a `state_dict`, of this class or of torch's."""
+        self.__dict__.update(state_dict)
+        self.mode_worse = math.inf if self.mode == "min" else -math.inf
