@@ -28,8 +28,8 @@ def create_optimizer(
         hyperparameters: the class's own.
 
     Raises:
-        UnknownNameError, AmbiguousNameError, PluginError: the name. ConfigError: an argument the class does not have, or
-        a module with nothing to train; and what the class raises.
+        UnknownNameError, AmbiguousNameError, PluginError: the name. ConfigError: an argument the class does not have,
+        or a module with nothing to train; and what the class raises.
     """
     offer = registry.find("optimizer", name)
     check_arguments(offer, hyperparameters)

@@ -108,7 +108,7 @@ def parse(
 
 
 def _optimizer(given: Any) -> OptimizerConfig:
-    name, wiring, arguments = _split("optimizer", given)
+    name, _, arguments = _split("optimizer", given)
     offer = registry.find("optimizer", name)
     check_arguments(offer, arguments)
     return OptimizerConfig(name, arguments)

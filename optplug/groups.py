@@ -21,7 +21,9 @@ def trainable(module: nn.Module) -> list[tuple[str, Tensor]]:
     Raises:
         ConfigError: there are none.
     """
-    named = [(_WRAPPERS.sub("", name), p) for name, p in module.named_parameters() if p.requires_grad]
+    named: list[tuple[str, Tensor]] = [
+        (_WRAPPERS.sub("", name), p) for name, p in module.named_parameters() if p.requires_grad
+    ]
     if not named:
         frozen = sum(1 for _ in module.parameters())
         why = f"all {frozen} of its parameters are frozen" if frozen else "it has no parameters"

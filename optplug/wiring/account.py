@@ -29,7 +29,8 @@ def _of_optimizer(optimizer: Any, choice: Choice) -> Iterator[str]:
         elements = sum(p.numel() for p in group["params"])
         base = {**group, "lr": group.get("initial_lr", group["lr"])}  # before warmup and schedule
         options = ", ".join(f"{k} {float(base[k]):g}" for k in SHOWN_OPTIONS if k in group)
-        yield f"  parameter group {group.get('name', i)}: {len(group['params'])} tensors, {elements:,} elements, {options}"
+        name, tensors = group.get("name", i), len(group["params"])
+        yield f"  parameter group {name}: {tensors} tensors, {elements:,} elements, {options}"
     scheduled, plan = choice.config.scheduler, choice.plan
     if scheduled is None or plan is None:
         yield "no schedule: the learning rate stays as it is"

@@ -25,8 +25,8 @@ _Callbacks: Any = tuple(importlib.import_module(name).Callback for name in insta
 class _LogSlot:
     """The data descriptor behind `callback.log`.
 
-    A module without `configure_optimizers` is refused before any callback hook runs. The one thing the trainer does to a
-    callback before that is to set `callback.log = module.log`: that is where the module gets its `configure_optimizers`.
+    A module without `configure_optimizers` is refused before any callback hook runs. The one thing the trainer does to
+    a callback before that is to set `callback.log = module.log`: there the module gets its `configure_optimizers`.
     """
 
     def __get__(self, callback: Any, owner: Any = None) -> Any:
@@ -49,7 +49,8 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
 
     Args:
         optimizer: a name, or a mapping with `name` and hyperparameters. None: the module has its own
-            `configure_optimizers`; the callback only owns the schedulers it finds there, plain `ReduceLROnPlateau` included.
+            `configure_optimizers`; the callback only owns the schedulers it finds there, plain `ReduceLROnPlateau`
+            included.
         scheduler, param_groups, monitor, mode: as in `optplug.configure_optimizers`.
         override: replace the module's own `configure_optimizers`. Without it that is an error.
         verbose: say what was chosen and why, and each learning-rate cut, on rank zero.
@@ -60,8 +61,8 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
         WiringError: when the fit begins, for what the module or trainer do not fit.
 
     The module needs no `configure_optimizers`. Optimizer and schedule are built inside Lightning's call of it, when
-    parameters are final, and everything is restored at teardown and after an exception. Works in `lightning.pytorch` and
-    `pytorch_lightning` trainers.
+    parameters are final, and everything is restored at teardown and after an exception. Works in the trainers of
+    `lightning.pytorch` and `pytorch_lightning`.
     """
 
     log = _LogSlot()
@@ -89,9 +90,9 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
 
     def _bind(self, module: Any) -> None:
         trainer = getattr(module, "_trainer", None)
-        if self.config is not None and trainer is not None and trainer.state.fn == "fit":
-            if attach(module, self.config, override=self.override):
-                self._module = module
+        fitting = trainer is not None and trainer.state.fn == "fit"
+        if self.config is not None and fitting and attach(module, self.config, override=self.override):
+            self._module = module
 
     def _restore(self, trainer: Any) -> None:
         if self._module is not None:

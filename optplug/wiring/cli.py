@@ -6,7 +6,7 @@ import importlib
 import json
 import re
 import sys
-from typing import Any, Optional, Union
+from typing import Any
 
 from optplug.config import parse
 from optplug.errors import OptplugError
@@ -14,15 +14,15 @@ from optplug.wiring.callback import ConfigureOptimizers, add_callback, installed
 
 KEYS: dict[str, tuple[Any, str]] = {
     "optimizer": (
-        Optional[Union[str, dict[str, Any]]],
+        str | dict[str, Any] | None,
         "A name, or {name: adam, lr: 1.0e-3, ...}; see `optplug list`.",
     ),
     "scheduler": (
-        Optional[Union[str, dict[str, Any]]],
+        str | dict[str, Any] | None,
         "A name, or {name: cosine_annealing_lr, T_max: 30, warmup_steps: 100, ...}; see `optplug list`.",
     ),
     "param_groups": (
-        Optional[list[dict[str, Any]]],
+        list[dict[str, Any]] | None,
         "Options by parameter name: [{match: '*.bias', weight_decay: 0.0}, ...].",
     ),
     "override": (bool, "Replace a configure_optimizers that the model defines itself."),
@@ -76,8 +76,8 @@ class _OptplugCLI:
     Adds the keys `optimizer`, `scheduler`, `param_groups` and `override` to a configuration, in the form they have
     everywhere in optplug, and saves them back in it. Arguments are LightningCLI's.
 
-    A configuration with `optimizer` adds a `ConfigureOptimizers` callback to the trainer; one without leaves the model to
-    itself. A wrong name, key or value ends parsing with one sentence.
+    A configuration with `optimizer` adds a `ConfigureOptimizers` callback to the trainer; one without leaves the model
+    to itself. A wrong name, key or value ends parsing with one sentence.
     """
 
     parser_base: type

@@ -1,4 +1,4 @@
-"""`configure_optimizers`: from a configuration to what Lightning's hook of that name returns, built when it is asked for."""
+"""`configure_optimizers`: from a configuration to what Lightning's hook of that name returns, built when asked for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def configure_optimizers(
             `warmup_steps`, `monitor`, `mode`, `args`). None: no schedule.
         param_groups: a list of mappings, each with `match` (a glob over parameter names, or several) and options.
         monitor: the metric a plateau watches. Default: EarlyStopping's, else ModelCheckpoint's, else the only
-            validation loss. mode: `"min"` or `"max"`. Default: the callback's that watches it, else by the metric's name.
+            validation loss.
+        mode: `"min"` or `"max"`. Default: that of the callback that watches the metric, else by the metric's name.
 
     Returns:
         `{"optimizer": ...}`, and `"lr_scheduler": {...}` when there is a schedule. The schedule is stepped by optplug's
@@ -51,7 +52,7 @@ def configure(module: Any, config: Config) -> dict[str, Any]:
     monitored = None
     if scheduled is not None and scheduled.takes_metric:
         monitored = infer(trainer, scheduled.monitor, scheduled.mode)
-    optimizer, scheduler = build(module, config, monitored and monitored.mode)
+    optimizer, scheduler = build(module, config, monitored.mode if monitored else None)
     choice = choices[optimizer] = Choice(config)
     if scheduled is None or scheduler is None:
         return {"optimizer": optimizer}

@@ -1,4 +1,4 @@
-"""Which metric a plateau watches, and whether less of it is better. Never a guess without a word, never a silent `min`."""
+"""Which metric a plateau watches, and whether less of it is better. No guess without a word, no silent `min`."""
 
 from __future__ import annotations
 

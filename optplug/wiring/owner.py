@@ -1,8 +1,9 @@
 """The owner steps every scheduler that optplug built, at its moment and through `pl_module.lr_scheduler_step`.
 
-Lightning steps plateaus after the checkpoint that should hold the step, skips one on every resume, and lets ranks disagree.
-So the owner puts Lightning's frequency out of reach and steps by itself: a plateau when a validation that logged its metric
-is complete, before checkpoints are written; the others after the optimizer step, or the last batch of the epoch.
+Lightning steps plateaus after the checkpoint that should hold the step, skips one on every resume, and lets ranks
+disagree. So the owner puts Lightning's frequency out of reach and steps by itself: a plateau when a validation that
+logged its metric is complete, before checkpoints are written; the others after the optimizer step, or the last batch of
+the epoch.
 """
 
 from __future__ import annotations

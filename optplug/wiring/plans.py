@@ -1,4 +1,4 @@
-"""What optplug decided about each scheduler it built: kept beside the scheduler, not in it, so that no state dict has it."""
+"""What optplug decided about each scheduler it built: kept beside it, not in it, so that no state dict has it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optplug.config import Config
 
 @dataclass
 class Monitored:
-    """The metric a scheduler listens to, its mode, and who said so. `monitor` is None until the first validation tells."""
+    """The metric a scheduler listens to, its mode, and who said so. `monitor` may be None until a validation tells."""
 
     monitor: str | None
     mode: str
