@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.config import Config, check_arguments, refused
-from optplug.errors import OptplugError
+from optplug.config import Config, check_arguments, configurable, refusals
 from optplug.groups import param_groups, trainable
 from optplug.registry import registry
 from optplug.schedules import Warmup
@@ -70,24 +69,16 @@ def build(
     chosen = config.optimizer
     groups = param_groups(module, config.param_groups)
     params: list[Any] = groups if config.param_groups else groups[0]["params"]
-    try:
+    with refusals(chosen.offer.spec, chosen.hyperparameters):
         optimizer = create_optimizer(chosen.name, params, **chosen.hyperparameters)
-    except OptplugError:
-        raise
-    except (TypeError, ValueError, KeyError) as error:
-        raise refused(chosen.offer.spec, chosen.hyperparameters, error) from error
     if config.scheduler is None:
         return optimizer, None
     scheduled = config.scheduler
     arguments = dict(scheduled.arguments)
-    if mode is not None and scheduled.takes_metric:
+    if mode is not None and scheduled.takes_metric and "mode" in configurable(scheduled.offer):
         arguments["mode"] = mode
-    try:
+    with refusals(scheduled.offer.spec, arguments):
         scheduler = create_scheduler(scheduled.name, optimizer, **arguments)
-    except OptplugError:
-        raise
-    except (TypeError, ValueError, KeyError) as error:
-        raise refused(scheduled.offer.spec, arguments, error) from error
     if scheduled.warmup_steps:
         scheduler = Warmup(scheduler, scheduled.warmup_steps, scheduled.warmup_start)
     return optimizer, scheduler

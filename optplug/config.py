@@ -8,7 +8,8 @@ param_groups: [{match: "*.bias", weight_decay: 0.0}]
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,10 +170,10 @@ def _warmup(wiring: Mapping[str, Any]) -> tuple[int, float | None]:
             raise ConfigError(f"scheduler.warmup has no key {key!r}; it has {listing(known)}{did_you_mean(key, known)}")
     if "steps" not in warmup:
         raise ConfigError("scheduler.warmup needs steps, the number of optimizer steps")
-    if warmup["steps"] == 0 and not isinstance(warmup["steps"], bool):
-        return 0, None
-    check_warmup(warmup["steps"], warmup.get("start_factor"))
-    return warmup["steps"], warmup.get("start_factor")
+    steps, start = warmup["steps"], warmup.get("start_factor")
+    none = type(steps) is int and steps == 0
+    check_warmup(1 if none else steps, start)
+    return (0, None) if none else (steps, start)
 
 
 def _metric(offer: Offer, wiring: Mapping[str, Any], arguments: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -193,6 +194,8 @@ def _metric(offer: Offer, wiring: Mapping[str, Any], arguments: dict[str, Any]) 
         mode = own
     if monitor is not None and not isinstance(monitor, str):
         raise ConfigTypeError(f"monitor must be the name of a metric, got {monitor!r}")
+    if monitor == "":
+        raise ConfigError("monitor is empty: name a metric, or leave it out to have it inferred")
     if mode not in (None, "min", "max"):
         raise ConfigError(f"mode must be 'min' or 'max', got {mode!r}")
     return monitor, mode
@@ -226,7 +229,10 @@ def _param_groups(given: Any, optimizer: OptimizerConfig) -> tuple[dict[str, Any
                     f"{place}: {optimizer.offer.name} has no option {key!r}; it has "
                     f"{listing(sorted(known))}{did_you_mean(key, known)}"
                 )
-        rules.append({"match": list(patterns), "name": str(rule.get("name", " ".join(patterns))), **options})
+        name = rule.get("name", " ".join(patterns))
+        if not isinstance(name, str):
+            raise ConfigTypeError(f"{place}.name must be text, got {name!r}")
+        rules.append({"match": list(patterns), "name": name, **options})
     names = [rule["name"] for rule in rules]
     for name in names:
         if names.count(name) > 1:
@@ -255,7 +261,8 @@ def _split(kind: str, given: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
         raise ConfigTypeError(f"{kind}.name must be text, got {given['name']!r}")
     wiring = {key: value for key, value in given.items() if key in WIRING_KEYS[kind]}
     arguments = {key: value for key, value in given.items() if key not in WIRING_KEYS[kind]}
-    extra = wiring.pop(ARGS, None) or {}
+    extra = wiring.pop(ARGS, None)
+    extra = {} if extra is None else extra
     if not isinstance(extra, Mapping):
         raise ConfigTypeError(f"{kind}.{ARGS} must be a mapping of arguments, got {extra!r}")
     twice = sorted(set(extra) & set(arguments))
@@ -290,21 +297,27 @@ def check_arguments(offer: Offer, arguments: Mapping[str, Any]) -> None:
     if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values()):
         for key in arguments:
             if key not in known:
-                reserved = "" if key not in WIRING_KEYS["scheduler"] else f"; {key!r} belongs to scheduler"
+                misplaced = offer.spec.kind == "optimizer" and key in WIRING_KEYS["scheduler"]
+                hint = f"; {key!r} belongs to scheduler" if misplaced else did_you_mean(key, known)
                 raise ConfigError(
-                    f"{offer.spec.kind} {offer.name!r} has no option {key!r}; it has "
-                    f"{listing(sorted(known))}{did_you_mean(key, known) or reserved}"
+                    f"{offer.spec.kind} {offer.name!r} has no option {key!r}; it has {listing(sorted(known))}{hint}"
                 )
     missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
     if missing:
         raise ConfigError(f"{offer.spec.kind} {offer.name!r} needs {listing(missing)}")
 
 
-def refused(spec: Spec, arguments: Mapping[str, Any], error: Exception) -> OptplugError:
-    """What a class of somebody else's said to its arguments, as one of our errors."""
-    kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
-    given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
-    return kind(f"{spec.kind} {spec.name!r} refused {given}: {error}")
+@contextmanager
+def refusals(spec: Spec, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Make one of our errors of what a class of somebody else's says to its arguments."""
+    try:
+        yield
+    except OptplugError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
+        given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
+        raise kind(f"{spec.kind} {spec.name!r} refused {given}: {error}") from error
 
 
 def _try_out(config: Config) -> None:
@@ -319,11 +332,17 @@ def _try_out(config: Config) -> None:
     chosen = config.optimizer
     if not issubclass(registry.get("optimizer", chosen.name), RuleOptimizer):
         return  # what a foreign constructor does is its own affair, and may be costly
-    optimizer = create_optimizer(chosen.name, [torch.zeros(1, requires_grad=True)], **chosen.hyperparameters)
+
+    def single() -> torch.optim.Optimizer:
+        with refusals(chosen.offer.spec, chosen.hyperparameters):
+            return create_optimizer(chosen.name, [torch.zeros(1, requires_grad=True)], **chosen.hyperparameters)
+
+    optimizer = single()
     for i, rule in enumerate(config.param_groups):
         options = {k: v for k, v in rule.items() if k not in ("match", "name")}
         try:
-            optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], **options})
+            with refusals(chosen.offer.spec, options):
+                optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], **options})
         except OptplugError as error:
             raise type(error)(f"param_groups[{i}]: {error}") from None
     scheduled = config.scheduler
@@ -331,6 +350,7 @@ def _try_out(config: Config) -> None:
         registry.get("scheduler", scheduled.name), (ClosedFormLR, ReduceLROnPlateau)
     ):
         return
-    if not any(isinstance(value, (list, tuple)) for value in scheduled.arguments.values()):  # one per group, later
-        single = create_optimizer(chosen.name, [torch.zeros(1, requires_grad=True)], **chosen.hyperparameters)
-        create_scheduler(scheduled.name, single, **scheduled.arguments)
+    listed = any(isinstance(value, (list, tuple)) for value in scheduled.arguments.values())
+    if not (listed and config.param_groups):  # one value a group, and how many groups there are shows later
+        with refusals(scheduled.offer.spec, scheduled.arguments):
+            create_scheduler(scheduled.name, single(), **scheduled.arguments)

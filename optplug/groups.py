@@ -44,7 +44,7 @@ def param_groups(module: nn.Module, rules: Sequence[Mapping[str, Any]]) -> list[
         One dict per group, with `params`, `name` (left out when there are no rules) and the options.
 
     Raises:
-        ConfigError: a pattern matches no trainable parameter, or there is none to train.
+        ConfigError: a pattern matches no trainable parameter, there is none to train, or two groups share a name.
     """
     named = trainable(module)
     if not rules:
@@ -57,7 +57,7 @@ def param_groups(module: nn.Module, rules: Sequence[Mapping[str, Any]]) -> list[
                     f"param_groups[{i}]: {pattern!r} matches no trainable parameter of {type(module).__name__}"
                     f"{did_you_mean(pattern, names) or '.'} They are {_shortened(names)}."
                 )
-    groups: dict[str, dict[str, Any]] = {}
+    groups: list[tuple[dict[str, Any], dict[str, Any]]] = []  # options, group
     for name, p in named:
         options: dict[str, Any] = {}
         origin: list[str] = []
@@ -65,11 +65,16 @@ def param_groups(module: nn.Module, rules: Sequence[Mapping[str, Any]]) -> list[
             if any(fnmatchcase(name, pattern) for pattern in rule["match"]):
                 origin.append(rule["name"])
                 options.update({k: v for k, v in rule.items() if k not in ("match", "name")})
-        group = groups.setdefault(
-            repr(sorted(options.items())), {"params": [], "name": " + ".join(origin) or "default", **options}
-        )
+        group = next((group for known, group in groups if known == options), None)
+        if group is None:
+            group = {"params": [], "name": " + ".join(origin) or "default", **options}
+            groups.append((options, group))
         group["params"].append(p)
-    return list(groups.values())
+    taken = [group["name"] for _, group in groups]
+    for name in taken:
+        if taken.count(name) > 1:  # a rule named "default", or "a + b" beside "a" and "b"
+            raise ConfigError(f"param_groups make two groups named {name!r}: rename the rule of that name")
+    return [group for _, group in groups]
 
 
 def _shortened(names: Iterable[str], most: int = 12) -> str:

@@ -68,7 +68,7 @@ def _sign(a: float) -> float:
 
 def _choose(condition: Any, a: Any, b: Any) -> Any:
     if type(condition) is int:  # `~True` is -2, which counts as true
-        raise RuleError("where got a whole number as its condition; ~ is for element-wise conditions: turn the comparison")
+        raise RuleError("where got a whole number as its condition; ~ is for element-wise conditions only")
     return a if condition else b
 
 

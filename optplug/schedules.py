@@ -157,8 +157,8 @@ class Warmup(LRScheduler):
         now = self.factor(self.warmed)
         for i, group in enumerate(groups):
             lr = float(group["lr"])
-            if i == len(self._inner_lrs):  # a group added since
-                self._inner_lrs.append(lr / now)
+            if i == len(self._inner_lrs):  # a group added since, with its base rate
+                self._inner_lrs.append(lr)
             elif lr != self._shown_lrs[i]:  # somebody else set the rate: that is the rate as it is now
                 self._inner_lrs[i] = lr / now
             set_lr(group, self._inner_lrs[i])

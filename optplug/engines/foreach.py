@@ -216,8 +216,9 @@ def _negated(coefficient: str) -> str:
 
 def _each(op: str, *operands: Any) -> list[Tensor]:
     """An operation without foreach form, tensor by tensor; scalars serve all tensors."""
-    length = next(len(x) for x in operands if isinstance(x, list))
-    rows = zip(*(x if isinstance(x, list) else [x] * length for x in operands), strict=True)
+    several = (list, tuple)  # what we pass, and what torch._foreach_* return
+    length = next(len(x) for x in operands if isinstance(x, several))
+    rows = zip(*(x if isinstance(x, several) else [x] * length for x in operands), strict=True)
     if op == "where":
         return [_select(*row) for row in rows]
     if op in PREDICATES:

@@ -30,7 +30,7 @@ from optplug.errors import (
 )
 from optplug.rules import hypers as hypers_table
 from optplug.rules.columns import Columns
-from optplug.rules.trace import FIRST, Rule, Traced, Variant, missing_hypers, signature_of, trace
+from optplug.rules.trace import FIRST, SHRINK, Rule, Traced, Variant, missing_hypers, signature_of, trace
 
 Engine = Literal["auto", "loop", "foreach", "numba", "triton"]
 ENGINES: tuple[str, ...] = ("auto", "loop", "foreach", "numba", "triton")
@@ -311,10 +311,11 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _step_bucket(self, bucket: _Bucket, group: dict[str, Any]) -> None:
         variant = bucket.variant
-        options = {h: group[h] for h in variant.hypers if h != FIRST}
+        options = {h: group[h] for h in variant.hypers if h not in (FIRST, SHRINK)}
+        if variant.decay == "decoupled":
+            options[SHRINK] = 1 - group["lr"] * group["weight_decay"]
         as_tensors = group["capturable"] or group["differentiable"]
-        if not as_tensors:
-            options = {h: _as_floats(value) for h, value in options.items()}
+        options = {h: _as_scalars(value, as_tensors) for h, value in options.items()}
         first = [self._prepare_state(p, group, variant) for p in bucket.params]
         if bucket.traced is None:
             for p, is_first in zip(bucket.params, first, strict=True):
@@ -492,10 +493,13 @@ def _as_real(t: Tensor) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
-def _as_floats(value: Any) -> Any:
+def _as_scalars(value: Any, as_tensors: bool) -> Any:
+    """Hyperparameters as the rule gets them: 1-element tensors as floats or 0-dim tensors."""
     if isinstance(value, (tuple, list)):
-        return tuple(_as_floats(v) for v in value)
-    return float(value) if isinstance(value, Tensor) else value
+        return tuple(_as_scalars(v, as_tensors) for v in value)
+    if isinstance(value, Tensor):
+        return value.reshape(()) if as_tensors else float(value)
+    return value
 
 
 def _write_back(work: dict[str, list[Tensor]], originals: dict[str, list[Tensor]]) -> None:

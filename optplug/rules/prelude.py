@@ -10,8 +10,10 @@ from typing import Any, Literal
 Decay = Literal["none", "coupled", "decoupled"]
 
 
-def prelude(p: Any, g: Any, *, lr: Any, weight_decay: Any, maximize: bool, decay: Decay) -> tuple[Any, Any]:
+def prelude(p: Any, g: Any, *, weight_decay: Any, shrink: Any, maximize: bool, decay: Decay) -> tuple[Any, Any]:
     """The parameter and gradient that the rule sees.
+
+    `shrink` is `1 - lr * weight_decay`, from outside: a float32 tensor as lr rounds it to float32, as torch does.
 
     Coupled decay adds an L2 penalty to the gradient; decoupled decay shrinks the parameter (Loshchilov and Hutter,
     Decoupled Weight Decay Regularization, 2019, https://arxiv.org/abs/1711.05101).
@@ -21,5 +23,5 @@ def prelude(p: Any, g: Any, *, lr: Any, weight_decay: Any, maximize: bool, decay
     if decay == "coupled":
         g = g + weight_decay * p
     if decay == "decoupled":
-        p = p * (1 - lr * weight_decay)
+        p = p * shrink
     return p, g

@@ -19,6 +19,10 @@ FIRST = "first"
 """The keyword by which a rule asks whether this is the parameter's first step with its state: 1.0 or 0.0."""
 
 
+SHRINK = "1 - lr * weight_decay"
+"""The hyperparameter of decoupled decay. No rule can have one of this name."""
+
+
 @dataclass(frozen=True)
 class Signature:
     """What a rule takes: `rule(p, g, *states, *, hypers, flags)`; flags are the keywords whose default is a bool."""
@@ -71,7 +75,7 @@ class Variant:
     def hypers(self) -> tuple[str, ...]:
         """The hyperparameters that this variant reads, the prelude's included."""
         names = list(signature_of(self.rule).hypers)
-        wanted = {"none": (), "coupled": ("weight_decay",), "decoupled": ("lr", "weight_decay")}[self.decay]
+        wanted = {"none": (), "coupled": ("weight_decay",), "decoupled": (SHRINK,)}[self.decay]
         return tuple(dict.fromkeys([*names, *wanted]))
 
     @property
@@ -87,7 +91,12 @@ class Variant:
         """
         signature = signature_of(self.rule)
         p, g = prelude(
-            p, g, lr=hypers.get("lr"), weight_decay=hypers.get("weight_decay"), maximize=self.maximize, decay=self.decay
+            p,
+            g,
+            weight_decay=hypers.get("weight_decay"),
+            shrink=hypers.get(SHRINK),
+            maximize=self.maximize,
+            decay=self.decay,
         )
         # A state that is declared but absent is None; so is one that nobody declared.
         arguments = [states.get(name) for name in signature.states]
@@ -211,7 +220,7 @@ def trace(variant: Variant, hypers: tuple[tuple[str, int], ...]) -> Traced | Rul
 def missing_hypers(variant: Variant, known: Sequence[str]) -> str | None:
     """The complaint about a rule that asks for a hyperparameter its optimizer does not have, or None."""
     for name in variant.hypers:
-        if name != FIRST and name not in known:
+        if name not in (FIRST, SHRINK) and name not in known:
             return (
                 f"{variant.rule.__qualname__} asks for {name!r}, but its optimizer has "
                 f"{listing(known)}{did_you_mean(name, known)}"

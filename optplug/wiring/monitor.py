@@ -75,7 +75,8 @@ def only_validation_loss(logged: Iterable[str]) -> str:
     Raises:
         WiringError: there is none, or more than one; the message lists the candidates.
     """
-    logged = [name for name in logged if not name.startswith("lr-")]
+    logged = {name for name in logged if not name.startswith("lr-")}
+    logged -= {name + form for name in logged for form in ("_step", "_epoch")}  # Lightning's other names for one metric
     losses = [name for name in logged if "val" in name.lower() and "loss" in name.lower()]
     if len(losses) != 1:
         found = f"the validation losses {listing(sorted(losses))}" if losses else "no validation loss"

@@ -27,13 +27,17 @@ NEVER = sys.maxsize
 
 @dataclass
 class Claim:
-    """A scheduler entry of the trainer that the owner has taken over."""
+    """A scheduler entry of the trainer that the owner has taken over.
+
+    Attributes:
+        frequency: the entry's own, to be restored. stepped_in: the epoch of a plateau's last step.
+        searched: whether everything that could log a plateau's metric has had its turn.
+    """
 
     entry: Any
     plan: Plan
     frequency: int
-    snapshot: Any = None
-    stepped_at: tuple[int, int] | None = None
+    stepped_in: int | None = None
     searched: bool = False
 
     @property
@@ -54,6 +58,8 @@ class Owner:
         self.verbose = verbose
         self._claims: list[Claim] = []
         self._global_step = 0
+        self._epoch = 0
+        self._epoch_over = False
 
     # ------------------------------------------------------------------ claiming
 
@@ -88,28 +94,29 @@ class Owner:
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._global_step = trainer.global_step
-        self._take_snapshot(trainer)
+        self._begin_epoch(trainer)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self._listen(trainer, "late")  # what the module's own on_train_epoch_end logged
         self._claim(trainer)
-        self._take_snapshot(trainer)
+        self._begin_epoch(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        stepped = trainer.global_step > self._global_step
+        steps = range(self._global_step + 1, trainer.global_step + 1)  # none while accumulating; more by hand
         self._global_step = trainer.global_step
         for claim in self._live(trainer, "step", "epoch", "validation"):
-            if stepped and isinstance(claim.scheduler, Warmup):
-                claim.scheduler.warmup_step()
-            if claim.plan.interval == "step" and stepped and trainer.global_step % claim.plan.frequency == 0:
-                pl_module.lr_scheduler_step(claim.scheduler, None)
+            for step in steps:
+                if isinstance(claim.scheduler, Warmup):
+                    claim.scheduler.warmup_step()
+                if claim.plan.interval == "step" and step % claim.plan.frequency == 0:
+                    pl_module.lr_scheduler_step(claim.scheduler, None)
             last = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
             if claim.plan.interval == "epoch" and last and (trainer.current_epoch + 1) % claim.plan.frequency == 0:
                 pl_module.lr_scheduler_step(claim.scheduler, None)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
-            self._take_snapshot(trainer)
+            self._before_validation = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -117,6 +124,13 @@ class Owner:
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._listen(trainer, "epoch")
+        self._epoch_over = True
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        # The module's on_train_epoch_end has run since ours: the checkpoint of an epoch holds the step that came of it.
+        if self._epoch_over and self._listen(trainer, "late"):
+            checkpoint["lr_schedulers"] = [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs]
+            checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._listen(trainer, "late")
@@ -129,39 +143,45 @@ class Owner:
 
     # ------------------------------------------------------------------ plateaus
 
-    def _take_snapshot(self, trainer: Any) -> None:
+    def _begin_epoch(self, trainer: Any) -> None:
         """Remember the metrics as they are: a value is fresh when it is another object afterwards."""
-        self._snapshot = dict(trainer.callback_metrics)
+        self._epoch, self._epoch_over = trainer.current_epoch, False
+        self._before_epoch = dict(trainer.callback_metrics)
 
-    def _fresh(self, trainer: Any, name: str) -> Any:
-        value = trainer.callback_metrics.get(name)
-        return None if value is self._snapshot.get(name) else value
+    def _listen(self, trainer: Any, moment: str) -> bool:
+        """Step each plateau whose metric has a fresh value. Every rank comes here and runs the same collectives.
 
-    def _listen(self, trainer: Any, moment: str) -> None:
-        """Step each plateau whose metric has a fresh value. Every rank comes here and runs the same collectives."""
+        Returns:
+            Whether any stepped.
+        """
         if trainer.fast_dev_run:
-            return
+            return False
+        stepped = False
+        before = self._before_validation if moment == "validation" else self._before_epoch
+        fresh = {name: value for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
         for claim in self._live(trainer, "validation"):
             monitored = claim.plan.monitored
             assert monitored is not None
+            if moment != "validation" and claim.stepped_in == self._epoch:
+                continue  # its value is no news: Lightning computes training metrics again when the epoch is over
             if monitored.monitor is None and moment == "validation":
-                logged = [name for name in trainer.callback_metrics if self._fresh(trainer, name) is not None]
-                monitored.monitor = only_validation_loss(logged)
+                monitored.monitor = only_validation_loss(trainer.strategy.broadcast(list(fresh)))  # rank zero decides
                 self._say(trainer, f"{claim.plan.name} will follow {monitored}")
-            if moment == "validation":
+            if moment == ("validation" if trainer.enable_validation else "epoch"):
                 claim.searched = True
-            value = None if monitored.monitor is None else self._fresh(trainer, monitored.monitor)
-            mean = _mean_over_ranks(trainer, value)
+            mean = _mean_over_ranks(trainer, fresh.get(str(monitored.monitor)))
             if mean is not None:
                 self._step_plateau(trainer, claim, mean)
-                self._snapshot[str(monitored.monitor)] = trainer.callback_metrics.get(monitored.monitor)
-            elif moment == "late" and claim.stepped_at is None:
+                claim.stepped_in, stepped = self._epoch, True
+            elif moment == "late" and claim.stepped_in is None:
                 self._refuse_silence(trainer, claim, monitored)
+        return stepped
 
     def _refuse_silence(self, trainer: Any, claim: Claim, monitored: Monitored) -> None:
         """An epoch has passed. A plateau that has had no value, and cannot get one, would never fire: say so."""
         known = sorted(trainer.callback_metrics)
-        if monitored.monitor in known or not (claim.searched or not trainer.enable_validation):
+        hopeless = monitored.monitor is None and not trainer.enable_validation
+        if monitored.monitor in known or not (claim.searched or hopeless) or not claim.entry.strict:
             return
         if monitored.monitor is None:
             what = "found no validation loss to monitor, since no validation runs"
@@ -174,14 +194,13 @@ class Owner:
         groups = claim.scheduler.optimizer.param_groups
         before = [float(group["lr"]) for group in groups]
         trainer.lightning_module.lr_scheduler_step(claim.scheduler, value)
-        claim.stepped_at = (trainer.current_epoch, trainer.global_step)
         after = [float(group["lr"]) for group in groups]
         if before != after:
             cuts = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
             best = getattr(claim.scheduler, "best", None)
             than = f", not better than {best:.4g}" if isinstance(best, float) else ""
             name = claim.plan.monitored.monitor if claim.plan.monitored else None
-            self._say(trainer, f"epoch {trainer.current_epoch}: {name} is {value:.4g}{than}: learning rate {cuts}")
+            self._say(trainer, f"epoch {self._epoch}: {name} is {value:.4g}{than}: learning rate {cuts}")
 
     def _say(self, trainer: Any, text: str) -> None:
         if self.verbose:
@@ -189,8 +208,8 @@ class Owner:
 
 
 def _foreign_plan(entry: Any) -> Plan | None:
-    """The plan of a plateau that optplug did not build, as its entry describes it."""
-    if not isinstance(entry.scheduler, ReduceLROnPlateau) or not entry.monitor:
+    """The plan of a plateau that optplug did not build, as its entry describes it; Lightning keeps those by step."""
+    if not isinstance(entry.scheduler, ReduceLROnPlateau) or not entry.monitor or entry.interval != "epoch":
         return None
     mode = getattr(entry.scheduler, "mode", None) or mode_by_name(entry.monitor)
     monitored = Monitored(entry.monitor, mode, "the module's configure_optimizers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -43,7 +43,6 @@ class Choice:
 
     config: Config
     plan: Plan | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 plans: WeakKeyDictionary[Any, Plan] = WeakKeyDictionary()
