@@ -277,13 +277,27 @@ def configurable(offer: Offer) -> dict[str, inspect.Parameter]:
     Raises:
         PluginError: the class cannot be loaded.
     """
-    parameters = inspect.signature(registry.get(offer.spec.kind, offer.qualified)).parameters
-    first = next(iter(parameters), None)
-    return {
-        name: p
-        for name, p in parameters.items()
-        if name != first and name not in NOT_CONFIGURABLE and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+    return _constructor(registry.get(offer.spec.kind, offer.qualified))[0]
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _constructor(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The configurable constructor arguments, and whether they are all there are.
+
+    A constructor that takes `**options` hands them to its base class, whose arguments with a default count then.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for depth, base in enumerate(c for c in cls.__mro__ if "__init__" in vars(c)):
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())
+        for p in parameters[2:]:  # after self and the parameters, or self and the optimizer
+            inherited = depth and p.default is p.empty  # the class itself gives it
+            if p.kind in _NAMED and p.name not in NOT_CONFIGURABLE and not inherited:
+                found.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return found, True
+    return found, False
 
 
 def check_arguments(offer: Offer, arguments: Mapping[str, Any]) -> None:
@@ -292,9 +306,8 @@ def check_arguments(offer: Offer, arguments: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: with the nearest valid spelling.
     """
-    cls = registry.get(offer.spec.kind, offer.qualified)
-    known = configurable(offer)
-    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values()):
+    known, complete = _constructor(registry.get(offer.spec.kind, offer.qualified))
+    if complete:
         for key in arguments:
             if key not in known:
                 misplaced = offer.spec.kind == "optimizer" and key in WIRING_KEYS["scheduler"]

@@ -122,7 +122,7 @@ def _apply(op: str, on_tensors: Callable[..., Tensor], *operands: Any) -> Any:
 
 
 def _pairwise(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """torch's maximum and minimum take two tensors."""
+    """Torch's maximum and minimum take two tensors."""
 
     def on_tensors(a: Any, b: Any) -> Tensor:
         like = a if isinstance(a, Tensor) else b
@@ -134,7 +134,9 @@ def _pairwise(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
     if not isinstance(condition, Tensor):
-        return ON_FLOATS["where"](condition, a, b)
+        chosen, other = ON_FLOATS["where"](condition, (a, b), (b, a))
+        # What is element-wise in one case is so in both.
+        return chosen if isinstance(chosen, Tensor) else torch.full_like(other, chosen)
     return torch.where(condition, a, b)
 
 

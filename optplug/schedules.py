@@ -99,6 +99,8 @@ class Warmup(LRScheduler):
         self.warmed = 0
         self._inner_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._shown_lrs = list(self._inner_lrs)
+        for group in self.optimizer.param_groups:  # a plateau keeps no base rates
+            group.setdefault("initial_lr", _copy(group["lr"]))
         self._show()
 
     @property

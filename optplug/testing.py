@@ -7,8 +7,8 @@
         check()
 
 or, in one call, `optplug.testing.check_optimizer("lion")`. Settings worth testing stand beside the algorithm, in its
-class attribute `cases` (a list of keyword arguments). What convergence cannot show is shown by comparing two things that
-must be equal: an engine and the loop, resumed and uninterrupted, ascent on f and descent on -f.
+class attribute `cases` (a list of keyword arguments). What convergence cannot show is shown by comparing two things
+that must be equal: an engine and the loop, resumed and uninterrupted, ascent on f and descent on -f.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class _Run:
             _noise(shape, i).to(self.rounded).to(dtype).requires_grad_() for i, shape in enumerate(shapes)
         ]
         self.initial = [p.detach().clone() for p in self.params]
-        self.optimizer = subject.cls(self.params, **options)  # type: ignore[arg-type]
+        self.optimizer = subject.cls(self.params, **options)
 
     def gradient(self, step: int, index: int) -> Tensor | None:
         """The first parameter always has one, the second comes late, the third pauses."""
@@ -271,21 +271,29 @@ class _Run:
         return _distance(self.params, self.initial)
 
 
-def _take(subject: _Subject, optimizer: Optimizer, params: Sequence[Tensor]) -> None:
-    """A step with the gradients that are there; what needs more gets a quadratic with these gradients."""
+def _take(
+    subject: _Subject, optimizer: Optimizer, params: Sequence[Tensor], loss: Callable[[], Tensor] | None = None
+) -> None:
+    """A step with the gradients that are there; what needs a closure or a graph gets `loss`.
+
+    Default: a quadratic with these gradients.
+    """
     if not subject.capabilities & {"closure", "create_graph"}:
         optimizer.step()
         return
-    targets = [(p, p.detach() - p.grad) for p in params if p.grad is not None]
-    graph = "create_graph" in subject.capabilities
+    owners = [p for p in params if p.grad is not None]
+    targets = [p.detach() - cast(Tensor, p.grad) for p in owners]
+
+    def quadratic() -> Tensor:
+        return torch.stack([((p - t) ** 2).sum() / 2 for p, t in zip(owners, targets, strict=True)]).sum()
 
     def closure() -> Tensor:
         with torch.enable_grad():
-            loss = sum(((p - t) ** 2).sum() for p, t in targets) / 2
-            owners = [p for p, _ in targets]
-            for p, g in zip(owners, torch.autograd.grad(cast(Tensor, loss), owners, create_graph=graph), strict=True):
-                p.grad = g
-        return cast(Tensor, loss)
+            value = (loss or quadratic)()
+            gradients = torch.autograd.grad(value, owners, create_graph="create_graph" in subject.capabilities)
+        for p, g in zip(owners, gradients, strict=True):
+            p.grad = g
+        return value
 
     if "closure" in subject.capabilities:
         optimizer.step(closure)  # type: ignore[arg-type]
@@ -399,7 +407,7 @@ def _has_common_decay(subject: _Subject, options: Mapping[str, Any]) -> str | No
 
 
 def _defaults(subject: _Subject, options: Mapping[str, Any]) -> dict[str, Any]:
-    return subject.cls([torch.zeros(1, requires_grad=True)], **options).defaults  # type: ignore[call-arg]
+    return subject.cls([torch.zeros(1, requires_grad=True)], **options).defaults
 
 
 def _property(
@@ -498,7 +506,7 @@ def _resumed_equals_uninterrupted(subject: _Subject, options: dict[str, Any]) ->
 @_property()
 def _copies_continue_identically(subject: _Subject, options: dict[str, Any]) -> None:
     through = _Run(subject, options).go()
-    for how, duplicate in {"deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}.items():  # noqa: S301
+    for how, duplicate in _COPIES.items():
         first = _Run(subject, options).go(0, 5)
         # What is copied is the optimizer alone: the parameters are then the ones in its groups.
         optimizer = duplicate(first.optimizer)
@@ -509,6 +517,12 @@ def _copies_continue_identically(subject: _Subject, options: dict[str, Any]) -> 
         for name in ("engine", "state_dtype") if subject.is_rule else ():
             kept, original = getattr(optimizer, name), getattr(first.optimizer, name)
             assert kept == original, f"{how} has {name} {kept!r}, the original {original!r}"
+
+
+_COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),  # noqa: S301  its own
+}
 
 
 @_property(_has("maximize"))
@@ -550,7 +564,7 @@ def _lr_may_change(subject: _Subject, options: dict[str, Any]) -> None:
     saved = copy.deepcopy(first.optimizer.state_dict())
     for group in saved["param_groups"]:
         group["lr"] /= 2
-    built = _Run(subject, options, params=first.params)
+    built = _Run(subject, {**options, "lr": saved["param_groups"][0]["lr"]}, params=first.params)
     built.optimizer.load_state_dict(saved)
     built.place(CHANGE)
     built.optimizer.step()
@@ -689,7 +703,7 @@ def _closure_is_called_once_before_the_update(subject: _Subject, options: dict[s
         return "the loss"
 
     with torch.no_grad():
-        returned = run.optimizer.step(closure)  # type: ignore[arg-type,func-returns-value]
+        returned: Any = run.optimizer.step(closure)  # type: ignore[arg-type]
     assert len(calls) == 1, f"step(closure) called the closure {len(calls)} times"
     assert calls[0][0], "step(closure) called the closure with gradients disabled"
     assert calls[0][1], "step(closure) updated parameters before it called the closure"
@@ -800,12 +814,12 @@ def _a_dropped_optimizer_is_freed(subject: _Subject, options: dict[str, Any]) ->
 def _the_bowl_goes_down(subject: _Subject, options: dict[str, Any]) -> None:
     """x² from 2 and -1; with maximize, -x²."""
     x = torch.tensor([2.0, -1.0], dtype=torch.float64, requires_grad=True)
-    optimizer = subject.cls([x], **options)  # type: ignore[call-arg]
+    optimizer = subject.cls([x], **options)
     sign = -1 if optimizer.param_groups[0].get("maximize") else 1
     start = float((x.detach() ** 2).sum())
     for _ in range(30):
         x.grad = sign * 2 * x.detach()
-        _take(subject, optimizer, [x])
+        _take(subject, optimizer, [x], lambda: sign * (x**2).sum())
     end = float((x.detach() ** 2).sum())
     assert end < start, f"30 steps on x² lead from {start:.6g} to {end:.6g}"
 

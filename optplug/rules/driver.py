@@ -83,14 +83,16 @@ class RuleOptimizer(torch.optim.Optimizer):
     Args:
         params: tensors, named parameters, or dicts that each describe a parameter group.
         defaults: the algorithm's hyperparameters and their values.
+        decoupled_weight_decay: for algorithms with `weight_decay`: shrink the parameter by lr * weight_decay per step
+            instead of adding weight_decay * p to the gradient.
         maximize: ascend instead of descend.
         foreach: torch's spelling of `engine="foreach"` (True) and `engine="loop"` (False). None: `engine` decides.
         capturable: keep scalar states on the parameter's device, as torch does for graph capture.
         differentiable: let autograd record the step (engine `loop`).
         fused: torch's promise that `step` unscales gradients itself under a GradScaler.
         engine: `"auto"` takes the fastest engine that is correct for the parameters; `engine_report` tells which.
-        state_dtype: dtype of the element-wise states, e.g. `torch.float32` for bfloat16 parameters; the rule then computes
-            in it. None: the parameter's dtype.
+        state_dtype: dtype of the element-wise states, e.g. `torch.float32` for bfloat16 parameters (`float32` in YAML);
+            the rule then computes in it. None: the parameter's dtype.
 
     Raises:
         HyperparameterError: a hyperparameter is out of range or unknown.
@@ -111,13 +113,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         params: Iterable[Any],
         defaults: dict[str, Any],
         *,
+        decoupled_weight_decay: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
         engine: Engine = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | str | None = None,
     ) -> None:
         self._check_declaration()
         defaults = {
@@ -128,10 +131,14 @@ class RuleOptimizer(torch.optim.Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        if "weight_decay" in defaults:
+            defaults["decoupled_weight_decay"] = decoupled_weight_decay
         if engine not in ENGINES:
             raise EngineError(f"no engine named {engine!r}; there are {listing(ENGINES)}{did_you_mean(engine, ENGINES)}")
         if engine in ("numba", "triton"):
             raise EngineError(f"engine {engine!r} is not part of this version; there are loop and foreach")
+        if isinstance(state_dtype, str):  # as YAML gives it
+            state_dtype = getattr(torch, state_dtype.removeprefix("torch."), state_dtype)
         if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
             raise HyperparameterTypeError(f"state_dtype must be a floating-point torch.dtype or None, got {state_dtype!r}")
         self.engine = engine
@@ -181,10 +188,11 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise EngineError("differentiable=True needs engine 'loop' (or 'auto')")
         if merged["foreach"] and not merged["capturable"] and "capturable" in _signature_defaults(type(self)):
             for key, value in merged.items():
-                if any(isinstance(v, Tensor) for v in (value if isinstance(value, (tuple, list)) else (value,))):
-                    if key not in hypers_table.FOREIGN_KEYS:
+                several = isinstance(value, (tuple, list)) and key not in hypers_table.FOREIGN_KEYS
+                for name, one in ((f"{key}[{i}]", v) for i, v in enumerate(value)) if several else ((key, value),):
+                    if isinstance(one, Tensor) and key not in hypers_table.FOREIGN_KEYS:
                         raise HyperparameterError(
-                            f"{key} as a Tensor is not supported for capturable=False and foreach=True"
+                            f"{name} as a Tensor is not supported for capturable=False and foreach=True"
                         )
         complaint = missing_hypers(self._variant(merged), list(defaults))
         if complaint:
@@ -329,12 +337,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         state = self.state.get(p, {})
         originals = self._tensors([p], variant)
         work = self._working(originals)
-        if differentiable:  # in-place updates must not touch what autograd saved
-            work = {role: [t.clone() for t in tensors] for role, tensors in work.items()}
         scalars = {name: state[name] if as_tensors else float(state[name]) for name in variant.scalars}
         one = {role: tensors[0] for role, tensors in work.items()}
         states = {name: one[name] for name in variant.elementwise}
-        for name, value in loop.step(variant, one["p"], one["g"], {**states, **scalars}, options).items():
+        for name, value in loop.step(
+            variant, one["p"], one["g"], {**states, **scalars}, options, differentiable=differentiable
+        ).items():
             if isinstance(value, Tensor):
                 state[name].copy_(value)
             else:
@@ -498,7 +506,7 @@ def _as_scalars(value: Any, as_tensors: bool) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_as_scalars(v, as_tensors) for v in value)
     if isinstance(value, Tensor):
-        return value.reshape(()) if as_tensors else float(value)
+        return value.reshape(()) if as_tensors else float(value.detach())
     return value
 
 

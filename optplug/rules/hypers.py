@@ -88,7 +88,7 @@ def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> Non
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise HyperparameterError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
-        number = float(value)
+        number = float(value.detach())
     elif isinstance(value, bool) or not hasattr(value, "__float__"):
         hint = ""
         if isinstance(value, str) and _reads_as_number(value):

@@ -62,6 +62,13 @@ class _BareNames:
             spelled.append(word)
         return super().parse_args(spelled, *rest, **kwargs)  # type: ignore[misc]
 
+    def parse_string(self, *args: Any, **kwargs: Any) -> Any:
+        config = super().parse_string(*args, **kwargs)  # type: ignore[misc]
+        for key in ("optimizer", "scheduler"):  # in a file
+            if isinstance(config.get(key), str):
+                config[key] = {"name": config[key]}
+        return config
+
 
 _NAMED = ("--optimizer", "--scheduler")
 

@@ -40,7 +40,12 @@ class Adam(RuleOptimizer):
     Reddi, Kale, Kumar, On the Convergence of Adam and Beyond, 2018.
     """
 
-    states = (State("step", scalar=True), State("exp_avg"), State("exp_avg_sq"), State("max_exp_avg_sq", when="amsgrad"))
+    states = (
+        State("step", scalar=True),
+        State("exp_avg"),
+        State("exp_avg_sq"),
+        State("max_exp_avg_sq", when="amsgrad"),
+    )
     sparse_remedy = ", please consider SparseAdam instead"
     cases = ({}, {"weight_decay": 0.05}, {"amsgrad": True, "betas": (0.8, 0.95)}, {"maximize": True, "eps": 1e-3})
 
@@ -70,8 +75,8 @@ class Adam(RuleOptimizer):
                 "eps": eps,
                 "weight_decay": weight_decay,
                 "amsgrad": amsgrad,
-                "decoupled_weight_decay": decoupled_weight_decay,
             },
+            decoupled_weight_decay=decoupled_weight_decay,
             maximize=maximize,
             foreach=foreach,
             capturable=capturable,

@@ -17,7 +17,8 @@ class AdamW(Adam):
     Args:
         params: tensors of any shape, or dicts that each describe a parameter group.
         weight_decay: :math:`\lambda \ge 0`.
-        lr, betas, eps, amsgrad and the keyword arguments: as in `Adam`.
+        lr, betas, eps, amsgrad: as in `Adam`.
+        maximize, foreach, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.

@@ -63,7 +63,13 @@ class SGD(RuleOptimizer):
     ) -> None:
         super().__init__(
             params,
-            {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov},
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+            },
             maximize=maximize,
             foreach=foreach,
             differentiable=differentiable,

@@ -78,21 +78,24 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         if many and len(min_lr) != len(groups):  # type: ignore[arg-type]
             raise HyperparameterError(f"expected {len(groups)} min_lrs, got {len(min_lr)}")  # type: ignore[arg-type]
         self.optimizer = optimizer
-        self.mode = mode
         self.factor = factor
         self.patience = patience
-        self.threshold = threshold
-        self.threshold_mode = threshold_mode
         self.cooldown = cooldown
         self.eps = eps
         self.default_min_lr = None if many else min_lr
         self.min_lrs = list(min_lr) if many else [min_lr] * len(groups)  # type: ignore[arg-type]
         self.last_epoch = 0
         self._last_lr = [float(group["lr"]) for group in groups]
+        self._init_is_better(mode, threshold, threshold_mode)
         self._reset()
 
+    def _init_is_better(self, mode: str, threshold: float, threshold_mode: str) -> None:
+        self.mode = mode
+        self.threshold = threshold
+        self.threshold_mode = threshold_mode
+        self.mode_worse = math.inf if mode == "min" else -math.inf
+
     def _reset(self) -> None:
-        self.mode_worse = math.inf if self.mode == "min" else -math.inf
         self.best = self.mode_worse
         self.cooldown_counter = 0
         self.num_bad_epochs = 0
@@ -154,4 +157,4 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a `state_dict`, of this class or of torch's."""
         self.__dict__.update(state_dict)
-        self.mode_worse = math.inf if self.mode == "min" else -math.inf
+        self._init_is_better(self.mode, self.threshold, self.threshold_mode)

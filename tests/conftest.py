@@ -1,0 +1,182 @@
+"""What the tests of the wiring share: both import names of Lightning, a module that logs what a test says, a quiet trainer."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import optplug
+
+NAMESPACES = {"lightning.pytorch": "optplug.lightning", "pytorch_lightning": "optplug.pytorch_lightning"}
+BATCHES = 4
+
+
+@pytest.fixture(params=NAMESPACES)
+def pl(request: pytest.FixtureRequest) -> Any:
+    """Lightning under one of its import names."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def ours(pl: Any) -> Any:
+    """The optplug module that serves the import name."""
+    return importlib.import_module(NAMESPACES[pl.__name__])
+
+
+class Scripted:
+    """A linear layer on four batches of two. Logs the values a test gives it, and remembers its learning rates.
+
+    Args:
+        val: by metric, the value of each completed validation; the last one repeats. `{"val_loss": None}` logs the loss.
+        train: by metric, the value of each epoch, logged in `training_step`.
+        late: by metric, the value of each epoch, logged in `on_train_epoch_end`.
+    """
+
+    def __init__(self, val: Any = None, train: Any = None, late: Any = None, automatic: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+        self.val, self.train_values, self.late = val or {}, train or {}, late or {}
+        self.automatic_optimization = automatic
+        self.register_buffer("validations", torch.tensor(0))
+        self.rates: list[float] = []
+        self.stepped: list[Any] = []
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return nn.functional.mse_loss(self.layer(x), y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        if self.trainer.optimizers:
+            self.rates.append(float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+        self._log(self.train_values, self.trainer.current_epoch, loss, on_step=False, on_epoch=True)
+        if not self.automatic_optimization:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._log(self.val, int(self.validations), self.loss(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch), batch_size=2)
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.validations += 1
+
+    def on_train_epoch_end(self) -> None:
+        self._log(self.late, self.trainer.current_epoch, None)
+
+    def _log(self, metrics: Any, i: int, loss: Any, **kwargs: Any) -> None:
+        for name, values in metrics.items():
+            value = loss if values is None else float(values[min(i, len(values) - 1)])
+            self.log(name, value, batch_size=2, **kwargs)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        self.stepped.append((self.trainer.current_epoch, self.trainer.global_step, metric))
+        super().lr_scheduler_step(scheduler, metric)  # type: ignore[misc]
+
+    def _data(self) -> DataLoader:
+        torch.manual_seed(1)
+        x = torch.randn(2 * BATCHES, 4)
+        return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=2)
+
+    train_dataloader = val_dataloader = test_dataloader = _data
+
+
+class Helped(Scripted):
+    """Chooses in its own `configure_optimizers`."""
+
+    def __init__(self, choice: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.choice = choice
+
+    def configure_optimizers(self) -> Any:
+        return optplug.configure_optimizers(self, **self.choice)
+
+
+# Module-level classes, since pickle looks them up by name.
+for _namespace in NAMESPACES:
+    for _class in (Scripted, Helped):
+        _name = f"{_class.__name__}_{_namespace.replace('.', '_')}"
+        _module = importlib.import_module(_namespace).LightningModule
+        globals()[_name] = type(_name, (_class, _module), {"__module__": __name__, "__qualname__": _name})
+
+
+@pytest.fixture
+def scripted(pl: Any) -> type:
+    """A module without `configure_optimizers`; see `Scripted`."""
+    return globals()[f"Scripted_{pl.__name__.replace('.', '_')}"]
+
+
+@pytest.fixture
+def helped(pl: Any) -> type:
+    """A module that calls `optplug.configure_optimizers(self, **choice)`; see `Helped`."""
+    return globals()[f"Helped_{pl.__name__.replace('.', '_')}"]
+
+
+@pytest.fixture
+def trainer(pl: Any, tmp_path: Any) -> Any:
+    """Makes trainers that write nothing and say nothing; three epochs on one CPU unless told otherwise."""
+
+    def make(**kwargs: Any) -> Any:
+        quiet = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 3,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        return pl.Trainer(**{**quiet, **kwargs})
+
+    return make
+
+
+def _digits() -> tuple[TensorDataset, TensorDataset]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.data, dtype=torch.float32) / 16
+    labels = torch.tensor(data.target)
+    return TensorDataset(images[:1440], labels[:1440]), TensorDataset(images[1440:], labels[1440:])
+
+
+@pytest.fixture
+def digits_module(pl: Any) -> type:
+    """A linear classifier of scikit-learn's handwritten digits, without `configure_optimizers`."""
+
+    class Digits(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.network = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+            self.train_data, self.val_data = _digits()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            logits = self.network(batch[0])
+            self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]))
+            self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean())
+
+        def train_dataloader(self) -> DataLoader:
+            shuffled = torch.Generator().manual_seed(0)
+            return DataLoader(self.train_data, batch_size=64, shuffle=True, generator=shuffled)
+
+        def val_dataloader(self) -> DataLoader:
+            return DataLoader(self.val_data, batch_size=357)
+
+    return Digits

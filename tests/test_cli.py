@@ -1,0 +1,372 @@
+"""OptplugCLI, by both import names of Lightning, and the optplug command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import optplug
+from optplug.cli.app import app
+from optplug.errors import WiringError
+from optplug.registry import Plugin, Quarantined, registry
+
+# pytest's own command line stands in sys.argv, which LightningCLI takes for somebody's mistake.
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
+
+QUIET = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "max_epochs": 2,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def write(pl: Any, folder: Path) -> Any:
+    """Writes a configuration file and returns its path."""
+
+    def make(name: str = "in.yaml", **config: Any) -> str:
+        logger = {"class_path": f"{pl.__name__}.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}}
+        path = folder / name
+        path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": {**QUIET, "logger": logger}, **config}))
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def model(scripted: type) -> type:
+    class Model(scripted):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__(val={"val_loss": range(1, 9)})
+
+    return Model
+
+
+@pytest.fixture
+def cli(ours: Any, model: type) -> Any:
+    """Runs OptplugCLI on arguments, without subcommands unless told otherwise, and fits."""
+
+    def run(args: list[str], *, module: type = model, base: type = ours.OptplugCLI, fit: bool = True) -> Any:
+        made = base(module, run=False, args=args, save_config_kwargs={"overwrite": True})
+        if fit:
+            made.trainer.fit(made.model)
+        return made
+
+    return run
+
+
+def only_group(made: Any) -> dict[str, Any]:
+    (group,) = made.trainer.optimizers[0].param_groups
+    return group
+
+
+def complaint(capsys: Any, run: Any) -> str:
+    """The last line of what a refused command line says on stderr; it ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run()
+    assert caught.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_file_with_names_trains(cli: Any, write: Any):
+    config = write(
+        optimizer={"name": "sgd", "lr": 0.5, "momentum": 0.9},
+        scheduler={"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5, "warmup_steps": 2},
+        param_groups=[{"match": "*.bias", "lr": 0.1}],
+    )
+    made = cli(["--config", config])
+    assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("sgd")
+    assert [g["momentum"] for g in made.trainer.optimizers[0].param_groups] == [0.9, 0.9]
+    assert made.model.rates == [0.25, 0.375] + [0.5] * 6
+    assert [group["lr"] for group in made.trainer.optimizers[0].param_groups] == [0.25, 0.05]
+
+
+@pytest.mark.parametrize("scheduler", [None, "reduce_lr_on_plateau"])
+def test_a_bare_name_in_a_file_trains(cli: Any, write: Any, scheduler: Any):
+    made = cli(["--config", write(optimizer="adam", scheduler=scheduler)])
+    assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
+    assert len(made.trainer.lr_scheduler_configs) == (scheduler is not None)
+
+
+def test_the_saved_configuration_has_the_same_form_and_trains_the_same(cli: Any, write: Any):
+    given = {
+        "optimizer": {"name": "adam", "lr": 0.02, "betas": [0.8, 0.99]},
+        "scheduler": {"name": "cosine_annealing_lr", "T_max": 4, "warmup": {"steps": 3}},
+        "param_groups": [{"match": "*.bias", "weight_decay": 0.1}],
+    }
+    first = cli(["--config", write(**given)])
+    saved = Path(first.trainer.log_dir) / "config.yaml"
+    assert {key: yaml.safe_load(saved.read_text())[key] for key in given} == given
+    again = cli(["--config", str(saved)])
+    assert again.model.rates == first.model.rates
+    for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_options_are_added_on_the_command_line(cli: Any, write: Any):
+    made = cli(["--config", write(), "--optimizer", "adam", "--optimizer.lr", "0.02"])
+    assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
+    assert only_group(made)["lr"] == 0.02
+    saved = yaml.safe_load((Path(made.trainer.log_dir) / "config.yaml").read_text())
+    assert saved["optimizer"] == {"name": "adam", "lr": 0.02}
+
+
+def test_the_command_line_adds_to_the_file(cli: Any, write: Any):
+    config = write(optimizer={"name": "adam", "lr": 0.5, "eps": 1e-3})
+    group = only_group(cli(["--config", config, "--optimizer.lr", "0.02", "--optimizer.betas", "[0.5, 0.6]"]))
+    assert (group["lr"], group["eps"], group["betas"]) == (0.02, 1e-3, (0.5, 0.6))
+
+
+def test_the_command_line_adds_to_a_bare_name_in_the_file(cli: Any, write: Any):
+    assert only_group(cli(["--config", write(optimizer="adam"), "--optimizer.lr", "0.02"]))["lr"] == 0.02
+
+
+@pytest.mark.parametrize("spelled", [["--optimizer", "adam"], ["--optimizer=adam"]], ids=["space", "equals"])
+def test_a_name_on_the_command_line_replaces_the_optimizer_of_the_file(cli: Any, write: Any, spelled: list[str]):
+    config = write(optimizer={"name": "sgd", "lr": 0.5, "momentum": 0.9, "nesterov": True})
+    made = cli(["--config", config, *spelled, "--optimizer.lr", "0.02"])
+    assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
+    assert only_group(made)["lr"] == 0.02
+    assert made.config["optimizer"] == {"name": "adam", "lr": 0.02}
+
+
+def test_a_name_on_the_command_line_replaces_the_scheduler_of_the_file(cli: Any, write: Any):
+    config = write(optimizer="adam", scheduler={"name": "reduce_lr_on_plateau", "patience": 3})
+    made = cli(["--config", config, "--scheduler", "cosine_annealing_lr", "--scheduler.T_max", "7"])
+    assert made.trainer.lr_scheduler_configs[0].scheduler.T_max == 7
+
+
+def test_nested_keys_are_given_on_the_command_line(cli: Any, write: Any):
+    made = cli(
+        [
+            *("--config", write(optimizer="adam"), "--scheduler", "optplug-schedules:cosine_annealing_lr"),
+            *("--scheduler.T_max", "7", "--scheduler.warmup", "{steps: 3}", "--param_groups", "[{match: '*', eps: 0.5}]"),
+        ]
+    )
+    assert made.trainer.lr_scheduler_configs[0].scheduler.warmup_steps == 3
+    assert only_group(made)["eps"] == 0.5
+
+
+def test_without_an_optimizer_the_model_is_left_to_itself(cli: Any, write: Any, scripted: type):
+    class Own(scripted):  # type: ignore[misc,valid-type]
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    made = cli(["--config", write()], module=Own)
+    assert type(made.trainer.optimizers[0]) is torch.optim.SGD
+    assert not any(type(c).__name__ == "ConfigureOptimizers" for c in made.trainer.callbacks)
+
+
+def test_a_model_with_its_own_configure_optimizers_needs_override(cli: Any, write: Any, scripted: type):
+    class Own(scripted):  # type: ignore[misc,valid-type]
+        def configure_optimizers(self) -> Any:
+            raise AssertionError("is replaced")
+
+    with pytest.raises(WiringError, match=r"^Own defines configure_optimizers, .* pass override=True"):
+        cli(["--config", write(optimizer="adam")], module=Own)
+    made = cli(["--config", write(optimizer="adam"), "--override", "true"], module=Own)
+    assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
+
+
+def test_subcommands_take_names(ours: Any, model: type, write: Any):
+    config = write(optimizer={"name": "sgd", "lr": 0.5})
+    made = ours.OptplugCLI(model, args=["fit", "--config", config, "--optimizer", "adam", "--optimizer.lr", "0.02"])
+    assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
+    assert only_group(made)["lr"] == 0.02
+    assert made.trainer.state.finished
+    made = ours.OptplugCLI(model, args=["validate", "--config", config])
+    assert made.trainer.callback_metrics["val_loss"] == 1.0
+
+
+def test_arguments_may_come_as_a_mapping(ours: Any, model: type, folder: Path):
+    config = {"optimizer": {"name": "adam", "lr": 0.02}, "trainer": {**QUIET, "logger": False}}
+    made = ours.OptplugCLI(model, run=False, args=config, save_config_callback=None)
+    made.trainer.fit(made.model)
+    assert only_group(made)["lr"] == 0.02
+
+
+def test_a_subclass_may_add_arguments_without_super(ours: Any, cli: Any, write: Any):
+    class Mine(ours.OptplugCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.add_argument("--extra", type=int, default=3)
+
+    made = cli(["--config", write(optimizer="adam"), "--extra", "4", "--optimizer.lr", "0.02"], base=Mine)
+    assert made.config["extra"] == 4
+    assert only_group(made)["lr"] == 0.02
+
+
+def test_a_parser_class_of_the_user_s_is_kept(pl: Any, ours: Any, model: type, write: Any):
+    base = sys.modules[f"{pl.__name__}.cli"].LightningArgumentParser
+
+    class Parser(base):  # type: ignore[misc,valid-type]
+        pass
+
+    args = ["--config", write(), "--optimizer", "adam"]
+    made = ours.OptplugCLI(model, run=False, args=args, parser_class=Parser)
+    assert isinstance(made.parser, Parser)
+    assert made.config["optimizer"] == {"name": "adam"}
+
+
+def test_the_class_is_found_where_it_says(ours: Any, pl: Any):
+    assert ours.OptplugCLI.__module__ == ours.__name__
+    assert issubclass(ours.OptplugCLI, sys.modules[f"{pl.__name__}.cli"].LightningCLI)
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--optimizer", "adm"], "no optimizer named 'adm'; did you mean 'adam'"),
+        (["--optimizer", "adam", "--optimizer.lrr", "1"], "optimizer 'adam' has no option 'lrr'; it has amsgrad, "),
+        (["--optimizer", "adam", "--optimizer.lr", "fast"], "Adam: lr must be a number, got 'fast' (str)"),
+        (["--optimizer", "adam", "--optimizer.lr", "-1"], "Invalid learning rate: -1"),
+        (["--optimizer", "adam", "--scheduler", "cosine_annealing_lr"], "scheduler 'cosine_annealing_lr' needs T_max"),
+        (
+            ["--optimizer", "{class_path: torch.optim.Adam}"],
+            "optimizer needs a name; it has class_path: write {name: ..., lr: ...}; optplug looks names up and imports no",
+        ),
+        (["--optimizer", "adam", "--param_groups", "[{lr: 1.0}]"], "param_groups[0] needs match, a glob over parameter"),
+        (["--scheduler", "cosine_annealing_lr"], "scheduler needs an optimizer beside it: add e.g. `optimizer: adam`"),
+        (["--param_groups", "[{match: '*'}]"], "param_groups needs an optimizer beside it: add e.g. `optimizer: adam`"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+@pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
+def test_what_is_wrong_ends_with_one_sentence(
+    ours: Any, cli: Any, model: type, write: Any, capsys: Any, args: list[str], sentence: str, subcommand: bool
+):
+    args = ["--config", write(), *args]
+    says = complaint(capsys, lambda: ours.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args))
+    assert says.startswith(f"error: {sentence}")
+
+
+def test_a_wrong_file_ends_with_one_sentence(cli: Any, write: Any, capsys: Any):
+    config = write(optimizer={"name": "adam", "weigth_decay": 0.1})
+    says = complaint(capsys, lambda: cli(["--config", config]))
+    assert says.startswith("error: optimizer 'adam' has no option 'weigth_decay'; it has")
+    assert "did you mean 'weight_decay'" in says
+
+
+# ------------------------------------------------------------------------------------------------- the optplug command
+
+
+@pytest.fixture
+def command() -> Any:
+    def run(*args: str) -> Any:
+        return CliRunner().invoke(app, list(args))
+
+    return run
+
+
+def words(line: str) -> list[str]:
+    return line.split()
+
+
+def test_list_shows_every_name_with_its_plugin(command: Any):
+    result = command("list")
+    assert result.exit_code == 0
+    rows = {words(line)[0]: words(line)[1:] for line in result.stdout.splitlines() if line.strip()}
+    names = optplug.list_optimizers() + optplug.list_schedulers()
+    assert set(names) <= set(rows)
+    assert rows["adam"][:3] == ["optplug-classic", "optplug", optplug.__version__]
+    assert " ".join(rows["adam"][3:]) == "adaptive moment estimation"
+    assert rows["reduce_lr_on_plateau"][0] == "optplug-schedules"
+
+
+def test_list_takes_a_glob(command: Any):
+    result = command("list", "adam*")
+    names = [words(line)[0] for line in result.stdout.splitlines() if line.strip()]
+    assert names == ["optimizer", *optplug.list_optimizers("adam*")]
+    by_plugin = command("list", "optplug-schedules:*").stdout
+    assert "cosine_annealing_lr" in by_plugin
+    assert "adam" not in by_plugin
+
+
+def test_list_of_nothing_fails(command: Any):
+    result = command("list", "zzz*")
+    assert result.exit_code == 1
+    assert result.stderr == "no optimizer and no scheduler matches 'zzz*'\n"
+
+
+def test_list_shows_what_is_quarantined_and_disabled(command: Any, monkeypatch: pytest.MonkeyPatch):
+    catalogue = registry._catalogue()
+    monkeypatch.setattr(catalogue, "quarantined", [Quarantined(Plugin("bad", "bad-dist", "2"), "ValueError: [oh] no", "")])
+    monkeypatch.setattr(catalogue, "disabled", [Plugin("off", "off-dist", "3")])
+    out = command("list").stdout
+    assert "plugin bad (bad-dist 2) was left out: ValueError: [oh] no\n" in out
+    assert "plugin off (off-dist 3) is disabled by OPTPLUG_DISABLE\n" in out
+
+
+def test_info_shows_arguments_and_documentation(command: Any):
+    result = command("info", "Adam")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == "adam: adaptive moment estimation"
+    assert lines[1:5] == [
+        "  kind          optimizer",
+        "  class         optplug_classic.adam.Adam",
+        f"  plugin        optplug-classic (optplug {optplug.__version__})",
+        "  plugin API    1 (this optplug speaks 1)",
+    ]
+    rows = {words(line)[0]: words(line)[-1] for line in lines if line.strip()}
+    assert (rows["lr"], rows["eps"], rows["amsgrad"]) == ("0.001", "1e-08", "False")
+    assert "https://arxiv.org/abs/1412.6980" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "interval"), [("reduce-lr-on-plateau", "validation"), ("optplug-schedules:cosine_annealing_lr", "epoch")]
+)
+def test_info_of_a_scheduler_says_when_it_steps(command: Any, name: str, interval: str):
+    assert f"  interval      {interval}\n" in command("info", name).stdout
+
+
+def test_info_of_an_unknown_name_fails_with_the_nearest(command: Any):
+    result = command("info", "adm")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first.startswith("error: no optimizer named 'adm'; did you mean 'adam'")
+    assert second.startswith("error: no scheduler named 'adm'")
+
+
+def test_python_m_optplug_lists_without_importing_torch(tmp_path: Path):
+    blocked = tmp_path / "torch"
+    blocked.mkdir()
+    (blocked / "__init__.py").write_text("raise ImportError('torch is not needed for this')")
+    result = subprocess.run(
+        [sys.executable, "-m", "optplug", "list"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OPTPLUG_DISABLE": "optplug-schedules"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "adam " in result.stdout
+    assert "cosine_annealing_lr" not in result.stdout
+    assert "plugin optplug-schedules (optplug " in result.stdout
+    assert result.stdout.rstrip().endswith("is disabled by OPTPLUG_DISABLE")

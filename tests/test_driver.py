@@ -1,0 +1,546 @@
+"""What the driver shares among all optimizers: checks, groups, hooks, AMP, state, odd tensors."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from optplug import RuleOptimizer, State, get_optimizer
+from optplug.errors import (
+    EngineError,
+    HyperparameterError,
+    HyperparameterTypeError,
+    OptplugError,
+    SparseGradientError,
+)
+
+TORCH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SGD, Adam, AdamW = (get_optimizer(name) for name in TORCH)
+ENGINES = ("loop", "foreach")
+
+
+def parameter(*values: float, grad: float | None = 1.0, dtype=torch.float32) -> torch.Tensor:
+    p = torch.tensor(values or (1.0, -2.0), dtype=dtype, requires_grad=True)
+    p.grad = None if grad is None else torch.full_like(p, grad)
+    return p
+
+
+# ------------------------------------------------------------------------------------ the constructor's checks
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("sgd", {"lr": -1.0}),
+    ("sgd", {"lr": torch.tensor([1.0, 2.0])}),
+    ("sgd", {"momentum": -0.1}),
+    ("sgd", {"weight_decay": -0.1}),
+    ("sgd", {"nesterov": True}),
+    ("sgd", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+    ("sgd", {"fused": True, "foreach": True}),
+    ("sgd", {"fused": True, "differentiable": True}),
+    ("adam", {"lr": -1.0}),
+    ("adam", {"lr": torch.tensor([1.0, 2.0])}),
+    ("adam", {"lr": torch.tensor(0.1), "foreach": True}),
+    ("adam", {"betas": (torch.tensor(0.9), torch.tensor(0.99)), "foreach": True}),
+    ("adam", {"betas": (1.0, 0.9)}),
+    ("adam", {"betas": (0.9, -0.1)}),
+    ("adam", {"betas": (torch.tensor(0.9), 0.99)}),
+    ("adam", {"eps": -1e-8}),
+    ("adam", {"weight_decay": -0.1}),
+    ("adamw", {"weight_decay": -0.1}),
+    ("adam", {"fused": True, "foreach": True}),
+    ("adam", {"fused": True, "differentiable": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), BAD, ids=str)
+def test_bad_values_are_refused_with_torchs_type_and_text(name, options):
+    with pytest.raises(OptplugError) as ours:
+        get_optimizer(name)([parameter()], **options)
+    with pytest.raises((ValueError, RuntimeError)) as theirs:
+        TORCH[name]([parameter()], **options)
+    assert isinstance(ours.value, theirs.type)
+    assert str(ours.value).startswith(str(theirs.value))
+
+
+def test_a_tensor_lr_with_foreach_is_refused_only_where_torch_refuses_it():
+    p = parameter()
+    SGD([p], lr=torch.tensor(0.5), foreach=True).step()
+    assert p.tolist() == [0.5, -2.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lr": "1e-3"}, HyperparameterTypeError,
+         "Adam: lr must be a number, got '1e-3' (str); YAML reads 1e-3 as text, write 1.0e-3"),
+        ({"lr": "fast"}, HyperparameterTypeError, "Adam: lr must be a number, got 'fast' (str)"),
+        ({"lr": None}, HyperparameterTypeError, "Adam: lr must be a number, got None (NoneType)"),
+        ({"lr": True}, HyperparameterTypeError, "Adam: lr must be a number, got True (bool)"),
+        ({"lr": math.inf}, HyperparameterError, "Invalid learning rate: inf (Adam: lr must be finite)"),
+        ({"lr": -1}, HyperparameterError, "Invalid learning rate: -1 (Adam: lr must be at least 0)"),
+        ({"betas": (0.9, 0.99, 0.999)}, HyperparameterError, "Adam: betas must be 2 numbers, got (0.9, 0.99, 0.999)"),
+        ({"betas": 0.9}, HyperparameterTypeError, "Adam: betas must be 2 numbers, got 0.9"),
+        ({"betas": ("0.9", 0.99)}, HyperparameterTypeError,
+         "Adam: betas[0] must be a number, got '0.9' (str); YAML reads 0.9 as text, write 0.9"),
+        ({"amsgrad": 1}, HyperparameterTypeError, "Adam: amsgrad must be True or False, got 1 (int)"),
+        ({"foreach": "yes"}, HyperparameterTypeError, "Adam: foreach must be True, False or None, got 'yes'"),
+        ({"state_dtype": torch.int8}, HyperparameterTypeError,
+         "state_dtype must be a floating-point torch.dtype or None, got torch.int8"),
+        ({"engine": "forech"}, EngineError,
+         "no engine named 'forech'; there are auto, loop, foreach, numba, triton; did you mean 'foreach'?"),
+        ({"engine": "triton"}, EngineError, "engine 'triton' is not part of this version; there are loop and foreach"),
+        ({"engine": "loop", "foreach": True}, EngineError, "foreach=True contradicts engine='loop'"),
+        ({"engine": "foreach", "foreach": False}, EngineError, "foreach=False contradicts engine='foreach'"),
+        ({"engine": "foreach", "differentiable": True}, EngineError,
+         "differentiable=True needs engine 'loop' (or 'auto')"),
+    ],
+)  # fmt: skip
+def test_messages_tell_what_is_wrong_and_what_is_allowed(options, error, message):
+    with pytest.raises(error) as caught:
+        Adam([parameter()], **options)
+    assert str(caught.value) == message
+
+
+def test_hyperparameters_are_checked_before_parameters():
+    with pytest.raises(HyperparameterError, match="Invalid learning rate"):
+        SGD([], lr=-1.0)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        SGD([], lr=1.0)
+
+
+def test_an_unknown_key_of_a_group_is_refused_with_the_nearest():
+    optimizer = SGD([parameter()])
+    known = ", ".join(sorted(optimizer.defaults))
+    text = f"SGD has no option 'weigth_decay'; it has {known}; did you mean 'weight_decay'"
+    for act in (
+        lambda: SGD([{"params": [parameter()], "weigth_decay": 0.1}]),
+        lambda: optimizer.add_param_group({"params": [parameter()], "weigth_decay": 0.1}),
+    ):
+        with pytest.raises(HyperparameterError) as caught:
+            act()
+        assert str(caught.value).startswith(text)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_keys_of_torch_and_lightning_pass():
+    keys = ("name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+    optimizer = SGD([{"params": [parameter()], **dict.fromkeys(keys, 0.1)}])
+    assert all(optimizer.param_groups[0][key] == 0.1 for key in keys)
+
+
+def test_a_scheduler_that_cycles_momentum_may_write_its_keys():
+    optimizer = SGD([parameter()], lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=10)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    Adam([parameter()]).load_state_dict(Adam([parameter()]).state_dict())
+    restored = SGD([parameter()], momentum=0.9)
+    restored.load_state_dict(optimizer.state_dict())
+    assert restored.param_groups[0]["max_lr"] == optimizer.param_groups[0]["max_lr"]
+
+
+# ------------------------------------------------------------------------------------ parameters and groups
+
+
+def test_generators_lists_for_betas_and_named_parameters_are_taken():
+    model = nn.Linear(2, 3)
+    assert len(SGD(p for p in model.parameters()).param_groups[0]["params"]) == 2
+    assert Adam(model.parameters(), betas=[0.8, 0.9]).param_groups[0]["betas"] == (0.8, 0.9)
+    assert Adam([{"params": list(model.parameters()), "betas": [0.8, 0.9]}]).param_groups[0]["betas"] == (0.8, 0.9)
+    named = Adam(model.named_parameters())
+    assert named.param_groups[0]["param_names"] == ["weight", "bias"]
+    restored = Adam(nn.Linear(2, 3).named_parameters())
+    restored.load_state_dict(named.state_dict())
+    assert restored.param_groups[0]["param_names"] == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_options_hold_for_their_group(engine):
+    params = [parameter() for _ in range(4)]
+    optimizer = Adam(
+        [
+            {"params": params[:1]},
+            {"params": params[1:2], "lr": 0.0},
+            {"params": params[2:3], "amsgrad": True, "maximize": True, "betas": (0.5, 0.5)},
+            {"params": params[3:], "lr": torch.tensor(0.5)},
+        ],
+        lr=0.1,
+        engine=engine,
+    )
+    optimizer.step()
+    assert [p.detach()[0].item() for p in params] == pytest.approx([0.9, 1.0, 1.1, 0.5])
+    assert ["max_exp_avg_sq" in optimizer.state[p] for p in params] == [False, False, True, False]
+    assert [report.group for report in optimizer.engine_report()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_group_may_mix_dtypes_and_shapes(engine):
+    params = [parameter(dtype=d) for d in (torch.float64, torch.float32, torch.bfloat16, torch.float32)]
+    z = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    z.grad = torch.full_like(z, 1j)
+    optimizer = SGD([*params, z], lr=0.5, engine=engine)
+    optimizer.step()
+    assert all(p.tolist() == [0.5, -2.5] for p in params)
+    assert z.tolist() == [1 - 0.5j, 1 - 0.5j]
+    assert [report.tensors for report in optimizer.engine_report()] == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_negated_and_conjugated_tensors_are_resolved(engine):
+    def steps(p, g):
+        p = nn.Parameter(p)
+        optimizer = Adam([p], lr=0.1, engine=engine)
+        for _ in range(3):
+            p.grad = g
+            optimizer.step()
+        return p.detach().resolve_conj().resolve_neg()
+
+    z = torch.tensor([1 + 2j, -3 + 0.5j])
+    negated = z.conj().imag
+    assert negated.is_neg()
+    plain = negated.clone()
+    assert torch.equal(steps(z.clone().conj().imag, plain), steps(plain.clone(), plain))
+    assert torch.equal(steps(plain.clone(), negated), steps(plain.clone(), plain))
+    conjugated = z.conj()
+    resolved = conjugated.resolve_conj()
+    assert torch.equal(steps(z.clone().conj(), resolved), steps(resolved.clone(), resolved))
+    assert torch.equal(steps(resolved.clone(), conjugated), steps(resolved.clone(), resolved))
+
+
+def test_a_sparse_gradient_is_refused_with_a_remedy():
+    p = torch.zeros(3, 2, requires_grad=True)
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (3, 2), check_invariants=True)
+    with pytest.raises(SparseGradientError) as ours:
+        Adam([p]).step()
+    with pytest.raises(RuntimeError) as theirs:
+        torch.optim.Adam([p]).step()
+    assert str(ours.value) == str(theirs.value)
+    with pytest.raises(SparseGradientError, match=r"^SGD does not support sparse gradients$"):
+        SGD([p]).step()
+
+
+class Wrapped(torch.Tensor):
+    """A tensor subclass."""
+
+
+def test_a_tensor_subclass_goes_to_the_loop():
+    plain, wrapped = parameter(), torch.tensor([1.0, -2.0]).as_subclass(Wrapped).requires_grad_()
+    wrapped.grad = torch.ones(2).as_subclass(Wrapped)
+    optimizer = Adam([plain, wrapped], lr=0.1)
+    optimizer.step()
+    assert [str(report) for report in optimizer.engine_report()] == [
+        "group 0: foreach (auto), 1 tensor, 2 float32 elements on cpu",
+        "group 0: loop (auto: Wrapped is no plain tensor), 1 tensor, 2 float32 elements on cpu",
+    ]
+    torch.testing.assert_close(wrapped.detach().as_subclass(torch.Tensor), plain.detach())
+    assert type(optimizer.state[wrapped]["exp_avg"]) is Wrapped
+    with pytest.raises(EngineError) as caught:
+        Adam([wrapped], engine="foreach").step()
+    assert str(caught.value) == "engine 'foreach' takes plain tensors only, got Wrapped; use engine='auto'"
+
+
+# ------------------------------------------------------------------------------------ hooks
+
+
+def test_step_hooks_run_around_the_step():
+    p, seen = parameter(), []
+    optimizer = SGD([p], lr=1.0)
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append(("pre", p[0].item())))
+    optimizer.register_step_post_hook(lambda o, args, kwargs: seen.append(("post", p[0].item())))
+    optimizer.step()
+    assert seen == [("pre", 1.0), ("post", 0.0)]
+
+
+def test_a_load_hook_may_replace_the_state_dict_and_the_last_hook_sees_the_final_state():
+    p = parameter()
+    source = Adam([p], lr=0.1)
+    source.step()
+    saved = copy.deepcopy(source.state_dict())
+    saved["state"][0]["step"] = 41  # an old state dict
+    target, seen = Adam([parameter()], state_dtype=torch.float64), []
+
+    def replace(optimizer, state_dict):
+        state_dict = copy.deepcopy(state_dict)
+        state_dict["state"][0]["exp_avg"] += 1.0
+        state_dict["param_groups"][0]["lr"] = 0.7
+        return state_dict
+
+    def look(optimizer):
+        state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+        seen.append(
+            (optimizer.param_groups[0]["lr"], state["step"].item(), state["exp_avg"].dtype, state["step"].dtype)
+        )
+        state["exp_avg"].zero_()
+
+    target.register_load_state_dict_pre_hook(replace)
+    target.register_load_state_dict_post_hook(look)
+    target.load_state_dict(saved)
+    assert seen == [(0.7, 41.0, torch.float64, torch.float32)]
+    (state,) = target.state.values()
+    assert state["exp_avg"].tolist() == [0.0, 0.0]  # the hook has the last word
+    assert saved["state"][0]["exp_avg"].tolist() == pytest.approx([0.1, 0.1])  # and the caller's dict is untouched
+
+
+def test_state_dict_hooks_run():
+    optimizer = Adam([parameter()])
+    seen = []
+    optimizer.register_state_dict_pre_hook(lambda o: seen.append("pre"))
+    optimizer.register_state_dict_post_hook(lambda o, state_dict: state_dict | {"extra": 1})
+    assert optimizer.state_dict()["extra"] == 1
+    assert seen == ["pre"]
+
+
+def test_a_failed_load_leaves_no_hook_behind():
+    optimizer = Adam([parameter()])
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimizer.load_state_dict({"state": {}, "param_groups": []})
+    assert not optimizer._optimizer_load_state_dict_pre_hooks
+    assert not optimizer._optimizer_load_state_dict_post_hooks
+
+
+# ------------------------------------------------------------------------------------ AMP
+
+
+def test_fused_alone_promises_to_unscale():
+    for options, promised in (
+        ({}, False),
+        ({"fused": True}, True),
+        ({"fused": False}, False),
+        ({"foreach": True}, False),
+    ):
+        assert getattr(Adam([parameter()], **options), "_step_supports_amp_scaling", False) is promised
+    fused = Adam([parameter()], fused=True)
+    assert copy.deepcopy(fused)._step_supports_amp_scaling
+    assert str(fused.engine_report()[0]).startswith("group 0: foreach (auto: no fused engine in this version), ")
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("name", TORCH)
+def test_a_grad_scaler_gives_what_torch_gives(name, fused):
+    def train(cls):
+        p = torch.tensor([1.0, -2.0], requires_grad=True)
+        optimizer = cls([p], lr=0.1, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        seen = []
+        for factor in (1.0, 2.0, math.inf, 0.5, math.nan, 3.0):
+            optimizer.zero_grad()
+            scaler.scale((p * p * factor).sum()).backward()
+            scaler.step(optimizer)
+            seen.append((p.detach().clone(), p.grad.clone(), scaler.get_scale()))
+            scaler.update()
+        return seen
+
+    for (p, g, scale), (q, h, other) in zip(train(get_optimizer(name)), train(TORCH[name]), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=0)
+        assert scale == other
+        if bool(h.isfinite().all()):  # unscaled in place
+            torch.testing.assert_close(g, h, rtol=0, atol=0)
+
+
+def test_under_a_scaler_without_fused_the_gradients_may_be_clipped():
+    p = torch.tensor([3.0, 4.0], requires_grad=True)
+    optimizer, scaler = SGD([p], lr=1.0), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((p * p).sum() / 2).backward()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_([p], 1.0)
+    scaler.step(optimizer)
+    torch.testing.assert_close(p.detach(), torch.tensor([2.4, 3.2]), atol=1e-5, rtol=0)
+
+
+# ------------------------------------------------------------------------------------ differentiable, capturable
+
+
+def differentiable_sgd(lr, weights, grads, buffer, **options):
+    p = weights.clone()
+    optimizer = SGD([p], lr=lr, momentum=0.9, differentiable=True, **options)
+    p.grad = grads
+    optimizer.state[p]["momentum_buffer"] = buffer.clone()
+    optimizer.step()
+    return p, optimizer.state[p]["momentum_buffer"]
+
+
+def differentiable_adam(lr, weights, grads, exp_avg, exp_avg_sq, **options):
+    p = weights.clone()
+    optimizer = Adam([p], lr=lr, differentiable=True, **options)
+    p.grad = grads
+    optimizer.state[p].update(
+        step=torch.tensor(10.0, dtype=torch.float64),
+        exp_avg=exp_avg.clone(),
+        exp_avg_sq=exp_avg_sq.clone(),
+        max_exp_avg_sq=exp_avg_sq.clone(),
+    )
+    optimizer.step()
+    return p, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"weight_decay": 0.1, "maximize": True}], ids=str)
+def test_autograd_goes_through_a_differentiable_step_of_sgd(options):
+    generator = torch.Generator().manual_seed(0)
+    w, g, b = (torch.rand(3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3))
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *args: differentiable_sgd(*args, **options), (lr, w, g, b))
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"weight_decay": 0.1}], ids=str)
+def test_autograd_goes_through_a_differentiable_step_of_adam(options):
+    generator = torch.Generator().manual_seed(0)
+    w, g, m, v = (torch.rand(3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(4))
+    lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *args: differentiable_adam(*args, **options), (lr, w, g, m, v))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_capturable_keeps_scalars_as_tensors_and_says_so(shape):
+    params, plain = [parameter(), parameter(3.0)], [parameter(), parameter(3.0)]
+    params.append(torch.tensor(2.0, requires_grad=True))
+    plain.append(torch.tensor(2.0, requires_grad=True))
+    lr = torch.full(shape, 0.1)
+    optimizer, other = Adam(params, lr=lr, capturable=True, weight_decay=0.1), Adam(plain, lr=0.1, weight_decay=0.1)
+    for _ in range(5):
+        for p in (*params, *plain):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        other.step()
+    for p, q in zip(params, plain, strict=True):
+        torch.testing.assert_close(p, q)
+    assert {report.reason for report in optimizer.engine_report()} == {"auto: capturable=True keeps scalars as tensors"}
+    with pytest.raises(EngineError) as caught:
+        Adam([parameter()], capturable=True, engine="foreach").step()
+    assert str(caught.value) == "capturable=True needs engine 'loop' (or 'auto'), not 'foreach'"
+
+
+# ------------------------------------------------------------------------------------ behind our back
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_parameter_may_get_other_data_and_states_may_be_replaced(engine):
+    def train(interfere: bool):
+        params = [parameter(), parameter(5.0)]
+        optimizer = Adam(params, lr=0.1, engine=engine)
+        for step in range(6):
+            for p in params:
+                p.grad = torch.full_like(p, 0.5 + step)
+            if interfere and step == 3:
+                for p in params:
+                    p.data = p.data.clone()
+                    for name, value in optimizer.state[p].items():
+                        optimizer.state[p][name] = value.clone()
+            if interfere and step == 4:
+                optimizer.state[params[0]]["step"].data = optimizer.state[params[0]]["step"].data.clone()
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer.step()
+        return params, [optimizer.state[p]["step"].item() for p in params]
+
+    (a, steps), (b, _) = train(True), train(False)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert steps == [6.0, 6.0]
+
+
+def test_the_steps_of_a_bucket_are_views_of_one_vector_and_changes_are_noticed():
+    params = [parameter() for _ in range(3)]
+    optimizer = Adam(params, engine="foreach")
+    optimizer.step()
+    steps = [optimizer.state[p]["step"] for p in params]
+    assert len({t.untyped_storage().data_ptr() for t in steps}) == 1
+    assert [(t.shape, t.dtype, t.item()) for t in steps] == [(torch.Size([]), torch.float32, 1.0)] * 3
+    steps[0].fill_(10.0)  # written in place
+    optimizer.state[params[1]]["step"] = torch.tensor(20.0)  # replaced
+    steps[2].data = torch.tensor(30.0)  # redirected
+    optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [11.0, 21.0, 31.0]
+    del optimizer.state[params[1]]
+    optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [12.0, 1.0, 32.0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_parameters_may_come_and_go_between_steps(engine):
+    params = [parameter() for _ in range(3)]
+    optimizer = Adam(params[:2], lr=0.1, engine=engine)
+    optimizer.step()
+    params[0].grad = None
+    optimizer.step()
+    optimizer.add_param_group({"params": params[2:], "lr": 0.2})
+    params[0].grad = torch.ones(2)
+    optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [2.0, 3.0, 1.0]
+    assert params[2].tolist() == pytest.approx([0.8, -2.2])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_module_may_become_half_while_training(engine):
+    model = nn.Linear(4, 2)
+    optimizer = Adam(model.parameters(), lr=0.1, engine=engine)
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        model.to(dtype)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert all(p.dtype == dtype and bool(p.isfinite().all()) for p in model.parameters())
+    assert {state["exp_avg"].dtype for state in optimizer.state.values()} == {torch.float32}
+    assert {state["step"].item() for state in optimizer.state.values()} == {3.0}
+
+
+def test_the_engine_is_kept_by_copies_and_never_taken_from_a_checkpoint():
+    for engine in ("auto", *ENGINES):
+        optimizer = Adam([parameter()], engine=engine, state_dtype=torch.float64)
+        duplicate = copy.deepcopy(optimizer)
+        assert (duplicate.engine, duplicate.state_dtype) == (engine, torch.float64)
+    file = io.BytesIO()
+    torch.save(Adam([parameter()], foreach=True, capturable=True, engine="foreach").state_dict(), file)
+    file.seek(0)
+    loaded = Adam([parameter()], engine="loop")
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    group = loaded.param_groups[0]
+    assert (loaded.engine, group["foreach"], group["capturable"]) == ("loop", None, False)
+    loaded.step()
+    assert [report.engine for report in loaded.engine_report()] == ["loop"]
+
+
+def test_the_autograd_version_counter_moves():
+    for engine in ENGINES:
+        p = parameter()
+        loss = (p * p).sum()
+        SGD([p], engine=engine).step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_a_state_may_start_at_a_hyperparameter():
+    class Starts(RuleOptimizer):
+        states = (State("scale", init="start"), State("count", scalar=True, init=3.0))
+
+        def __init__(self, params, lr=0.1, start=0.5, engine="auto"):
+            super().__init__(params, {"lr": lr, "start": start}, engine=engine)
+
+        @staticmethod
+        def rule(p, g, scale, count, *, lr):
+            return p - lr * scale * g, scale, count + 1
+
+    for engine in ENGINES:
+        p = parameter()
+        optimizer = Starts([p], start=2.0, engine=engine)
+        optimizer.step()
+        assert p.tolist() == pytest.approx([0.8, -2.2])
+        assert optimizer.state[p]["count"].item() == 4.0
+
+
+def test_no_algorithm_inherits_or_calls_torchs():
+    import inspect
+
+    for name in TORCH:
+        cls = get_optimizer(name)
+        assert [c for c in cls.__mro__ if c.__module__.startswith("torch.optim.")] == [torch.optim.Optimizer]
+        source = inspect.getsource(inspect.getmodule(cls))
+        assert not re.search(r"torch\.optim\.(?!Optimizer)|_functional|_fused|torch\._foreach", source)
+
+
+def test_an_optimizer_prints_its_groups():
+    assert "lr: 0.1" in repr(SGD([parameter()], lr=0.1))
