@@ -23,7 +23,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python tests/test_parity.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/foreach.py
 	$(BIN)/python benchmarks/wiring.py

@@ -15,14 +15,17 @@ from optplug.specs import API_VERSION, OptimizerSpec, SchedulerSpec
 if TYPE_CHECKING:
     from optplug import lightning, ops, pytorch_lightning, testing
     from optplug.build import create_optimizer, create_scheduler
-    from optplug.rules.driver import RuleOptimizer, State
+    from optplug.rules.driver import RuleOptimizer
+    from optplug.rules.execution import Engine
+    from optplug.rules.state import State
     from optplug.schedules import ClosedFormLR
     from optplug.wiring.configure import configure_optimizers
 
 _LATER = {
     "ClosedFormLR": "optplug.schedules",
+    "Engine": "optplug.rules.execution",
     "RuleOptimizer": "optplug.rules.driver",
-    "State": "optplug.rules.driver",
+    "State": "optplug.rules.state",
     "configure_optimizers": "optplug.wiring.configure",
     "create_optimizer": "optplug.build",
     "create_scheduler": "optplug.build",
@@ -32,6 +35,7 @@ _MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "testing")
 __all__ = [
     "API_VERSION",
     "ClosedFormLR",
+    "Engine",
     "OptimizerSpec",
     "RuleOptimizer",
     "SchedulerSpec",

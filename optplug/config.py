@@ -253,7 +253,7 @@ def _split(kind: str, given: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
         if not isinstance(key, str):
             raise ConfigTypeError(f"{kind} has the key {key!r}; keys are text")
     if "name" not in given:
-        near = did_you_mean("name", given) if given else ""
+        near = next((f": is {key!r} meant to be 'name'?" for key in given if did_you_mean(key, ["name"])), "")
         if {"class_path", "init_args"} & set(given):
             near = ": write {name: ..., lr: ...}; optplug looks names up and imports no class_path"
         raise ConfigError(f"{kind} needs a name; it has {listing(given)}{near}")

@@ -182,7 +182,7 @@ def minimum(a: Any, b: Any) -> Any:
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """`a` where the condition holds, else `b`; when the condition is element-wise, so is at least one of `a` and `b`."""
+    """`a` where the condition holds, else `b`; for an element-wise condition one of the two must be element-wise."""
     return _apply("where", _where, condition, a, b)
 
 

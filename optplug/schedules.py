@@ -48,9 +48,7 @@ class ClosedFormLR(LRScheduler):
             return self._get_closed_form_lr()
         now, before = self.factor(self.last_epoch), self.factor(self.last_epoch - 1)
         if before == 0:
-            return [
-                group["lr"] + (base - self.floor) * now for group, base in zip(groups, self.base_lrs, strict=True)
-            ]
+            return [group["lr"] + (base - self.floor) * now for group, base in zip(groups, self.base_lrs, strict=True)]
         return [now / before * (group["lr"] - self.floor) + self.floor for group in groups]
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
@@ -85,8 +83,8 @@ class Warmup(LRScheduler):
     Raises:
         ConfigError: a value out of range. ConfigTypeError: of the wrong type.
 
-    `warmup_step()` belongs after each optimizer step, `step(...)` where the scheduler inside would be stepped. A plateau
-    inside counts no bad values while warming up. Everything is in one `state_dict`.
+    `warmup_step()` belongs after each optimizer step, `step(...)` where the scheduler inside would be stepped. A
+    plateau inside counts no bad values while warming up. Everything is in one `state_dict`.
     """
 
     def __init__(self, scheduler: LRScheduler, steps: int, start_factor: float | None = None) -> None:
@@ -121,7 +119,7 @@ class Warmup(LRScheduler):
         self.scheduler.last_epoch = value
 
     @property
-    def base_lrs(self) -> list[float | Tensor]:
+    def base_lrs(self) -> list[float | Tensor]:  # type: ignore[override]  # the scheduler inside has them
         return self.scheduler.base_lrs
 
     def get_last_lr(self) -> list[float | Tensor]:

@@ -31,7 +31,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import EngineError, HyperparameterError
 from optplug.registry import registry
-from optplug.rules.driver import ENGINES, RuleOptimizer
+from optplug.rules.driver import RuleOptimizer
+from optplug.rules.execution import ENGINES
 from optplug.rules.trace import signature_of
 from optplug.schedules import ClosedFormLR
 
@@ -827,6 +828,13 @@ def _the_bowl_goes_down(subject: _Subject, options: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ schedulers
 
 
+class _Carrier(Optimizer):
+    """An optimizer that only carries learning rates."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do nothing."""
+
+
 @dataclass(frozen=True)
 class _Schedule:
     """A scheduler under test, in one case."""
@@ -838,7 +846,7 @@ class _Schedule:
 
     def build(self, lrs: Sequence[float | Tensor], **groups: Any) -> LRScheduler:
         params = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr, **groups} for lr in lrs]
-        return self.cls(torch.optim.SGD(params, lr=0.1), **self.arguments)
+        return self.cls(_Carrier(params, {"lr": 0.1}), **self.arguments)
 
     def step(self, scheduler: LRScheduler, t: int) -> list[float]:
         """Take a step and tell the rates; the metric falls for a while, then stays."""

@@ -1,4 +1,4 @@
-"""What the tests of the wiring share: both import names of Lightning, a module that logs what a test says, a quiet trainer."""
+"""What the wiring's tests share: Lightning's import names, a module that logs what a test says, a quiet trainer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Scripted:
     """A linear layer on four batches of two. Logs the values a test gives it, and remembers its learning rates.
 
     Args:
-        val: by metric, the value of each completed validation; the last one repeats. `{"val_loss": None}` logs the loss.
+        val: by metric, the value of each completed validation; the last repeats. `{"val_loss": None}` logs the loss.
         train: by metric, the value of each epoch, logged in `training_step`.
         late: by metric, the value of each epoch, logged in `on_train_epoch_end`.
     """

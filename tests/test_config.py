@@ -29,7 +29,9 @@ from optplug.specs import OptimizerSpec, SchedulerSpec
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
 PLATEAU = {"name": "reduce_lr_on_plateau"}
-ADAM_OPTIONS = "amsgrad, betas, capturable, decoupled_weight_decay, differentiable, engine, eps, foreach, fused, lr, maximize"
+ADAM_OPTIONS = (
+    "amsgrad, betas, capturable, decoupled_weight_decay, differentiable, engine, eps, foreach, fused, lr, maximize"
+)
 ADAM_OPTIONS += ", state_dtype, weight_decay"
 
 
@@ -44,7 +46,7 @@ def refusal(error: type[OptplugError], *args: Any, **kwargs: Any) -> str:
     return str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------------- what it takes
+# --------------------------------------------------------------------------------------- what it takes
 
 
 def test_a_name_and_a_mapping_with_that_name_are_the_same():
@@ -87,7 +89,9 @@ def test_yaml_and_python_say_the_same():
 
 
 def test_a_configuration_is_plain_data():
-    config = parse({"name": "adam", "lr": 0.1}, {**PLATEAU, "monitor": "x", "mode": "max"}, param_groups=[{"match": "*"}])
+    config = parse(
+        {"name": "adam", "lr": 0.1}, {**PLATEAU, "monitor": "x", "mode": "max"}, param_groups=[{"match": "*"}]
+    )
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
 
 
@@ -124,7 +128,9 @@ def test_monitor_and_mode_beside_the_scheduler_are_its_own():
 
 
 def test_a_match_may_be_one_glob_or_several():
-    one, several = parse("adam", param_groups=[{"match": "a"}, {"match": ["b", "c"], "name": "x", "lr": 1}]).param_groups
+    one, several = parse(
+        "adam", param_groups=[{"match": "a"}, {"match": ["b", "c"], "name": "x", "lr": 1}]
+    ).param_groups
     assert one == {"match": ["a"], "name": "a"}
     assert several == {"match": ["b", "c"], "name": "x", "lr": 1}
     assert parse("adam", param_groups=[{"match": ["b", "c"]}]).param_groups[0]["name"] == "b c"
@@ -135,7 +141,7 @@ def test_param_groups_of_a_tuple_or_none_are_taken():
     assert parse("adam", param_groups=[]) == parse("adam", param_groups=None) == parse("adam")
 
 
-# ------------------------------------------------------------------------------------------------------ what it refuses
+# ------------------------------------------------------------------------------------- what it refuses
 
 
 def test_an_optimizer_that_is_no_name_is_refused():
@@ -149,7 +155,7 @@ def test_an_optimizer_that_is_no_name_is_refused():
 def test_a_missing_name_is_missed():
     assert refusal(ConfigError, {}) == "optimizer needs a name; it has none"
     assert refusal(ConfigError, {"lr": 0.1}) == "optimizer needs a name; it has lr"
-    assert refusal(ConfigError, {"nam": "adam"}) == "optimizer needs a name; it has nam; did you mean 'nam'?"
+    assert refusal(ConfigError, {"nam": "adam"}) == "optimizer needs a name; it has nam: is 'nam' meant to be 'name'?"
 
 
 def test_an_unknown_name_has_its_nearest_match():
@@ -160,13 +166,14 @@ def test_an_unknown_name_has_its_nearest_match():
 
 @pytest.mark.parametrize("key", ["optimizer", "scheduler"])
 @pytest.mark.parametrize(
-    "given", [{"class_path": "os.system"}, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1}}, {"init_args": {}}]
+    "given",
+    [{"class_path": "os.system"}, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1}}, {"init_args": {}}],
 )
 def test_a_class_path_is_refused(key: str, given: Any):
     args = (given,) if key == "optimizer" else ("adam", given)
     assert refusal(ConfigError, *args) == (
-        f"{key} needs a name; it has {', '.join(given)}: write {{name: ..., lr: ...}}; optplug looks names up and imports "
-        "no class_path"
+        f"{key} needs a name; it has {', '.join(given)}: write {{name: ..., lr: ...}}; optplug looks names up and "
+        "imports no class_path"
     )
 
 
@@ -364,7 +371,11 @@ def test_a_metric_for_a_schedule_that_takes_none_is_refused():
         ([{"lr": 1}], ConfigError, "param_groups[0] needs match, a glob over parameter names; it has lr"),
         ([{"match": 5}], ConfigTypeError, "param_groups[0].match must be a glob or a list of globs, got 5"),
         ([{"match": []}], ConfigTypeError, "param_groups[0].match must be a glob or a list of globs, got []"),
-        ([{"match": ["a", 1]}], ConfigTypeError, "param_groups[0].match must be a glob or a list of globs, got ['a', 1]"),
+        (
+            [{"match": ["a", 1]}],
+            ConfigTypeError,
+            "param_groups[0].match must be a glob or a list of globs, got ['a', 1]",
+        ),
         ([{"match": "*", "name": None}], ConfigTypeError, "param_groups[0].name must be text, got None"),
         (
             [{"match": "*"}, {"match": "*", "wd": 0}],
@@ -405,7 +416,7 @@ def test_each_error_is_also_the_builtin_that_fits(error: type[OptplugError]):
     assert issubclass(error, builtin)
 
 
-# ------------------------------------------------------------------------------------------- classes of somebody else's
+# -------------------------------------------------------------------------- classes of somebody else's
 
 
 class Fussy(torch.optim.SGD):
@@ -467,7 +478,7 @@ def test_a_schedule_with_a_metric_and_no_mode_is_built():
     assert entry["monitor"] == "val_loss"
 
 
-# ------------------------------------------------------------------------------------------------------------ properties
+# ------------------------------------------------------------------------------------------ properties
 
 VALID = [
     ({"name": "adam", "lr": 1e-3, "betas": [0.9, 0.99]}, None, None, None, None),
@@ -486,7 +497,20 @@ VALID = [
         "min",
     ),
 ]
-WORDS = ["name", "args", "lr", "mode", "monitor", "warmup", "steps", "match", "params", "engine", "verbose", "class_path"]
+WORDS = [
+    "name",
+    "args",
+    "lr",
+    "mode",
+    "monitor",
+    "warmup",
+    "steps",
+    "match",
+    "params",
+    "engine",
+    "verbose",
+    "class_path",
+]
 SCALARS = (
     st.none()
     | st.booleans()
@@ -499,7 +523,10 @@ SCALARS = (
     | st.complex_numbers()
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.integers(), inner, max_size=2)
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.integers(), inner, max_size=2)
+    ),
 )
 
 
@@ -536,8 +563,7 @@ def test_a_configuration_parses_or_is_refused_by_an_error_of_ours(config: list[A
     optimizer, scheduler, groups, monitor, mode = config
     try:
         parsed = parse(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
-    except OptplugError as error:
-        assert str(error)
+    except OptplugError:
         return
     built = parse(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
     assert repr(built) == repr(parsed)

@@ -29,7 +29,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fit(scripted: type, ours: Any, trainer: Any, tmp_path: Path) -> Any:
-    """Fits on two ranks, which log what `log(module, rank)` logs in each validation; returns what each rank ends with."""
+    """Fits on two ranks, which log what `log(module, rank)` logs in each validation; returns each rank's end."""
 
     class Ranked(scripted):  # type: ignore[misc,valid-type]
         log_as: Any = None
@@ -86,7 +86,9 @@ def test_a_metric_of_rank_zero_only_is_heard_on_both(fit: Any, monitor: str | No
 
 def test_not_a_number_on_one_rank_is_a_bad_value_on_both(fit: Any):
     def log(module: Any, rank: int) -> None:
-        module.log("val_loss", float("nan") if rank and module.current_epoch else 1.0 - module.current_epoch, batch_size=2)
+        module.log(
+            "val_loss", float("nan") if rank and module.current_epoch else 1.0 - module.current_epoch, batch_size=2
+        )
 
     first, second = fit(log)
     assert first["rates"] == second["rates"] == [0.1] * 8 + [0.05] * 4 + [0.025] * 4
@@ -94,8 +96,8 @@ def test_not_a_number_on_one_rank_is_a_bad_value_on_both(fit: Any):
 
 
 def test_a_metric_that_no_rank_logs_ends_both(fit: Any):
-    with pytest.raises(Exception, match="monitors 'val_los' .*; did you mean 'val_loss'") as caught:
-        fit(differing, monitor="val_los")
+    with pytest.raises(Exception, match=r"monitors 'val_loss2' .*; did you mean 'val_loss'") as caught:
+        fit(differing, monitor="val_loss2")
     assert isinstance(caught.value, WiringError) or "WiringError" in str(caught.value)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 import optplug
 from optplug import errors, hookspecs, testing
 from optplug.config import WIRING_KEYS

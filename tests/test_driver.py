@@ -450,14 +450,19 @@ def test_the_steps_of_a_bucket_are_views_of_one_vector_and_changes_are_noticed()
     steps = [optimizer.state[p]["step"] for p in params]
     assert len({t.untyped_storage().data_ptr() for t in steps}) == 1
     assert [(t.shape, t.dtype, t.item()) for t in steps] == [(torch.Size([]), torch.float32, 1.0)] * 3
+
+    def after_a_step():
+        optimizer.step()
+        return [optimizer.state[p]["step"].item() for p in params]
+
     steps[0].fill_(10.0)  # written in place
-    optimizer.state[params[1]]["step"] = torch.tensor(20.0)  # replaced
+    assert after_a_step() == [11.0, 2.0, 2.0]
     steps[2].data = torch.tensor(30.0)  # redirected
-    optimizer.step()
-    assert [optimizer.state[p]["step"].item() for p in params] == [11.0, 21.0, 31.0]
+    assert after_a_step() == [12.0, 3.0, 31.0]
+    optimizer.state[params[1]]["step"] = torch.tensor(20.0)  # replaced
+    assert after_a_step() == [13.0, 21.0, 32.0]
     del optimizer.state[params[1]]
-    optimizer.step()
-    assert [optimizer.state[p]["step"].item() for p in params] == [12.0, 1.0, 32.0]
+    assert after_a_step() == [14.0, 1.0, 33.0]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

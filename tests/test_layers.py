@@ -82,7 +82,8 @@ ROOMS = (
     Room("plugins/*/__init__.py", "optplug.hookspecs optplug.specs"),
     Room(
         "plugins/optplug_classic/*.py",
-        "torch optplug.errors optplug.ops optplug.rules.driver optplug_classic",
+        "torch optplug.errors optplug.ops optplug.rules.driver optplug.rules.state "
+        "optplug.rules.execution optplug_classic",
     ),
     Room("plugins/optplug_schedules/*.py", "torch optplug.errors optplug.schedules optplug_schedules"),
 )

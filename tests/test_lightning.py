@@ -1,4 +1,4 @@
-"""Under Lightning's trainer, by both import names: who builds, who steps when, who is told what, and what is left behind."""
+"""Under Lightning's trainer, by both import names: who builds, who steps when, what is said and left behind."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ RISING = {"val_loss": range(1, 20)}
 
 
 def cosine(t: int, period: int = 6) -> float:
-    scheduler = optplug.create_scheduler(
-        "cosine_annealing_lr", torch.optim.SGD([torch.zeros(1)], lr=1.0), T_max=period
-    )
+    scheduler = optplug.create_scheduler("cosine_annealing_lr", torch.optim.SGD([torch.zeros(1)], lr=1.0), T_max=period)
     return scheduler.factor(t)
 
 
@@ -63,7 +61,7 @@ def own(scripted: type) -> type:
     return Own
 
 
-# ---------------------------------------------------------------------------------------------------------- who builds
+# ------------------------------------------------------------------------------------------ who builds
 
 
 def test_a_module_asks_the_helper(helped: type, trainer: Any):
@@ -204,7 +202,7 @@ def test_a_callback_is_refused_when_it_is_made(callback: Any):
         callback("adm")
 
 
-# -------------------------------------------------------------------------------------------------- what is left behind
+# --------------------------------------------------------------------------------- what is left behind
 
 
 class Interrupt(Exception):
@@ -317,7 +315,9 @@ def test_validate_after_fit_steps_nothing(scripted: type, trainer: Any, callback
     assert module.stepped == before
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_a_copy_of_a_bound_module_optimizes_its_own_parameters(
     pl: Any, scripted: type, trainer: Any, callback: Any, duplicate: Any
 ):
@@ -333,14 +333,16 @@ def test_a_copy_of_a_bound_module_optimizes_its_own_parameters(
     assert [id(p) for p in group["params"]] == [id(p) for p in twin.parameters()]
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"]
+)
 def test_a_copied_callback_does_the_same(scripted: type, trainer: Any, callback: Any, duplicate: Any):
     module = scripted(val=RISING)
     trainer(callbacks=duplicate(callback(ADAM, PLATEAU))).fit(module)
     assert module.rates[-1] == 0.5
 
 
-# ------------------------------------------------------------------------------------------------------ when plateaus step
+# ---------------------------------------------------------------------------------- when plateaus step
 
 
 @pytest.mark.parametrize(
@@ -433,7 +435,7 @@ def test_not_a_number_is_a_bad_value(scripted: type, trainer: Any, callback: Any
     assert module.rates == [1.0] * 8 + [0.5] * 4
 
 
-# ------------------------------------------------------------------------------------------------ when the others step
+# -------------------------------------------------------------------------------- when the others step
 
 
 @pytest.mark.parametrize(
@@ -476,21 +478,30 @@ def test_a_user_s_own_lr_scheduler_step_is_honoured(scripted: type, trainer: Any
         def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
             self.stepped.append(metric)
 
-    for chosen, expected in ((PLATEAU, [1.0, 2.0, 3.0]), (COSINE, [None] * 3), ({**COSINE, "interval": "step"}, [None] * 12)):
+    for chosen, expected in (
+        (PLATEAU, [1.0, 2.0, 3.0]),
+        (COSINE, [None] * 3),
+        ({**COSINE, "interval": "step"}, [None] * 12),
+    ):
         module = Contrary(val=RISING)
         trainer(callbacks=callback(SGD, chosen)).fit(module)
         assert module.stepped == expected
         assert module.rates == [1.0] * 12
 
 
-# ------------------------------------------------------------------------------------------------- manual optimisation
+# --------------------------------------------------------------------------------- manual optimisation
 
 
 @pytest.mark.parametrize("with_callback", [True, False], ids=["callback", "helper"])
 def test_in_manual_optimisation_the_owner_steps(
     scripted: type, helped: type, trainer: Any, callback: Any, with_callback: bool
 ):
-    for chosen, stepped in ((PLATEAU, 3), (COSINE, 3), ({**COSINE, "interval": "step"}, 12), ({**PLATEAU, "warmup_steps": 9}, 3)):
+    for chosen, stepped in (
+        (PLATEAU, 3),
+        (COSINE, 3),
+        ({**COSINE, "interval": "step"}, 12),
+        ({**PLATEAU, "warmup_steps": 9}, 3),
+    ):
         choice = {"optimizer": SGD, "scheduler": chosen}
         kwargs = {"val": RISING, "automatic": False}
         module = scripted(**kwargs) if with_callback else helped(choice, **kwargs)
@@ -522,7 +533,7 @@ def test_a_foreign_plateau_in_manual_optimisation_is_the_user_s(own: type, train
     assert module.stepped == []
 
 
-# ------------------------------------------------------------------------------------------------------ foreign plateaus
+# ------------------------------------------------------------------------------------ foreign plateaus
 
 
 def test_a_foreign_plateau_is_taken_over_and_released(own: type, trainer: Any, callback: Any, spy: Any):
@@ -536,7 +547,9 @@ def test_a_foreign_plateau_is_taken_over_and_released(own: type, trainer: Any, c
     assert run.optimizers[0].param_groups[0]["lr"] == 0.5**5
 
 
-def test_foreign_schedules_by_step_and_without_metric_are_left_to_lightning(own: type, trainer: Any, callback: Any, spy: Any):
+def test_foreign_schedules_by_step_and_without_metric_are_left_to_lightning(
+    own: type, trainer: Any, callback: Any, spy: Any
+):
     module = own(val=RISING)
     module.entry = {"monitor": "val_loss", "interval": "step", "frequency": 4}
     trainer(callbacks=[callback(), watch := spy()], num_sanity_val_steps=0).fit(module)
@@ -563,7 +576,7 @@ def test_a_foreign_plateau_that_is_not_strict_may_miss_its_metric(own: type, tra
     assert module.stepped == []
 
 
-# ------------------------------------------------------------------------------------------------------ monitor and mode
+# ------------------------------------------------------------------------------------ monitor and mode
 
 
 @pytest.fixture
@@ -577,7 +590,9 @@ def watching(pl: Any, tmp_path: Any) -> Any:
                 if kind == "stop":
                     made.append(pl.callbacks.EarlyStopping(monitor, mode=mode, patience=99))
                 else:
-                    saver = pl.callbacks.ModelCheckpoint(tmp_path / str(i), monitor=monitor, mode=mode, filename="{epoch}")
+                    saver = pl.callbacks.ModelCheckpoint(
+                        tmp_path / str(i), monitor=monitor, mode=mode, filename="{epoch}"
+                    )
                     made.append(saver)
         return made
 
@@ -602,7 +617,16 @@ METRICS = {"val_loss": [1.0, 2.0, 3.0], "val_acc": [0.1, 0.2, 0.3], "val_score":
     ids=str,
 )
 def test_the_monitor_is_said_or_watched_by_a_callback(
-    scripted: type, trainer: Any, ours: Any, watching: Any, capsys: Any, monitors: Any, chosen: Any, first: float, cuts: int, line: str
+    scripted: type,
+    trainer: Any,
+    ours: Any,
+    watching: Any,
+    capsys: Any,
+    monitors: Any,
+    chosen: Any,
+    first: float,
+    cuts: int,
+    line: str,
 ):
     module = scripted(val=METRICS)
     configure = ours.ConfigureOptimizers(SGD, {**PLATEAU, **chosen})
@@ -634,8 +658,8 @@ def test_the_only_validation_loss_is_found_aloud(scripted: type, trainer: Any, o
     [
         (
             {"val_loss_a": [1.0], "val_loss_b": [1.0], "val_acc": [1.0]},
-            "the validation logged the validation losses val_loss_a, val_loss_b; set scheduler.monitor to one of val_acc, "
-            "val_loss_a, val_loss_b",
+            "the validation logged the validation losses val_loss_a, val_loss_b; set scheduler.monitor to one of "
+            "val_acc, val_loss_a, val_loss_b",
         ),
         (
             {"val_acc": [1.0]},
@@ -745,7 +769,10 @@ def test_a_mode_that_the_name_does_not_tell_is_asked_for(scripted: type, trainer
 @pytest.mark.parametrize(
     ("mode", "names"),
     [
-        ("min", "loss val_loss val/loss valid.loss train_loss loss_epoch val-error rmse val_mae test/WER cross_entropy Loss1"),
+        (
+            "min",
+            "loss val_loss val/loss valid.loss train_loss loss_epoch val-error rmse val_mae test/WER cross_entropy",
+        ),
         ("max", "acc val_acc val/accuracy top5 val_auroc f1 val_F1 mAP iou val/dice bleu reward r2"),
         (None, "score val metric top1_error loss_accuracy glossy mapping value"),
     ],
@@ -764,7 +791,7 @@ def test_the_forms_of_one_metric_are_one_validation_loss():
     assert only_validation_loss(["val_loss_epoch"]) == "val_loss_epoch"
 
 
-# -------------------------------------------------------------------------------------------------------- what is said
+# ---------------------------------------------------------------------------------------- what is said
 
 
 def test_the_account_is_exact(scripted: type, trainer: Any, ours: Any, capsys: Any):
@@ -785,8 +812,8 @@ def test_the_account_is_exact(scripted: type, trainer: Any, ours: Any, capsys: A
         *(f"optplug:   engine of {report}" for report in reports),
         "optplug:   parameter group default: 1 tensors, 4 elements, lr 0.5, weight_decay 0",
         "optplug:   parameter group *.bias: 1 tensors, 1 elements, lr 0.5, weight_decay 0.1",
-        f"optplug: scheduler reduce_lr_on_plateau from plugin optplug-schedules (optplug {version}), stepped each completed "
-        "validation, after a warmup of 2 steps",
+        f"optplug: scheduler reduce_lr_on_plateau from plugin optplug-schedules (optplug {version}), stepped each "
+        "completed validation, after a warmup of 2 steps",
         "optplug:   monitor val_loss (min) from the configuration",
         "optplug: epoch 1: val_loss is 2, not better than 1: learning rate 0.5 -> 0.25",
         "optplug: epoch 2: val_loss is 3, not better than 1: learning rate 0.25 -> 0.125",
@@ -798,7 +825,9 @@ def test_the_account_is_exact(scripted: type, trainer: Any, ours: Any, capsys: A
     [({}, "every epoch"), ({"frequency": 3}, "every 3 epochs"), ({"interval": "step"}, "every step")],
     ids=str,
 )
-def test_the_account_says_when_a_schedule_steps(scripted: type, trainer: Any, ours: Any, capsys: Any, wiring: Any, when: str):
+def test_the_account_says_when_a_schedule_steps(
+    scripted: type, trainer: Any, ours: Any, capsys: Any, wiring: Any, when: str
+):
     trainer(callbacks=ours.ConfigureOptimizers(SGD, {**COSINE, **wiring}), max_epochs=1).fit(scripted())
     assert f"(optplug {optplug.__version__}), stepped {when}\n" in capsys.readouterr().out
 
@@ -823,7 +852,7 @@ def test_a_quiet_callback_says_nothing(scripted: type, trainer: Any, callback: A
     assert "optplug" not in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------- with Lightning's own
+# -------------------------------------------------------------------------------- with Lightning's own
 
 
 def test_the_learning_rate_monitor_sees_the_rates(pl: Any, scripted: type, trainer: Any, callback: Any, tmp_path: Any):
@@ -865,8 +894,12 @@ def test_gradients_are_clipped(scripted: type, trainer: Any, callback: Any):
     ],
     ids=["adam", "sgd"],
 )
-def test_handwritten_digits_are_learned(digits_module: type, trainer: Any, callback: Any, optimizer: Any, scheduler: Any):
+def test_handwritten_digits_are_learned(
+    digits_module: type, trainer: Any, callback: Any, optimizer: Any, scheduler: Any
+):
     module = digits_module()
-    run = trainer(callbacks=callback(optimizer, scheduler, param_groups=[{"match": "*.bias", "weight_decay": 0.0}]), max_epochs=6)
+    run = trainer(
+        callbacks=callback(optimizer, scheduler, param_groups=[{"match": "*.bias", "weight_decay": 0.0}]), max_epochs=6
+    )
     run.fit(module)
     assert run.callback_metrics["val_acc"] > 0.85

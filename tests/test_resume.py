@@ -25,10 +25,8 @@ RUNS = {
 LOSSES = {"val_loss": [5.0, 4.0, 6.0, 3.0, 7.0, 8.0, 2.0]}
 EPOCHS = 5
 
-pytestmark = [
-    # Resuming into a folder that has the checkpoint is what these tests are about.
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
+# Resuming into the folder of the checkpoint is what these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 
 @pytest.fixture
@@ -48,7 +46,10 @@ def outcome(run: Any, module: Any) -> dict[str, Any]:
     return {
         "weights": {name: p.tolist() for name, p in module.state_dict().items()},
         "optimizer": [
-            [{k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in state.items()} for state in o.state.values()]
+            [
+                {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+                for state in o.state.values()
+            ]
             for o in run.optimizers
         ],
         "scheduler": [entry.scheduler.state_dict() for entry in run.lr_scheduler_configs],
@@ -57,17 +58,17 @@ def outcome(run: Any, module: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("chosen", RUNS.values(), ids=RUNS)
 @pytest.mark.parametrize(
-    ("at_epoch_end", "arguments", "checkpoint"),
+    ("way", "at_epoch_end", "arguments"),
     [
-        (True, {}, "epoch=1-step=8"),
-        (False, {}, "epoch=1-step=8"),
-        (True, {"val_check_interval": 0.5}, "epoch=1-step=8"),
-        (True, {"check_val_every_n_epoch": 2}, "epoch=1-step=8"),
-        (True, {"max_steps": 18}, "epoch=1-step=8"),
+        ("callback", True, {}),
+        ("helper", True, {}),
+        ("callback", False, {}),
+        ("callback", True, {"val_check_interval": 0.5}),
+        ("callback", True, {"check_val_every_n_epoch": 2}),
+        ("callback", True, {"max_steps": 4 * EPOCHS, "max_epochs": -1}),
     ],
-    ids=["epoch end", "validation end", "two validations an epoch", "every second epoch", "max_steps"],
+    ids=["epoch end", "helper", "validation end", "two validations an epoch", "every second epoch", "max_steps"],
 )
-@pytest.mark.parametrize("way", ["callback", "helper"])
 def test_interrupted_and_resumed_equals_uninterrupted(
     scripted: type,
     helped: type,
@@ -76,10 +77,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     saver: Any,
     tmp_path: Path,
     chosen: Any,
+    way: str,
     at_epoch_end: bool,
     arguments: Any,
-    checkpoint: str,
-    way: str,
 ):
     optimizer, scheduler = chosen
 
@@ -88,12 +88,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(
             module, own = helped({"optimizer": optimizer, "scheduler": scheduler}, val=LOSSES), []
         else:
             module, own = scripted(val=LOSSES), [ours.ConfigureOptimizers(optimizer, scheduler, verbose=False)]
-        run = trainer(max_epochs=EPOCHS, enable_checkpointing=True, callbacks=[*own, saver(at_epoch_end)], **arguments)
+        callbacks = [*own, saver(at_epoch_end)]
+        run = trainer(**{"max_epochs": EPOCHS, "enable_checkpointing": True, "callbacks": callbacks, **arguments})
         run.fit(module, **kwargs)
         return run, module
 
     whole, straight = fit()
-    resumed, rest = fit(ckpt_path=tmp_path / f"{checkpoint}.ckpt")
+    resumed, rest = fit(ckpt_path=tmp_path / "epoch=1-step=8.ckpt")
     assert rest.rates == straight.rates[8:]
     assert rest.stepped == [step for step in straight.stepped if step[0] > 1]
     assert outcome(resumed, rest) == outcome(whole, straight)
@@ -144,7 +145,10 @@ def test_a_checkpoint_loads_as_weights_only_and_is_plain(
     assert plain(loaded["callbacks"])
     assert all(plain(state["param_groups"]) for state in loaded["optimizer_states"])
     assert all(
-        isinstance(v, torch.Tensor) for o in loaded["optimizer_states"] for state in o["state"].values() for v in state.values()
+        isinstance(v, torch.Tensor)
+        for o in loaded["optimizer_states"]
+        for state in o["state"].values()
+        for v in state.values()
     )
 
 

@@ -212,7 +212,9 @@ def test_the_state_is_plain_and_one():
     assert state["warmup"]["warmed"] == 1
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))], ids=["deepcopy", "pickle"]
+)
 @pytest.mark.parametrize("name", ["optplug's cosine", "torch's StepLR", "plateau"])
 def test_a_copy_goes_on_as_the_original(name: str, duplicate: Any):
     make = SCHEDULES.get(name, lambda o: plateau(o, patience=0, factor=0.5))

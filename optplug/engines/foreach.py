@@ -1,8 +1,8 @@
 """Engine `foreach`: the graph as a straight line of `torch._foreach_*` calls, in place wherever a value is used up.
 
 The line is Python source, made once per graph (`source` shows it). Three things keep it at torch's own memory traffic:
-a product that is added becomes `add(alpha)`, `addcmul` or `addcdiv`; a value whose last reader computes something of its
-size gives up its memory to it; the tensors go through in chunks, so that temporaries stay small.
+a product that is added becomes `add(alpha)`, `addcmul` or `addcdiv`; a value whose last reader computes something of
+its size gives up its memory to it; the tensors go through in chunks, so that temporaries stay small.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from optplug.rules.graph import Node
 from optplug.rules.trace import Traced
 
 CHUNK_BYTES = {"cpu": 2 * 2**20}
-"""No more than this many bytes of parameters go through the line at once (one tensor may be larger), by device type. On a
-CPU a chunk then stays in the cache from one operation to the next."""
+"""No more than this many bytes of parameters go through the line at once (one tensor may be larger), by device type. On
+a CPU a chunk then stays in the cache from one operation to the next."""
 
 CHUNK_BYTES_ELSEWHERE = 64 * 2**20
 """Elsewhere every operation is a kernel launch: few, but with bounded temporaries."""
@@ -175,7 +175,9 @@ class _Writer:
         elif node.op in COMMUTATIVE:
             self._call(node, method, b, self._scalar(a), self._may_overwrite(b, free))
         else:  # s - x and s / x
-            first, then = ("_foreach_neg", "_foreach_add_") if node.op == "sub" else ("_foreach_reciprocal", "_foreach_mul_")
+            first, then = (
+                ("_foreach_neg", "_foreach_add_") if node.op == "sub" else ("_foreach_reciprocal", "_foreach_mul_")
+            )
             self._call(node, first, b, "", self._may_overwrite(b, free))
             self.lines.append(f"{then}({self.register[node]}, {self._scalar(a)})")
 
@@ -257,7 +259,7 @@ def _compiled(traced: Traced) -> Callable[..., None]:
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the line
     namespace: dict[str, Any] = {"_each": _each, "inf": math.inf, "nan": math.nan}
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
-    exec(compile(text, filename, "exec"), namespace)
+    exec(compile(text, filename, "exec"), namespace)  # noqa: S102 - our own text
     compiled: Callable[..., None] = namespace["step"]
     return compiled
 

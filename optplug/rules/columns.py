@@ -1,4 +1,4 @@
-"""Scalar states of a bucket, kept as views of one vector: a thousand separate additions cost more than a whole kernel."""
+"""Scalar states of a bucket, as views of one vector: a thousand separate additions cost more than a kernel."""
 
 from __future__ import annotations
 

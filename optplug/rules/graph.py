@@ -60,7 +60,7 @@ class Graph:
                 raise RuleError("the weight of lerp must be a scalar")
             if not (args[0].elementwise and args[1].elementwise):
                 a, b, weight = (Symbol(self, x) for x in args)
-                return a + weight * (b - a)
+                return self.record("add", a, self.record("mul", weight, self.record("sub", b, a)))
         if op == "where" and args[0].elementwise and not (args[1].elementwise or args[2].elementwise):
             raise RuleError("where(condition, scalar, scalar) has no dtype: make one of the two element-wise")
         return Symbol(self, self._node(op, args, elementwise, None))
@@ -109,7 +109,9 @@ class Symbol(Symbolic):
         return self.graph.record(op, *operands)
 
     def __bool__(self) -> bool:
-        raise RuleError("a rule may branch on its flags and on absent states only, not on values; use where(cond, a, b)")
+        raise RuleError(
+            "a rule may branch on its flags and on absent states only, not on values; use where(cond, a, b)"
+        )
 
     def __float__(self) -> float:
         raise _foreign("float() or math functions")
@@ -137,7 +139,15 @@ def _operator(name: str, op: str) -> None:
     setattr(Symbol, f"__{name}__", lambda self, other: self.record(op, self, other))
 
 
-for _name, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "and": "and", "or": "or"}.items():
+for _name, _op in {
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "truediv": "div",
+    "pow": "pow",
+    "and": "and",
+    "or": "or",
+}.items():
     _operator(_name, _op)
     setattr(Symbol, f"__r{_name}__", (lambda op: lambda self, other: self.record(op, other, self))(_op))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):

@@ -1,7 +1,9 @@
-"""What hyperparameters and parameter-group keys are allowed, by name. Messages begin with torch's text where torch checks too."""
+"""Which hyperparameters and group keys are allowed, by name; with torch's text first where torch checks too."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +42,27 @@ RANGES: dict[str, Range] = {
 """By name, so that every optimizer, a third party's too, gets the same check and the same words."""
 
 
+def declared(cls: Any) -> Mapping[str, Any]:
+    """The defaults of an optimizer's constructor: they show which options are flags, tuples and numbers."""
+    return _declared(cls)
+
+
+@functools.lru_cache(maxsize=1024)
+def _declared(cls: Any) -> Mapping[str, Any]:
+    parameters = inspect.signature(cls).parameters.values()
+    of_groups = (p for p in parameters if p.name not in ("engine", "state_dtype"))
+    return {p.name: p.default for p in of_groups if p.default is not p.empty and p.default is not None}
+
+
+def as_tuples(cls: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with lists, which is what YAML makes, as tuples where the constructor has tuples."""
+    shapes = declared(cls)
+    return {
+        key: tuple(value) if isinstance(value, list) and isinstance(shapes.get(key), tuple) else value
+        for key, value in options.items()
+    }
+
+
 def check(defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str) -> None:
     """Check hyperparameters against the shape of their defaults and against `RANGES`.
 
@@ -57,7 +80,9 @@ def check(defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str) -> 
             continue
         if key not in defaults:
             known = sorted(defaults)
-            raise HyperparameterError(f"{owner} has no option {key!r}; it has {listing(known)}{did_you_mean(key, known)}")
+            raise HyperparameterError(
+                f"{owner} has no option {key!r}; it has {listing(known)}{did_you_mean(key, known)}"
+            )
         default = defaults[key]
         if isinstance(default, bool):
             _check_flag(key, value, owner)

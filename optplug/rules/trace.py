@@ -111,7 +111,9 @@ class Variant:
         for name, value in named.items():
             if (value is None) != (name != "p" and name not in self.present):
                 verb = "returned None for" if value is None else "made up the absent state"
-                raise RuleError(f"{self.rule.__qualname__} {verb} {name!r}: return each state that was given, and no other")
+                raise RuleError(
+                    f"{self.rule.__qualname__} {verb} {name!r}: return each state that was given, and no other"
+                )
         return {name: value for name, value in named.items() if value is not None}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug import RuleOptimizer, State
+from optplug import Engine, RuleOptimizer, State
 from optplug.ops import lerp, maximum, sqrt
 
 
@@ -64,7 +64,7 @@ class Adam(RuleOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        engine: str = "auto",
+        engine: Engine = "auto",
         state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(

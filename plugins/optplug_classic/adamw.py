@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug import Engine
 from optplug_classic.adam import Adam
 
 
@@ -42,7 +43,7 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        engine: str = "auto",
+        engine: Engine = "auto",
         state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(

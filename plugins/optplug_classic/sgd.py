@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug import RuleOptimizer, State
+from optplug import Engine, RuleOptimizer, State
 from optplug.errors import HyperparameterError
 
 
@@ -58,7 +58,7 @@ class SGD(RuleOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        engine: str = "auto",
+        engine: Engine = "auto",
         state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(

@@ -55,9 +55,10 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         eps: float = 1e-8,
         verbose: bool | None = None,
     ) -> None:
-        numbers = {"factor": factor, "patience": patience, "threshold": threshold, "cooldown": cooldown, "eps": eps}
-        many = isinstance(min_lr, (list, tuple))
-        numbers |= {f"min_lr[{i}]": lr for i, lr in enumerate(min_lr)} if many else {"min_lr": min_lr}  # type: ignore[arg-type,dict-item]
+        many = list(min_lr) if isinstance(min_lr, (list, tuple)) else None
+        numbers: dict[str, Any] = {"factor": factor, "patience": patience, "threshold": threshold}
+        numbers |= {"cooldown": cooldown, "eps": eps}
+        numbers |= {"min_lr": min_lr} if many is None else {f"min_lr[{i}]": lr for i, lr in enumerate(many)}
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise HyperparameterTypeError(f"ReduceLROnPlateau: {name} must be a number, got {value!r}")
@@ -75,15 +76,15 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
             raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
 
         groups = optimizer.param_groups
-        if many and len(min_lr) != len(groups):  # type: ignore[arg-type]
-            raise HyperparameterError(f"expected {len(groups)} min_lrs, got {len(min_lr)}")  # type: ignore[arg-type]
+        if many is not None and len(many) != len(groups):
+            raise HyperparameterError(f"expected {len(groups)} min_lrs, got {len(many)}")
         self.optimizer = optimizer
         self.factor = factor
         self.patience = patience
         self.cooldown = cooldown
         self.eps = eps
-        self.default_min_lr = None if many else min_lr
-        self.min_lrs = list(min_lr) if many else [min_lr] * len(groups)  # type: ignore[arg-type]
+        self.default_min_lr: Any = None if many else min_lr
+        self.min_lrs = many or [self.default_min_lr] * len(groups)
         self.last_epoch = 0
         self._last_lr = [float(group["lr"]) for group in groups]
         self._init_is_better(mode, threshold, threshold_mode)
@@ -132,7 +133,9 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
 
     def _is_better(self, value: float, best: float) -> bool:
         sign = -1 if self.mode == "min" else 1
-        bound = best * (1 + sign * self.threshold) if self.threshold_mode == "rel" else best + sign * self.threshold
+        bound: float = (
+            best * (1 + sign * self.threshold) if self.threshold_mode == "rel" else best + sign * self.threshold
+        )
         return value < bound if self.mode == "min" else value > bound
 
     def _reduce_lr(self, epoch: int) -> None:

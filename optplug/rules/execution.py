@@ -1,0 +1,103 @@
+"""How to run, as opposed to what to compute: engines, torch's spellings of them, and which one a group gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from optplug.errors import (
+    EngineError,
+    HyperparameterError,
+    HyperparameterTypeError,
+    RuleError,
+    did_you_mean,
+    listing,
+)
+from optplug.rules.hypers import FOREIGN_KEYS
+from optplug.rules.trace import Traced, Variant, trace
+
+Engine = Literal["auto", "loop", "foreach", "numba", "triton"]
+ENGINES: tuple[str, ...] = ("auto", "loop", "foreach", "numba", "triton")
+PLANNED = ("numba", "triton")
+
+KEYS = ("foreach", "fused", "capturable", "differentiable")
+"""Group keys that say how to run: never taken from a checkpoint."""
+
+
+def check_engine(engine: Any) -> None:
+    """Raise EngineError unless this is an engine of this version."""
+    if engine not in ENGINES:
+        raise EngineError(f"no engine named {engine!r}; there are {listing(ENGINES)}{did_you_mean(engine, ENGINES)}")
+    if engine in PLANNED:
+        raise EngineError(f"engine {engine!r} is not part of this version; there are loop and foreach")
+
+
+def as_dtype(dtype: Any) -> torch.dtype | None:
+    """A `state_dtype` as given, or by name as YAML gives it; HyperparameterTypeError for anything else."""
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    raise HyperparameterTypeError(f"state_dtype must be a floating-point torch.dtype or None, got {dtype!r}")
+
+
+def check_options(owner: str, options: Mapping[str, Any], engine: str, *, has_capturable: bool) -> None:
+    """Refuse options of a group that contradict each other or the engine; the texts are torch's where torch has one.
+
+    Args:
+        owner: the optimizer's name. options: all options of the group. engine: the optimizer's.
+        has_capturable: whether the class has that option; where it has, torch wants it for tensors under `foreach`.
+    """
+    foreach, fused, differentiable = options["foreach"], options["fused"], options["differentiable"]
+    for key in ("foreach", "fused"):
+        if options[key] not in (None, True, False):
+            raise HyperparameterTypeError(f"{owner}: {key} must be True, False or None, got {options[key]!r}")
+    if fused and differentiable:
+        raise EngineError("`fused` does not support `differentiable`")
+    if fused and foreach:
+        raise EngineError("`fused` and `foreach` cannot be `True` together.")
+    if foreach and engine not in ("auto", "foreach"):
+        raise EngineError(f"foreach=True contradicts engine={engine!r}")
+    if foreach is False and engine not in ("auto", "loop"):
+        raise EngineError(f"foreach=False contradicts engine={engine!r}")
+    if differentiable and (foreach or engine not in ("auto", "loop")):
+        raise EngineError("differentiable=True needs engine 'loop' (or 'auto')")
+    if foreach and has_capturable and not options["capturable"]:
+        for key in (k for k in options if k not in FOREIGN_KEYS):
+            value = options[key]
+            several = isinstance(value, (tuple, list))
+            for name, one in ((f"{key}[{i}]", v) for i, v in enumerate(value)) if several else ((key, value),):
+                if isinstance(one, Tensor):
+                    raise HyperparameterError(
+                        f"{name} as a Tensor is not supported for capturable=False and foreach=True"
+                    )
+
+
+def choose(engine: str, group: Mapping[str, Any], variant: Variant) -> tuple[str, str, Traced | None]:
+    """The engine for plain dense tensors of a group, why this one, and the graph it runs (None for the loop).
+
+    Raises:
+        EngineError: the engine that was asked for cannot serve.
+    """
+    why = f"engine={engine!r}"
+    if group["foreach"] is not None:
+        engine, why = ("foreach" if group["foreach"] else "loop"), f"foreach={group['foreach']}"
+    if engine == "loop":
+        return "loop", why, None
+    for key in ("differentiable", "capturable"):
+        if group[key]:
+            if engine == "foreach":
+                raise EngineError(f"{key}=True needs engine 'loop' (or 'auto'), not 'foreach'")
+            return "loop", f"auto: {key}=True keeps scalars as tensors", None
+    lengths = {h: len(v) if isinstance(v := group.get(h), (tuple, list)) else 0 for h in variant.hypers}
+    traced = trace(variant, tuple(lengths.items()))
+    if isinstance(traced, RuleError):
+        if engine != "auto":
+            raise EngineError(f"engine {engine!r} cannot run this rule: {traced}") from traced
+        return "loop", f"auto: {traced}", None
+    if engine == "auto":
+        why = "auto: no fused engine in this version" if group["fused"] else "auto"
+    return "foreach", why, traced
