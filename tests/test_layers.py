@@ -76,7 +76,7 @@ ROOMS = (
     Room("optplug/pytorch_lightning.py", "pytorch_lightning optplug.wiring"),
     # On top of everything.
     Room("optplug/cli/*.py", f"typer rich torch numpy {WHOLE_FRAMEWORK}", "matplotlib"),
-    Room("optplug/testing.py", f"torch pytest {WHOLE_FRAMEWORK}"),
+    Room("optplug/testing/*.py", f"torch pytest {WHOLE_FRAMEWORK}"),
     Room("optplug/__main__.py", "optplug.cli"),
     # Our plugins: what any author may use.
     Room("plugins/*/__init__.py", "optplug.hookspecs optplug.specs"),
