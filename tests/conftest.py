@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import optplug
+
+# The same examples on every machine and every run; how long one takes is no property of ours.
+settings.register_profile("optplug", derandomize=True, deadline=None)
+settings.load_profile("optplug")
 
 NAMESPACES = {"lightning.pytorch": "optplug.lightning", "pytorch_lightning": "optplug.pytorch_lightning"}
 BATCHES = 4

@@ -557,7 +557,7 @@ def mutated(draw: Any) -> list[Any]:
 
 
 @given(mutated())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @pytest.mark.filterwarnings("ignore:verbose does nothing:DeprecationWarning")
 def test_a_configuration_parses_or_is_refused_by_an_error_of_ours(config: list[Any]):
     optimizer, scheduler, groups, monitor, mode = config

@@ -204,7 +204,7 @@ def run(cls, engine: str, maximize: bool, steps: int = 3):
     return [p.detach() for p in params] + [optimizer.state[p][name] for p in params for name in STATES]
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 @given(expression=EXPRESSIONS, maximize=st.booleans())
 def test_foreach_equals_loop_on_random_rules(expression, maximize):
     cls = optimizer_of(expression)

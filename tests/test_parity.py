@@ -338,7 +338,7 @@ def same(a, b):
     return a == b or (a != a and b != b)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     metrics=st.lists(METRICS, min_size=1, max_size=40),
     arguments=st.fixed_dictionaries(
