@@ -13,7 +13,7 @@ from optplug.registry import get_optimizer, get_scheduler, list_optimizers, list
 from optplug.specs import API_VERSION, OptimizerSpec, SchedulerSpec
 
 if TYPE_CHECKING:
-    from optplug import lightning, ops, pytorch_lightning, testing
+    from optplug import errors, lightning, ops, pytorch_lightning, testing
     from optplug.build import create_optimizer, create_scheduler
     from optplug.rules.driver import RuleOptimizer
     from optplug.rules.execution import Engine
@@ -43,6 +43,7 @@ __all__ = [
     "configure_optimizers",
     "create_optimizer",
     "create_scheduler",
+    "errors",
     "get_optimizer",
     "get_scheduler",
     "hookimpl",

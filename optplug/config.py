@@ -209,7 +209,7 @@ def _param_groups(given: Any, optimizer: OptimizerConfig) -> tuple[dict[str, Any
         return ()
     if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
         raise ConfigTypeError(f"param_groups must be a list of mappings, got {given!r}")
-    known = configurable(optimizer.offer)
+    known = [key for key in configurable(optimizer.offer) if key not in ("engine", "state_dtype")]  # of the whole
     rules = []
     for i, rule in enumerate(given):
         place = f"param_groups[{i}]"
@@ -307,13 +307,15 @@ def check_arguments(offer: Offer, arguments: Mapping[str, Any]) -> None:
         ConfigError: with the nearest valid spelling.
     """
     known, complete = _constructor(registry.get(offer.spec.kind, offer.qualified))
+    wiring = [key for key in WIRING_KEYS[offer.spec.kind] if key != "name"]
     if complete:
         for key in arguments:
             if key not in known:
-                misplaced = offer.spec.kind == "optimizer" and key in WIRING_KEYS["scheduler"]
-                hint = f"; {key!r} belongs to scheduler" if misplaced else did_you_mean(key, known)
+                misplaced = offer.spec.kind == "optimizer" and key in WIRING_KEYS["scheduler"] and key != "name"
+                hint = f"; {key!r} belongs to scheduler" if misplaced else did_you_mean(key, [*known, *wiring])
                 raise ConfigError(
-                    f"{offer.spec.kind} {offer.name!r} has no option {key!r}; it has {listing(sorted(known))}{hint}"
+                    f"{offer.spec.kind} {offer.name!r} has no option {key!r}; it has {listing(sorted(known))}, "
+                    f"and in a configuration {listing(wiring)}{hint}"
                 )
     missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
     if missing:

@@ -45,6 +45,10 @@ class RuleError(OptplugError, TypeError):
     """An update rule does something a rule cannot do."""
 
 
+class BranchingError(RuleError):
+    """An update rule branches on an element-wise value, which has no one truth."""
+
+
 class EngineError(OptplugError, RuntimeError):
     """The engine that was asked for cannot step these parameters."""
 
@@ -62,7 +66,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     import difflib  # only failing paths pay for it
 
     lowered = {k.lower(): k for k in known}
-    near = [lowered[k] for k in difflib.get_close_matches(str(word).lower(), lowered, n=3, cutoff=0.6)]
+    text = str(word).lower()
+    # A word that contains the other is nearer than one that only looks alike.
+    inside = [k for k in lowered if min(len(text), len(k)) > 3 and (text in k or k in text)]
+    near = difflib.get_close_matches(text, inside, n=3, cutoff=0)
+    near += [k for k in difflib.get_close_matches(text, lowered, n=3, cutoff=0.6) if k not in near]
+    near = [lowered[k] for k in near[:3]]
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
@@ -80,3 +89,15 @@ def describe(error: BaseException) -> str:
 def listing(words: Iterable[object]) -> str:
     """`adam, adamw, sgd`, or `none`."""
     return ", ".join(map(str, words)) or "none"
+
+
+def number_hint(value: object) -> str:
+    """`; YAML reads 1e-3 as text, write 1.0e-3` for text that looks like a number, else nothing."""
+    try:
+        float(value if isinstance(value, str) else "none")
+    except ValueError:
+        return ""
+    mantissa, e, exponent = str(value).lower().partition("e")
+    if e and "." not in mantissa:
+        return f"; YAML reads {value} as text, write {mantissa}.0e{exponent}"
+    return "; write it without quotes"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from optplug.errors import ConfigError, ConfigTypeError
+from optplug.errors import ConfigError, ConfigTypeError, listing, number_hint
 
 
 class ClosedFormLR(LRScheduler):
-    r"""A schedule defined by :meth:`factor`: :math:`lr(t) = floor + (base - floor) \, f(t)`.
+    r"""A schedule defined by :meth:`multiplier`: :math:`lr(t) = floor + (base - floor) \, f(t)`.
 
     Each step multiplies the group's *current* distance from the floor by :math:`f(t) / f(t-1)`, so that several
     schedulers on one optimizer compose; where :math:`f(t-1) = 0` it adds :math:`(base - floor) \, f(t)`.
@@ -26,7 +26,7 @@ class ClosedFormLR(LRScheduler):
         last_epoch: index of the last step taken; -1 to start.
 
     Attributes:
-        floor: the learning rate that factor 0 stands for.
+        floor: the learning rate that multiplier 0 stands for.
 
     Raises:
         TypeError: `optimizer` is not a `torch.optim.Optimizer`. KeyError: resuming without `initial_lr` in the groups.
@@ -35,7 +35,7 @@ class ClosedFormLR(LRScheduler):
     interval: ClassVar[str] = "epoch"
     floor: float = 0.0
 
-    def factor(self, t: int) -> float:
+    def multiplier(self, t: int) -> float:
         """The multiplier :math:`f(t)` after `t` steps; `f(0) = 1` for a schedule that starts at the base rate."""
         raise NotImplementedError
 
@@ -43,18 +43,36 @@ class ClosedFormLR(LRScheduler):
         """The learning rates of this step, per group, from the current ones."""
         groups = self.optimizer.param_groups
         if self._is_initial:
-            return [_copy(group["lr"]) for group in groups]
+            first = self.multiplier(0) if self.last_epoch == 0 else 1.0  # resumed, the rates are as they were
+            return [
+                _copy(lr) if first == 1 else self.floor + (lr - self.floor) * first for lr in (g["lr"] for g in groups)
+            ]
         if self._step_count == 1 and self.last_epoch > 0:
             return self._get_closed_form_lr()
-        now, before = self.factor(self.last_epoch), self.factor(self.last_epoch - 1)
+        now, before = self.multiplier(self.last_epoch), self.multiplier(self.last_epoch - 1)
         if before == 0:
             return [group["lr"] + (base - self.floor) * now for group, base in zip(groups, self.base_lrs, strict=True)]
         return [now / before * (group["lr"] - self.floor) + self.floor for group in groups]
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """The learning rates by definition; `step(epoch)` asks for them."""
-        now = self.factor(self.last_epoch)
+        now = self.multiplier(self.last_epoch)
         return [self.floor + (base - self.floor) * now for base in self.base_lrs]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a `state_dict`; ConfigError for that of another kind of scheduler."""
+        check_state(self, state_dict, ("last_epoch", "base_lrs"))
+        super().load_state_dict(state_dict)
+
+
+def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """Refuse the state of another kind of scheduler, which torch would take over key by key."""
+    if not set(needed) <= set(state_dict):
+        had = "a warmup, and this one has none" if "warmup" in state_dict else f"the keys {listing(sorted(state_dict))}"
+        raise ConfigError(
+            f"the checkpoint's scheduler is no {type(scheduler).__name__}: it has {had}. "
+            "Resume with the schedule of the checkpoint, or start anew"
+        )
 
 
 def _copy(lr: float | Tensor) -> float | Tensor:
@@ -179,6 +197,7 @@ class Warmup(LRScheduler):
         return {"warmup": own, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_state(self, state_dict, ("warmup", "scheduler"))
         own = state_dict["warmup"]
         self.warmed = own["warmed"]
         self._inner_lrs = list(own["inner_lrs"])
@@ -195,11 +214,15 @@ class Warmup(LRScheduler):
 def check_warmup(steps: Any, start_factor: Any) -> None:
     """Raise ConfigError or ConfigTypeError for what `Warmup` cannot take."""
     if isinstance(steps, bool) or not isinstance(steps, int):
-        raise ConfigTypeError(f"warmup steps must be a whole number of optimizer steps, got {steps!r}")
+        raise ConfigTypeError(
+            f"warmup steps must be a whole number of optimizer steps, got {steps!r}{number_hint(steps)}"
+        )
     if steps < 1:
         raise ConfigError(f"warmup steps must be at least 1, got {steps}; leave warmup out for none")
     if start_factor is not None:
         if isinstance(start_factor, bool) or not isinstance(start_factor, (int, float)):
-            raise ConfigTypeError(f"warmup start_factor must be a number, got {start_factor!r}")
+            raise ConfigTypeError(
+                f"warmup start_factor must be a number, got {start_factor!r}{number_hint(start_factor)}"
+            )
         if not 0 < start_factor <= 1 or not math.isfinite(start_factor):
             raise ConfigError(f"warmup start_factor must be above 0 and at most 1, got {start_factor}")

@@ -59,7 +59,7 @@ class Scripted:
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = self.loss(batch)
         if self.trainer.optimizers:
-            self.rates.append(float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+            self.rates.append(float(self.trainer.optimizers[0].param_groups[0].get("lr", "nan")))
         self._log(self.train_values, self.trainer.current_epoch, loss, on_step=False, on_epoch=True)
         if not self.automatic_optimization:
             optimizer = self.optimizers()

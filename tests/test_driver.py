@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from optplug.errors import (
     HyperparameterError,
     HyperparameterTypeError,
     OptplugError,
+    RuleError,
     SparseGradientError,
 )
 
@@ -87,13 +89,13 @@ def test_a_tensor_lr_with_foreach_is_refused_only_where_torch_refuses_it():
         ({"betas": (0.9, 0.99, 0.999)}, HyperparameterError, "Adam: betas must be 2 numbers, got (0.9, 0.99, 0.999)"),
         ({"betas": 0.9}, HyperparameterTypeError, "Adam: betas must be 2 numbers, got 0.9"),
         ({"betas": ("0.9", 0.99)}, HyperparameterTypeError,
-         "Adam: betas[0] must be a number, got '0.9' (str); YAML reads 0.9 as text, write 0.9"),
+         "Adam: betas[0] must be a number, got '0.9' (str); write it without quotes"),
         ({"amsgrad": 1}, HyperparameterTypeError, "Adam: amsgrad must be True or False, got 1 (int)"),
         ({"foreach": "yes"}, HyperparameterTypeError, "Adam: foreach must be True, False or None, got 'yes'"),
         ({"state_dtype": torch.int8}, HyperparameterTypeError,
          "state_dtype must be a floating-point torch.dtype or None, got torch.int8"),
         ({"engine": "forech"}, EngineError,
-         "no engine named 'forech'; there are auto, loop, foreach, numba, triton; did you mean 'foreach'?"),
+         "no engine named 'forech'; there are auto, loop, foreach; did you mean 'foreach'?"),
         ({"engine": "triton"}, EngineError, "engine 'triton' is not part of this version; there are loop and foreach"),
         ({"engine": "loop", "foreach": True}, EngineError, "foreach=True contradicts engine='loop'"),
         ({"engine": "foreach", "foreach": False}, EngineError, "foreach=False contradicts engine='foreach'"),
@@ -236,14 +238,16 @@ def test_a_tensor_subclass_goes_to_the_loop():
     optimizer = Adam([plain, wrapped], lr=0.1)
     optimizer.step()
     assert [str(report) for report in optimizer.engine_report()] == [
-        "group 0: foreach (auto), 1 tensor, 2 float32 elements on cpu",
+        "group 0: foreach (auto: the fastest of this version), 1 tensor, 2 float32 elements on cpu",
         "group 0: loop (auto: Wrapped is no plain tensor), 1 tensor, 2 float32 elements on cpu",
     ]
     torch.testing.assert_close(wrapped.detach().as_subclass(torch.Tensor), plain.detach())
     assert type(optimizer.state[wrapped]["exp_avg"]) is Wrapped
     with pytest.raises(EngineError) as caught:
         Adam([wrapped], engine="foreach").step()
-    assert str(caught.value) == "engine 'foreach' takes plain tensors only, got Wrapped; use engine='auto'"
+    assert (
+        str(caught.value) == "engine 'foreach' cannot take a parameter: Wrapped is no plain tensor; use engine='auto'"
+    )
 
 
 # ------------------------------------------------------------------------------------ hooks
@@ -318,7 +322,9 @@ def test_fused_alone_promises_to_unscale():
         assert getattr(Adam([parameter()], **options), "_step_supports_amp_scaling", False) is promised
     fused = Adam([parameter()], fused=True)
     assert copy.deepcopy(fused)._step_supports_amp_scaling
-    assert str(fused.engine_report()[0]).startswith("group 0: foreach (auto: no fused engine in this version), ")
+    assert str(fused.engine_report()[0]).startswith(
+        "group 0: foreach (auto: the fastest of this version, which has no fused engine), "
+    )
 
 
 @pytest.mark.parametrize("fused", [None, True])
@@ -549,3 +555,109 @@ def test_no_algorithm_inherits_or_calls_torchs():
 
 def test_an_optimizer_prints_its_groups():
     assert "lr: 0.1" in repr(SGD([parameter()], lr=0.1))
+
+
+@pytest.mark.parametrize("engine", ["loop", "foreach"])
+def test_gradients_may_go_after_the_step(engine):
+    p = torch.ones(3, requires_grad=True)
+    optimizer = Adam([p], engine=engine)
+    p.grad = torch.ones(3)
+    gradient = weakref.ref(p.grad)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert gradient() is None
+
+
+@pytest.mark.parametrize("engine", ["loop", "foreach"])
+@pytest.mark.parametrize(("dtype", "state_dtype"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float32)])
+def test_a_narrower_state_dtype_does_not_narrow_the_parameters(engine, dtype, state_dtype):
+    p = torch.full((3,), 1000.123, dtype=dtype, requires_grad=True)
+    optimizer = Adam([p], lr=0.0, engine=engine, state_dtype=state_dtype)
+    p.grad = torch.ones(3, dtype=dtype)
+    before = p.detach().clone()
+    optimizer.step()
+    assert torch.equal(p, before)
+    assert optimizer.state[p]["exp_avg"].dtype is state_dtype
+
+
+def test_overlapping_parameters_go_to_the_loop_and_step_as_torch_s_do():
+    def run(cls, **options):
+        base = torch.linspace(1, 2, 9, dtype=torch.float64)
+        params = [base[:6].requires_grad_(), base[3:].requires_grad_(), torch.ones(2, dtype=torch.float64)]
+        params[2].requires_grad_()
+        optimizer = cls(params, lr=0.5, weight_decay=0.5, momentum=0.9, **options)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        return base, optimizer
+
+    ours, optimizer = run(SGD)
+    theirs, _ = run(torch.optim.SGD, foreach=False)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-14)
+    assert [(r.engine, r.tensors) for r in optimizer.engine_report()] == [("loop", 2), ("foreach", 1)]
+    assert "shares memory" in optimizer.engine_report()[0].reason
+    with pytest.raises(EngineError, match="shares memory with another parameter"):
+        run(SGD, engine="foreach")
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    p = parameter()
+    p.grad = torch.ones_like(p)
+    adam = Adam([p])
+    adam.step()
+    with pytest.raises(HyperparameterError) as caught:
+        SGD([p], momentum=0.9).load_state_dict(adam.state_dict())
+    assert str(caught.value) == (
+        "this is the state of another optimizer: it has exp_avg, exp_avg_sq, step; SGD keeps momentum_buffer"
+    )
+
+
+def test_scalar_states_have_torch_s_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        for cls in (Adam, torch.optim.Adam):
+            p = torch.ones(2, requires_grad=True)
+            p.grad = torch.ones(2)
+            optimizer = cls([p])
+            for _ in range(2):
+                optimizer.step()
+            assert optimizer.state[p]["step"].dtype is torch.float64
+            assert optimizer.state[p]["step"] == 2
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_rule_that_branches_on_elements_is_refused_by_every_choice_of_engine():
+    class Branches(RuleOptimizer):
+        def __init__(self, params, lr=0.1, **options):
+            super().__init__(params, {"lr": lr}, **options)
+
+        @staticmethod
+        def rule(p, g, *, lr):
+            return p - lr * g if g > 0 else p
+
+    p = parameter()
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuleError, match="a rule may branch on its flags"):
+        Branches([p]).step()
+
+
+def test_first_is_true_once_also_where_a_state_comes_later_or_all_are_scalar():
+    class Counts(RuleOptimizer):
+        states = (State("seen", scalar=True),)
+
+        def __init__(self, params, lr=0.1, **options):
+            super().__init__(params, {"lr": lr}, **options)
+
+        @staticmethod
+        def rule(p, g, seen, *, lr, first):
+            return p - lr * g, seen + first
+
+    for engine in ("loop", "foreach"):
+        p = parameter()
+        optimizer = Counts([p], engine=engine)
+        for _ in range(3):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert optimizer.state[p]["seen"] == 1

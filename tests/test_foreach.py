@@ -345,7 +345,7 @@ def test_a_traceback_shows_the_line(monkeypatch):
     optimizer = get_optimizer("sgd")([p := torch.zeros(3, requires_grad=True)], engine="foreach")
     p.grad = torch.ones(3)
     optimizer.step()
-    (bucket,) = optimizer._ran
+    (bucket,) = optimizer._buckets(0, optimizer.param_groups[0], [p])
     import inspect
 
     assert inspect.getsource(foreach._compiled(bucket.traced)).startswith("def step(p, g, c0):")

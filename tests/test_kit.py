@@ -332,7 +332,7 @@ def test_a_name_that_nobody_offers_and_what_is_no_optimizer_are_refused():
 
 
 class Halving(ClosedFormLR):
-    def factor(self, t):
+    def multiplier(self, t):
         return 0.5**t
 
 
@@ -359,7 +359,7 @@ def test_planted_faults_in_schedulers_are_caught():
         def state_dict(self):
             return {k: v for k, v in super().state_dict().items() if k != "last_epoch"}
 
-        def factor(self, t):
+        def multiplier(self, t):
             return 1 / (1 + t)
 
     class NoPickle(Halving):

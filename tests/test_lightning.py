@@ -27,7 +27,7 @@ RISING = {"val_loss": range(1, 20)}
 
 def cosine(t: int, period: int = 6) -> float:
     scheduler = optplug.create_scheduler("cosine_annealing_lr", torch.optim.SGD([torch.zeros(1)], lr=1.0), T_max=period)
-    return scheduler.factor(t)
+    return scheduler.multiplier(t)
 
 
 def values(module: Any) -> list[float]:
@@ -691,17 +691,97 @@ def test_a_plateau_without_monitor_and_validation_is_refused_before_the_first_ba
 
 
 @pytest.mark.parametrize("arguments", [{}, {"val_check_interval": 0.5}, {"max_epochs": 1}], ids=str)
-def test_a_metric_that_nothing_logs_is_refused_after_one_epoch(
+def test_a_validation_metric_that_nothing_logs_is_refused_after_the_first_validation(
     scripted: type, trainer: Any, callback: Any, arguments: dict[str, Any]
 ):
     module = scripted(val={"val_loss": [1.0]}, train={"train_loss": [1.0]})
     with pytest.raises(WiringError) as caught:
         trainer(callbacks=callback(SGD, PLATEAU, monitor="val_los", mode="min"), **arguments).fit(module)
     assert str(caught.value) == (
-        "reduce_lr_on_plateau monitors 'val_los' (from the configuration), which nothing logs; logged are train_loss, "
+        "reduce_lr_on_plateau monitors 'val_los' (from the configuration), which nothing logs; logged are "
         "val_loss; did you mean 'val_loss'?"
     )
-    assert len(module.rates) == 4
+    assert len(module.rates) == (2 if "val_check_interval" in arguments else 4)
+
+
+def test_a_plateau_that_never_had_a_value_says_so_at_the_end(scripted: type, trainer: Any, callback: Any):
+    run = trainer(callbacks=callback(SGD, PLATEAU, monitor="val_loss"), check_val_every_n_epoch=9)
+    with pytest.warns(UserWarning, match="reduce_lr_on_plateau was never stepped: monitor val_loss"):
+        run.fit(scripted(val={"val_loss": [1.0]}))
+
+
+def test_the_helper_wants_the_module_itself(pl: Any, trainer: Any):
+    class Sub(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch):
+            return self.net(batch[0]).mean()
+
+        def configure_optimizers(self):
+            return optplug.configure_optimizers(self.net, "adam", COSINE)
+
+    with pytest.raises(WiringError) as caught:
+        trainer().fit(Sub(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 4))))
+    assert str(caught.value) == (
+        "configure_optimizers takes the LightningModule itself, got Linear from Sub: pass self, and tell parameters "
+        "apart with param_groups"
+    )
+
+
+def test_a_schedule_that_the_module_steps_too_is_refused(scripted: type, trainer: Any, callback: Any):
+    class Twice(scripted):
+        def on_train_epoch_end(self):
+            self.lr_schedulers().step()
+
+    with pytest.raises(WiringError, match=r"take scheduler\.step\(\) out of the module"):
+        trainer(callbacks=callback(SGD, COSINE)).fit(Twice(automatic=False))
+
+
+def test_what_the_module_changes_in_the_helper_s_dictionary_counts(scripted: type, trainer: Any):
+    class Edited(scripted):
+        def configure_optimizers(self):
+            returned = optplug.configure_optimizers(self, SGD, COSINE)
+            returned["lr_scheduler"]["frequency"] = 2
+            return returned
+
+    run = trainer(max_epochs=4)
+    run.fit(Edited())
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
+@pytest.mark.parametrize("frequency", [1, 2])
+def test_a_foreign_plateau_with_a_frequency_stays_with_lightning(
+    scripted: type, trainer: Any, ours: Any, frequency: int
+):
+    class Own(scripted):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+            entry = {"scheduler": plateau, "monitor": "val_loss", "frequency": frequency}
+            return {"optimizer": optimizer, "lr_scheduler": entry}
+
+    run = trainer(callbacks=ours.ConfigureOptimizers(), max_epochs=4)
+    run.fit(Own(val=RISING))
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == 4 // frequency
+
+
+def test_the_account_does_without_a_learning_rate(scripted: type, trainer: Any, callback: Any, monkeypatch: Any):
+    from optplug.registry import Offer, Plugin, registry
+    from optplug.specs import OptimizerSpec
+
+    class Steps(torch.optim.Optimizer):
+        def __init__(self, params, step_size=0.1):
+            super().__init__(params, {"step_size": step_size})
+
+        def step(self, closure=None):
+            return closure()
+
+    offer = Offer(OptimizerSpec("steps", Steps), Plugin("p", "d", "1"))
+    monkeypatch.setattr(registry, "find", lambda kind, name: offer)
+    monkeypatch.setattr(registry, "get", lambda kind, name: Steps)
+    trainer(callbacks=callback("steps"), max_epochs=1).fit(scripted())
 
 
 def test_a_validation_metric_without_validation_is_refused_after_one_epoch(scripted: type, trainer: Any, callback: Any):
@@ -809,9 +889,9 @@ def test_the_account_is_exact(scripted: type, trainer: Any, ours: Any, capsys: A
     version = optplug.__version__
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("optplug")] == [
         f"optplug: optimizer adam from plugin optplug-classic (optplug {version})",
+        "optplug:   parameter group default: 1 tensor, 4 elements, lr 0.5, weight_decay 0",
+        "optplug:   parameter group *.bias: 1 tensor, 1 elements, lr 0.5, weight_decay 0.1",
         *(f"optplug:   engine of {report}" for report in reports),
-        "optplug:   parameter group default: 1 tensors, 4 elements, lr 0.5, weight_decay 0",
-        "optplug:   parameter group *.bias: 1 tensors, 1 elements, lr 0.5, weight_decay 0.1",
         f"optplug: scheduler reduce_lr_on_plateau from plugin optplug-schedules (optplug {version}), stepped each "
         "completed validation, after a warmup of 2 steps",
         "optplug:   monitor val_loss (min) from the configuration",

@@ -297,10 +297,42 @@ def test_what_the_scheduler_inside_tells_is_asked_of_the_whole():
         (1, 0.0, ConfigError, "warmup start_factor must be above 0 and at most 1, got 0.0"),
         (1, 1.5, ConfigError, "warmup start_factor must be above 0 and at most 1, got 1.5"),
         (1, math.nan, ConfigError, "warmup start_factor must be above 0 and at most 1, got nan"),
-        (1, "0.5", ConfigTypeError, "warmup start_factor must be a number, got '0.5'"),
+        (1, "0.5", ConfigTypeError, "warmup start_factor must be a number, got '0.5'; write it without quotes"),
     ],
 )
 def test_wrong_arguments_are_refused(steps: Any, start: Any, error: type[Exception], message: str):
     with pytest.raises(error) as caught:
         Warmup(SCHEDULES["optplug's cosine"](sgd()), steps, start)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("first", ["cosine", "plateau", "warmup"])
+@pytest.mark.parametrize("second", ["cosine", "plateau", "warmup"])
+def test_the_state_of_another_kind_of_schedule_is_refused(first: str, second: str):
+    def make(kind: str) -> Any:
+        optimizer = optplug.create_optimizer("sgd", [torch.zeros(1, requires_grad=True)], lr=1.0)
+        if kind == "plateau":
+            return optplug.create_scheduler("reduce_lr_on_plateau", optimizer)
+        cosine = optplug.create_scheduler("cosine_annealing_lr", optimizer, T_max=5)
+        return Warmup(cosine, 3) if kind == "warmup" else cosine
+
+    saved, target = make(first).state_dict(), make(second)
+    if first == second:
+        target.load_state_dict(saved)
+    else:
+        with pytest.raises(ConfigError, match=r"^the checkpoint's scheduler is no "):
+            target.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("curve", [lambda t: (t + 1) / 10, lambda t: t / 10], ids=["from a tenth", "from nothing"])
+def test_a_schedule_need_not_start_at_the_base_rate(curve: Any):
+    class Curve(optplug.ClosedFormLR):
+        def multiplier(self, t: int) -> float:
+            return curve(t)
+
+    optimizer = optplug.create_optimizer("sgd", [torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = Curve(optimizer)
+    for t in range(5):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * curve(t), abs=1e-15)
+        optimizer.step()
+        schedule.step()

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from optplug.errors import OptplugError, UnknownNameError
+from optplug.config import configurable
+from optplug.errors import OptplugError, UnknownNameError, did_you_mean
 from optplug.registry import KINDS, Offer, registry
 from optplug.specs import API_VERSION, SchedulerSpec
 
@@ -85,8 +86,8 @@ def info(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("argument", "type", "default"):
         table.add_column(column)
-    for parameter in list(inspect.signature(cls).parameters.values())[1:]:
-        kind = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
+    for parameter in configurable(offer).values():
+        kind = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
         default = "required" if parameter.default is parameter.empty else repr(parameter.default)
         table.add_row(*map(escape, (parameter.name, kind, default)))
     out.print(table)
@@ -95,16 +96,18 @@ def info(
 
 
 def _find(name: str) -> Offer:
-    """The optimizer or scheduler of a name; a name that is neither ends the command with both complaints."""
-    complaints: list[str] = []
+    """The optimizer or scheduler of a name; a name that is neither ends the command."""
+    complaint = ""
     for kind in KINDS:
         try:
             return registry.find(kind, name)
-        except UnknownNameError as error:
-            complaints.append(str(error))
+        except UnknownNameError:
+            names = [n for k in KINDS for n in registry.names(k)]
+            complaint = f"no optimizer and no scheduler named {name!r}{did_you_mean(name, names)}"
         except OptplugError as error:
-            complaints = [str(error)]
+            complaint = str(error)
             break
-    for complaint in complaints:
-        typer.echo(f"error: {complaint}", err=True)
+    typer.echo(f"error: {complaint}", err=True)
+    for quarantined in registry.quarantined:
+        typer.echo(str(quarantined), err=True)
     raise typer.Exit(1)

@@ -275,11 +275,14 @@ def step(traced: Traced, tensors: dict[str, list[Tensor]], constants: Sequence[f
 
 
 def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
-    """Consecutive slices whose tensors hold at most the limit together, or one tensor."""
+    """Consecutive slices of tensors of one dtype that hold at most the limit together, or one tensor."""
     limit = CHUNK_BYTES.get(tensors[0].device.type, CHUNK_BYTES_ELSEWHERE)
+    sizes = [numel * tensors[0].element_size() for numel in map(Tensor.numel, tensors)]
+    if sum(sizes) <= limit:
+        yield slice(0, len(tensors))
+        return
     start, held = 0, 0
-    for i, tensor in enumerate(tensors):
-        size = tensor.numel() * tensor.element_size()
+    for i, size in enumerate(sizes):
         if i > start and held + size > limit:
             yield slice(start, i)
             start, held = i, 0

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+PLAIN = (Tensor, Parameter)
+"""The types whose memory is what it seems; subclasses mean something else by their operations."""
 
 Roles = dict[str, list[Tensor]]
 """Parameters (`"p"`), gradients (`"g"`) and element-wise states by name, as lists of equal length."""
 
 
+class Overlaps:
+    """Which parameters share memory, found anew when their addresses change."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[list[int], frozenset[int]]] = {}
+
+    def among(self, group: int, params: Sequence[Tensor]) -> frozenset[int]:
+        """The indices of parameters that share memory with another one, or whose own elements do."""
+        addresses = [p.data_ptr() if type(p) in PLAIN else 0 for p in params]
+        known = self._known.get(group)
+        if known is None or known[0] != addresses:
+            known = self._known[group] = (addresses, _overlapping(params, addresses))
+        return known[1]
+
+
+def _overlapping(params: Sequence[Tensor], addresses: Sequence[int]) -> frozenset[int]:
+    spans = []
+    for i, (p, start) in enumerate(zip(params, addresses, strict=True)):
+        if start and p.numel():  # an empty tensor and one without memory of its own share nothing
+            extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+            spans.append((start, start + extent * p.element_size(), i, extent < p.numel()))
+    spans.sort()
+    found = {i for *_, i, within in spans if within}
+    reach, owner = 0, -1
+    for start, end, i, _ in spans:
+        if start < reach:
+            found |= {i, owner}
+        if end > reach:
+            reach, owner = end, i
+    return frozenset(found)
+
+
 def working(originals: Roles, dtype: torch.dtype | None) -> Roles:
-    """`originals` themselves, or real views and copies of them in `dtype` (None: the parameters')."""
+    """`originals` themselves, or real views and copies of them in a dtype that holds the parameters' and `dtype`."""
     p = originals["p"][0]
-    if dtype is None:
-        dtype = p.real.dtype if p.is_complex() else p.dtype
-    same = all(t.dtype is dtype for tensors in originals.values() for t in tensors)
-    if same and not any(t.is_neg() for role in ("p", "g") for t in originals[role]):
+    real = p.real.dtype if p.is_complex() else p.dtype
+    dtype = real if dtype is None else torch.promote_types(real, dtype)
+    same = all({t.dtype for t in tensors} == {dtype} for tensors in originals.values())
+    if same and not any(map(Tensor.is_neg, originals["p"])) and not any(map(Tensor.is_neg, originals["g"])):
         return originals
     return {role: [_as_real(t).to(dtype) for t in tensors] for role, tensors in originals.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Column:
-    """The scalar states of some parameters: one float32 vector per state name, whose elements the parameters hold."""
+    """The scalar states of some parameters: one vector per state name, whose elements the parameters hold."""
 
     def __init__(self, names: Sequence[str], states: Sequence[dict[str, Any]]) -> None:
         self.names = tuple(names)
@@ -18,7 +18,8 @@ class Column:
         self.vectors: dict[str, Tensor] = {}
         self.views: dict[str, tuple[Tensor, ...]] = {}
         for name in self.names:
-            vector = torch.tensor([float(state[name]) for state in states], dtype=torch.float32)
+            dtype = states[0][name].dtype
+            vector = torch.tensor([float(state[name]) for state in states], dtype=dtype)
             self.vectors[name] = vector
             self.views[name] = vector.unbind()
             for state, view in zip(states, self.views[name], strict=True):
@@ -29,23 +30,29 @@ class Column:
         if self.names != tuple(names) or self.length != len(states):
             return False
         for name in names:
-            address = self.vectors[name].data_ptr()
+            address, size = self.vectors[name].data_ptr(), self.vectors[name].element_size()
             for i, (state, view) in enumerate(zip(states, self.views[name], strict=True)):
-                if state[name] is not view or view.data_ptr() != address + 4 * i:
+                if state[name] is not view or view.data_ptr() != address + size * i:
                     return False
         return True
 
-    def rows(self, first: Sequence[bool]) -> dict[tuple[float, ...], list[int]]:
+    def rows(self, first: Sequence[bool]) -> Mapping[tuple[float, ...], Sequence[int]]:
         """The distinct combinations of (first, *scalars), each with the indices of the parameters that share it."""
         columns = [[float(f) for f in first], *(self.vectors[name].tolist() for name in self.names)]
+        if all(column.count(column[0]) == self.length for column in columns):
+            return {tuple(column[0] for column in columns): range(self.length)}
         rows: dict[tuple[float, ...], list[int]] = {}
         for i, row in enumerate(zip(*columns, strict=True)):
             rows.setdefault(row, []).append(i)
         return rows
 
-    def write(self, values: dict[str, list[float]]) -> None:
-        for name, column in values.items():
-            self.vectors[name].copy_(torch.tensor(column, dtype=torch.float64))
+    def write(self, values: Mapping[str, float], members: Sequence[int]) -> None:
+        """Set the scalars of some parameters."""
+        for name, value in values.items():
+            if len(members) == self.length:
+                self.vectors[name].fill_(value)
+            else:
+                self.vectors[name][torch.tensor(members)] = value
 
 
 class Columns:

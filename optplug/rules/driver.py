@@ -13,19 +13,16 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from optplug.engines import foreach, loop
 from optplug.engines.report import BucketReport
-from optplug.errors import EngineError, RuleError, SparseGradientError, listing
+from optplug.errors import EngineError, HyperparameterError, RuleError, SparseGradientError, listing
 from optplug.rules import execution, hypers
-from optplug.rules.buffers import Roles, working, write_back
+from optplug.rules.buffers import PLAIN, Overlaps, Roles, working, write_back
 from optplug.rules.columns import Column, Columns
 from optplug.rules.execution import Engine
 from optplug.rules.state import State, prepare
 from optplug.rules.trace import FIRST, SHRINK, Rule, Traced, Variant, missing_hypers, signature_of
-
-_PLAIN = (Tensor, Parameter)
 
 
 @dataclass
@@ -41,7 +38,7 @@ class _Bucket:
     grads: list[Tensor] = field(default_factory=list)
 
     def report(self, *, ran: bool) -> BucketReport:
-        p, elements = self.params[0], sum(p.numel() for p in self.params)
+        p, elements = self.params[0], sum(map(Tensor.numel, self.params))
         return BucketReport(self.group, self.engine, self.reason, len(self.params), elements, p.dtype, p.device, ran)
 
 
@@ -105,7 +102,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         self.engine = engine
         self.state_dtype = execution.as_dtype(state_dtype)
         self._columns = Columns()
-        self._ran: list[_Bucket] = []
+        self._overlaps = Overlaps()
+        self._ran: list[BucketReport] = []
         # Hyperparameters are checked before parameters, as torch does.
         self._check_group(defaults, defaults)
         super().__init__(params, defaults)
@@ -178,15 +176,15 @@ class RuleOptimizer(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return loss
-        ran: list[_Bucket] = []
+        ran: list[BucketReport] = []  # no tensors: gradients must be free to go
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for number, group in enumerate(self.param_groups):
                 params = [p for p in group["params"] if p.grad is not None]
                 if params:
                     self._unscale(params)
-                    for bucket in self._buckets(number, group, params):
+                    for bucket in list(self._buckets(number, group, params)):  # refuse before anything moves
                         self._step_bucket(bucket, group)
-                        ran.append(bucket)
+                        ran.append(bucket.report(ran=True))
         self._ran = ran
         return loss
 
@@ -220,26 +218,34 @@ class RuleOptimizer(torch.optim.Optimizer):
         variant = self._variant(group)
         engine, reason, traced = execution.choose(self.engine, group, variant)
         forced = self.engine != "auto" or group["foreach"] is not None
-        buckets: dict[tuple[Any, ...], _Bucket] = {}
-        for p in params:
-            g = p if p.grad is None else p.grad  # a report before the first backward has no gradients
-            chosen, why = engine, reason
-            if g.layout is not torch.strided:
+        shared = self._overlaps.among(number, params) if engine != "loop" else frozenset()
+        kinds: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
+        for i, p in enumerate(params):
+            g = p.grad
+            if g is None:  # a report before the first backward has no gradients
+                g = p
+            key = (type(p), type(g), p.device, p.dtype, g.dtype, g.layout, i in shared)
+            found = kinds.get(key)
+            if found is None:
+                found = kinds[key] = ([], [])
+            found[0].append(p)
+            found[1].append(g)
+        for (p_type, g_type, *_, layout, overlaps), (members, grads) in kinds.items():
+            if layout is not torch.strided:
                 raise SparseGradientError(
                     f"{type(self).__name__} does not support sparse gradients{self.sparse_remedy}"
                 )
-            if engine != "loop" and not (type(p) in _PLAIN and type(g) in _PLAIN):
-                name = type(g if type(p) in _PLAIN else p).__name__
-                if forced:
-                    raise EngineError(f"engine {engine!r} takes plain tensors only, got {name}; use engine='auto'")
-                chosen, why = "loop", f"auto: {name} is no plain tensor"
-            key = (chosen, why, p.device, p.dtype, g.dtype)
-            bucket = buckets.get(key)
-            if bucket is None:
-                bucket = buckets[key] = _Bucket(number, chosen, why, variant, traced if chosen == engine else None)
-            bucket.params.append(p)
-            bucket.grads.append(g)
-        return buckets.values()
+            obstacle = None
+            if engine != "loop" and not (p_type in PLAIN and g_type in PLAIN):
+                obstacle = f"{(g_type if p_type in PLAIN else p_type).__name__} is no plain tensor"
+            elif overlaps:
+                obstacle = "it shares memory with another parameter, or with itself"
+            if obstacle is None:
+                yield _Bucket(number, engine, reason, variant, traced, members, grads)
+            elif forced:
+                raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
+            else:
+                yield _Bucket(number, "loop", f"auto: {obstacle}", variant, None, members, grads)
 
     def _step_bucket(self, bucket: _Bucket, group: dict[str, Any]) -> None:
         variant, present = bucket.variant, self._present(group)
@@ -248,9 +254,13 @@ class RuleOptimizer(torch.optim.Optimizer):
             options[SHRINK] = 1 - group["lr"] * group["weight_decay"]
         as_tensors = group["capturable"] or group["differentiable"]
         options = {h: _as_scalars(value, as_tensors) for h, value in options.items()}
-        # A rule without states leaves none behind, as in torch.
-        states = [self.state[p] if present else {} for p in bucket.params]
-        first = [prepare(present, s, p, group, self.state_dtype) for s, p in zip(states, bucket.params, strict=True)]
+        if present:
+            states = [self.state[p] for p in bucket.params]
+            first = [
+                prepare(present, s, p, group, self.state_dtype) for s, p in zip(states, bucket.params, strict=True)
+            ]
+        else:  # a rule without states leaves none behind, as in torch
+            states, first = [{} for _ in bucket.params], [True] * len(bucket.params)
         roles: Roles = {"p": bucket.params, "g": bucket.grads}
         roles.update((name, [state[name] for state in states]) for name in variant.elementwise)
         if bucket.traced is not None:
@@ -283,13 +293,10 @@ class RuleOptimizer(torch.optim.Optimizer):
         self, traced: Traced, options: dict[str, Any], roles: Roles, column: Column, first: list[bool]
     ) -> None:
         """Many parameters with engine `foreach`, those with equal scalars at once."""
-        new_scalars: dict[str, list[float]] = {name: [0.0] * len(first) for name in column.names}
         rows = column.rows(first)
         for row, members in rows.items():
             constants, new = traced.scalars({**options, **dict(zip((FIRST, *column.names), row, strict=True))})
-            for name, value in new.items():
-                for i in members:
-                    new_scalars[name][i] = value
+            column.write(new, members)
             if len(rows) > 1:
                 chosen = {role: [tensors[i] for i in members] for role, tensors in roles.items()}
             else:
@@ -300,7 +307,6 @@ class RuleOptimizer(torch.optim.Optimizer):
                 foreach.step(traced, work, constants)
                 if work is not originals:
                     write_back(work, originals)
-        column.write(new_scalars)
 
     # ------------------------------------------------------------- state dicts
 
@@ -325,6 +331,13 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _refine_loaded(self, loaded: dict[str, Any], how_to_run: list[dict[str, Any]]) -> None:
         """Undo what torch's loading does to execution keys and states."""
+        kept = {state.name for state in self.states}
+        found = {name for saved in loaded["state"].values() if isinstance(saved, dict) for name in saved}
+        if found and not found & kept:
+            raise HyperparameterError(
+                f"this is the state of another optimizer: it has {listing(sorted(found))}; "
+                f"{type(self).__name__} keeps {listing(sorted(kept))}"
+            )
         for group, keys in zip(self.param_groups, how_to_run, strict=True):
             group.update(keys)
         indices = [i for group in loaded["param_groups"] for i in group["params"]]
@@ -344,6 +357,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self.__dict__.setdefault("engine", "auto")
         self.__dict__.setdefault("state_dtype", None)
         self._columns = Columns()
+        self._overlaps = Overlaps()
         self._ran = []
         for group in self.param_groups:
             for key, value in self.defaults.items():
@@ -353,13 +367,11 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def engine_report(self) -> list[BucketReport]:
         """Which engine stepped each bucket in the last step, or before the first step will; and why."""
-        ran = bool(self._ran)
-        buckets = self._ran or [
-            bucket
+        return list(self._ran) or [
+            bucket.report(ran=False)
             for number, group in enumerate(self.param_groups)
             for bucket in self._buckets(number, group, group["params"])
         ]
-        return [bucket.report(ran=ran) for bucket in buckets]
 
 
 def _as_scalars(value: Any, as_tensors: bool) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from optplug.errors import (
+    BranchingError,
     EngineError,
     HyperparameterError,
     HyperparameterTypeError,
@@ -30,7 +31,8 @@ KEYS = ("foreach", "fused", "capturable", "differentiable")
 def check_engine(engine: Any) -> None:
     """Raise EngineError unless this is an engine of this version."""
     if engine not in ENGINES:
-        raise EngineError(f"no engine named {engine!r}; there are {listing(ENGINES)}{did_you_mean(engine, ENGINES)}")
+        there = [e for e in ENGINES if e not in PLANNED]
+        raise EngineError(f"no engine named {engine!r}; there are {listing(there)}{did_you_mean(engine, there)}")
     if engine in PLANNED:
         raise EngineError(f"engine {engine!r} is not part of this version; there are loop and foreach")
 
@@ -53,7 +55,7 @@ def check_options(owner: str, options: Mapping[str, Any], engine: str, *, has_ca
     """
     foreach, fused, differentiable = options["foreach"], options["fused"], options["differentiable"]
     for key in ("foreach", "fused"):
-        if options[key] not in (None, True, False):
+        if options[key] is not None and not isinstance(options[key], bool):
             raise HyperparameterTypeError(f"{owner}: {key} must be True, False or None, got {options[key]!r}")
     if fused and differentiable:
         raise EngineError("`fused` does not support `differentiable`")
@@ -94,10 +96,12 @@ def choose(engine: str, group: Mapping[str, Any], variant: Variant) -> tuple[str
             return "loop", f"auto: {key}=True keeps scalars as tensors", None
     lengths = {h: len(v) if isinstance(v := group.get(h), (tuple, list)) else 0 for h in variant.hypers}
     traced = trace(variant, tuple(lengths.items()))
+    if isinstance(traced, BranchingError):
+        raise traced  # no engine can run it
     if isinstance(traced, RuleError):
         if engine != "auto":
             raise EngineError(f"engine {engine!r} cannot run this rule: {traced}") from traced
         return "loop", f"auto: {traced}", None
     if engine == "auto":
-        why = "auto: no fused engine in this version" if group["fused"] else "auto"
+        why = f"auto: the fastest of this version{', which has no fused engine' if group['fused'] else ''}"
     return "foreach", why, traced

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from optplug.errors import RuleError, did_you_mean, listing
+from optplug.errors import BranchingError, RuleError, did_you_mean, listing
 from optplug.ops import ON_FLOATS, PREDICATES, Symbolic
 from optplug.ops import __all__ as OPS
 
@@ -109,9 +109,8 @@ class Symbol(Symbolic):
         return self.graph.record(op, *operands)
 
     def __bool__(self) -> bool:
-        raise RuleError(
-            "a rule may branch on its flags and on absent states only, not on values; use where(cond, a, b)"
-        )
+        kind = BranchingError if self.node.elementwise else RuleError
+        raise kind("a rule may branch on its flags and on absent states only, not on values; use where(cond, a, b)")
 
     def __float__(self) -> float:
         raise _foreign("float() or math functions")

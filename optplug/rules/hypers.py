@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from optplug.errors import HyperparameterError, HyperparameterTypeError, did_you_mean, listing
+from optplug.errors import HyperparameterError, HyperparameterTypeError, did_you_mean, listing, number_hint
 
 FOREIGN_KEYS = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
@@ -115,10 +115,9 @@ def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> Non
             raise HyperparameterError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
         number = float(value.detach())
     elif isinstance(value, bool) or not hasattr(value, "__float__"):
-        hint = ""
-        if isinstance(value, str) and _reads_as_number(value):
-            hint = f"; YAML reads {value} as text, write {_with_point(value)}"
-        raise HyperparameterTypeError(f"{owner}: {key} must be a number, got {value!r} ({type(value).__name__}){hint}")
+        raise HyperparameterTypeError(
+            f"{owner}: {key} must be a number, got {value!r} ({type(value).__name__}){number_hint(value)}"
+        )
     else:
         number = float(value)
     if range_ is not None and not range_.holds(number):
@@ -126,16 +125,3 @@ def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> Non
     if not math.isfinite(number):
         label = range_.label if range_ else f"Invalid {key}: "
         raise HyperparameterError(f"{label}{value} ({owner}: {key} must be finite)")
-
-
-def _reads_as_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _with_point(text: str) -> str:
-    mantissa, e, exponent = text.lower().partition("e")
-    return (mantissa if "." in mantissa else mantissa + ".0") + e + exponent

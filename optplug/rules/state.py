@@ -16,7 +16,7 @@ class State:
 
     Args:
         name: the key in `optimizer.state[p]` and the rule's argument.
-        scalar: one number for the parameter (a 0-dim float32 tensor) rather than one per element.
+        scalar: one number for the parameter (a 0-dim tensor) rather than one per element.
         when: the hyperparameter that must be true, or not 0, for the state to exist. Default: it always does.
         init: its first value, or the name of the hyperparameter that gives it.
     """
@@ -34,7 +34,7 @@ class State:
         """The state before the first step; `dtype` is the optimizer's `state_dtype`."""
         value = float(group[self.init] if isinstance(self.init, str) else self.init)
         if self.scalar:
-            return torch.tensor(value, dtype=torch.float32, device=place_of_scalars(p, group))
+            return torch.tensor(value, dtype=scalar_dtype(), device=place_of_scalars(p, group))
         return torch.full_like(p, value, dtype=dtype_of(p, dtype))
 
     def loaded(self, value: Any, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
@@ -43,9 +43,15 @@ class State:
         torch casts states to the parameter's dtype, and keeps only `step` from it. Old state dicts hold plain numbers.
         """
         if self.scalar:
-            return torch.as_tensor(value, dtype=torch.float32, device=place_of_scalars(p, group)).detach().clone()
+            dtype = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else scalar_dtype()
+            return torch.as_tensor(value, dtype=dtype, device=place_of_scalars(p, group)).detach().clone()
         copied: Tensor = value.to(p.device, dtype_of(p, dtype), copy=True)
         return copied
+
+
+def scalar_dtype() -> torch.dtype:
+    """float32, or float64 where that is the default dtype: as torch keeps `step`."""
+    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
 
 
 def place_of_scalars(p: Tensor, group: Mapping[str, Any]) -> torch.device:
@@ -63,10 +69,15 @@ def dtype_of(p: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 def prepare(
     states: Sequence[State], kept: dict[str, Any], p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None
 ) -> bool:
-    """Make the states that are missing from `kept`; True when an element-wise one was."""
-    fresh = False
-    for state in states:
-        if kept.get(state.name) is None:
-            kept[state.name] = state.first(p, group, dtype)
-            fresh |= not state.scalar
-    return fresh
+    """Make the states that are missing from `kept`.
+
+    Returns:
+        Whether this is the first step: no element-wise state was there, or for a rule with scalar states only, none.
+    """
+    missing = [state for state in states if kept.get(state.name) is None]
+    for state in missing:
+        kept[state.name] = state.first(p, group, dtype)
+    if not missing:
+        return False
+    telling = [state for state in states if not state.scalar] or states
+    return all(state in missing for state in telling)

@@ -49,6 +49,8 @@ class Subject:
                 engines.append(engine)
             except EngineError as error:
                 without[f"engine {engine}"] = str(error)
+            except Exception:  # what goes wrong there, the checks will tell
+                engines.append(engine)
         return cls(found, cases, capabilities, tuple(engines), without)
 
     @property

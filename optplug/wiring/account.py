@@ -17,20 +17,25 @@ def account(trainer: Any) -> Iterator[str]:
         choice = choices.get(optimizer)
         if choice is not None:
             yield from _of_optimizer(optimizer, choice)
+            if getattr(trainer, "ckpt_path", None):
+                yield "resumed: learning rates, options and counters are the checkpoint's, not the configuration's"
 
 
 def _of_optimizer(optimizer: Any, choice: Choice) -> Iterator[str]:
     offer = choice.config.optimizer.offer
     yield f"optimizer {offer.name} from plugin {offer.plugin}"
+    names = [group.get("name", i) for i, group in enumerate(optimizer.param_groups)]
+    for name, group in zip(names, optimizer.param_groups, strict=True):
+        elements, tensors = sum(p.numel() for p in group["params"]), len(group["params"])
+        shown = {key: group[key] for key in SHOWN_OPTIONS if key in group}
+        if "lr" in shown:
+            shown["lr"] = group.get("initial_lr", shown["lr"])  # before warmup and schedule
+        options = "".join(f", {key} {float(value):g}" for key, value in shown.items())
+        noun = "tensor" if tensors == 1 else "tensors"
+        yield f"  parameter group {name}: {tensors} {noun}, {elements:,} elements{options}"
     if isinstance(optimizer, RuleOptimizer):
         for report in optimizer.engine_report():
             yield f"  engine of {report}"
-    for i, group in enumerate(optimizer.param_groups):
-        elements = sum(p.numel() for p in group["params"])
-        base = {**group, "lr": group.get("initial_lr", group["lr"])}  # before warmup and schedule
-        options = ", ".join(f"{k} {float(base[k]):g}" for k in SHOWN_OPTIONS if k in group)
-        name, tensors = group.get("name", i), len(group["params"])
-        yield f"  parameter group {name}: {tensors} tensors, {elements:,} elements, {options}"
     scheduled, plan = choice.config.scheduler, choice.plan
     if scheduled is None or plan is None:
         yield "no schedule: the learning rate stays as it is"

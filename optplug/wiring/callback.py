@@ -104,8 +104,8 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._bind(pl_module)
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        super().on_fit_start(trainer, pl_module)
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)  # a checkpoint is restored by now, under every strategy
         if self.verbose:
             for line in account(trainer):
                 pl_module.print(f"optplug: {line}")

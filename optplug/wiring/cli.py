@@ -64,9 +64,10 @@ class _BareNames:
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         config = super().parse_string(*args, **kwargs)  # type: ignore[misc]
-        for key in ("optimizer", "scheduler"):  # in a file
-            if isinstance(config.get(key), str):
-                config[key] = {"name": config[key]}
+        for section in ("", "fit.", "validate.", "test.", "predict."):  # in a file, at its top or for a subcommand
+            for key in ("optimizer", "scheduler"):
+                if isinstance(config.get(section + key), str):
+                    config[section + key] = {"name": config[section + key]}
         return config
 
 

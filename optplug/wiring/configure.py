@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 from optplug.build import build
@@ -42,6 +43,13 @@ def configure_optimizers(
         HyperparameterTypeError, WiringError: each says what was wrong, what is allowed, and the nearest match.
     """
     config = parse(optimizer, scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
+    # A submodule knows no trainer, so nobody would step the schedule; only the calling method shows that it is one.
+    caller = sys._getframe(1).f_locals.get("self")
+    if config.scheduler is not None and caller is not module and hasattr(caller, "lr_scheduler_step"):
+        raise WiringError(
+            f"configure_optimizers takes the LightningModule itself, got {type(module).__name__} from "
+            f"{type(caller).__name__}: pass self, and tell parameters apart with param_groups"
+        )
     return configure(module, config)
 
 

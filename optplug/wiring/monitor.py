@@ -20,6 +20,13 @@ _MORE_IS_BETTER = re.compile(
     re.IGNORECASE,
 )
 
+_VALIDATION = re.compile(r"(^|[_/.-])(val|valid|validation)([_/.-]|$)", re.IGNORECASE)
+
+
+def of_validation(name: str) -> bool:
+    """Whether a metric's name says that validation logs it."""
+    return _VALIDATION.search(name) is not None
+
 
 def infer(trainer: Any, monitor: str | None, mode: str | None) -> Monitored:
     """Settle monitor and mode from what is explicit, else EarlyStopping, else ModelCheckpoint, else later.
@@ -77,7 +84,7 @@ def only_validation_loss(logged: Iterable[str]) -> str:
     """
     logged = {name for name in logged if not name.startswith("lr-")}
     logged -= {name + form for name in logged for form in ("_step", "_epoch")}  # Lightning's other names for one metric
-    losses = [name for name in logged if "val" in name.lower() and "loss" in name.lower()]
+    losses = [name for name in logged if of_validation(name) and "loss" in name.lower()]
     if len(losses) != 1:
         found = f"the validation losses {listing(sorted(losses))}" if losses else "no validation loss"
         raise WiringError(f"the validation logged {found}; set scheduler.monitor to one of {listing(sorted(logged))}")

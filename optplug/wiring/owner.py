@@ -9,6 +9,7 @@ the epoch.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.errors import WiringError, did_you_mean, listing
 from optplug.schedules import Warmup
-from optplug.wiring.monitor import mode_by_name, only_validation_loss
+from optplug.wiring.monitor import mode_by_name, of_validation, only_validation_loss
 from optplug.wiring.plans import Monitored, Plan, plans
 
 NEVER = sys.maxsize
@@ -39,6 +40,7 @@ class Claim:
     frequency: int
     stepped_in: int | None = None
     searched: bool = False
+    seen: int | None = None
 
     @property
     def scheduler(self) -> Any:
@@ -60,6 +62,8 @@ class Owner:
         self._global_step = 0
         self._epoch = 0
         self._epoch_over = False
+        self._before_epoch: dict[str, Any] = {}
+        self._before_validation: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ claiming
 
@@ -73,7 +77,8 @@ class Owner:
             if plan is None and self.foreign and trainer.lightning_module.automatic_optimization:
                 plan = _foreign_plan(entry)
             if plan is not None:
-                self._claims.append(Claim(entry, plan, entry.frequency))
+                _take_from_entry(plan, entry)
+                self._claims.append(Claim(entry, plan, entry.frequency, seen=_count(entry.scheduler)))
                 entry.frequency = NEVER
 
     def _release(self) -> None:
@@ -94,6 +99,8 @@ class Owner:
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._global_step = trainer.global_step
+        for claim in self._claims:  # restored by now
+            claim.seen = _count(claim.scheduler)
         self._begin_epoch(trainer)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -109,10 +116,20 @@ class Owner:
                 if isinstance(claim.scheduler, Warmup):
                     claim.scheduler.warmup_step()
                 if claim.plan.interval == "step" and step % claim.plan.frequency == 0:
-                    pl_module.lr_scheduler_step(claim.scheduler, None)
+                    self._step(pl_module, claim, None)
             last = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
             if claim.plan.interval == "epoch" and last and (trainer.current_epoch + 1) % claim.plan.frequency == 0:
-                pl_module.lr_scheduler_step(claim.scheduler, None)
+                self._step(pl_module, claim, None)
+
+    def _step(self, pl_module: Any, claim: Claim, value: float | None) -> None:
+        """One step of a scheduler, unless somebody else steps it too."""
+        if _count(claim.scheduler) != claim.seen:
+            raise WiringError(
+                f"{claim.plan.name} is stepped by {type(pl_module).__name__} and by optplug, which steps what it "
+                "built in manual optimisation too: take scheduler.step() out of the module"
+            )
+        pl_module.lr_scheduler_step(claim.scheduler, value)
+        claim.seen = _count(claim.scheduler)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
@@ -134,6 +151,14 @@ class Owner:
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._listen(trainer, "late")
+        for claim in self._live(trainer, "validation"):
+            if claim.stepped_in is None and claim.entry.strict and not trainer.fast_dev_run:
+                warnings.warn(
+                    f"{claim.plan.name} was never stepped: {claim.plan.monitored}, logged were "
+                    f"{listing(sorted(trainer.callback_metrics))}",
+                    UserWarning,
+                    stacklevel=2,
+                )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._release()
@@ -173,12 +198,14 @@ class Owner:
             if mean is not None:
                 self._step_plateau(trainer, claim, mean)
                 claim.stepped_in, stepped = self._epoch, True
-            elif moment == "late" and claim.stepped_in is None:
+            elif claim.stepped_in is None and (
+                moment == "late" or (moment == "validation" and of_validation(str(monitored.monitor)))
+            ):
                 self._refuse_silence(trainer, claim, monitored)
         return stepped
 
     def _refuse_silence(self, trainer: Any, claim: Claim, monitored: Monitored) -> None:
-        """An epoch has passed. A plateau that has had no value, and cannot get one, would never fire: say so."""
+        """A validation or an epoch has passed. A plateau that has had no value would never fire: say so."""
         known = sorted(trainer.callback_metrics)
         hopeless = monitored.monitor is None and not trainer.enable_validation
         if monitored.monitor in known or not (claim.searched or hopeless) or not claim.entry.strict:
@@ -193,7 +220,7 @@ class Owner:
     def _step_plateau(self, trainer: Any, claim: Claim, value: float) -> None:
         groups = claim.scheduler.optimizer.param_groups
         before = [float(group["lr"]) for group in groups]
-        trainer.lightning_module.lr_scheduler_step(claim.scheduler, value)
+        self._step(trainer.lightning_module, claim, value)
         after = [float(group["lr"]) for group in groups]
         if before != after:
             cuts = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
@@ -207,9 +234,24 @@ class Owner:
             trainer.lightning_module.print(f"optplug: {text}")  # rank zero, and clear of the progress bar
 
 
+def _count(scheduler: Any) -> int | None:
+    """How many steps a scheduler has taken, where it counts them."""
+    count = getattr(scheduler, "last_epoch", None)
+    return count if isinstance(count, int) else None
+
+
+def _take_from_entry(plan: Plan, entry: Any) -> None:
+    """What the module changed in the dictionary that `configure_optimizers` returned counts."""
+    if plan.interval != "validation":
+        plan.interval, plan.frequency = entry.interval, entry.frequency
+    elif entry.monitor is not None and plan.monitored is not None and entry.monitor != plan.monitored.monitor:
+        plan.monitored.monitor, plan.monitored.source = entry.monitor, "the module's configure_optimizers"
+
+
 def _foreign_plan(entry: Any) -> Plan | None:
-    """The plan of a plateau that optplug did not build, as its entry describes it; Lightning keeps those by step."""
-    if not isinstance(entry.scheduler, ReduceLROnPlateau) or not entry.monitor or entry.interval != "epoch":
+    """The plan of a plateau that optplug did not build, as its entry describes it; others stay with Lightning."""
+    every_epoch = (entry.interval, entry.frequency) == ("epoch", 1)
+    if not isinstance(entry.scheduler, ReduceLROnPlateau) or not entry.monitor or not every_epoch:
         return None
     mode = getattr(entry.scheduler, "mode", None) or mode_by_name(entry.monitor)
     monitored = Monitored(entry.monitor, mode, "the module's configure_optimizers")

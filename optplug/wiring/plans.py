@@ -18,7 +18,7 @@ class Monitored:
     source: str
 
     def __str__(self) -> str:
-        return f"monitor {self.monitor} ({self.mode}) from {self.source}" if self.monitor else self.source
+        return f"monitor {self.monitor or 'to come'} ({self.mode}) from {self.source}"
 
 
 @dataclass

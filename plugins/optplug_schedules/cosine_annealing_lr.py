@@ -7,7 +7,7 @@ import math
 from torch.optim import Optimizer
 
 from optplug import ClosedFormLR
-from optplug.errors import HyperparameterError, HyperparameterTypeError
+from optplug.errors import HyperparameterError, HyperparameterTypeError, number_hint
 
 
 class CosineAnnealingLR(ClosedFormLR):
@@ -30,11 +30,14 @@ class CosineAnnealingLR(ClosedFormLR):
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
         if isinstance(T_max, bool) or not isinstance(T_max, (int, float)):
-            raise HyperparameterTypeError(f"CosineAnnealingLR: T_max must be a whole number of steps, got {T_max!r}")
+            raise HyperparameterTypeError(
+                f"CosineAnnealingLR: T_max must be a number of steps, got {T_max!r}{number_hint(T_max)}"
+            )
         if not 1 <= T_max < math.inf:
             raise HyperparameterError(f"CosineAnnealingLR: T_max must be at least 1, got {T_max}")
         if isinstance(eta_min, bool) or not isinstance(eta_min, (int, float)):
-            raise HyperparameterTypeError(f"CosineAnnealingLR: eta_min must be a number, got {eta_min!r}")
+            hint = number_hint(eta_min)
+            raise HyperparameterTypeError(f"CosineAnnealingLR: eta_min must be a number, got {eta_min!r}{hint}")
         if not 0 <= eta_min < math.inf:
             raise HyperparameterError(f"CosineAnnealingLR: eta_min must be at least 0 and finite, got {eta_min}")
         self.T_max = T_max
@@ -45,5 +48,5 @@ class CosineAnnealingLR(ClosedFormLR):
     def floor(self) -> float:  # type: ignore[override]
         return self.eta_min
 
-    def factor(self, t: int) -> float:
+    def multiplier(self, t: int) -> float:
         return (1 + math.cos(math.pi * t / self.T_max)) / 2

@@ -9,8 +9,8 @@ from typing import Any, Literal, SupportsFloat
 
 from torch.optim import Optimizer, lr_scheduler
 
-from optplug.errors import HyperparameterError, HyperparameterTypeError
-from optplug.schedules import set_lr
+from optplug.errors import ConfigTypeError, HyperparameterError, HyperparameterTypeError, WiringError, number_hint
+from optplug.schedules import check_state, set_lr
 
 
 class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
@@ -61,7 +61,9 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         numbers |= {"min_lr": min_lr} if many is None else {f"min_lr[{i}]": lr for i, lr in enumerate(many)}
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise HyperparameterTypeError(f"ReduceLROnPlateau: {name} must be a number, got {value!r}")
+                raise HyperparameterTypeError(
+                    f"ReduceLROnPlateau: {name} must be a number, got {value!r}{number_hint(value)}"
+                )
             if not 0 <= value < math.inf:
                 raise HyperparameterError(f"ReduceLROnPlateau: {name} must be at least 0 and finite, got {value}")
         if factor >= 1.0:
@@ -73,11 +75,14 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         if verbose is not None:
             warnings.warn("verbose does nothing: torch has removed it", DeprecationWarning, stacklevel=2)
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+            raise ConfigTypeError(f"{type(optimizer).__name__} is not an Optimizer")
 
         groups = optimizer.param_groups
         if many is not None and len(many) != len(groups):
-            raise HyperparameterError(f"expected {len(groups)} min_lrs, got {len(many)}")
+            raise HyperparameterError(
+                f"expected {len(groups)} min_lrs, got {len(many)}: ReduceLROnPlateau takes one min_lr for all groups, "
+                "or a list with one for each"
+            )
         self.optimizer = optimizer
         self.factor = factor
         self.patience = patience
@@ -142,7 +147,7 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         groups = self.optimizer.param_groups
         if len(groups) != len(self.min_lrs):  # groups were added since
             if self.default_min_lr is None:
-                raise RuntimeError(
+                raise WiringError(
                     f"The number of param groups in the `optimizer` ({len(groups)}) differs from when "
                     f"`ReduceLROnPlateau` was initialized ({len(self.min_lrs)}): make `min_lrs` as long"
                 )
@@ -158,6 +163,7 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         return {key: value for key, value in self.__dict__.items() if key != "optimizer"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a `state_dict`, of this class or of torch's."""
+        """Take over a `state_dict`, of this class or of torch's; ConfigError for that of another kind of scheduler."""
+        check_state(self, state_dict, ("best", "num_bad_epochs"))
         self.__dict__.update(state_dict)
         self._init_is_better(self.mode, self.threshold, self.threshold_mode)
