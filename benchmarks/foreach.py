@@ -16,7 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 
 import optplug
 
-CASES = {"sgd": ("SGD", {"lr": 0.1, "momentum": 0.9}), "adam": ("Adam", {}), "adamw": ("AdamW", {})}
+CASES = {
+    "sgd": ("SGD", {"lr": 0.1}),
+    "sgd, momentum": ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    "adam": ("Adam", {}),
+    "adamw": ("AdamW", {}),
+}
 
 
 def resnet50() -> list[tuple[int, ...]]:
@@ -72,10 +77,10 @@ def main() -> None:
     arguments = parser.parse_args()
     shapes = PROFILES[arguments.profile]()
     print(f"{arguments.profile}: {len(shapes)} tensors, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'optimizer':<10}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}{'torch MiB':>12}{'ours MiB':>10}{'ratio':>8}")
+    print(f"{'optimizer':<14}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}{'torch MiB':>12}{'ours MiB':>10}{'ratio':>8}")
     for name, (torch_name, options) in CASES.items():
         theirs = make(getattr(torch.optim, torch_name), shapes, foreach=True, **options)
-        ours = make(optplug.get_optimizer(name), shapes, engine="foreach", **options)
+        ours = make(optplug.get_optimizer(name.partition(",")[0]), shapes, engine="foreach", **options)
         times: dict[str, list[float]] = {"theirs": [], "ours": []}
         for _ in range(arguments.rounds):
             times["theirs"].append(seconds(theirs))
@@ -83,7 +88,7 @@ def main() -> None:
         a, b = (1e3 * statistics.median(times[key]) for key in ("theirs", "ours"))
         m, n = (peak_bytes(optimizer) / 2**20 for optimizer in (theirs, ours))
         ratio = f"{n / m:8.2f}" if m >= 0.1 else "       -"
-        print(f"{name:<10}{a:10.2f}{b:10.2f}{b / a:8.2f}{m:12.2f}{n:10.2f}{ratio}")
+        print(f"{name:<14}{a:10.2f}{b:10.2f}{b / a:8.2f}{m:12.2f}{n:10.2f}{ratio}")
 
 
 if __name__ == "__main__":

@@ -322,8 +322,13 @@ def test_temporaries_take_no_more_memory_than_torchs(name, options):
 def test_chunks_hold_at_most_the_limit_or_one_tensor(monkeypatch):
     monkeypatch.setitem(foreach.CHUNK_BYTES, "cpu", 100)
     tensors = [torch.zeros(n) for n in (10, 10, 10, 100, 0, 25, 1)]
-    assert [len(tensors[part]) for part in foreach.chunks(tensors)] == [2, 1, 1, 2, 1]
-    assert [len(tensors[:1][part]) for part in foreach.chunks(tensors[:1])] == [1]
+    adam, sgd = (
+        next(iter(optimizer._buckets(0, optimizer.param_groups[0], tensors))).traced
+        for optimizer in (get_optimizer("adam")(tensors), get_optimizer("sgd")(tensors))
+    )
+    assert [len(tensors[part]) for part in foreach.chunks(adam, tensors)] == [2, 1, 1, 2, 1]
+    assert [len(tensors[:1][part]) for part in foreach.chunks(adam, tensors[:1])] == [1]
+    assert [len(tensors[part]) for part in foreach.chunks(sgd, tensors)] == [7]  # one operation gains nothing by it
 
 
 def test_the_numbers_do_not_depend_on_the_chunks(monkeypatch):

@@ -274,9 +274,17 @@ def step(traced: Traced, tensors: dict[str, list[Tensor]], constants: Sequence[f
     _compiled(traced)(*tensors.values(), *constants)
 
 
-def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
+@functools.lru_cache(maxsize=1024)
+def _passes(traced: Traced) -> int:
+    """How many operations the line has."""
+    return source(traced).count("_foreach_")
+
+
+def chunks(traced: Traced, tensors: Sequence[Tensor]) -> Iterator[slice]:
     """Consecutive slices of tensors of one dtype that hold at most the limit together, or one tensor."""
     limit = CHUNK_BYTES.get(tensors[0].device.type, CHUNK_BYTES_ELSEWHERE)
+    if _passes(traced) == 1:  # no second operation finds anything in the cache
+        limit = CHUNK_BYTES_ELSEWHERE
     sizes = [numel * tensors[0].element_size() for numel in map(Tensor.numel, tensors)]
     if sum(sizes) <= limit:
         yield slice(0, len(tensors))

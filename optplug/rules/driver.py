@@ -6,6 +6,7 @@ parameters, AMP, state dicts. An algorithm adds a constructor, a declaration of 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         fused: torch's promise that `step` unscales gradients itself under a GradScaler.
         engine: `"auto"` takes the fastest engine that is correct for the parameters; `engine_report` tells which.
         state_dtype: dtype of the element-wise states, e.g. `torch.float32` for bfloat16 parameters (`float32` in YAML);
-            the rule then computes in it. None: the parameter's dtype.
+            the rule then computes in the wider of the two dtypes. None: the parameter's dtype.
 
     Raises:
         HyperparameterError: a hyperparameter is out of range or unknown.
@@ -219,18 +220,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         engine, reason, traced = execution.choose(self.engine, group, variant)
         forced = self.engine != "auto" or group["foreach"] is not None
         shared = self._overlaps.among(number, params) if engine != "loop" else frozenset()
-        kinds: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
-        for i, p in enumerate(params):
-            g = p.grad
-            if g is None:  # a report before the first backward has no gradients
-                g = p
-            key = (type(p), type(g), p.device, p.dtype, g.dtype, g.layout, i in shared)
-            found = kinds.get(key)
-            if found is None:
-                found = kinds[key] = ([], [])
-            found[0].append(p)
-            found[1].append(g)
-        for (p_type, g_type, *_, layout, overlaps), (members, grads) in kinds.items():
+        grads = [p if p.grad is None else p.grad for p in params]  # before the first backward a report has none
+        for (p_type, _, _, g_type, _, layout, overlaps), members in _by_kind(params, grads, shared).items():
             if layout is not torch.strided:
                 raise SparseGradientError(
                     f"{type(self).__name__} does not support sparse gradients{self.sparse_remedy}"
@@ -240,12 +231,13 @@ class RuleOptimizer(torch.optim.Optimizer):
                 obstacle = f"{(g_type if p_type in PLAIN else p_type).__name__} is no plain tensor"
             elif overlaps:
                 obstacle = "it shares memory with another parameter, or with itself"
-            if obstacle is None:
-                yield _Bucket(number, engine, reason, variant, traced, members, grads)
-            elif forced:
+            if obstacle is not None and forced:
                 raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
-            else:
-                yield _Bucket(number, "loop", f"auto: {obstacle}", variant, None, members, grads)
+            chosen = (engine, reason, traced) if obstacle is None else ("loop", f"auto: {obstacle}", None)
+            ours = (
+                (params, grads) if len(members) == len(params) else ([t[i] for i in members] for t in (params, grads))
+            )
+            yield _Bucket(number, *chosen[:2], variant, chosen[2], *ours)
 
     def _step_bucket(self, bucket: _Bucket, group: dict[str, Any]) -> None:
         variant, present = bucket.variant, self._present(group)
@@ -301,7 +293,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 chosen = {role: [tensors[i] for i in members] for role, tensors in roles.items()}
             else:
                 chosen = roles
-            for part in foreach.chunks(chosen["p"]):
+            for part in foreach.chunks(traced, chosen["p"]):
                 originals = {role: tensors[part] for role, tensors in chosen.items()}
                 work = working(originals, self.state_dtype)
                 foreach.step(traced, work, constants)
@@ -372,6 +364,28 @@ class RuleOptimizer(torch.optim.Optimizer):
             for number, group in enumerate(self.param_groups)
             for bucket in self._buckets(number, group, group["params"])
         ]
+
+
+_ABOUT_P = operator.attrgetter("dtype", "device")
+_ABOUT_G = operator.attrgetter("dtype", "layout")
+
+
+def _by_kind(
+    params: Sequence[Tensor], grads: Sequence[Tensor], shared: frozenset[int]
+) -> dict[tuple[Any, ...], Sequence[int]]:
+    """Indices by type, dtype and device of the parameter, the gradient's type, dtype and layout, and shared memory."""
+    kinds = [
+        (p_type, *about_p, g_type, *about_g, False)
+        for p_type, about_p, g_type, about_g in zip(
+            map(type, params), map(_ABOUT_P, params), map(type, grads), map(_ABOUT_G, grads), strict=True
+        )
+    ]
+    if not shared and len(set(kinds)) == 1:
+        return {kinds[0]: range(len(kinds))}
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for i, kind in enumerate(kinds):
+        found.setdefault((*kind[:-1], i in shared), []).append(i)
+    return found  # type: ignore[return-value]
 
 
 def _as_scalars(value: Any, as_tensors: bool) -> Any:
