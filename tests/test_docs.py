@@ -73,6 +73,14 @@ def test_every_link_between_documents_leads_somewhere() -> None:
             assert (folder / target).exists(), f"{page} links to {target}"
 
 
+def test_every_file_that_a_document_names_is_there_and_no_page_is_empty() -> None:
+    pages = {**DOCS, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text()}
+    for page, text in pages.items():
+        assert len(text.splitlines()) > 10, page
+        for path in re.findall(r"\b(?:tests|benchmarks|examples|plugins)/[\w/]+\.\w+", text):
+            assert (ROOT / path).exists(), f"{page} names {path}"
+
+
 def test_the_commands_of_the_readme_are_targets_of_make() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?\bmake ([a-z-]+)`?", DOCS["README.md"]):
@@ -90,6 +98,18 @@ def test_the_plugin_of_the_readme_is_found_trains_and_conforms(monkeypatch: pyte
     assert registry.names("optimizer") == ["lion"]
     lion = registry.get("optimizer", "Lion")
     testing.check_optimizer(lion)
+
+
+def test_the_test_of_the_plugin_page_collects_checks() -> None:
+    (block,) = (block for block in code("plugins.md", "python") if "parametrize" in block)
+    names: dict[str, object] = {}
+    exec(block.replace('"lion"', '"adam"'), names)
+    (mark,) = names["test_lion_conforms"].pytestmark  # type: ignore[attr-defined]
+    argument, checks = mark.args
+
+    assert argument == "check"
+    assert checks
+    checks[0]()
 
 
 def test_the_rule_of_the_documentation_is_the_rule_of_adam() -> None:
