@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from optplug.config import Config, check_arguments, configurable, refusals
+from optplug.config import Config, check_arguments, configurable, parse, refusals
+from optplug.errors import OptplugError
 from optplug.groups import param_groups, trainable
 from optplug.registry import registry
-from optplug.schedules import Warmup
+from optplug.rules.driver import RuleOptimizer
+from optplug.schedules import ClosedFormLR, Warmup
 
 
 def create_optimizer(
@@ -82,3 +84,50 @@ def build(
     if scheduled.warmup_steps:
         scheduler = Warmup(scheduler, scheduled.warmup_steps, scheduled.warmup_start)
     return optimizer, scheduler
+
+
+def checked(optimizer: Any, scheduler: Any = None, **options: Any) -> Config:
+    """A configuration with everything checked that needs no parameters: parsed, and rehearsed.
+
+    Args:
+        optimizer, scheduler, options: as in `optplug.config.parse`.
+
+    Raises:
+        As `optplug.config.parse` and `rehearse`.
+    """
+    config = parse(optimizer, scheduler, **options)
+    rehearse(config)
+    return config
+
+
+def rehearse(config: Config) -> None:
+    """Build once on a parameter of one element, so that wrong values show before there is a model.
+
+    Raises:
+        HyperparameterError, HyperparameterTypeError, ConfigError, ConfigTypeError, EngineError: what a class refuses.
+    """
+    chosen = config.optimizer
+    if not issubclass(registry.get("optimizer", chosen.name), RuleOptimizer):
+        return  # what a foreign constructor does is its own affair, and may be costly
+
+    def single() -> torch.optim.Optimizer:
+        with refusals(chosen.offer.spec, chosen.hyperparameters):
+            return create_optimizer(chosen.name, [torch.zeros(1, requires_grad=True)], **chosen.hyperparameters)
+
+    optimizer = single()
+    for i, rule in enumerate(config.param_groups):
+        options = {k: v for k, v in rule.items() if k not in ("match", "name")}
+        try:
+            with refusals(chosen.offer.spec, options):
+                optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], **options})
+        except OptplugError as error:
+            raise type(error)(f"param_groups[{i}]: {error}") from None
+    scheduled = config.scheduler
+    if scheduled is None or not issubclass(
+        registry.get("scheduler", scheduled.name), (ClosedFormLR, ReduceLROnPlateau)
+    ):
+        return
+    listed = any(isinstance(value, (list, tuple)) for value in scheduled.arguments.values())
+    if not (listed and config.param_groups):  # one value a group, and how many groups there are shows later
+        with refusals(scheduled.offer.spec, scheduled.arguments):
+            create_scheduler(scheduled.name, single(), **scheduled.arguments)

@@ -96,13 +96,11 @@ def parse(
 
     Raises:
         UnknownNameError, AmbiguousNameError, PluginError: the name. ConfigError: a wrong key, value or combination.
-        ConfigTypeError: a wrong type. HyperparameterError, HyperparameterTypeError: a hyperparameter.
+        ConfigTypeError: a wrong type. The values of hyperparameters are for `optplug.build.checked` to find wrong.
     """
     parsed_optimizer = _optimizer(optimizer)
     parsed_scheduler = _scheduler(scheduler, monitor, mode)
-    config = Config(parsed_optimizer, parsed_scheduler, _param_groups(param_groups, parsed_optimizer))
-    _try_out(config)
-    return config
+    return Config(parsed_optimizer, parsed_scheduler, _param_groups(param_groups, parsed_optimizer))
 
 
 # -------------------------------------------------------------------- optimizer
@@ -333,39 +331,3 @@ def refusals(spec: Spec, arguments: Mapping[str, Any]) -> Iterator[None]:
         kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
         given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
         raise kind(f"{spec.kind} {spec.name!r} refused {given}: {error}") from error
-
-
-def _try_out(config: Config) -> None:
-    """Build once on a parameter of one element, so that wrong values show before there is a model."""
-    import torch
-    from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-    from optplug.build import create_optimizer, create_scheduler
-    from optplug.rules.driver import RuleOptimizer
-    from optplug.schedules import ClosedFormLR
-
-    chosen = config.optimizer
-    if not issubclass(registry.get("optimizer", chosen.name), RuleOptimizer):
-        return  # what a foreign constructor does is its own affair, and may be costly
-
-    def single() -> torch.optim.Optimizer:
-        with refusals(chosen.offer.spec, chosen.hyperparameters):
-            return create_optimizer(chosen.name, [torch.zeros(1, requires_grad=True)], **chosen.hyperparameters)
-
-    optimizer = single()
-    for i, rule in enumerate(config.param_groups):
-        options = {k: v for k, v in rule.items() if k not in ("match", "name")}
-        try:
-            with refusals(chosen.offer.spec, options):
-                optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], **options})
-        except OptplugError as error:
-            raise type(error)(f"param_groups[{i}]: {error}") from None
-    scheduled = config.scheduler
-    if scheduled is None or not issubclass(
-        registry.get("scheduler", scheduled.name), (ClosedFormLR, ReduceLROnPlateau)
-    ):
-        return
-    listed = any(isinstance(value, (list, tuple)) for value in scheduled.arguments.values())
-    if not (listed and config.param_groups):  # one value a group, and how many groups there are shows later
-        with refusals(scheduled.offer.spec, scheduled.arguments):
-            create_scheduler(scheduled.name, single(), **scheduled.arguments)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import optplug
-from optplug.config import Config, OptimizerConfig, SchedulerConfig, parse
+from optplug.build import checked
+from optplug.config import Config, OptimizerConfig, SchedulerConfig
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -37,12 +38,12 @@ GROUP_OPTIONS = ADAM_OPTIONS.replace("engine, ", "").replace("state_dtype, ", ""
 
 
 def scheduler(given: Any, **kwargs: Any) -> Any:
-    return parse("adam", given, **kwargs).scheduler
+    return checked("adam", given, **kwargs).scheduler
 
 
 def refusal(error: type[OptplugError], *args: Any, **kwargs: Any) -> str:
     with pytest.raises(error) as caught:
-        parse(*args, **kwargs)
+        checked(*args, **kwargs)
     assert type(caught.value) is error
     return str(caught.value)
 
@@ -51,28 +52,28 @@ def refusal(error: type[OptplugError], *args: Any, **kwargs: Any) -> str:
 
 
 def test_a_name_and_a_mapping_with_that_name_are_the_same():
-    assert parse("adam", None) == parse({"name": "adam"}, None) == Config(OptimizerConfig("adam"))
+    assert checked("adam", None) == checked({"name": "adam"}, None) == Config(OptimizerConfig("adam"))
     assert scheduler("reduce_lr_on_plateau") == scheduler(PLATEAU) == SchedulerConfig("reduce_lr_on_plateau")
 
 
 @pytest.mark.parametrize("name", ["Adam", "ADAM", "a_dam", "optplug-classic:adam"])
 def test_a_name_is_looked_up_as_everywhere(name: str):
-    assert parse(name).optimizer.offer.name == "adam"
+    assert checked(name).optimizer.offer.name == "adam"
 
 
 def test_arguments_beside_the_name_and_under_args_are_the_same():
-    direct = parse({"name": "adam", "lr": 0.1, "betas": [0.8, 0.9]}, {**COSINE, "eta_min": 0.01})
-    nested = parse(
+    direct = checked({"name": "adam", "lr": 0.1, "betas": [0.8, 0.9]}, {**COSINE, "eta_min": 0.01})
+    nested = checked(
         {"name": "adam", "args": {"lr": 0.1, "betas": [0.8, 0.9]}},
         {"name": "cosine_annealing_lr", "args": {"T_max": 10, "eta_min": 0.01}},
     )
     assert direct == nested
     assert direct.optimizer.hyperparameters == {"lr": 0.1, "betas": [0.8, 0.9]}
-    assert parse({"name": "adam", "lr": 0.1, "args": {"eps": 1e-6}}).optimizer.hyperparameters == {
+    assert checked({"name": "adam", "lr": 0.1, "args": {"eps": 1e-6}}).optimizer.hyperparameters == {
         "lr": 0.1,
         "eps": 1e-6,
     }
-    assert parse({"name": "adam", "args": None}) == parse("adam")
+    assert checked({"name": "adam", "args": None}) == checked("adam")
 
 
 def test_yaml_and_python_say_the_same():
@@ -82,7 +83,7 @@ def test_yaml_and_python_say_the_same():
     param_groups: [{match: "*.bias", weight_decay: 0.0}]
     """
     read = yaml.safe_load(text)
-    assert parse(read["optimizer"], read["scheduler"], param_groups=read["param_groups"]) == parse(
+    assert checked(read["optimizer"], read["scheduler"], param_groups=read["param_groups"]) == checked(
         {"name": "sgd", "lr": 0.1, "momentum": 0.9},
         {"name": "cosine_annealing_lr", "T_max": 30, "interval": "step", "frequency": 2, "warmup_steps": 5},
         param_groups=[{"match": ["*.bias"], "weight_decay": 0.0}],
@@ -90,7 +91,7 @@ def test_yaml_and_python_say_the_same():
 
 
 def test_a_configuration_is_plain_data():
-    config = parse(
+    config = checked(
         {"name": "adam", "lr": 0.1}, {**PLATEAU, "monitor": "x", "mode": "max"}, param_groups=[{"match": "*"}]
     )
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
@@ -99,7 +100,7 @@ def test_a_configuration_is_plain_data():
 def test_parsing_leaves_what_it_was_given_alone():
     given = ({"name": "adam", "args": {"lr": 0.1}}, {**PLATEAU, "args": {"mode": "min"}}, [{"match": ["*"], "lr": 1.0}])
     before = copy.deepcopy(given)
-    parse(given[0], given[1], param_groups=given[2])
+    checked(given[0], given[1], param_groups=given[2])
     assert given == before
 
 
@@ -129,17 +130,17 @@ def test_monitor_and_mode_beside_the_scheduler_are_its_own():
 
 
 def test_a_match_may_be_one_glob_or_several():
-    one, several = parse(
+    one, several = checked(
         "adam", param_groups=[{"match": "a"}, {"match": ["b", "c"], "name": "x", "lr": 1}]
     ).param_groups
     assert one == {"match": ["a"], "name": "a"}
     assert several == {"match": ["b", "c"], "name": "x", "lr": 1}
-    assert parse("adam", param_groups=[{"match": ["b", "c"]}]).param_groups[0]["name"] == "b c"
+    assert checked("adam", param_groups=[{"match": ["b", "c"]}]).param_groups[0]["name"] == "b c"
 
 
 def test_param_groups_of_a_tuple_or_none_are_taken():
-    assert parse("adam", param_groups=({"match": "a"},)) == parse("adam", param_groups=[{"match": "a"}])
-    assert parse("adam", param_groups=[]) == parse("adam", param_groups=None) == parse("adam")
+    assert checked("adam", param_groups=({"match": "a"},)) == checked("adam", param_groups=[{"match": "a"}])
+    assert checked("adam", param_groups=[]) == checked("adam", param_groups=None) == checked("adam")
 
 
 # ------------------------------------------------------------------------------------- what it refuses
@@ -180,7 +181,7 @@ def test_a_class_path_is_refused(key: str, given: Any):
 
 @pytest.mark.parametrize("path", ["torch.optim.Adam", "torch.optim:Adam", "optplug_classic.adam:Adam", "os:system"])
 def test_no_name_imports_a_path(path: str, monkeypatch: pytest.MonkeyPatch):
-    parse("adam", PLATEAU)  # everything that is needed is loaded
+    checked("adam", PLATEAU)  # everything that is needed is loaded
 
     def no_import(name: str, *_: Any, **__: Any) -> None:
         raise AssertionError(f"imports {name}")
@@ -572,14 +573,14 @@ def mutated(draw: Any) -> list[Any]:
 def test_a_configuration_parses_or_is_refused_by_an_error_of_ours(config: list[Any]):
     optimizer, scheduler, groups, monitor, mode = config
     try:
-        parsed = parse(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
+        parsed = checked(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
     except OptplugError:
         return
-    built = parse(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
+    built = checked(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
     assert repr(built) == repr(parsed)
 
 
 @pytest.mark.parametrize("valid", VALID, ids=lambda valid: valid[0]["name"])
 def test_the_configurations_that_are_mutated_are_valid(valid: Any):
     optimizer, scheduler, groups, monitor, mode = valid
-    parse(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
+    checked(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)

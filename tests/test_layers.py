@@ -61,12 +61,12 @@ ROOMS = (
     Room(
         "optplug/config.py",
         "optplug.errors optplug.registry optplug.specs",
-        "torch optplug.build optplug.rules.driver optplug.schedules",
+        "optplug.schedules",
     ),
     Room("optplug/groups.py", "torch optplug.errors"),
     Room(
         "optplug/build.py",
-        "torch optplug.config optplug.errors optplug.groups optplug.registry optplug.schedules",
+        "torch optplug.config optplug.errors optplug.groups optplug.registry optplug.rules.driver optplug.schedules",
     ),
     # What knows Lightning. The wiring finds out which of its two names is installed, see DYNAMIC.
     Room("optplug/wiring/callback.py", f"{LIGHTNING} {WIRING}"),

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from optplug.config import parse
+from optplug.build import checked
 from optplug.wiring.account import account
 from optplug.wiring.configure import attach, detach
 from optplug.wiring.owner import Owner
@@ -84,7 +84,7 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
         self._module: Any = None
         self._injected = False
         if optimizer is not None:
-            self.config = parse(optimizer, scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
+            self.config = checked(optimizer, scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
         else:
             _refuse_without_optimizer(scheduler=scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
 

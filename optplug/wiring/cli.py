@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from optplug.config import parse
+from optplug.build import checked
 from optplug.errors import OptplugError
 from optplug.wiring.callback import ConfigureOptimizers, add_callback, installed
 
@@ -113,7 +113,7 @@ class _OptplugCLI:
                     parser.error(f"{key} needs an optimizer beside it: add e.g. `optimizer: adam`")
             return
         try:
-            parse(given["optimizer"], given["scheduler"], param_groups=given["param_groups"])
+            checked(given["optimizer"], given["scheduler"], param_groups=given["param_groups"])
         except OptplugError as error:
             parser.error(str(error))
 

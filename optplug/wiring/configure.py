@@ -6,8 +6,8 @@ import functools
 import sys
 from typing import Any
 
-from optplug.build import build
-from optplug.config import Config, parse
+from optplug.build import build, checked
+from optplug.config import Config
 from optplug.errors import WiringError
 from optplug.wiring.monitor import infer
 from optplug.wiring.plans import Choice, Plan, choices, plans
@@ -42,7 +42,7 @@ def configure_optimizers(
         UnknownNameError, AmbiguousNameError, PluginError, ConfigError, ConfigTypeError, HyperparameterError,
         HyperparameterTypeError, WiringError: each says what was wrong, what is allowed, and the nearest match.
     """
-    config = parse(optimizer, scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
+    config = checked(optimizer, scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
     # A submodule knows no trainer, so nobody would step the schedule; only the calling method shows that it is one.
     caller = sys._getframe(1).f_locals.get("self")
     if config.scheduler is not None and caller is not module and hasattr(caller, "lr_scheduler_step"):
