@@ -28,8 +28,8 @@ a CPU a chunk then stays in the cache from one operation to the next."""
 CHUNK_BYTES_ELSEWHERE = 64 * 2**20
 """Elsewhere every operation is a kernel launch: few, but with bounded temporaries."""
 
-UNARY = {"neg": "neg", "sqrt": "sqrt", "exp": "exp", "log": "log", "abs": "abs", "sign": "sign"}
-BINARY = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "maximum", "minimum": "minimum"}
+UNARY = frozenset({"neg", "sqrt", "exp", "log", "abs", "sign"})
+BINARY = frozenset({"add", "sub", "mul", "div", "maximum", "minimum"})
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
 
@@ -152,7 +152,7 @@ class _Writer:
             return
         op, args = node.op, node.args
         if op in UNARY:
-            self._call(node, f"_foreach_{UNARY[op]}", args[0], "", self._may_overwrite(args[0], free))
+            self._call(node, f"_foreach_{op}", args[0], "", self._may_overwrite(args[0], free))
         elif op == "lerp":
             rest = f"{self.register[args[1]]}, {self._scalar(args[2])}"
             self._call(node, "_foreach_lerp", args[0], rest, self._may_overwrite(args[0], free))
@@ -165,7 +165,7 @@ class _Writer:
 
     def _binary(self, node: Node, free: list[Node]) -> None:
         a, b = node.args
-        method = f"_foreach_{BINARY[node.op]}"
+        method = f"_foreach_{node.op}"
         if a.elementwise and b.elementwise:
             if node.op in COMMUTATIVE and not self._may_overwrite(a, free) and self._may_overwrite(b, free):
                 a, b = b, a
@@ -247,6 +247,7 @@ def _as_bools(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x if isinstance(x, Tensor) else torch.full_like(like, bool(x)) for x in row)
 
 
+@functools.lru_cache(maxsize=1024)
 def source(traced: Traced) -> str:
     """The straight line of a graph, as Python source."""
     return _Writer(traced).source("step")
@@ -274,16 +275,10 @@ def step(traced: Traced, tensors: dict[str, list[Tensor]], constants: Sequence[f
     _compiled(traced)(*tensors.values(), *constants)
 
 
-@functools.lru_cache(maxsize=1024)
-def _passes(traced: Traced) -> int:
-    """How many operations the line has."""
-    return source(traced).count("_foreach_")
-
-
 def chunks(traced: Traced, tensors: Sequence[Tensor]) -> Iterator[slice]:
     """Consecutive slices of tensors of one dtype that hold at most the limit together, or one tensor."""
     limit = CHUNK_BYTES.get(tensors[0].device.type, CHUNK_BYTES_ELSEWHERE)
-    if _passes(traced) == 1:  # no second operation finds anything in the cache
+    if source(traced).count("_foreach_") == 1:  # no second operation finds anything in the cache
         limit = CHUNK_BYTES_ELSEWHERE
     sizes = [numel * tensors[0].element_size() for numel in map(Tensor.numel, tensors)]
     if sum(sizes) <= limit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -35,8 +35,8 @@ class _Bucket:
     reason: str
     variant: Variant
     traced: Traced | None
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
+    params: list[Tensor]
+    grads: list[Tensor]
 
     def report(self, *, ran: bool) -> BucketReport:
         p, elements = self.params[0], sum(map(Tensor.numel, self.params))
@@ -233,11 +233,11 @@ class RuleOptimizer(torch.optim.Optimizer):
                 obstacle = "it shares memory with another parameter, or with itself"
             if obstacle is not None and forced:
                 raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
-            chosen = (engine, reason, traced) if obstacle is None else ("loop", f"auto: {obstacle}", None)
-            ours = (
-                (params, grads) if len(members) == len(params) else ([t[i] for i in members] for t in (params, grads))
-            )
-            yield _Bucket(number, *chosen[:2], variant, chosen[2], *ours)
+            some_p, some_g = [params[i] for i in members], [grads[i] for i in members]
+            if obstacle is None:
+                yield _Bucket(number, engine, reason, variant, traced, some_p, some_g)
+            else:
+                yield _Bucket(number, "loop", f"auto: {obstacle}", variant, None, some_p, some_g)
 
     def _step_bucket(self, bucket: _Bucket, group: dict[str, Any]) -> None:
         variant, present = bucket.variant, self._present(group)

@@ -47,17 +47,22 @@ def cli_class(namespace: str, module: str) -> type:
     return type("OptplugCLI", (_OptplugCLI, lightning_cli.LightningCLI), contents)
 
 
+NAMED = ("optimizer", "scheduler")
+"""Those of them that may be a bare name."""
+
+
 class _BareNames:
     """Takes `--optimizer adam --optimizer.lr 0.01`: a bare name is a mapping that options can be added to."""
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         given = sys.argv[1:] if args is None else list(args)
+        flags = [f"--{key}" for key in NAMED]
         spelled: list[str] = []
         for i, word in enumerate(given):
             flag, equals, name = word.partition("=")
-            if equals and flag in _NAMED:
+            if equals and flag in flags:
                 word = f"{flag}={_as_mapping(name)}"
-            elif i and given[i - 1] in _NAMED:
+            elif i and given[i - 1] in flags:
                 word = _as_mapping(word)
             spelled.append(word)
         return super().parse_args(spelled, *rest, **kwargs)  # type: ignore[misc]
@@ -65,13 +70,10 @@ class _BareNames:
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         config = super().parse_string(*args, **kwargs)  # type: ignore[misc]
         for section in ("", "fit.", "validate.", "test.", "predict."):  # in a file, at its top or for a subcommand
-            for key in ("optimizer", "scheduler"):
+            for key in NAMED:
                 if isinstance(config.get(section + key), str):
                     config[section + key] = {"name": config[section + key]}
         return config
-
-
-_NAMED = ("--optimizer", "--scheduler")
 
 
 def _as_mapping(word: str) -> str:
