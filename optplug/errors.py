@@ -41,6 +41,14 @@ class HyperparameterTypeError(OptplugError, TypeError):
     """A hyperparameter has the wrong type."""
 
 
+class ParameterError(OptplugError, ValueError):
+    """The parameters to optimize are not what an optimizer can take."""
+
+
+class LineSearchError(HyperparameterError, RuntimeError):
+    """There is no line search of this name."""
+
+
 class RuleError(OptplugError, TypeError):
     """An update rule does something a rule cannot do."""
 
@@ -51,6 +59,10 @@ class BranchingError(RuleError):
 
 class EngineError(OptplugError, RuntimeError):
     """The engine that was asked for cannot step these parameters."""
+
+
+class CapturableError(EngineError, AssertionError):
+    """`capturable=True` for parameters on a device that captures no graphs."""
 
 
 class SparseGradientError(OptplugError, RuntimeError):

@@ -15,6 +15,7 @@ from torch import nn
 
 from optplug import RuleOptimizer, State, get_optimizer
 from optplug.errors import (
+    CapturableError,
     EngineError,
     HyperparameterError,
     HyperparameterTypeError,
@@ -22,6 +23,7 @@ from optplug.errors import (
     RuleError,
     SparseGradientError,
 )
+from optplug.rules import execution
 
 TORCH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SGD, Adam, AdamW = (get_optimizer(name) for name in TORCH)
@@ -224,8 +226,8 @@ def test_a_sparse_gradient_is_refused_with_a_remedy():
     with pytest.raises(RuntimeError) as theirs:
         torch.optim.Adam([p]).step()
     assert str(ours.value) == str(theirs.value)
-    with pytest.raises(SparseGradientError, match=r"^SGD does not support sparse gradients$"):
-        SGD([p]).step()
+    with pytest.raises(SparseGradientError, match=r"^RMSprop does not support sparse gradients$"):
+        get_optimizer("rmsprop")([p]).step()
 
 
 class Wrapped(torch.Tensor):
@@ -403,7 +405,8 @@ def test_autograd_goes_through_a_differentiable_step_of_adam(options):
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
-def test_capturable_keeps_scalars_as_tensors_and_says_so(shape):
+def test_capturable_keeps_scalars_as_tensors_and_says_so(shape, monkeypatch):
+    monkeypatch.setattr(execution, "CAPTURABLE_DEVICES", ("cpu",))
     params, plain = [parameter(), parameter(3.0)], [parameter(), parameter(3.0)]
     params.append(torch.tensor(2.0, requires_grad=True))
     plain.append(torch.tensor(2.0, requires_grad=True))
@@ -420,6 +423,21 @@ def test_capturable_keeps_scalars_as_tensors_and_says_so(shape):
     with pytest.raises(EngineError) as caught:
         Adam([parameter()], capturable=True, engine="foreach").step()
     assert str(caught.value) == "capturable=True needs engine 'loop' (or 'auto'), not 'foreach'"
+
+
+def test_capturable_is_refused_where_nothing_captures_as_torch_refuses_it():
+    texts = []
+    for cls in (Adam, torch.optim.Adam):
+        p = parameter()
+        p.grad = torch.ones_like(p)
+        with pytest.raises(AssertionError) as caught:
+            cls([p], capturable=True).step()
+        assert torch.equal(p.detach(), parameter().detach())
+        texts.append(str(caught.value))
+    assert isinstance(CapturableError(""), EngineError)
+    start = texts[1].partition("[")[0]
+    assert start.startswith("If capturable=True")
+    assert texts[0].startswith(start)
 
 
 # ------------------------------------------------------------------------------------ behind our back

@@ -71,7 +71,7 @@ def test_a_sound_optimizer_passes_and_the_kit_tells_what_did_not_apply():
         "engine triton": absent.format("triton"),
     }
     ids = [check.id for check in optimizer_checks(Heavy)]
-    assert len(ids) == len(set(ids)) == 37
+    assert len(ids) == len(set(ids)) == 39
 
 
 def test_all_failures_come_in_one_error():
@@ -83,7 +83,7 @@ def test_all_failures_come_in_one_error():
     with pytest.raises(AssertionError) as caught:
         check_optimizer(importable(Wrong))
     assert str(caught.value) == (
-        "2 of 37 checks failed:\n"
+        "2 of 39 checks failed:\n"
         "the_bowl_goes_down[loop-default]: 30 steps on x² lead from 5 to 16.4052\n"
         "the_bowl_goes_down[foreach-default]: 30 steps on x² lead from 5 to 16.4052"
     )
@@ -210,7 +210,7 @@ def test_an_ordinary_class_gets_the_checks_that_apply_and_the_reasons_for_the_ot
         "state_dtype_is_kept": "an ordinary Optimizer class, without rule and engines",
         "wrong_options_are_refused": "an ordinary Optimizer class, without rule and engines",
     }
-    assert len(optimizer_checks(Squares)) == 13
+    assert len(optimizer_checks(Squares)) == 14
 
 
 def test_an_optimizer_that_needs_its_closure_gets_one():

@@ -6,41 +6,29 @@ parameters, AMP, state dicts. An algorithm adds a constructor, a declaration of 
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from optplug.engines import foreach, loop
 from optplug.engines.report import BucketReport
-from optplug.errors import EngineError, HyperparameterError, RuleError, SparseGradientError, listing
-from optplug.rules import execution, hypers
-from optplug.rules.buffers import PLAIN, Overlaps, Roles, working, write_back
+from optplug.errors import EngineError, HyperparameterError, RuleError, listing
+from optplug.ranges import Range
+from optplug.rules import buckets, execution, hypers, parameters, rows
+from optplug.rules.buckets import Bucket
+from optplug.rules.buffers import Overlaps, Roles, working, write_back
 from optplug.rules.columns import Column, Columns
 from optplug.rules.execution import Engine
 from optplug.rules.state import State, prepare
 from optplug.rules.trace import FIRST, SHRINK, Rule, Traced, Variant, missing_hypers, signature_of
 
-
-@dataclass
-class _Bucket:
-    """Parameters of one group that one engine steps together; `traced` is None for the loop."""
-
-    group: int
-    engine: str
-    reason: str
-    variant: Variant
-    traced: Traced | None
-    params: list[Tensor]
-    grads: list[Tensor]
-
-    def report(self, *, ran: bool) -> BucketReport:
-        p, elements = self.params[0], sum(map(Tensor.numel, self.params))
-        return BucketReport(self.group, self.engine, self.reason, len(self.params), elements, p.dtype, p.device, ran)
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -48,7 +36,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     Args:
         params: tensors, named parameters, or dicts that each describe a parameter group.
-        defaults: the algorithm's hyperparameters and their values.
+        defaults: the algorithm's hyperparameters and their values. A constructor that has the keywords below may hand
+            over its `locals()`: they are taken from there.
         decoupled_weight_decay: for algorithms with `weight_decay`: shrink the parameter by lr * weight_decay per step
             instead of adding weight_decay * p to the gradient.
         maximize: ascend instead of descend.
@@ -65,14 +54,21 @@ class RuleOptimizer(torch.optim.Optimizer):
         HyperparameterTypeError: a hyperparameter has the wrong type.
         EngineError: `engine`, `foreach` and `fused` contradict each other, or the engine cannot serve.
 
-    Subclasses declare `states` and a static `rule(p, g, *states, *, hypers, flags) -> (p, *states)`.
+    Subclasses declare `states` and a static `rule(p, g, *states, *, hypers, flags) -> (p, *states)`; if need be
+    `ranges` of hyperparameters that others do not have, `capabilities`, and which optimizer is the `remedy` for
+    gradients they refuse.
     """
 
     states: ClassVar[Sequence[State]] = ()
     cases: ClassVar[Sequence[dict[str, Any]]] = ({},)
     capabilities: ClassVar[frozenset[str]] = frozenset({"complex"})
-    sparse_remedy: ClassVar[str] = ""
+    ranges: ClassVar[Sequence[Range]] = ()
+    remedy: ClassVar[str] = ""
     rule: ClassVar[Rule]
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        hypers.check_keywords(cls, keywords)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -87,28 +83,35 @@ class RuleOptimizer(torch.optim.Optimizer):
         fused: bool | None = None,
         engine: Engine = "auto",
         state_dtype: torch.dtype | str | None = None,
+        **unknown: Any,
     ) -> None:
         self._check_declaration()
-        defaults = {
-            **hypers.as_tuples(type(self), defaults),
+        options = {
+            "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
             "foreach": foreach,
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
+            "engine": engine,
+            "state_dtype": state_dtype,
         }
-        if "weight_decay" in defaults:
-            defaults["decoupled_weight_decay"] = decoupled_weight_decay
-        execution.check_engine(engine)
-        self.engine = engine
-        self.state_dtype = execution.as_dtype(state_dtype)
+        for key in unknown:
+            raise hypers.unexpected_keyword(type(self), key, [*defaults, *options])
+        given = {key: value for key, value in defaults.items() if key not in ("self", "params", "__class__")}
+        defaults = hypers.as_tuples(type(self), {**given, **{k: given.get(k, v) for k, v in options.items()}})
+        if "weight_decay" not in defaults:
+            del defaults["decoupled_weight_decay"]
+        self.engine = defaults.pop("engine")
+        execution.check_engine(self.engine)
+        self.state_dtype = execution.as_dtype(defaults.pop("state_dtype"))
         self._columns = Columns()
         self._overlaps = Overlaps()
         self._ran: list[BucketReport] = []
         # Hyperparameters are checked before parameters, as torch does.
         self._check_group(defaults, defaults)
         super().__init__(params, defaults)
-        if fused:
+        if defaults["fused"]:
             self._step_supports_amp_scaling = True
 
     # ------------------------------------------------------------------ checks
@@ -131,7 +134,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _check_group(self, group: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Check the options of a group, which override `defaults`."""
         owner, declared = type(self).__name__, hypers.declared(type(self))
-        hypers.check({**defaults, **declared}, group, owner)
+        hypers.check({**defaults, **declared}, group, owner, self.ranges)
         merged = {**defaults, **group}
         execution.check_options(owner, merged, self.engine, has_capturable="capturable" in declared)
         complaint = missing_hypers(self._variant(merged), list(defaults))
@@ -147,15 +150,23 @@ class RuleOptimizer(torch.optim.Optimizer):
 
         Raises:
             HyperparameterError: an unknown option, with the nearest one, or a value out of range.
+            ParameterError: no parameters, duplicate or sparse ones, or complex ones for a rule that takes none.
         """
         if isinstance(param_group, dict):
             param_group = hypers.as_tuples(type(self), param_group)
+            param_group["params"] = parameters.of_group(
+                param_group,
+                len(self.param_groups),
+                type(self).__name__,
+                takes_complex="complex" in self.capabilities,
+            )
             options = {k: v for k, v in param_group.items() if k not in hypers.FOREIGN_KEYS}
             self._check_group(options, self.defaults)
         super().add_param_group(param_group)
 
     # -------------------------------------------------------------------- step
 
+    @_disable_dynamo  # what it does depends on addresses, and its kernels are fused already
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
 
@@ -166,8 +177,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             The closure's loss, or None.
 
         Raises:
-            SparseGradientError: a gradient is sparse and this optimizer takes dense ones.
+            SparseGradientError: a gradient is sparse or dense, and this optimizer takes only the other kind.
             EngineError: the engine that was asked for cannot serve a parameter.
+            CapturableError: `capturable` for a parameter on a device that captures no graphs.
         """
         self._accelerator_graph_capture_health_check()
         loss = None
@@ -214,32 +226,33 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _present(self, group: dict[str, Any]) -> list[State]:
         return [state for state in self.states if state.exists(group)]
 
-    def _buckets(self, number: int, group: dict[str, Any], params: Sequence[Tensor]) -> Iterable[_Bucket]:
-        """The parameters of a group, together where they share engine, device and dtypes."""
+    def _buckets(self, number: int, group: dict[str, Any], params: Sequence[Tensor]) -> Iterable[Bucket]:
+        """The parameters of a group, together where they share engine, device, dtypes and layout of gradients."""
         variant = self._variant(group)
         engine, reason, traced = execution.choose(self.engine, group, variant)
         forced = self.engine != "auto" or group["foreach"] is not None
         shared = self._overlaps.among(number, params) if engine != "loop" else frozenset()
         grads = [p if p.grad is None else p.grad for p in params]  # before the first backward a report has none
-        for (p_type, _, _, g_type, _, layout, overlaps), members in _by_kind(params, grads, shared).items():
-            if layout is not torch.strided:
-                raise SparseGradientError(
-                    f"{type(self).__name__} does not support sparse gradients{self.sparse_remedy}"
-                )
-            obstacle = None
-            if engine != "loop" and not (p_type in PLAIN and g_type in PLAIN):
-                obstacle = f"{(g_type if p_type in PLAIN else p_type).__name__} is no plain tensor"
-            elif overlaps:
-                obstacle = "it shares memory with another parameter, or with itself"
-            if obstacle is not None and forced:
-                raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
-            some_p, some_g = [params[i] for i in members], [grads[i] for i in members]
-            if obstacle is None:
-                yield _Bucket(number, engine, reason, variant, traced, some_p, some_g)
+        for kind, members in buckets.by_kind(params, grads, shared).items():
+            bucket = Bucket(
+                number, kind, engine, reason, variant, traced, [params[i] for i in members], [grads[i] for i in members]
+            )
+            if group["capturable"]:
+                execution.check_capturable(bucket.params[0])
+            obstacle = bucket.obstacle()
+            if obstacle is not None:
+                if forced:
+                    raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
+                bucket = replace(bucket, engine="loop", reason=f"auto: {obstacle}", traced=None)
+            if bucket.params[0].grad is not None:
+                buckets.check_layout(bucket, type(self).__name__, self.capabilities, self.remedy)
+            if bucket.sparse:
+                sparse_states = [state.name for state in self._present(group) if state.sparse]
+                yield from buckets.split_sparse(bucket, sparse_states, self.state)
             else:
-                yield _Bucket(number, "loop", f"auto: {obstacle}", variant, None, some_p, some_g)
+                yield bucket
 
-    def _step_bucket(self, bucket: _Bucket, group: dict[str, Any]) -> None:
+    def _step_bucket(self, bucket: Bucket, group: dict[str, Any]) -> None:
         variant, present = bucket.variant, self._present(group)
         options = {h: group[h] for h in variant.hypers if h not in (FIRST, SHRINK)}
         if variant.decay == "decoupled":
@@ -249,20 +262,23 @@ class RuleOptimizer(torch.optim.Optimizer):
         if present:
             states = [self.state[p] for p in bucket.params]
             first = [
-                prepare(present, s, p, group, self.state_dtype) for s, p in zip(states, bucket.params, strict=True)
+                prepare(present, s, p, g, group, self.state_dtype)
+                for s, p, g in zip(states, bucket.params, bucket.grads, strict=True)
             ]
         else:  # a rule without states leaves none behind, as in torch
             states, first = [{} for _ in bucket.params], [True] * len(bucket.params)
-        roles: Roles = {"p": bucket.params, "g": bucket.grads}
-        roles.update((name, [state[name] for state in states]) for name in variant.elementwise)
+        whole: Roles = {"p": bucket.params, "g": bucket.grads}
+        whole.update((name, [state[name] for state in states]) for name in variant.elementwise)
+        named, roles = rows.take(whole) if bucket.sparse else ([], whole)
         if bucket.traced is not None:
-            key = (bucket.group, bucket.params[0].device, bucket.params[0].dtype, bucket.grads[0].dtype)
-            column = self._columns.adopt(key, variant.scalars, states)
+            column = self._columns.adopt((bucket.group, bucket.kind), variant.scalars, states)
             self._step_together(bucket.traced, options, roles, column, first)
-            return
-        for i, state in enumerate(states):
-            one = {role: tensors[i : i + 1] for role, tensors in roles.items()}
-            self._step_one(variant, {**options, FIRST: float(first[i])}, one, state, group)
+        else:
+            for i, state in enumerate(states):
+                one = {role: tensors[i : i + 1] for role, tensors in roles.items()}
+                self._step_one(variant, {**options, FIRST: float(first[i])}, one, state, group)
+        if bucket.sparse:
+            rows.put_back(named, roles, whole)
 
     def _step_one(
         self, variant: Variant, options: dict[str, Any], roles: Roles, state: dict[str, Any], group: dict[str, Any]
@@ -285,11 +301,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         self, traced: Traced, options: dict[str, Any], roles: Roles, column: Column, first: list[bool]
     ) -> None:
         """Many parameters with engine `foreach`, those with equal scalars at once."""
-        rows = column.rows(first)
-        for row, members in rows.items():
+        groups = column.rows(first)
+        for row, members in groups.items():
             constants, new = traced.scalars({**options, **dict(zip((FIRST, *column.names), row, strict=True))})
             column.write(new, members)
-            if len(rows) > 1:
+            if len(groups) > 1:
                 chosen = {role: [tensors[i] for i in members] for role, tensors in roles.items()}
             else:
                 chosen = roles
@@ -311,7 +327,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         how_to_run = [{key: group[key] for key in execution.KEYS} for group in self.param_groups]
         loaded: dict[str, Any] = {}
         # As the last pre-hook and the first post-hook, so that the user's hooks see and change what really counts.
-        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        before = self.register_load_state_dict_pre_hook(
+            lambda optimizer, final: loaded.update(cast(RuleOptimizer, optimizer)._checked(final))
+        )
         after = self.register_load_state_dict_post_hook(
             lambda optimizer: cast(RuleOptimizer, optimizer)._refine_loaded(loaded, how_to_run), prepend=True
         )
@@ -321,15 +339,28 @@ class RuleOptimizer(torch.optim.Optimizer):
             before.remove()
             after.remove()
 
-    def _refine_loaded(self, loaded: dict[str, Any], how_to_run: list[dict[str, Any]]) -> None:
-        """Undo what torch's loading does to execution keys and states."""
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Refuse the state of another optimizer, and values that no group can have; unknown keys are kept."""
         kept = {state.name for state in self.states}
-        found = {name for saved in loaded["state"].values() if isinstance(saved, dict) for name in saved}
+        indices = {i for group in state_dict["param_groups"] for i in group["params"]}
+        found = {name for i in indices & set(state_dict["state"]) for name in state_dict["state"][i]}
         if found and not found & kept:
             raise HyperparameterError(
                 f"this is the state of another optimizer: it has {listing(sorted(found))}; "
                 f"{type(self).__name__} keeps {listing(sorted(kept))}"
             )
+        for number, group in enumerate(state_dict["param_groups"]):
+            known = {k: v for k, v in group.items() if k in self.defaults and k not in execution.KEYS}
+            hypers.check(
+                self.defaults,
+                known,
+                f"{type(self).__name__}, group {number} of the state dict",
+                self.ranges,
+            )
+        return state_dict
+
+    def _refine_loaded(self, loaded: dict[str, Any], how_to_run: list[dict[str, Any]]) -> None:
+        """Undo what torch's loading does to execution keys and states."""
         for group, keys in zip(self.param_groups, how_to_run, strict=True):
             group.update(keys)
         indices = [i for group in loaded["param_groups"] for i in group["params"]]
@@ -364,28 +395,6 @@ class RuleOptimizer(torch.optim.Optimizer):
             for number, group in enumerate(self.param_groups)
             for bucket in self._buckets(number, group, group["params"])
         ]
-
-
-_ABOUT_P = operator.attrgetter("dtype", "device")
-_ABOUT_G = operator.attrgetter("dtype", "layout")
-
-
-def _by_kind(
-    params: Sequence[Tensor], grads: Sequence[Tensor], shared: frozenset[int]
-) -> dict[tuple[Any, ...], Sequence[int]]:
-    """Indices by type, dtype and device of the parameter, the gradient's type, dtype and layout, and shared memory."""
-    kinds = [
-        (p_type, *about_p, g_type, *about_g, False)
-        for p_type, about_p, g_type, about_g in zip(
-            map(type, params), map(_ABOUT_P, params), map(type, grads), map(_ABOUT_G, grads), strict=True
-        )
-    ]
-    if not shared and len(set(kinds)) == 1:
-        return {kinds[0]: range(len(kinds))}
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault((*kind[:-1], i in shared), []).append(i)
-    return found  # type: ignore[return-value]
 
 
 def _as_scalars(value: Any, as_tensors: bool) -> Any:

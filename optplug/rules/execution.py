@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optplug.errors import (
     BranchingError,
+    CapturableError,
     EngineError,
     HyperparameterError,
     HyperparameterTypeError,
@@ -26,6 +27,10 @@ PLANNED = ("numba", "triton")
 
 KEYS = ("foreach", "fused", "capturable", "differentiable")
 """Group keys that say how to run: never taken from a checkpoint."""
+
+
+CAPTURABLE_DEVICES = ("cuda", "xpu", "hpu", "xla")
+"""The device types that capture graphs."""
 
 
 def check_engine(engine: Any) -> None:
@@ -76,6 +81,15 @@ def check_options(owner: str, options: Mapping[str, Any], engine: str, *, has_ca
                     raise HyperparameterError(
                         f"{name} as a Tensor is not supported for capturable=False and foreach=True"
                     )
+
+
+def check_capturable(p: Tensor) -> None:
+    """Raise CapturableError unless this parameter is where graphs are captured."""
+    if p.device.type not in CAPTURABLE_DEVICES:
+        raise CapturableError(
+            f"If capturable=True, params and state_steps must be on supported devices: {list(CAPTURABLE_DEVICES)}; "
+            f"a parameter is on {p.device.type}, where capturable=True has no use"
+        )
 
 
 def choose(engine: str, group: Mapping[str, Any], variant: Variant) -> tuple[str, str, Traced | None]:

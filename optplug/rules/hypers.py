@@ -5,41 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from optplug.errors import HyperparameterError, HyperparameterTypeError, did_you_mean, listing, number_hint
+from optplug.ranges import COMMON, Range
 
 FOREIGN_KEYS = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 )
 """Group keys that torch, its schedulers and Lightning write; no optimizer declares them and all may carry them."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """An allowed range: `holds` decides, `label` is torch's wording, `words` says it to a person."""
-
-    label: str
-    words: str
-    holds: Callable[[float], bool]
-
-
-def _at_least_zero(label: str) -> Range:
-    return Range(f"Invalid {label}: ", "at least 0", lambda x: x >= 0)
-
-
-RANGES: dict[str, Range] = {
-    "lr": _at_least_zero("learning rate"),
-    "eps": _at_least_zero("epsilon value"),
-    "weight_decay": _at_least_zero("weight_decay value"),
-    "momentum": _at_least_zero("momentum value"),
-    "betas": Range("Invalid beta parameter", "at least 0 and below 1", lambda x: 0 <= x < 1),
-}
-"""By name, so that every optimizer, a third party's too, gets the same check and the same words."""
 
 
 def declared(cls: Any) -> Mapping[str, Any]:
@@ -50,7 +28,7 @@ def declared(cls: Any) -> Mapping[str, Any]:
 @functools.lru_cache(maxsize=1024)
 def _declared(cls: Any) -> Mapping[str, Any]:
     parameters = inspect.signature(cls).parameters.values()
-    of_groups = (p for p in parameters if p.name not in ("engine", "state_dtype"))
+    of_groups = (p for p in parameters if p.name not in ("engine", "state_dtype"))  # those are of the whole
     return {p.name: p.default for p in of_groups if p.default is not p.empty and p.default is not None}
 
 
@@ -63,18 +41,43 @@ def as_tuples(cls: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check(defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str) -> None:
-    """Check hyperparameters against the shape of their defaults and against `RANGES`.
+def check_keywords(cls: Any, keywords: Mapping[str, Any]) -> None:
+    """Refuse a keyword that the constructor of `cls` does not have; Python's text, and the nearest one.
+
+    Raises:
+        HyperparameterTypeError: with what there is.
+    """
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return  # it hands them on to its base class, which checks them
+    known = [name for name, p in parameters.items() if p.kind is not p.VAR_POSITIONAL]
+    for key in keywords:
+        if key not in known:
+            raise unexpected_keyword(cls, key, known)
+
+
+def unexpected_keyword(cls: Any, key: str, known: Collection[str]) -> HyperparameterTypeError:
+    """The error for a keyword that no constructor of `cls` takes."""
+    return HyperparameterTypeError(
+        f"{cls.__name__}.__init__() got an unexpected keyword argument {key!r}; it has "
+        f"{listing(known)}{did_you_mean(key, known)}"
+    )
+
+
+def check(defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str, ranges: Iterable[Range] = ()) -> None:
+    """Check hyperparameters against the shape of their defaults and against ranges.
 
     Args:
         defaults: what the optimizer declares; its keys and the kinds of its values are what is allowed.
         given: what to check, a parameter group for example.
         owner: the optimizer's name, for the messages.
+        ranges: the optimizer's own, which go before `COMMON`.
 
     Raises:
         HyperparameterError: out of range, not finite, of the wrong length, or a key the optimizer does not have.
         HyperparameterTypeError: of the wrong type.
     """
+    by_name = {r.name: r for r in (*COMMON, *ranges)}
     for key, value in given.items():
         if key in FOREIGN_KEYS:
             continue
@@ -87,9 +90,9 @@ def check(defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str) -> 
         if isinstance(default, bool):
             _check_flag(key, value, owner)
         elif isinstance(default, tuple):
-            _check_tuple(key, value, len(default), owner)
+            _check_tuple(key, value, len(default), owner, by_name.get(key))
         elif isinstance(default, (int, float, Tensor)):
-            _check_number(key, value, RANGES.get(key), owner)
+            _check_number(key, value, by_name.get(key), owner)
 
 
 def _check_flag(key: str, value: Any, owner: str) -> None:
@@ -97,13 +100,14 @@ def _check_flag(key: str, value: Any, owner: str) -> None:
         raise HyperparameterTypeError(f"{owner}: {key} must be True or False, got {value!r} ({type(value).__name__})")
 
 
-def _check_tuple(key: str, value: Any, length: int, owner: str) -> None:
+def _check_tuple(key: str, value: Any, length: int, owner: str, range_: Range | None) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != length:
         kind = HyperparameterTypeError if not isinstance(value, (tuple, list)) else HyperparameterError
         raise kind(f"{owner}: {key} must be {length} numbers, got {value!r}")
-    range_ = RANGES.get(key)
     for i, item in enumerate(value):
-        indexed = Range(f"{range_.label} at index {i}: ", range_.words, range_.holds) if range_ else None
+        indexed = (
+            replace(range_, called=f"{range_.complaint.removeprefix('Invalid ')} at index {i}") if range_ else None
+        )
         _check_number(f"{key}[{i}]", item, indexed, owner)
     if len({isinstance(item, Tensor) for item in value}) > 1:
         raise HyperparameterError(f"{key} must be either both floats or both Tensors, got {value!r}")
@@ -120,8 +124,10 @@ def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> Non
         )
     else:
         number = float(value)
+    if range_ is not None and range_.whole and not (isinstance(value, int) and not isinstance(value, bool)):
+        raise HyperparameterTypeError(f"{owner}: {key} must be {range_.words}, got {value!r} ({type(value).__name__})")
     if range_ is not None and not range_.holds(number):
-        raise HyperparameterError(f"{range_.label}{value} ({owner}: {key} must be {range_.words})")
+        raise HyperparameterError(f"{range_.complaint}: {value} ({owner}: {key} must be {range_.words})")
     if not math.isfinite(number):
-        label = range_.label if range_ else f"Invalid {key}: "
-        raise HyperparameterError(f"{label}{value} ({owner}: {key} must be finite)")
+        complaint = range_.complaint if range_ else f"Invalid {key}"
+        raise HyperparameterError(f"{complaint}: {value} ({owner}: {key} must be finite)")

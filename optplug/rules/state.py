@@ -19,23 +19,29 @@ class State:
         scalar: one number for the parameter (a 0-dim tensor) rather than one per element.
         when: the hyperparameter that must be true, or not 0, for the state to exist. Default: it always does.
         init: its first value, or the name of the hyperparameter that gives it.
+        sparse: where gradients are sparse it is a sparse tensor, and it acts on all rows it has; without it, rows that
+            a gradient does not name are left alone.
     """
 
     name: str
     scalar: bool = False
     when: str | None = None
     init: float | str = 0.0
+    sparse: bool = False
 
     def exists(self, group: Mapping[str, Any]) -> bool:
         """Whether a parameter of this group has the state."""
         return self.when is None or bool(group[self.when])
 
-    def first(self, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
+    def first(self, p: Tensor, g: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
         """The state before the first step; `dtype` is the optimizer's `state_dtype`."""
         value = float(group[self.init] if isinstance(self.init, str) else self.init)
         if self.scalar:
             return torch.tensor(value, dtype=scalar_dtype(), device=place_of_scalars(p, group))
-        return torch.full_like(p, value, dtype=dtype_of(p, dtype))
+        dtype = dtype_of(p, dtype)
+        if self.sparse and g.layout is torch.sparse_coo:
+            return torch.zeros_like(g, dtype=dtype)
+        return torch.full_like(p, complex(value, value) if p.is_complex() else value, dtype=dtype)
 
     def loaded(self, value: Any, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
         """What a state dict has for the state, where and in the dtype it belongs.
@@ -67,16 +73,25 @@ def dtype_of(p: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def prepare(
-    states: Sequence[State], kept: dict[str, Any], p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None
+    states: Sequence[State],
+    kept: dict[str, Any],
+    p: Tensor,
+    g: Tensor,
+    group: Mapping[str, Any],
+    dtype: torch.dtype | None,
 ) -> bool:
-    """Make the states that are missing from `kept`.
+    """Make the states that are missing from `kept`, for a parameter and its gradient.
 
     Returns:
         Whether this is the first step: no element-wise state was there, or for a rule with scalar states only, none.
     """
     missing = [state for state in states if kept.get(state.name) is None]
     for state in missing:
-        kept[state.name] = state.first(p, group, dtype)
+        kept[state.name] = state.first(p, g, group, dtype)
+    if g.layout is torch.strided:
+        for state in states:  # a dense gradient has every row, and so has from now on the state
+            if state.sparse and kept[state.name].layout is not torch.strided:
+                kept[state.name] = kept[state.name].to_dense()
     if not missing:
         return False
     telling = [state for state in states if not state.scalar] or states

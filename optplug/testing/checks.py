@@ -51,7 +51,7 @@ def run_all(checks: Sequence[Check]) -> None:
 
 def look_up(kind: str, what: str | type, base: type) -> tuple[type, frozenset[str]]:
     if isinstance(what, str):
-        return registry.get(kind, what), registry.find(kind, what).spec.capabilities
+        return registry.get(kind, what), frozenset(registry.find(kind, what).spec.capabilities)
     if not (isinstance(what, type) and issubclass(what, base)):
         raise TypeError(f"expected the name of {'an' if kind[0] in 'aeiou' else 'a'} {kind} or its class, got {what!r}")
     return what, frozenset(getattr(what, "capabilities", ()))
@@ -74,7 +74,7 @@ def distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """The largest difference; infinite when only one of two numbers is NaN."""
     worst = 0.0
     for x, y in zip(a, b, strict=True):
-        x, y = x.detach(), y.detach()
+        x, y = (t.detach().to_dense() for t in (x, y))
         x, y = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (x, y))
         x, y = x.to(torch.float64), y.to(torch.float64)
         if not bool((x.isnan() == y.isnan()).all()):

@@ -305,6 +305,8 @@ def _capability_complex_is_true(subject: Subject, options: dict[str, Any]) -> No
 @_property(_plain_steps_only)
 def _capability_sparse_is_true(subject: Subject, options: dict[str, Any]) -> None:
     """Declared: as the dense step on the rows that the gradient names. Not declared: refused."""
+    if options.get("weight_decay"):  # for all rows, so that it has no meaning here
+        options = {**options, "weight_decay": 0.0}
     touched = [1, 4]
     values = noise((3, 3), 7)
     whole = noise((6, 3), 5).requires_grad_()
@@ -314,17 +316,51 @@ def _capability_sparse_is_true(subject: Subject, options: dict[str, Any]) -> Non
 
     def step() -> None:
         for _ in range(3):
-            whole.grad, rows.grad = gradient.clone(), torch.stack([values[0] + values[2], values[1]])
+            whole.grad = gradient.clone()
+            rows.grad = subject.given(torch.stack([values[0] + values[2], values[1]]))
             sparse.optimizer.step()
             dense.optimizer.step()
 
-    if "sparse" in subject.capabilities:
-        step()
-        close("touched rows and the dense step on them", [whole[touched]], [rows], dense.moved)
-        rest = [i for i in range(6) if i not in touched]
-        equal("rows that the gradient does not name", [whole[rest]], [sparse.initial[0][rest]])
+    if "sparse" not in subject.capabilities:
+        assert _refuses(step), "it does not declare 'sparse' but takes sparse gradients: declare it, or refuse them"
         return
-    assert _refuses(step), "it does not declare 'sparse' but takes sparse gradients: declare it, or refuse them"
+    step()
+    close("touched rows and the dense step on them", [whole[touched]], [rows], dense.moved)
+    rest = [i for i in range(6) if i not in touched]
+    equal("rows that no gradient named", [whole[rest]], [sparse.initial[0][rest]])
+    _later_rows_follow_one_meaning(subject, options)
+
+
+def _later_rows_follow_one_meaning(subject: Subject, options: Mapping[str, Any]) -> None:
+    """Rows named before and not now are left alone, or else go on as under a dense gradient that is zero there."""
+    named = ([1, 4], [0, 4], [2], [1, 2], [5, 0])
+    runs = [Run(subject, options, shapes=((6, 3),)) for _ in range(2)]
+    sparse, dense = (run.params[0] for run in runs)
+    left_alone = True
+    for i, touched in enumerate(named):
+        gradient = torch.zeros(6, 3, dtype=torch.float64)
+        gradient[touched] = noise((len(touched), 3), i)
+        before = sparse.detach().clone()
+        sparse.grad, dense.grad = gradient.to_sparse(1), subject.given(gradient)
+        for run in runs:
+            run.optimizer.step()
+        rest = [row for row in range(6) if row not in touched]
+        left_alone = left_alone and torch.equal(sparse[rest], before[rest])
+    if not left_alone:
+        close("sparse gradients and dense ones with zeros", [sparse], [dense], runs[1].moved)
+
+
+@_property(_plain_steps_only)
+def _capability_sparse_only_is_true(subject: Subject, options: dict[str, Any]) -> None:
+    """Declared: dense gradients are refused."""
+    run = Run(subject, options)
+    for i, p in enumerate(run.params):
+        p.grad = run.gradient(3, i)
+    refused = _refuses(run.optimizer.step)
+    declared = "sparse_only" in subject.capabilities
+    assert refused == declared, (
+        f"it {'refuses' if refused else 'takes'} dense gradients, but 'sparse_only' is declared: {declared}"
+    )
 
 
 @_property()
@@ -475,7 +511,7 @@ def _the_bowl_goes_down(subject: Subject, options: dict[str, Any]) -> None:
     sign = -1 if optimizer.param_groups[0].get("maximize") else 1
     start = float((x.detach() ** 2).sum())
     for _ in range(30):
-        x.grad = sign * 2 * x.detach()
+        x.grad = subject.given(sign * 2 * x.detach())
         take(subject, optimizer, [x], lambda: sign * (x**2).sum())
     end = float((x.detach() ** 2).sum())
     assert end < start, f"30 steps on x² lead from {start:.6g} to {end:.6g}"

@@ -57,6 +57,12 @@ class Subject:
     def is_rule(self) -> bool:
         return issubclass(self.cls, RuleOptimizer)
 
+    def given(self, gradient: Tensor | None) -> Tensor | None:
+        """A gradient as the optimizer takes it."""
+        if gradient is None or "sparse_only" not in self.capabilities:
+            return gradient
+        return gradient.to_sparse(1) if gradient.dim() else gradient.to_sparse()
+
     def settings(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every case on every engine, labelled."""
         for case in self.cases:
@@ -100,7 +106,7 @@ class Run:
 
     def place(self, step: int) -> None:
         for i, p in enumerate(self.params):
-            p.grad = self.gradient(step, i)
+            p.grad = self.subject.given(self.gradient(step, i))
 
     def halve_lr(self) -> None:
         for group in self.optimizer.param_groups:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, dtype
 
 from optplug import Engine, RuleOptimizer, State
 from optplug.ops import lerp, maximum, sqrt
@@ -23,13 +22,13 @@ class Adam(RuleOptimizer):
     AMSGrad divides by the largest :math:`v_t` so far instead.
 
     Args:
-        params: tensors of any shape, or dicts that each describe a parameter group.
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma \ge 0`.
         betas: decay rates :math:`(\beta_1, \beta_2)` per step, each in [0, 1).
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
         weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
         amsgrad: AMSGrad.
-        maximize, foreach, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
@@ -46,7 +45,7 @@ class Adam(RuleOptimizer):
         State("exp_avg_sq"),
         State("max_exp_avg_sq", when="amsgrad"),
     )
-    sparse_remedy = ", please consider SparseAdam instead"
+    remedy = ", please consider SparseAdam instead"
     cases = ({}, {"weight_decay": 0.05}, {"amsgrad": True, "betas": (0.8, 0.95)}, {"maximize": True, "eps": 1e-3})
 
     def __init__(
@@ -65,26 +64,9 @@ class Adam(RuleOptimizer):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         engine: Engine = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: dtype | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "amsgrad": amsgrad,
-            },
-            decoupled_weight_decay=decoupled_weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            engine=engine,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, locals())
 
     @staticmethod
     def rule(p, g, step, exp_avg, exp_avg_sq, max_exp_avg_sq, *, lr, betas, eps, amsgrad=False):  # type: ignore[no-untyped-def]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, dtype
 
-from optplug import Engine
+from optplug import Engine, RuleOptimizer
 from optplug_classic.adam import Adam
 
 
@@ -16,7 +15,7 @@ class AdamW(Adam):
     r"""Adam with decoupled weight decay: :math:`\theta \leftarrow (1 - \gamma\lambda) \, \theta` before Adam's update.
 
     Args:
-        params: tensors of any shape, or dicts that each describe a parameter group.
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
         weight_decay: :math:`\lambda \ge 0`.
         lr, betas, eps, amsgrad: as in `Adam`.
         maximize, foreach, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
@@ -44,24 +43,9 @@ class AdamW(Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         engine: Engine = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: dtype | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            decoupled_weight_decay=True,
-            engine=engine,
-            state_dtype=state_dtype,
-        )
+        RuleOptimizer.__init__(self, params, locals(), decoupled_weight_decay=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, dtype
 
 from optplug import Engine, RuleOptimizer, State
 from optplug.errors import HyperparameterError
@@ -22,21 +21,24 @@ class SGD(RuleOptimizer):
     without momentum :math:`\theta_t = \theta_{t-1} - \gamma g_t`.
 
     Args:
-        params: tensors of any shape, or dicts that each describe a parameter group.
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma \ge 0`. Documented as required; 1e-3 as in torch today.
         momentum: :math:`\mu \ge 0`. dampening: :math:`\tau`. nesterov: look ahead; needs momentum and no dampening.
-        weight_decay: L2 penalty, at least 0.
+        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
         maximize, foreach, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value out of range; Nesterov without momentum or with dampening.
 
-    State: `momentum_buffer`, of the parameter's shape, when momentum is not 0.
+    Sparse gradients: with momentum every row that ever had a gradient goes on moving, as dense ones would.
+
+    State: `momentum_buffer`, of the parameter's shape, when momentum is not 0; sparse where gradients are.
 
     Source: Sutskever, Martens, Dahl, Hinton, On the importance of initialization and momentum in deep learning, 2013.
     """
 
-    states = (State("momentum_buffer", when="momentum"),)
+    states = (State("momentum_buffer", when="momentum", sparse=True),)
+    capabilities = frozenset({"complex", "sparse"})
     cases = (
         {},
         {"momentum": 0.9},
@@ -51,32 +53,18 @@ class SGD(RuleOptimizer):
         lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
         nesterov: bool = False,
         *,
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         engine: Engine = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: dtype | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "dampening": dampening,
-                "weight_decay": weight_decay,
-                "nesterov": nesterov,
-            },
-            maximize=maximize,
-            foreach=foreach,
-            differentiable=differentiable,
-            fused=fused,
-            engine=engine,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, locals())
 
     def check_options(self, options: dict[str, Any]) -> None:
         if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):

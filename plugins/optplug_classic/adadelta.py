@@ -1,0 +1,66 @@
+"""Adadelta."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, dtype
+
+from optplug import Engine, RuleOptimizer, State
+from optplug.ops import sqrt
+from optplug.ranges import unit_interval
+
+
+class Adadelta(RuleOptimizer):
+    r"""Steps in the units of the parameter: the size of past updates over the size of past gradients.
+
+    .. math::
+        v_t = \rho v_{t-1} + (1 - \rho) g_t^2 \qquad
+        \Delta_t = \sqrt{u_{t-1} + \epsilon} \big/ \sqrt{v_t + \epsilon} \; g_t \qquad
+        u_t = \rho u_{t-1} + (1 - \rho) \Delta_t^2 \qquad \theta_t = \theta_{t-1} - \gamma \Delta_t
+
+    Args:
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        lr: :math:`\gamma \ge 0`, a factor; 1 is the paper's.
+        rho: decay rate :math:`\rho` of both averages per step, in [0, 1].
+        eps: :math:`\epsilon \ge 0`, in units of the squared gradient and of the squared update.
+        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        foreach, capturable, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
+
+    Raises:
+        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+
+    State: `step`; `square_avg` :math:`v` and `acc_delta` :math:`u`, of the parameter's shape.
+
+    Source: Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012, https://arxiv.org/abs/1212.5701.
+    """
+
+    states = (State("step", scalar=True), State("square_avg"), State("acc_delta"))
+    ranges = (unit_interval("rho"),)
+    cases = ({}, {"rho": 0.5, "eps": 1e-3, "lr": 0.1}, {"weight_decay": 0.05}, {"maximize": True})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        decoupled_weight_decay: bool = False,
+        engine: Engine = "auto",
+        state_dtype: dtype | None = None,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def rule(p, g, step, square_avg, acc_delta, *, lr, rho, eps):  # type: ignore[no-untyped-def]
+        square_avg = rho * square_avg + (1 - rho) * (g * g)
+        delta = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g
+        acc_delta = rho * acc_delta + (1 - rho) * (delta * delta)
+        return p - lr * delta, step + 1, square_avg, acc_delta

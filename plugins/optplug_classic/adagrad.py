@@ -1,0 +1,70 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, dtype
+
+from optplug import Engine, RuleOptimizer, State
+from optplug.ops import sqrt
+from optplug.ranges import at_least
+
+
+class Adagrad(RuleOptimizer):
+    r"""Divides by the root of the sum of all squared gradients so far.
+
+    .. math::
+        G_t = G_{t-1} + g_t^2, \quad G_0 = \tau \qquad
+        \theta_t = \theta_{t-1} - \frac{\gamma}{1 + (t - 1) \eta} \, \frac{g_t}{\sqrt{G_t} + \epsilon}
+
+    Args:
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        lr: learning rate :math:`\gamma \ge 0`.
+        lr_decay: :math:`\eta \ge 0`, per step.
+        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+            0 where gradients are sparse.
+        initial_accumulator_value: :math:`\tau \ge 0`, in units of the squared gradient; a group may have its own.
+        eps: :math:`\epsilon \ge 0`, in units of the gradient.
+        foreach, maximize, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+
+    Raises:
+        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient and a decay.
+
+    Sparse gradients change the rows they name, which is what dense ones with zeros elsewhere would do.
+
+    State: `step`; `sum` :math:`G`, of the parameter's shape.
+
+    Source: Duchi, Hazan, Singer, Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, 2011.
+    """
+
+    states = (State("step", scalar=True), State("sum", init="initial_accumulator_value"))
+    ranges = (at_least(0, "lr_decay"), at_least(0, "initial_accumulator_value"))
+    capabilities = frozenset({"complex", "sparse"})
+    cases = ({}, {"lr_decay": 0.1, "initial_accumulator_value": 0.3}, {"weight_decay": 0.05}, {"maximize": True})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        engine: Engine = "auto",
+        state_dtype: dtype | None = None,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def rule(p, g, step, sum, *, lr, lr_decay, eps):  # type: ignore[no-untyped-def]  # noqa: A002
+        sum = sum + g * g
+        p = p - (lr / (1 + step * lr_decay)) * (g / (sqrt(sum) + eps))
+        return p, step + 1, sum

@@ -1,0 +1,64 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, dtype
+
+from optplug import Engine, RuleOptimizer, State
+from optplug.ops import abs, lerp, maximum
+
+
+class Adamax(RuleOptimizer):
+    r"""Adam with the infinity norm in place of the second moment.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t \qquad u_t = \max(\beta_2 u_{t-1}, |g_t| + \epsilon) \qquad
+        \theta_t = \theta_{t-1} - \frac{\gamma}{1 - \beta_1^t} \, \frac{m_t}{u_t}
+
+    Args:
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        lr: learning rate :math:`\gamma \ge 0`.
+        betas: decay rates :math:`(\beta_1, \beta_2)` per step, each in [0, 1).
+        eps: :math:`\epsilon \ge 0`, in units of the gradient.
+        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        foreach, maximize, differentiable, capturable, engine, state_dtype: as in `RuleOptimizer`.
+
+    Raises:
+        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+
+    State: `step`; `exp_avg` :math:`m` and `exp_inf` :math:`u`, of the parameter's shape.
+
+    Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, https://arxiv.org/abs/1412.6980, section 7.
+    """
+
+    states = (State("step", scalar=True), State("exp_avg"), State("exp_inf"))
+    cases = ({}, {"betas": (0.8, 0.95), "eps": 1e-3}, {"weight_decay": 0.05}, {"maximize": True})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        decoupled_weight_decay: bool = False,
+        engine: Engine = "auto",
+        state_dtype: dtype | None = None,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def rule(p, g, step, exp_avg, exp_inf, *, lr, betas, eps):  # type: ignore[no-untyped-def]
+        beta1, beta2 = betas
+        step = step + 1
+        exp_avg = lerp(exp_avg, g, 1 - beta1)
+        exp_inf = maximum(beta2 * exp_inf, abs(g) + eps)
+        return p - (lr / (1 - beta1**step)) * (exp_avg / exp_inf), step, exp_avg, exp_inf

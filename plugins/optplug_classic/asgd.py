@@ -1,0 +1,77 @@
+"""Averaged stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, dtype
+
+from optplug import Engine, RuleOptimizer, State
+from optplug.ops import lerp, maximum
+from optplug.ranges import at_least
+
+
+class ASGD(RuleOptimizer):
+    r"""Stochastic gradient descent with a decaying step size, and the average of its iterates beside it.
+
+    .. math::
+        \theta_t = (1 - \lambda \eta_{t-1}) \, \theta_{t-1} - \eta_{t-1} g_t \qquad
+        \bar\theta_t = \bar\theta_{t-1} + \mu_{t-1} (\theta_t - \bar\theta_{t-1})
+
+        \eta_t = \gamma / (1 + \lambda \gamma t)^\alpha, \quad \eta_0 = \gamma \qquad
+        \mu_t = 1 / \max(1, t - t_0), \quad \mu_0 = 1
+
+    Args:
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        lr: learning rate :math:`\gamma \ge 0`; a change acts one step later, through :math:`\eta`.
+        lambd: decay term :math:`\lambda \ge 0`.
+        alpha: power :math:`\alpha \ge 0` of the step size's decay.
+        t0: :math:`t_0 \ge 0`, the step after which to average; before, the average is the parameter.
+        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        foreach, maximize, differentiable, capturable, engine, state_dtype: as in `RuleOptimizer`.
+
+    Raises:
+        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+
+    State: `step`, `eta`, `mu`; `ax` :math:`\bar\theta`, of the parameter's shape.
+
+    Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992.
+    """
+
+    states = (
+        State("step", scalar=True),
+        State("eta", scalar=True, init="lr"),
+        State("mu", scalar=True, init=1.0),
+        State("ax"),
+    )
+    ranges = (at_least(0, "lambd"), at_least(0, "alpha"), at_least(0, "t0"))
+    cases = ({}, {"lambd": 0.05, "alpha": 0.5, "t0": 4.0, "lr": 0.05}, {"weight_decay": 0.05}, {"maximize": True})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        lambd: float = 1e-4,
+        alpha: float = 0.75,
+        t0: float = 1e6,
+        weight_decay: float = 0.0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        decoupled_weight_decay: bool = False,
+        engine: Engine = "auto",
+        state_dtype: dtype | None = None,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def rule(p, g, step, eta, mu, ax, *, lr, lambd, alpha, t0):  # type: ignore[no-untyped-def]
+        step = step + 1
+        p = (1 - lambd * eta) * p - eta * g
+        ax = lerp(ax, p, mu)
+        eta = lr / (1 + lambd * lr * step) ** alpha
+        mu = 1 / maximum(1, step - t0)
+        return p, step, eta, mu, ax

@@ -1,0 +1,86 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, dtype
+
+from optplug import Engine, RuleOptimizer, State
+from optplug.ops import lerp, sqrt
+from optplug.ranges import unit_interval
+
+
+class RMSprop(RuleOptimizer):
+    r"""Divides by the root of a running average of squared gradients.
+
+    .. math::
+        v_t = \alpha v_{t-1} + (1 - \alpha) g_t^2 \qquad
+        b_t = \mu b_{t-1} + \frac{g_t}{\sqrt{v_t} + \epsilon} \qquad \theta_t = \theta_{t-1} - \gamma b_t
+
+    Centered, it is the root of the variance :math:`v_t - m_t^2`, where :math:`m_t = \alpha m_{t-1} + (1 - \alpha) g_t`.
+
+    Args:
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        lr: learning rate :math:`\gamma \ge 0`.
+        alpha: decay rate :math:`\alpha` of the averages per step, in [0, 1].
+        eps: :math:`\epsilon \ge 0`, in units of the gradient.
+        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        momentum: :math:`\mu \ge 0`. centered: divide by the root of the variance.
+        capturable, foreach, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
+
+    Raises:
+        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+
+    State: `step`; `square_avg` :math:`v` and, if used, `momentum_buffer` and `grad_avg`, of the parameter's shape.
+
+    Source: Tieleman and Hinton, Lecture 6.5 of Neural Networks for Machine Learning, 2012; centered: Graves, Generating
+    Sequences With Recurrent Neural Networks, 2013, https://arxiv.org/abs/1308.0850.
+    """
+
+    states = (
+        State("step", scalar=True),
+        State("square_avg"),
+        State("momentum_buffer", when="momentum"),
+        State("grad_avg", when="centered"),
+    )
+    ranges = (unit_interval("alpha"),)
+    cases = (
+        {},
+        {"momentum": 0.9, "centered": True, "alpha": 0.9},
+        {"weight_decay": 0.05, "momentum": 0.5},
+        {"maximize": True, "centered": True},
+    )
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        decoupled_weight_decay: bool = False,
+        engine: Engine = "auto",
+        state_dtype: dtype | None = None,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def rule(p, g, step, square_avg, momentum_buffer, grad_avg, *, lr, alpha, eps, momentum, centered=False):  # type: ignore[no-untyped-def]
+        square_avg = alpha * square_avg + (1 - alpha) * (g * g)
+        variance = square_avg
+        if centered:
+            grad_avg = lerp(grad_avg, g, 1 - alpha)
+            variance = square_avg - grad_avg * grad_avg
+        g = g / (sqrt(variance) + eps)
+        if momentum_buffer is not None:
+            g = momentum_buffer = momentum * momentum_buffer + g
+        return p - lr * g, step + 1, square_avg, momentum_buffer, grad_avg

@@ -1,0 +1,76 @@
+"""Rprop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, dtype
+
+from optplug import Engine, RuleOptimizer, State
+from optplug.errors import HyperparameterError
+from optplug.ops import maximum, minimum, sign, where
+from optplug.ranges import at_least
+
+
+class Rprop(RuleOptimizer):
+    r"""Resilient propagation: each element has a step size of its own, and only the gradient's sign counts.
+
+    The step size :math:`s` grows by :math:`\eta^+` while the sign stays and shrinks by :math:`\eta^-` when it flips;
+    then the element does not move, and the next sign counts as unchanged:
+
+    .. math::
+        s_t = \mathrm{clip}(\eta^\pm s_{t-1}, s_{min}, s_{max}) \qquad
+        \theta_t = \theta_{t-1} - s_t \, \mathrm{sign}(g_t), \quad g_t := 0 \text{ where } g_t g_{t-1} < 0
+
+    Args:
+        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        lr: first step size :math:`s_0 \ge 0`; a later change has no effect.
+        etas: :math:`(\eta^-, \eta^+)`, with 0 < eta- < 1 < eta+.
+        step_sizes: :math:`(s_{min}, s_{max})`, in units of the parameter, at least 0 and in this order.
+        capturable, foreach, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
+
+    Raises:
+        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+
+    State: `step`; `prev`, the last gradient that counted, and `step_size`, of the parameter's shape.
+
+    Source: Riedmiller and Braun, A direct adaptive method for faster backpropagation learning: the RPROP algorithm,
+    1993; without weight backtracking: Igel and Husken, Improving the Rprop Learning Algorithm, 2000 (iRprop-).
+    """
+
+    states = (State("step", scalar=True), State("prev"), State("step_size", init="lr"))
+    ranges = (at_least(0, "step_sizes", "step size"),)
+    cases = ({}, {"etas": (0.3, 1.5), "step_sizes": (1e-4, 0.02)}, {"lr": 0.1, "maximize": True})
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        engine: Engine = "auto",
+        state_dtype: dtype | None = None,
+    ) -> None:
+        super().__init__(params, locals())
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        (minus, plus), (low, high) = options["etas"], options["step_sizes"]
+        if not 0 < minus < 1 < plus:
+            raise HyperparameterError(f"Invalid eta values: {minus}, {plus} (Rprop: 0 < etas[0] < 1 < etas[1])")
+        if low > high:
+            raise HyperparameterError(f"Invalid step sizes: {low}, {high} (Rprop: the smallest comes first)")
+
+    @staticmethod
+    def rule(p, g, step, prev, step_size, *, etas, step_sizes):  # type: ignore[no-untyped-def]
+        agreement = g * prev
+        shrunk = where(agreement < 0, etas[0] * step_size, step_size)
+        step_size = where(agreement > 0, etas[1] * step_size, shrunk)
+        step_size = minimum(maximum(step_size, step_sizes[0]), step_sizes[1])
+        g = where(agreement < 0, 0.0, g)
+        return p - step_size * sign(g), step + 1, g, step_size
