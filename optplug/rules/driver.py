@@ -96,9 +96,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             "engine": engine,
             "state_dtype": state_dtype,
         }
-        for key in unknown:
-            raise hypers.unexpected_keyword(type(self), key, [*defaults, *options])
         given = {key: value for key, value in defaults.items() if key not in ("self", "params", "__class__")}
+        for key in unknown:
+            raise hypers.unexpected_keyword(type(self), key, list(dict.fromkeys([*given, *options])))
         defaults = hypers.as_tuples(type(self), {**given, **{k: given.get(k, v) for k, v in options.items()}})
         if "weight_decay" not in defaults:
             del defaults["decoupled_weight_decay"]
@@ -189,24 +189,24 @@ class RuleOptimizer(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return loss
-        ran: list[BucketReport] = []  # no tensors: gradients must be free to go
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for number, group in enumerate(self.param_groups):
+            plan: list[Bucket] = []
+            for number, group in enumerate(self.param_groups):  # what is refused is refused before anything moves
                 params = [p for p in group["params"] if p.grad is not None]
                 if params:
-                    self._unscale(params)
-                    for bucket in list(self._buckets(number, group, params)):  # refuse before anything moves
-                        self._step_bucket(bucket, group)
-                        ran.append(bucket.report(ran=True))
-        self._ran = ran
+                    plan += self._buckets(number, group, params)
+            for bucket in plan:
+                self._unscale(bucket.grads)
+                self._step_bucket(bucket, self.param_groups[bucket.group])
+        self._ran = [bucket.report(ran=True) for bucket in plan]  # no tensors: gradients must be free to go
         return loss
 
-    def _unscale(self, params: list[Tensor]) -> None:
+    def _unscale(self, grads: list[Tensor]) -> None:
         """Under a GradScaler that leaves it to us (fused): in place, as torch does."""
         grad_scale = getattr(self, "grad_scale", None)
         if grad_scale is not None:
-            for p in params:
-                cast(Tensor, p.grad).div_(grad_scale.to(cast(Tensor, p.grad).device))
+            for g in grads:
+                g.div_(grad_scale.to(g.device))
 
     def _variant(self, group: dict[str, Any]) -> Variant:
         """The rule with the static choices of a group."""

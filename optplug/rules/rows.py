@@ -11,28 +11,44 @@ from optplug.rules.buffers import Roles
 
 
 class Rows:
-    """The rows of one parameter: those that its gradient names, and those of states that are sparse themselves."""
+    """The rows of one parameter: those that its gradient names, and those of states that are sparse themselves.
+
+    A sparse state goes on acting where it is not zero, whatever rows the gradient names.
+    """
 
     def __init__(self, gradient: Tensor, sparse_states: Sequence[Tensor]) -> None:
-        gradient = gradient.coalesce()  # rules are not linear in the gradient: each row once
-        for state in sparse_states:  # goes on acting where it is not zero, whatever rows the gradient names
-            gradient = _with_rows_of(gradient, state)
-        self.gradient = gradient
-        # A tensor without dimensions has no rows: it is one.
-        self.index = tuple(gradient.indices()) or (torch.zeros_like(gradient.values(), dtype=torch.long),)
+        self.gradient = gradient.coalesce()  # rules are not linear in the gradient: each row once
+        self.shape = gradient.shape[: gradient.sparse_dim()]
+        self.numbers = self._numbers(self.gradient)
+        if sparse_states:
+            self.numbers = torch.unique(torch.cat([self.numbers, *map(self._numbers, sparse_states)]))
+        self.indices = torch.unravel_index(self.numbers, self.shape) if self.shape else (self.numbers,)
+
+    def _numbers(self, t: Tensor) -> Tensor:
+        """The rows of a sparse tensor as single numbers, ascending."""
+        indices = t.coalesce().indices()
+        numbers = indices.new_zeros(indices.shape[1])  # a tensor without dimensions has no rows: it is one
+        for size, index in zip(self.shape, indices, strict=True):
+            numbers = numbers * size + index
+        return numbers
 
     def taken_from(self, t: Tensor) -> Tensor:
         """The rows of `t` one after another, zero where a sparse `t` has none."""
         if t.layout is torch.strided:
-            return (t if t.dim() else t.unsqueeze(0))[self.index]
-        return _with_rows_of(t, self.gradient).values()
+            return (t if t.dim() else t.unsqueeze(0))[self.indices]
+        values = t.coalesce().values()
+        if len(values) == len(self.numbers):
+            return values
+        rows = values.new_zeros(len(self.numbers), *values.shape[1:])
+        rows[torch.searchsorted(self.numbers, self._numbers(t))] = values
+        return rows
 
     def put_into(self, t: Tensor, rows: Tensor) -> None:
         """Write the rows of `t`; a sparse `t` has no others."""
         if t.layout is torch.strided:
-            (t if t.dim() else t.unsqueeze(0)).index_put_(self.index, rows)
+            (t if t.dim() else t.unsqueeze(0)).index_put_(self.indices, rows)
         else:
-            indices = self.gradient.indices()
+            indices = torch.stack(self.indices) if self.shape else self.numbers.new_zeros(0, len(self.numbers))
             t.copy_(torch.sparse_coo_tensor(indices, rows, t.shape, check_invariants=False, is_coalesced=True))
 
 
@@ -41,6 +57,7 @@ def take(whole: Roles) -> tuple[list[Rows], Roles]:
     rows = []
     for gradient, *others in zip(whole["g"], *whole.values(), strict=True):
         rows.append(Rows(gradient, [t for t in others if t is not gradient and t.layout is torch.sparse_coo]))
+    whole = {**whole, "g": [r.gradient for r in rows]}
     taken = {role: [r.taken_from(t) for r, t in zip(rows, tensors, strict=True)] for role, tensors in whole.items()}
     return rows, taken
 
@@ -51,11 +68,3 @@ def put_back(rows: Sequence[Rows], taken: Roles, whole: Roles) -> None:
         if role != "g":
             for r, t, new in zip(rows, tensors, taken[role], strict=True):
                 r.put_into(t, new)
-
-
-def _with_rows_of(t: Tensor, other: Tensor) -> Tensor:
-    """The same values, and zeros on rows that only the other tensor has."""
-    t, other = t.coalesce(), other.coalesce()
-    indices = torch.cat([t.indices(), other.indices()], 1)
-    values = torch.cat([t.values(), torch.zeros_like(other.values(), dtype=t.dtype)])
-    return torch.sparse_coo_tensor(indices, values, t.shape, check_invariants=False).coalesce()
