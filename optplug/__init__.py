@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from optplug.hookspecs import hookimpl
 from optplug.registry import get_optimizer, get_scheduler, list_optimizers, list_schedulers
-from optplug.specs import API_VERSION, OptimizerSpec, SchedulerSpec
+from optplug.specs import API_VERSION, FunctionSpec, OptimizerSpec, SchedulerSpec
 
 if TYPE_CHECKING:
     from optplug import errors, lightning, ops, pytorch_lightning, testing
     from optplug.build import create_optimizer, create_scheduler
     from optplug.rules.driver import RuleOptimizer
     from optplug.rules.execution import Engine
+    from optplug.rules.parameters import Params
     from optplug.rules.state import State
     from optplug.schedules import ClosedFormLR
     from optplug.wiring.configure import configure_optimizers
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _LATER = {
     "ClosedFormLR": "optplug.schedules",
     "Engine": "optplug.rules.execution",
+    "Params": "optplug.rules.parameters",
     "RuleOptimizer": "optplug.rules.driver",
     "State": "optplug.rules.state",
     "configure_optimizers": "optplug.wiring.configure",
@@ -36,7 +38,9 @@ __all__ = [
     "API_VERSION",
     "ClosedFormLR",
     "Engine",
+    "FunctionSpec",
     "OptimizerSpec",
+    "Params",
     "RuleOptimizer",
     "SchedulerSpec",
     "State",

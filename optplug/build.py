@@ -47,14 +47,20 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
     Args:
         name: as in `create_optimizer`.
         optimizer: whose learning rates to schedule.
-        arguments: the class's own, `last_epoch` included.
+        arguments: the class's own, `last_epoch` included. Where it takes functions of the step: functions, arithmetic
+            in `epoch` as text, numbers, or names of functions of plugins (see `optplug.functions.as_function`).
 
     Raises:
         As `create_optimizer`.
     """
     offer = registry.find("scheduler", name)
     check_arguments(offer, {k: v for k, v in arguments.items() if k != "last_epoch"})
-    scheduler: LRScheduler = registry.get("scheduler", name)(optimizer, **arguments)
+    cls = registry.get("scheduler", name)
+    if getattr(cls, "functions", ()):
+        from optplug.functions import resolved
+
+        arguments = resolved(cls, arguments)
+    scheduler: LRScheduler = cls(optimizer, **arguments)
     return scheduler
 
 
@@ -110,9 +116,10 @@ def rehearse(config: Config) -> None:
     if not issubclass(registry.get("optimizer", chosen.name), RuleOptimizer):
         return  # what a foreign constructor does is its own affair, and may be costly
 
-    def single() -> torch.optim.Optimizer:
+    def single(groups: int = 1) -> torch.optim.Optimizer:
+        params = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
         with refusals(chosen.offer.spec, chosen.hyperparameters):
-            return create_optimizer(chosen.name, [torch.zeros(1, requires_grad=True)], **chosen.hyperparameters)
+            return create_optimizer(chosen.name, params, **chosen.hyperparameters)
 
     optimizer = single()
     for i, rule in enumerate(config.param_groups):
@@ -127,7 +134,9 @@ def rehearse(config: Config) -> None:
         registry.get("scheduler", scheduled.name), (ClosedFormLR, ReduceLROnPlateau)
     ):
         return
-    listed = any(isinstance(value, (list, tuple)) for value in scheduled.arguments.values())
-    if not (listed and config.param_groups):  # one value a group, and how many groups there are shows later
+    groups = {1}
+    if config.param_groups:  # how many there are shows later: suppose as many as a list has values
+        groups = {len(value) for value in scheduled.arguments.values() if isinstance(value, (list, tuple))} - {0} or {1}
+    if len(groups) == 1:
         with refusals(scheduled.offer.spec, scheduled.arguments):
-            create_scheduler(scheduled.name, single(), **scheduled.arguments)
+            create_scheduler(scheduled.name, single(*groups), **scheduled.arguments)

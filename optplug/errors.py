@@ -61,8 +61,8 @@ class EngineError(OptplugError, RuntimeError):
     """The engine that was asked for cannot step these parameters."""
 
 
-class CapturableError(EngineError, AssertionError):
-    """`capturable=True` for parameters on a device that captures no graphs."""
+class RecordingError(EngineError, AssertionError):
+    """A step cannot be recorded as it is asked to be: by autograd, or in a device's graph."""
 
 
 class SparseGradientError(OptplugError, RuntimeError):
@@ -81,7 +81,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     text = str(word).lower()
     # A word that contains the other is nearer than one that only looks alike.
     inside = [k for k in lowered if min(len(text), len(k)) > 3 and (text in k or k in text)]
-    near = difflib.get_close_matches(text, inside, n=3, cutoff=0)
+    # `lr` looks like none of the words it stands for.
+    near = [k for k in lowered if len(k) > 1 and k == "".join(part[:1] for part in text.split("_"))]
+    near += difflib.get_close_matches(text, inside, n=3, cutoff=0)
     near += [k for k in difflib.get_close_matches(text, lowered, n=3, cutoff=0.6) if k not in near]
     near = [lowered[k] for k in near[:3]]
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""

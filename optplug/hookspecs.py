@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
-    from optplug.specs import OptimizerSpec, SchedulerSpec
+    from optplug.specs import FunctionSpec, OptimizerSpec, SchedulerSpec
 
 PROJECT = "optplug"
 
@@ -24,3 +24,8 @@ def optplug_optimizers() -> Sequence[OptimizerSpec | type]:  # type: ignore[empt
 @hookspec
 def optplug_schedulers() -> Sequence[SchedulerSpec | type]:  # type: ignore[empty-body]
     """Return the learning-rate schedulers this plugin offers: specs, or plain `LRScheduler` classes."""
+
+
+@hookspec
+def optplug_functions() -> Sequence[FunctionSpec | Callable[[int], float]]:  # type: ignore[empty-body]
+    """Return the functions of the epoch that configurations may name: specs, or plain functions."""

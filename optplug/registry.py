@@ -25,14 +25,16 @@ from optplug.errors import (
     did_you_mean,
     listing,
 )
-from optplug.specs import OptimizerSpec, SchedulerSpec, Spec, lookup_key, spec_of_class
+from optplug.specs import FunctionSpec, OptimizerSpec, SchedulerSpec, Spec, lookup_key, spec_of
 
 GROUP = "optplug"
 DISABLE = "OPTPLUG_DISABLE"
-KINDS: dict[str, type[Spec]] = {"optimizer": OptimizerSpec, "scheduler": SchedulerSpec}
+KINDS: dict[str, type[Spec]] = {"optimizer": OptimizerSpec, "scheduler": SchedulerSpec, "function": FunctionSpec}
+HOOKS = {kind: f"optplug_{kind}s" for kind in KINDS}
 METHODS = {
     "optimizer": ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict"),
     "scheduler": ("step", "state_dict", "load_state_dict"),
+    "function": ("__call__",),
 }
 """What a class of each kind must have; torch is not asked, since listing names must not import it."""
 
@@ -76,11 +78,11 @@ class Offer:
     def qualified(self) -> str:
         return f"{self.plugin.name}:{self.spec.name}"
 
-    def load(self) -> type:
-        """Import the class.
+    def load(self) -> Any:
+        """Import the class, or the function.
 
         Raises:
-            PluginError: when the import fails or what was imported is no optimizer (or scheduler) class.
+            PluginError: when the import fails or what was imported is no optimizer (or scheduler) class, no function.
         """
         target = self.spec.target
         if isinstance(target, str):
@@ -98,12 +100,14 @@ class Offer:
                 ) from error
         else:
             found = target
-        missing = [m for m in METHODS[self.spec.kind] if not callable(getattr(found, m, None))]
-        if not isinstance(found, type) or missing:
-            kind = self.spec.kind
+        kind = self.spec.kind
+        missing = [m for m in METHODS[kind] if not callable(getattr(found, m, None))]
+        fits = self.spec.is_thing(found)
+        if not fits or missing:
+            wanted = kind if kind in self.spec.thing else f"{kind} {self.spec.thing[0]}"
             raise PluginError(
-                f"{kind} {self.name!r} of plugin {self.plugin} is {found!r}, which is no {kind} class"
-                + (f" (it has no {listing(missing)})" if isinstance(found, type) else "")
+                f"{kind} {self.name!r} of plugin {self.plugin} is {found!r}, which is no {wanted}"
+                + (f" (it has no {listing(missing)})" if fits else "")
             )
         return found
 
@@ -134,13 +138,13 @@ class Registry:
         self._lock = threading.RLock()
         self._discovering = False
         self._found: _Catalogue | None = None
-        self._classes: dict[Offer, type] = {}
+        self._loaded: dict[Offer, Any] = {}
 
     def reload(self) -> None:
         """Forget what was found; the next look-up discovers anew."""
         with self._lock:
             self._found = None
-            self._classes.clear()
+            self._loaded.clear()
             importlib.invalidate_caches()  # what was installed since this process started
 
     @property
@@ -167,7 +171,7 @@ class Registry:
         """Sorted canonical names of a kind that match a glob; a name that two plugins offer is spelt `plugin:name`.
 
         Args:
-            kind: `"optimizer"` or `"scheduler"`.
+            kind: `"optimizer"`, `"scheduler"` or `"function"`.
             pattern: a glob over canonical names (`"ada*"`), or over `plugin:name` when it contains a colon. Case does
                 not count and `-` is `_`.
         """
@@ -198,12 +202,14 @@ class Registry:
             raise AmbiguousNameError(f"{len(found)} plugins offer {kind} {name!r}: write {spellings}")
         return found[0]
 
-    def get(self, kind: str, name: str) -> type:
-        """The class of a name; errors as in `find` and `Offer.load`."""
+    def get(self, kind: str, name: str) -> Any:
+        """The class (or function) of a name; errors as in `find` and `Offer.load`."""
         offer = self.find(kind, name)
-        if offer not in self._classes:
-            self._classes[offer] = offer.load()
-        return self._classes[offer]
+        if not isinstance(offer.spec.target, str):
+            return offer.load()  # it is there already, and may be a function that has no hash
+        if offer not in self._loaded:
+            self._loaded[offer] = offer.load()
+        return self._loaded[offer]
 
     # ------------------------------------------------------------------ look-up
 
@@ -289,11 +295,11 @@ class Registry:
         manager.check_pending()
         hooks = manager.get_hookcallers(implementation)
         if not hooks:
-            raise PluginError(f"{point.value!r} implements no optplug hook (optplug_optimizers, optplug_schedulers)")
+            raise PluginError(f"{point.value!r} implements no optplug hook ({listing(HOOKS.values())})")
         others = [p for name, p in manager.list_name_plugin() if name != point.name]
         accepted: list[tuple[str, Offer]] = []
         for kind, spec_class in KINDS.items():
-            hook = f"optplug_{kind}s"
+            hook = HOOKS[kind]
             if getattr(manager.hook, hook) not in hooks:
                 continue
             seen: set[str] = set()
@@ -304,7 +310,7 @@ class Registry:
                         raise PluginError(f"{hook}() returned {spec.name!r} twice")
                     seen.add(key)
                     offer = Offer(spec, plugin)
-                    if isinstance(spec.target, type):
+                    if not isinstance(spec.target, str):
                         offer.load()  # nothing to import, so nonsense shows at once
                     accepted.append((kind, offer))
         for kind, offer in accepted:
@@ -314,15 +320,16 @@ class Registry:
 
 def _specs(hook: str, result: Any, spec_class: type[Spec]) -> list[Spec]:
     if not isinstance(result, (list, tuple)):
-        raise PluginError(f"{hook}() returned {result!r}; it must return a list of specs or classes")
+        raise PluginError(f"{hook}() returned {result!r}; it must return a list of specs or {spec_class.thing[1]}")
     specs = []
     for item in result:
         if isinstance(item, spec_class):
             specs.append(item)
-        elif isinstance(item, type) and not issubclass(item, Spec):
-            specs.append(spec_of_class(spec_class, item))
+        elif spec_class.is_thing(item) and not (isinstance(item, type) and issubclass(item, Spec)):
+            specs.append(spec_of(spec_class, item))
         else:
-            raise PluginError(f"{hook}() returned {item!r} in its list; items must be {spec_class.__name__} or classes")
+            wanted = f"{spec_class.__name__} or {spec_class.thing[1]}"
+            raise PluginError(f"{hook}() returned {item!r} in its list; items must be {wanted}")
     return specs
 
 
@@ -374,9 +381,11 @@ def get_optimizer(name: str) -> type:
     Raises:
         UnknownNameError: nobody offers it. AmbiguousNameError: several plugins do. PluginError: it cannot be loaded.
     """
-    return registry.get("optimizer", name)
+    found: type = registry.get("optimizer", name)
+    return found
 
 
 def get_scheduler(name: str) -> type:
     """The scheduler class of a name; names and errors as in `get_optimizer`."""
-    return registry.get("scheduler", name)
+    found: type = registry.get("scheduler", name)
+    return found

@@ -4,18 +4,58 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from optplug.errors import ConfigError, ConfigTypeError, listing, number_hint
+from optplug.errors import (
+    ConfigError,
+    ConfigTypeError,
+    HyperparameterError,
+    HyperparameterTypeError,
+    listing,
+    number_hint,
+)
+from optplug.keywords import CheckedKeywords
 
 
-class ClosedFormLR(LRScheduler):
+def number(
+    owner: object, name: str, value: Any, at_least: float = 0, *, whole: bool = False, noun: str = "a number"
+) -> Any:
+    """A number that a scheduler was given, as a Python int or float.
+
+    Args:
+        owner: the scheduler. name: of the argument. value: what was given.
+        at_least: the lower bound. whole: whole numbers only. noun: what it must be, for the message.
+
+    Raises:
+        HyperparameterError: below the bound or not finite. HyperparameterTypeError: no number.
+    """
+    place = f"{type(owner).__name__}: {name} must be"
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        noun = "a whole number" if whole else noun
+        raise HyperparameterTypeError(f"{place} {noun}, got {value!r}{number_hint(value)}")
+    plain = int(value) if isinstance(value, Integral) else float(value)
+    if not math.isfinite(plain):
+        raise HyperparameterError(f"{place} finite, got {value}")
+    if plain < at_least:
+        raise HyperparameterError(f"{place} at least {at_least}, got {value}")
+    return plain
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no optimizer, in torch's words and type."""
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigTypeError(f"{type(optimizer).__name__} is not an Optimizer")
+
+
+class ClosedFormLR(CheckedKeywords, LRScheduler):
     r"""A schedule defined by :meth:`multiplier`: :math:`lr(t) = floor + (base - floor) \, f(t)`.
 
     Each step multiplies the group's *current* distance from the floor by :math:`f(t) / f(t-1)`, so that several
@@ -27,42 +67,120 @@ class ClosedFormLR(LRScheduler):
 
     Attributes:
         floor: the learning rate that multiplier 0 stands for.
+        functions: names of the arguments that are functions of the step; a configuration may give these as text.
+        steps_when_resumed: whether construction with `last_epoch` >= 0 takes the step to `last_epoch` + 1. If not, it
+            leaves the rates as they are; torch's schedules do the one or the other.
 
     Raises:
         TypeError: `optimizer` is not a `torch.optim.Optimizer`. KeyError: resuming without `initial_lr` in the groups.
+        HyperparameterError: `last_epoch` below -1. HyperparameterTypeError: no whole number; a misspelt keyword.
     """
 
     interval: ClassVar[str] = "epoch"
+    functions: ClassVar[tuple[str, ...]] = ()
+    steps_when_resumed: ClassVar[bool] = False
     floor: float = 0.0
+
+    def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
+        check_optimizer(optimizer)
+        super().__init__(optimizer, number(self, "last_epoch", last_epoch, -1, whole=True))
 
     def multiplier(self, t: int) -> float:
         """The multiplier :math:`f(t)` after `t` steps; `f(0) = 1` for a schedule that starts at the base rate."""
         raise NotImplementedError
 
+    def multipliers(self, t: int) -> list[float]:
+        """The multipliers of all groups; to be overridden by a schedule that treats groups differently."""
+        return [float(self.multiplier(t))] * len(self.optimizer.param_groups)
+
+    def ratios(self, t: int) -> list[float | None]:
+        """What step `t` multiplies by, per group: :math:`f(t) / f(t-1)`, at the start :math:`f(0)`; None for 1 / 0."""
+        now = self.multipliers(t)
+        before = [1.0] * len(now) if self._is_initial and t == 0 else self.multipliers(t - 1)
+        return [1.0 if f == b else f / b if b else None for f, b in zip(now, before, strict=True)]
+
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rates of this step, per group, from the current ones."""
-        groups = self.optimizer.param_groups
-        if self._is_initial:
-            first = self.multiplier(0) if self.last_epoch == 0 else 1.0  # resumed, the rates are as they were
-            return [
-                _copy(lr) if first == 1 else self.floor + (lr - self.floor) * first for lr in (g["lr"] for g in groups)
-            ]
-        if self._step_count == 1 and self.last_epoch > 0:
-            return self._get_closed_form_lr()
-        now, before = self.multiplier(self.last_epoch), self.multiplier(self.last_epoch - 1)
-        if before == 0:
-            return [group["lr"] + (base - self.floor) * now for group, base in zip(groups, self.base_lrs, strict=True)]
-        return [now / before * (group["lr"] - self.floor) + self.floor for group in groups]
+        """The learning rates of this step, per group, from the current ones; torch's warning when called by hand."""
+        warn_by_hand(self)
+        lrs = [group["lr"] for group in self.optimizer.param_groups]
+        t = self.last_epoch
+        if self._is_initial and t > 0 and not self.steps_when_resumed:
+            return [_copy(lr) for lr in lrs]
+        with self._refusing_overflow():
+            ratios = self.ratios(t)
+            heights = self._heights(t) if None in ratios else lrs
+        return [self._moved(*group) for group in zip(lrs, ratios, heights, strict=True)]
+
+    def _moved(self, lr: float | Tensor, ratio: float | None, height: float | Tensor) -> float | Tensor:
+        if ratio is None:
+            return lr + height
+        return _copy(lr) if ratio == 1 else ratio * (lr - self.floor) + self.floor
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """The learning rates by definition; `step(epoch)` asks for them."""
-        now = self.multiplier(self.last_epoch)
-        return [self.floor + (base - self.floor) * now for base in self.base_lrs]
+        with self._refusing_overflow():
+            return [self.floor + height for height in self._heights(self.last_epoch)]
+
+    def _heights(self, t: int) -> list[float | Tensor]:
+        """How high above the floor the learning rates are by definition."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.base_lrs):
+            raise ConfigError(
+                f"{type(self).__name__} has {len(self.base_lrs)} base rates and the optimizer {len(groups)} groups: "
+                "add groups before the schedule is built"
+            )
+        return [(base - self.floor) * f for base, f in zip(self.base_lrs, self.multipliers(t), strict=True)]
+
+    @contextmanager
+    def _refusing_overflow(self) -> Iterator[None]:
+        try:
+            yield
+        except OverflowError as error:
+            name = type(self).__name__
+            raise HyperparameterError(f"{name}: the learning rate overflows at step {self.last_epoch}") from error
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a `state_dict`; ConfigError for that of another kind of scheduler."""
         check_state(self, state_dict, ("last_epoch", "base_lrs"))
         super().load_state_dict(state_dict)
+
+
+class GeometricLR(ClosedFormLR):
+    r"""A schedule of cuts, each by the same factor: :math:`f(t) = \gamma^{cuts(t)}`.
+
+    Args:
+        optimizer, last_epoch: as in `ClosedFormLR`.
+        gamma: what the rate is multiplied by at a cut, :math:`\gamma \ge 0`; above 1 it grows.
+
+    Raises:
+        As `ClosedFormLR`. HyperparameterError: `gamma` out of range. HyperparameterTypeError: of the wrong type.
+    """
+
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
+        self.gamma: float = number(self, "gamma", gamma)
+        super().__init__(optimizer, last_epoch)
+
+    def cuts(self, t: int) -> int:
+        """How many cuts there are in the first `t` steps."""
+        raise NotImplementedError
+
+    def multiplier(self, t: int) -> float:
+        return float(self.gamma) ** self.cuts(t)
+
+    def ratios(self, t: int) -> list[float | None]:
+        # Not by division: the multiplier may have become 0.
+        before = 0 if self._is_initial and t == 0 else self.cuts(t - 1)
+        return [float(self.gamma) ** (self.cuts(t) - before)] * len(self.optimizer.param_groups)
+
+
+def warn_by_hand(scheduler: LRScheduler) -> None:
+    """Give torch's warning about `get_lr()` outside of a step."""
+    if not scheduler._get_lr_called_within_step:
+        warnings.warn(
+            "To get the last learning rate computed by the scheduler, please use `get_last_lr()`.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: Sequence[str]) -> None:

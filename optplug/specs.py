@@ -1,9 +1,9 @@
-"""What a plugin says about an optimizer or a scheduler, without importing it."""
+"""What a plugin says about an optimizer, a scheduler or a function, without importing it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +35,7 @@ class Spec:
 
     Args:
         name: canonical name in snake case, e.g. `"sparse_adam"`.
-        target: `"module:object"`, imported when the name is first asked for, or the class itself.
+        target: `"module:object"`, imported when the name is first asked for, or the class (the function) itself.
         summary: one line for listings.
         capabilities: words of the kind's vocabulary (`CAPABILITIES`); the conformance kit checks them for truth.
         api_version: the `optplug.API_VERSION` the plugin was written for.
@@ -45,13 +45,20 @@ class Spec:
     """
 
     name: str
-    target: str | type
+    target: str | type | Callable[..., Any]
     summary: str = ""
-    capabilities: frozenset[str] = frozenset()
+    capabilities: Set[str] = frozenset()
     api_version: int = API_VERSION
 
     kind: ClassVar[str]
     CAPABILITIES: ClassVar[Mapping[str, str]]
+    thing: ClassVar[tuple[str, str]] = ("class", "classes")
+    """What a target is, one and many."""
+
+    @staticmethod
+    def is_thing(target: object) -> bool:
+        """Whether a target is of the right sort."""
+        return isinstance(target, type)
 
     def __post_init__(self) -> None:
         # The version first: a spec from another age may be malformed in every other way.
@@ -68,8 +75,10 @@ class Spec:
         if isinstance(self.target, str):
             if not _TARGET.fullmatch(self.target):
                 raise SpecError(f"target {self.target!r} of {self.kind} {self.name!r} is not 'module:object'")
-        elif not isinstance(self.target, type):
-            raise SpecError(f"target of {self.kind} {self.name!r} is {self.target!r}: give 'module:object' or a class")
+        elif not self.is_thing(self.target):
+            raise SpecError(
+                f"target of {self.kind} {self.name!r} is {self.target!r}: give 'module:object' or a {self.thing[0]}"
+            )
         if not isinstance(self.summary, str):
             raise SpecError(f"summary of {self.kind} {self.name!r} must be text, got {self.summary!r}")
         given: Any = self.capabilities
@@ -96,6 +105,7 @@ class OptimizerSpec(Spec):
         "create_graph": "needs gradients made with create_graph=True",
         "modes": "has train() and eval() modes",
         "sparse": "takes sparse gradients",
+        "sparse_only": "takes sparse gradients only",
     }
 
 
@@ -118,15 +128,38 @@ class SchedulerSpec(Spec):
             raise SpecError(f"interval {self.interval!r} of scheduler {self.name!r} is neither 'epoch' nor 'step'")
 
 
-def spec_of_class(spec_class: type[Spec], cls: type) -> Spec:
-    """The spec of a class that a plugin returned as it is; its class attributes may declare the rest."""
+@dataclass(frozen=True)
+class FunctionSpec(Spec):
+    """A function of the epoch by name, for the arguments of schedulers; arguments and errors as in `Spec`."""
+
+    kind: ClassVar[str] = "function"
+    CAPABILITIES: ClassVar[Mapping[str, str]] = {}
+    thing: ClassVar[tuple[str, str]] = ("function", "functions")
+
+    @staticmethod
+    def is_thing(target: object) -> bool:
+        return callable(target) and not isinstance(target, type)
+
+
+def spec_of(spec_class: type[Spec], thing: Any) -> Spec:
+    """The spec of a class or function that a plugin returned as it is; a class's attributes may declare the rest.
+
+    Raises:
+        SpecError: for what has no name to be called by.
+    """
+    name = getattr(thing, "__name__", "")
+    if name in ("", "<lambda>"):
+        raise SpecError(
+            f"{thing!r} has no name to be registered under: make it a function by def, or give "
+            f"{spec_class.__name__}(name, function)"
+        )
     options: dict[str, Any] = {
-        key: getattr(cls, key) for key in ("capabilities", "interval") if _declares(spec_class, cls, key)
+        key: getattr(thing, key) for key in ("capabilities", "interval") if _declares(spec_class, thing, key)
     }
-    doc = (cls.__doc__ or "").strip().partition("\n")[0]
-    return spec_class(snake_case(cls.__name__), cls, summary=doc, **options)
+    doc = (thing.__doc__ or "").strip().partition("\n")[0]
+    return spec_class(snake_case(name), thing, summary=doc, **options)
 
 
-def _declares(spec_class: type[Spec], cls: type, key: str) -> bool:
-    value = getattr(cls, key, None)
+def _declares(spec_class: type[Spec], thing: Any, key: str) -> bool:
+    value = getattr(thing, key, None)
     return key in spec_class.__dataclass_fields__ and isinstance(value, (str, Iterable))

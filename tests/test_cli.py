@@ -319,7 +319,7 @@ def test_list_takes_a_glob(command: Any):
 def test_list_of_nothing_fails(command: Any):
     result = command("list", "zzz*")
     assert result.exit_code == 1
-    assert result.stderr == "no optimizer and no scheduler matches 'zzz*'\n"
+    assert result.stderr == "no optimizer, scheduler or function matches 'zzz*'\n"
 
 
 def test_list_shows_what_is_quarantined_and_disabled(command: Any, monkeypatch: pytest.MonkeyPatch):
@@ -360,7 +360,7 @@ def test_info_of_an_unknown_name_fails_with_the_nearest(command: Any):
     result = command("info", "adm")
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert result.stderr == "error: no optimizer and no scheduler named 'adm'; did you mean 'adam', 'adamw'?\n"
+    assert result.stderr == "error: no optimizer, scheduler or function named 'adm'; did you mean 'adam', 'adamw'?\n"
 
 
 def test_python_m_optplug_lists_without_importing_torch(tmp_path: Path):

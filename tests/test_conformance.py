@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import optplug
+from optplug.registry import registry
 from optplug.testing import Check, inapplicable_checks, optimizer_checks, scheduler_checks
 
 OPTIMIZERS = [
@@ -25,14 +26,32 @@ def test_scheduler_conforms(check: Check):
     check()
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_nothing_but_the_engines_of_later_versions_is_left_out_for_the_classics(name: str):
-    assert sorted(inapplicable_checks(name)) == ["engine numba", "engine triton"]
+CLASSICS = optplug.list_optimizers("optplug-classic:*")
+RULES = [name for name in CLASSICS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
+NO_DECAY = {"weight_decay_is_its_formula": "it has no option 'weight_decay'"}
 
 
-def test_the_classics_are_tested_on_both_engines_in_every_case():
-    for name in ("adam", "adamw", "sgd"):
-        ids = {check.id for check in optimizer_checks(name)}
-        for case in optplug.get_optimizer(name).cases:
-            label = ",".join(f"{key}={value}" for key, value in case.items()).replace(" ", "") or "default"
-            assert {f"engine_agrees_with_loop[{engine}-{label}]" for engine in ("loop", "foreach")} <= ids
+@pytest.mark.parametrize("name", RULES)
+def test_nothing_but_the_engines_of_later_versions_is_left_out_for_the_rules(name: str):
+    absent = "engine {!r} is not part of this version; there are loop and foreach"
+    later = {f"engine {engine}": absent.format(engine) for engine in ("numba", "triton")}
+    own = NO_DECAY if name in ("rprop", "sparse_adam") else {}
+    assert inapplicable_checks(name) == {**later, **own}
+
+
+def test_every_documented_optimizer_but_lbfgs_is_a_rule():
+    assert {*CLASSICS} - {*RULES} == {"lbfgs"}
+    assert len(CLASSICS) == 11
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_rules_are_tested_on_both_engines_in_every_case(name: str):
+    ids = {check.id for check in optimizer_checks(name)}
+    for case in optplug.get_optimizer(name).cases:
+        label = ",".join(f"{key}={value}" for key, value in case.items()).replace(" ", "") or "default"
+        assert {f"engine_agrees_with_loop[{engine}-{label}]" for engine in ("loop", "foreach")} <= ids
+
+
+@pytest.mark.parametrize("name", CLASSICS)
+def test_a_spec_says_of_its_class_what_the_class_says_itself(name: str):
+    assert registry.find("optimizer", name).spec.capabilities == optplug.get_optimizer(name).capabilities

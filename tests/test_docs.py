@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import optplug
 from optplug import errors, hookspecs, testing
@@ -132,3 +133,67 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
     assert declared is not None
     assert optplug.__version__ == declared[1]
+
+
+# ---------------------------------------------------------------- torch.md, argument by argument
+
+SECTIONS = re.findall(r"\n### (\w+) \(`(\w+)`\)\n\n(.*?)(?=\n\n|\Z)", DOCS["torch.md"] + "\n\n", re.DOTALL)
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {first.strip("`"): rest for first, *rest in cells}
+
+
+def arguments(cls: type) -> dict[str, inspect.Parameter]:
+    return {k: p for k, p in inspect.signature(cls).parameters.items() if k not in ("params", "optimizer")}
+
+
+def both(name: str) -> tuple[type, type]:
+    """Ours and torch's."""
+    kind = "optimizer" if name in optplug.list_optimizers() else "scheduler"
+    ours = getattr(optplug, f"get_{kind}")(name)
+    return ours, getattr(torch.optim, ours.__name__, None) or getattr(torch.optim.lr_scheduler, ours.__name__)
+
+
+def test_the_comparison_has_every_class_of_the_documentation() -> None:
+    names = {name for _, name, _ in SECTIONS}
+
+    assert len(names) == len(SECTIONS) == 16
+    assert names == {*optplug.list_optimizers("optplug-classic:*"), *optplug.list_schedulers("optplug-schedules:*")} - {
+        "adamw"
+    }
+
+
+@pytest.mark.parametrize(("title", "name", "table"), SECTIONS, ids=[name for _, name, _ in SECTIONS])
+def test_the_comparison_is_true_argument_by_argument(title: str, name: str, table: str) -> None:
+    ours, theirs = both(name)
+    documented = rows(table)
+
+    assert ours.__name__ == title
+    assert set(documented) == {*arguments(ours), *arguments(theirs), *(["verbose"] if "Plateau" in title else [])}
+    for column, cls in ((1, theirs), (2, ours)):
+        for argument, cells in documented.items():
+            parameter = arguments(cls).get(argument)
+            default = None if parameter is None else parameter.default
+            shown = "-" if parameter is None else "required" if default is inspect.Parameter.empty else repr(default)
+            assert cells[column] == shown, f"{argument} of {cls}"
+
+
+@pytest.mark.parametrize("name", [name for _, name, _ in SECTIONS])
+def test_defaults_and_positions_are_torchs(name: str) -> None:
+    ours, theirs = both(name)
+    positional = [k for k, p in arguments(theirs).items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    assert list(arguments(ours))[: len(positional)] == positional
+    for argument, parameter in arguments(theirs).items():
+        assert arguments(ours)[argument].default == parameter.default, argument
+
+
+@pytest.mark.parametrize(("name", "table"), [(name, table) for _, name, table in SECTIONS])
+def test_the_allowed_ranges_are_those_that_are_checked(name: str, table: str) -> None:
+    cls, _ = both(name)
+    own = {r.name: r.words for r in getattr(cls, "ranges", ())}
+    for argument, (*_, allowed) in rows(table).items():
+        if argument in own:
+            assert allowed.startswith(own[argument]), argument

@@ -15,11 +15,11 @@ from torch import nn
 
 from optplug import RuleOptimizer, State, get_optimizer
 from optplug.errors import (
-    CapturableError,
     EngineError,
     HyperparameterError,
     HyperparameterTypeError,
     OptplugError,
+    RecordingError,
     RuleError,
     SparseGradientError,
 )
@@ -434,7 +434,7 @@ def test_capturable_is_refused_where_nothing_captures_as_torch_refuses_it():
             cls([p], capturable=True).step()
         assert torch.equal(p.detach(), parameter().detach())
         texts.append(str(caught.value))
-    assert isinstance(CapturableError(""), EngineError)
+    assert isinstance(RecordingError(""), EngineError)
     start = texts[1].partition("[")[0]
     assert start.startswith("If capturable=True")
     assert texts[0].startswith(start)

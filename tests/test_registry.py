@@ -178,7 +178,7 @@ def test_an_unknown_name_gives_the_nearest_all_names_and_what_was_left_out(site)
         "no optimizer named 'adm'; did you mean 'adam', 'adamw'? Installed: adam, adamw, sgd."
         " (plugin broken (broken-dist 1.0) was left out: RuntimeError: no luck.)"
         " (plugin silent (silent-dist 1.0) was left out: 'plugsilentsilentdist' implements no optplug hook"
-        " (optplug_optimizers, optplug_schedulers).)"
+        " (optplug_optimizers, optplug_schedulers, optplug_functions).)"
     )
 
 
@@ -382,7 +382,7 @@ RAISES = {
 }
 
 NONSENSE = {
-    "no hook": (HEAD, "implements no optplug hook (optplug_optimizers, optplug_schedulers)"),
+    "no hook": (HEAD, "implements no optplug hook (optplug_optimizers, optplug_schedulers, optplug_functions)"),
     "a hook that raises": (hook("1 / 0"), "ZeroDivisionError: division by zero"),
     "a hook that exits": (hook("exit(1)"), "SystemExit: 1"),
     "a hook that returns nothing": (hook("None"), "optplug_optimizers() returned None; it must return a list"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,10 +14,10 @@ from rich.table import Table
 from optplug.config import configurable
 from optplug.errors import OptplugError, UnknownNameError, did_you_mean
 from optplug.registry import KINDS, Offer, registry
-from optplug.specs import API_VERSION, SchedulerSpec
+from optplug.specs import API_VERSION, FunctionSpec, SchedulerSpec
 
 app = typer.Typer(
-    help="Optimizers and learning-rate schedules by name, from every installed plugin.",
+    help="Optimizers, learning-rate schedules and functions of the epoch by name, from every installed plugin.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,7 +32,7 @@ def _out() -> Console:
 def list_(
     pattern: Annotated[str, typer.Argument(help="A glob over names, such as 'ada*', or 'plugin:*'.")] = "*",
 ) -> None:
-    """List the optimizers and schedulers of the installed plugins, without importing them."""
+    """List the optimizers, schedulers and functions of the installed plugins, without importing them."""
     out = _out()
     found = 0
     for kind in KINDS:
@@ -53,7 +54,7 @@ def list_(
     for plugin in registry.disabled:
         out.print(escape(f"plugin {plugin} is disabled by OPTPLUG_DISABLE"), style="dim")
     if not found:
-        typer.echo(f"no optimizer and no scheduler matches {pattern!r}", err=True)
+        typer.echo(f"no optimizer, scheduler or function matches {pattern!r}", err=True)
         raise typer.Exit(1)
 
 
@@ -61,11 +62,11 @@ def list_(
 def info(
     name: Annotated[str, typer.Argument(help="A name, in any case, with - or _; or plugin:name.")],
 ) -> None:
-    """Show an optimizer or scheduler: where it comes from, its arguments and defaults, its documentation."""
+    """Show an optimizer, scheduler or function: where it comes from, its arguments and defaults, its documentation."""
     offer = _find(name)
     out = _out()
     try:
-        cls = registry.get(offer.spec.kind, offer.qualified)
+        found = registry.get(offer.spec.kind, offer.qualified)
     except OptplugError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -73,7 +74,7 @@ def info(
     out.print(escape(f"{offer.name}: {spec.summary}" if spec.summary else offer.name), style="bold")
     facts = {
         "kind": spec.kind,
-        "class": f"{cls.__module__}.{cls.__qualname__}",
+        spec.thing[0]: _path(found),
         "plugin": str(offer.plugin),
         "plugin API": f"{spec.api_version} (this optplug speaks {API_VERSION})",
         "capabilities": "; ".join(f"{c}: {spec.CAPABILITIES[c]}" for c in sorted(spec.capabilities)) or "none declared",
@@ -86,24 +87,39 @@ def info(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("argument", "type", "default"):
         table.add_column(column)
-    for parameter in configurable(offer).values():
+    for parameter in _arguments(offer, found):
         kind = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
         default = "required" if parameter.default is parameter.empty else repr(parameter.default)
         table.add_row(*map(escape, (parameter.name, kind, default)))
     out.print(table)
     out.print()
-    out.print(escape(inspect.getdoc(cls) or "no documentation"))
+    out.print(escape(inspect.getdoc(found) or "no documentation"))
+
+
+def _path(found: Any) -> str:
+    """Where a class or function is; an object that can be called stands for its class."""
+    named = found if hasattr(found, "__qualname__") else type(found)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _arguments(offer: Offer, found: Any) -> Iterable[inspect.Parameter]:
+    if not isinstance(offer.spec, FunctionSpec):
+        return configurable(offer).values()
+    try:
+        return inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return ()
 
 
 def _find(name: str) -> Offer:
-    """The optimizer or scheduler of a name; a name that is neither ends the command."""
+    """The optimizer, scheduler or function of a name; a name that is none ends the command."""
     complaint = ""
     for kind in KINDS:
         try:
             return registry.find(kind, name)
         except UnknownNameError:
             names = [n for k in KINDS for n in registry.names(k)]
-            complaint = f"no optimizer and no scheduler named {name!r}{did_you_mean(name, names)}"
+            complaint = f"no optimizer, scheduler or function named {name!r}{did_you_mean(name, names)}"
         except OptplugError as error:
             complaint = str(error)
             break

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -18,20 +18,19 @@ from torch._compile import _disable_dynamo
 from optplug.engines import foreach, loop
 from optplug.engines.report import BucketReport
 from optplug.errors import EngineError, HyperparameterError, RuleError, listing
+from optplug.keywords import CheckedKeywords, unexpected_keyword
 from optplug.ranges import Range
 from optplug.rules import buckets, execution, hypers, parameters, rows
 from optplug.rules.buckets import Bucket
 from optplug.rules.buffers import Overlaps, Roles, working, write_back
 from optplug.rules.columns import Column, Columns
 from optplug.rules.execution import Engine
-from optplug.rules.state import State, prepare
+from optplug.rules.parameters import Params
+from optplug.rules.state import State, check_saved, prepare
 from optplug.rules.trace import FIRST, SHRINK, Rule, Traced, Variant, missing_hypers, signature_of
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-
-class RuleOptimizer(torch.optim.Optimizer):
+class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
     """Steps the update rule of a subclass.
 
     Args:
@@ -66,13 +65,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     remedy: ClassVar[str] = ""
     rule: ClassVar[Rule]
 
-    def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        hypers.check_keywords(cls, keywords)
-        return super().__new__(cls)
-
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         defaults: dict[str, Any],
         *,
         decoupled_weight_decay: bool = False,
@@ -98,7 +93,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         }
         given = {key: value for key, value in defaults.items() if key not in ("self", "params", "__class__")}
         for key in unknown:
-            raise hypers.unexpected_keyword(type(self), key, list(dict.fromkeys([*given, *options])))
+            raise unexpected_keyword(type(self), key, list(dict.fromkeys([*given, *options])))
         defaults = hypers.as_tuples(type(self), {**given, **{k: given.get(k, v) for k, v in options.items()}})
         if "weight_decay" not in defaults:
             del defaults["decoupled_weight_decay"]
@@ -110,7 +105,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._ran: list[BucketReport] = []
         # Hyperparameters are checked before parameters, as torch does.
         self._check_group(defaults, defaults)
-        super().__init__(params, defaults)
+        # In a group torch refuses a set, which has no order to go by.
+        super().__init__([{"params": params}] if isinstance(params, set) else params, defaults)
         if defaults["fused"]:
             self._step_supports_amp_scaling = True
 
@@ -136,7 +132,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         owner, declared = type(self).__name__, hypers.declared(type(self))
         hypers.check({**defaults, **declared}, group, owner, self.ranges)
         merged = {**defaults, **group}
-        execution.check_options(owner, merged, self.engine, has_capturable="capturable" in declared)
+        execution.check_options(owner, merged, self.engine)
         complaint = missing_hypers(self._variant(merged), list(defaults))
         if complaint:
             raise RuleError(complaint)
@@ -162,6 +158,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
             options = {k: v for k, v in param_group.items() if k not in hypers.FOREIGN_KEYS}
             self._check_group(options, self.defaults)
+            if key := hypers.refused(type(self), options, self.defaults):
+                raise HyperparameterError(f"{type(self).__name__} has no option {key!r}")
         super().add_param_group(param_group)
 
     # -------------------------------------------------------------------- step
@@ -179,7 +177,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         Raises:
             SparseGradientError: a gradient is sparse or dense, and this optimizer takes only the other kind.
             EngineError: the engine that was asked for cannot serve a parameter.
-            CapturableError: `capturable` for a parameter on a device that captures no graphs.
+            RecordingError: `capturable` for a parameter on a device that captures no graphs.
         """
         self._accelerator_graph_capture_health_check()
         loss = None
@@ -269,16 +267,15 @@ class RuleOptimizer(torch.optim.Optimizer):
             states, first = [{} for _ in bucket.params], [True] * len(bucket.params)
         whole: Roles = {"p": bucket.params, "g": bucket.grads}
         whole.update((name, [state[name] for state in states]) for name in variant.elementwise)
-        named, roles = rows.take(whole) if bucket.sparse else ([], whole)
         if bucket.traced is not None:
             column = self._columns.adopt((bucket.group, bucket.kind), variant.scalars, states)
-            self._step_together(bucket.traced, options, roles, column, first)
-        else:
-            for i, state in enumerate(states):
-                one = {role: tensors[i : i + 1] for role, tensors in roles.items()}
-                self._step_one(variant, {**options, FIRST: float(first[i])}, one, state, group)
-        if bucket.sparse:
-            rows.put_back(named, roles, whole)
+            with rows.named(whole) as roles:
+                self._step_together(bucket.traced, options, roles, column, first)
+            return
+        for i, state in enumerate(states):
+            one = {role: tensors[i : i + 1] for role, tensors in whole.items()}
+            with rows.named(one) as roles:
+                self._step_one(variant, {**options, FIRST: float(first[i])}, roles, state, group)
 
     def _step_one(
         self, variant: Variant, options: dict[str, Any], roles: Roles, state: dict[str, Any], group: dict[str, Any]
@@ -341,22 +338,13 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Refuse the state of another optimizer, and values that no group can have; unknown keys are kept."""
-        kept = {state.name for state in self.states}
-        indices = {i for group in state_dict["param_groups"] for i in group["params"]}
-        found = {name for i in indices & set(state_dict["state"]) for name in state_dict["state"][i]}
-        if found and not found & kept:
-            raise HyperparameterError(
-                f"this is the state of another optimizer: it has {listing(sorted(found))}; "
-                f"{type(self).__name__} keeps {listing(sorted(kept))}"
-            )
+        name = type(self).__name__
+        needed = {state.name for state in self.states if state.when is None}
+        check_saved(state_dict, name, kept={state.name for state in self.states}, needed=needed)
         for number, group in enumerate(state_dict["param_groups"]):
             known = {k: v for k, v in group.items() if k in self.defaults and k not in execution.KEYS}
-            hypers.check(
-                self.defaults,
-                known,
-                f"{type(self).__name__}, group {number} of the state dict",
-                self.ranges,
-            )
+            hypers.check(self.defaults, known, f"{name}, group {number} of the state dict", self.ranges)
+            self.check_options({**self.defaults, **known})
         return state_dict
 
     def _refine_loaded(self, loaded: dict[str, Any], how_to_run: list[dict[str, Any]]) -> None:

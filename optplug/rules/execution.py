@@ -10,15 +10,13 @@ from torch import Tensor
 
 from optplug.errors import (
     BranchingError,
-    CapturableError,
     EngineError,
-    HyperparameterError,
     HyperparameterTypeError,
+    RecordingError,
     RuleError,
     did_you_mean,
     listing,
 )
-from optplug.rules.hypers import FOREIGN_KEYS
 from optplug.rules.trace import Traced, Variant, trace
 
 Engine = Literal["auto", "loop", "foreach", "numba", "triton"]
@@ -51,12 +49,11 @@ def as_dtype(dtype: Any) -> torch.dtype | None:
     raise HyperparameterTypeError(f"state_dtype must be a floating-point torch.dtype or None, got {dtype!r}")
 
 
-def check_options(owner: str, options: Mapping[str, Any], engine: str, *, has_capturable: bool) -> None:
+def check_options(owner: str, options: Mapping[str, Any], engine: str) -> None:
     """Refuse options of a group that contradict each other or the engine; the texts are torch's where torch has one.
 
     Args:
         owner: the optimizer's name. options: all options of the group. engine: the optimizer's.
-        has_capturable: whether the class has that option; where it has, torch wants it for tensors under `foreach`.
     """
     foreach, fused, differentiable = options["foreach"], options["fused"], options["differentiable"]
     for key in ("foreach", "fused"):
@@ -71,22 +68,13 @@ def check_options(owner: str, options: Mapping[str, Any], engine: str, *, has_ca
     if foreach is False and engine not in ("auto", "loop"):
         raise EngineError(f"foreach=False contradicts engine={engine!r}")
     if differentiable and (foreach or engine not in ("auto", "loop")):
-        raise EngineError("differentiable=True needs engine 'loop' (or 'auto')")
-    if foreach and has_capturable and not options["capturable"]:
-        for key in (k for k in options if k not in FOREIGN_KEYS):
-            value = options[key]
-            several = isinstance(value, (tuple, list))
-            for name, one in ((f"{key}[{i}]", v) for i, v in enumerate(value)) if several else ((key, value),):
-                if isinstance(one, Tensor):
-                    raise HyperparameterError(
-                        f"{name} as a Tensor is not supported for capturable=False and foreach=True"
-                    )
+        raise RecordingError("_foreach ops don't support autograd: differentiable=True needs engine 'loop' (or 'auto')")
 
 
 def check_capturable(p: Tensor) -> None:
-    """Raise CapturableError unless this parameter is where graphs are captured."""
+    """Raise RecordingError unless this parameter is where graphs are captured."""
     if p.device.type not in CAPTURABLE_DEVICES:
-        raise CapturableError(
+        raise RecordingError(
             f"If capturable=True, params and state_steps must be on supported devices: {list(CAPTURABLE_DEVICES)}; "
             f"a parameter is on {p.device.type}, where capturable=True has no use"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,17 @@ def _declared(cls: Any) -> Mapping[str, Any]:
     return {p.name: p.default for p in of_groups if p.default is not p.empty and p.default is not None}
 
 
+def refused(cls: Any, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
+    """The first of a group's options that differs from its default though the constructor has no such argument.
+
+    A constructor that takes `**options` hands them to its base class, and has them all.
+    """
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return next((k for k in options if k not in parameters and k in defaults and options[k] != defaults[k]), None)
+
+
 def as_tuples(cls: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with lists, which is what YAML makes, as tuples where the constructor has tuples."""
     shapes = declared(cls)
@@ -39,29 +50,6 @@ def as_tuples(cls: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         key: tuple(value) if isinstance(value, list) and isinstance(shapes.get(key), tuple) else value
         for key, value in options.items()
     }
-
-
-def check_keywords(cls: Any, keywords: Mapping[str, Any]) -> None:
-    """Refuse a keyword that the constructor of `cls` does not have; Python's text, and the nearest one.
-
-    Raises:
-        HyperparameterTypeError: with what there is.
-    """
-    parameters = inspect.signature(cls).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return  # it hands them on to its base class, which checks them
-    known = [name for name, p in parameters.items() if p.kind is not p.VAR_POSITIONAL]
-    for key in keywords:
-        if key not in known:
-            raise unexpected_keyword(cls, key, known)
-
-
-def unexpected_keyword(cls: Any, key: str, known: Collection[str]) -> HyperparameterTypeError:
-    """The error for a keyword that no constructor of `cls` takes."""
-    return HyperparameterTypeError(
-        f"{cls.__name__}.__init__() got an unexpected keyword argument {key!r}; it has "
-        f"{listing(known)}{did_you_mean(key, known)}"
-    )
 
 
 def check(defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str, ranges: Iterable[Range] = ()) -> None:
@@ -114,16 +102,13 @@ def _check_tuple(key: str, value: Any, length: int, owner: str, range_: Range | 
 
 
 def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> None:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise HyperparameterError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
-        number = float(value.detach())
-    elif isinstance(value, bool) or not hasattr(value, "__float__"):
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise HyperparameterError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
+    number = _as_float(value)
+    if number is None:
         raise HyperparameterTypeError(
             f"{owner}: {key} must be a number, got {value!r} ({type(value).__name__}){number_hint(value)}"
         )
-    else:
-        number = float(value)
     if range_ is not None and range_.whole and not (isinstance(value, int) and not isinstance(value, bool)):
         raise HyperparameterTypeError(f"{owner}: {key} must be {range_.words}, got {value!r} ({type(value).__name__})")
     if range_ is not None and not range_.holds(number):
@@ -131,3 +116,15 @@ def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> Non
     if not math.isfinite(number):
         complaint = range_.complaint if range_ else f"Invalid {key}"
         raise HyperparameterError(f"{complaint}: {value} ({owner}: {key} must be finite)")
+
+
+def _as_float(value: Any) -> float | None:
+    """A real number of any library; None for what is none: a flag, text, an array, a complex number."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or str(getattr(value, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except OverflowError:  # a whole number without end
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError, RuntimeError):
+        return None

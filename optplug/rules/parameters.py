@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT as Params
 
 from optplug.errors import ParameterError, did_you_mean, listing
+
+__all__ = ["Params", "of_group"]
 
 
 def of_group(group: dict[str, Any], number: int, owner: str, *, takes_complex: bool) -> Any:
@@ -29,16 +32,18 @@ def of_group(group: dict[str, Any], number: int, owner: str, *, takes_complex: b
     if isinstance(params, (str, set)) or not isinstance(params, Iterable):
         return params
     params = list(params)
-    tensors = [p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params]
+    for i, p in enumerate(params):
+        if isinstance(p, tuple) and len(p) != 2:
+            raise ParameterError(f"parameter {i} of group {number} is {p!r}: a named one is a pair (name, tensor)")
+    found = [(i, t) for i, p in enumerate(params) if isinstance(t := p[1] if isinstance(p, tuple) else p, Tensor)]
     places: dict[int, int] = {}
-    for i, p in enumerate(tensors):
+    for i, p in found:
         first = places.setdefault(id(p), i)
         if first != i:
             raise ParameterError(
                 f"optimizer contains a parameter group with duplicate parameters: "
                 f"group {number} has one tensor as its parameters {first} and {i}"
             )
-    found = [(i, p) for i, p in enumerate(tensors) if isinstance(p, Tensor)]
     sparse = [[number, i] for i, p in found if p.is_sparse or p.is_sparse_csr]
     if sparse:
         raise ParameterError(f"Sparse params at indices {sparse}: {owner} requires dense parameter tensors")

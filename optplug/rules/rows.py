@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from optplug.errors import SparseGradientError
 from optplug.rules.buffers import Roles
 
 
@@ -52,19 +54,25 @@ class Rows:
             t.copy_(torch.sparse_coo_tensor(indices, rows, t.shape, check_invariants=False, is_coalesced=True))
 
 
-def take(whole: Roles) -> tuple[list[Rows], Roles]:
-    """The rows that the gradients name, and all roles on these rows."""
+@contextmanager
+def named(whole: Roles) -> Iterator[Roles]:
+    """All roles on the rows that sparse gradients name; what is written there is put back. Dense ones are whole."""
+    if whole["g"][0].layout is torch.strided:
+        yield whole
+        return
     rows = []
-    for gradient, *others in zip(whole["g"], *whole.values(), strict=True):
-        rows.append(Rows(gradient, [t for t in others if t is not gradient and t.layout is torch.sparse_coo]))
-    whole = {**whole, "g": [r.gradient for r in rows]}
-    taken = {role: [r.taken_from(t) for r, t in zip(rows, tensors, strict=True)] for role, tensors in whole.items()}
-    return rows, taken
-
-
-def put_back(rows: Sequence[Rows], taken: Roles, whole: Roles) -> None:
-    """Write the rows of parameters and states back."""
-    for role, tensors in whole.items():
-        if role != "g":
-            for r, t, new in zip(rows, tensors, taken[role], strict=True):
-                r.put_into(t, new)
+    for p, g, *states in zip(*whole.values(), strict=True):
+        if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
+            raise SparseGradientError(
+                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+                "location: an expanded parameter cannot be stepped"
+            )
+        rows.append(Rows(g, [state for state in states if state.layout is torch.sparse_coo]))
+    taken = {
+        role: [r.taken_from(t) for r, t in zip(rows, tensors, strict=True)]
+        for role, tensors in {**whole, "g": [r.gradient for r in rows]}.items()
+    }
+    yield taken
+    for role in whole.keys() - {"g"}:
+        for r, t, new in zip(rows, whole[role], taken[role], strict=True):
+            r.put_into(t, new)

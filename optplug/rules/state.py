@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from optplug.errors import HyperparameterError, listing
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,19 @@ class State:
 
     def first(self, p: Tensor, g: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
         """The state before the first step; `dtype` is the optimizer's `state_dtype`."""
-        value = float(group[self.init] if isinstance(self.init, str) else self.init)
+        value: Any = group[self.init] if isinstance(self.init, str) else self.init
+        if isinstance(value, Tensor):  # which autograd may be following
+            value = value.reshape(()) if group["differentiable"] else float(value.detach())
         if self.scalar:
-            return torch.tensor(value, dtype=scalar_dtype(), device=place_of_scalars(p, group))
+            return torch.zeros((), dtype=scalar_dtype(), device=place_of_scalars(p, group)).add(value)
         dtype = dtype_of(p, dtype)
         if self.sparse and g.layout is torch.sparse_coo:
             return torch.zeros_like(g, dtype=dtype)
-        return torch.full_like(p, complex(value, value) if p.is_complex() else value, dtype=dtype)
+        if p.is_complex():
+            value = value * (1 + 1j)
+        if isinstance(value, Tensor):
+            return torch.zeros_like(p, dtype=dtype).add(value)
+        return torch.full_like(p, value, dtype=dtype)
 
     def loaded(self, value: Any, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
         """What a state dict has for the state, where and in the dtype it belongs.
@@ -49,10 +57,28 @@ class State:
         torch casts states to the parameter's dtype, and keeps only `step` from it. Old state dicts hold plain numbers.
         """
         if self.scalar:
-            dtype = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else scalar_dtype()
-            return torch.as_tensor(value, dtype=dtype, device=place_of_scalars(p, group)).detach().clone()
+            return torch.as_tensor(value, dtype=scalar_dtype(), device=place_of_scalars(p, group)).detach().clone()
         copied: Tensor = value.to(p.device, dtype_of(p, dtype), copy=True)
         return copied
+
+
+def check_saved(state_dict: Mapping[str, Any], owner: str, *, kept: Set[str], needed: Set[str]) -> None:
+    """Refuse the state of another optimizer; what a user has added to the optimizer's own is welcome.
+
+    Args:
+        owner: the optimizer's name. kept: the names of its states. needed: those that are always there.
+
+    Raises:
+        HyperparameterError: with what it has, and what it should have.
+    """
+    indices = {i for group in state_dict["param_groups"] for i in group["params"]}
+    for i in indices & set(state_dict["state"]):
+        found = set(state_dict["state"][i])
+        if found - kept and (not needed or needed - found):
+            raise HyperparameterError(
+                f"this is the state of another optimizer: it has {listing(sorted(found))}; "
+                f"{owner} keeps {listing(sorted(kept))}"
+            )
 
 
 def scalar_dtype() -> torch.dtype:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from optplug.functions import resolved
 from optplug.schedules import ClosedFormLR
 from optplug.testing.checks import saved_and_loaded
 
@@ -33,7 +34,7 @@ class Schedule:
 
     def build(self, lrs: Sequence[float | Tensor], **groups: Any) -> LRScheduler:
         params = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr, **groups} for lr in lrs]
-        return self.cls(_Carrier(params, {"lr": 0.1}), **self.arguments)
+        return self.cls(_Carrier(params, {"lr": 0.1}), **resolved(self.cls, self.arguments))
 
     def step(self, scheduler: LRScheduler, t: int) -> list[float]:
         """Take a step and tell the rates; the metric falls for a while, then stays."""

@@ -1,13 +1,8 @@
 """Adadelta."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Any
-
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer, State
+from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import sqrt
 from optplug.ranges import unit_interval
 
@@ -42,7 +37,7 @@ class Adadelta(RuleOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1.0,
         rho: float = 0.9,
         eps: float = 1e-6,

@@ -1,15 +1,11 @@
 """Adagrad."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Any
-
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer, State
+from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import sqrt
 from optplug.ranges import at_least
+from optplug.rules.state import prepare
 
 
 class Adagrad(RuleOptimizer):
@@ -46,7 +42,7 @@ class Adagrad(RuleOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1e-2,
         lr_decay: float = 0.0,
         weight_decay: float = 0.0,
@@ -62,6 +58,13 @@ class Adagrad(RuleOptimizer):
         state_dtype: dtype | None = None,
     ) -> None:
         super().__init__(params, locals())
+
+    def share_memory(self) -> None:
+        """Make the states of all parameters now, and `sum` in shared memory, for processes that train together."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                prepare(self.states, self.state[p], p, p, group, self.state_dtype)
+                self.state[p]["sum"].share_memory_()
 
     @staticmethod
     def rule(p, g, step, sum, *, lr, lr_decay, eps):  # type: ignore[no-untyped-def]  # noqa: A002

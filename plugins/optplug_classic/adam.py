@@ -1,13 +1,11 @@
 """Adam."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer, State
+from optplug import Engine, Params, RuleOptimizer, State
+from optplug.errors import HyperparameterError
 from optplug.ops import lerp, maximum, sqrt
 
 
@@ -50,7 +48,7 @@ class Adam(RuleOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -67,6 +65,11 @@ class Adam(RuleOptimizer):
         state_dtype: dtype | None = None,
     ) -> None:
         super().__init__(params, locals())
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        for name, value in zip(("lr", "betas[0]", "betas[1]"), (options["lr"], *options["betas"]), strict=True):
+            if isinstance(value, Tensor) and options["foreach"] and not options["capturable"]:
+                raise HyperparameterError(f"{name} as a Tensor is not supported for capturable=False and foreach=True")
 
     @staticmethod
     def rule(p, g, step, exp_avg, exp_avg_sq, max_exp_avg_sq, *, lr, betas, eps, amsgrad=False):  # type: ignore[no-untyped-def]

@@ -1,13 +1,10 @@
 """AdamW: Adam's rule, other defaults."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer
+from optplug import Engine, Params, RuleOptimizer
 from optplug_classic.adam import Adam
 
 
@@ -30,7 +27,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,

@@ -1,13 +1,8 @@
 """Averaged stochastic gradient descent."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Any
-
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer, State
+from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import lerp, maximum
 from optplug.ranges import at_least
 
@@ -50,7 +45,7 @@ class ASGD(RuleOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1e-2,
         lambd: float = 1e-4,
         alpha: float = 0.75,

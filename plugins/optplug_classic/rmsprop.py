@@ -1,13 +1,8 @@
 """RMSprop."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Any
-
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer, State
+from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import lerp, sqrt
 from optplug.ranges import unit_interval
 
@@ -46,16 +41,11 @@ class RMSprop(RuleOptimizer):
         State("grad_avg", when="centered"),
     )
     ranges = (unit_interval("alpha"),)
-    cases = (
-        {},
-        {"momentum": 0.9, "centered": True, "alpha": 0.9},
-        {"weight_decay": 0.05, "momentum": 0.5},
-        {"maximize": True, "centered": True},
-    )
+    cases = ({}, {"momentum": 0.9, "centered": True, "alpha": 0.9}, {"weight_decay": 0.05, "maximize": True})
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,

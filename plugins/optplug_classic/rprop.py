@@ -1,13 +1,10 @@
 """Rprop."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer, State
+from optplug import Engine, Params, RuleOptimizer, State
 from optplug.errors import HyperparameterError
 from optplug.ops import maximum, minimum, sign, where
 from optplug.ranges import at_least
@@ -45,7 +42,7 @@ class Rprop(RuleOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1e-2,
         etas: tuple[float, float] = (0.5, 1.2),
         step_sizes: tuple[float, float] = (1e-6, 50.0),

@@ -1,13 +1,10 @@
 """Stochastic gradient descent."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer, State
+from optplug import Engine, Params, RuleOptimizer, State
 from optplug.errors import HyperparameterError
 
 
@@ -42,14 +39,13 @@ class SGD(RuleOptimizer):
     cases = (
         {},
         {"momentum": 0.9},
-        {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.05},
+        {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.05, "maximize": True},
         {"momentum": 0.9, "nesterov": True, "weight_decay": 0.05},
-        {"momentum": 0.9, "maximize": True},
     )
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,

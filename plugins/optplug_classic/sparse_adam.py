@@ -1,13 +1,10 @@
 """SparseAdam."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, dtype
 
-from optplug import Engine, RuleOptimizer, State
+from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import lerp, sqrt
 from optplug.ranges import above_zero
 
@@ -45,7 +42,7 @@ class SparseAdam(RuleOptimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from optplug import ClosedFormLR
-from optplug.errors import HyperparameterError, HyperparameterTypeError, number_hint
+from optplug.schedules import number
 
 
 class CosineAnnealingLR(ClosedFormLR):
@@ -20,7 +21,8 @@ class CosineAnnealingLR(ClosedFormLR):
         last_epoch: index of the last step taken; -1 to start.
 
     Raises:
-        HyperparameterError: `T_max` or `eta_min` out of range. HyperparameterTypeError: of the wrong type.
+        HyperparameterError: `T_max`, `eta_min` or `last_epoch` out of range. HyperparameterTypeError: of the wrong
+        type, or a misspelt keyword. TypeError: `optimizer` is not a `torch.optim.Optimizer`.
 
     Source: Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017,
     https://arxiv.org/abs/1608.03983 (the schedule within one restart).
@@ -29,19 +31,8 @@ class CosineAnnealingLR(ClosedFormLR):
     cases = ({"T_max": 10}, {"T_max": 7, "eta_min": 0.01}, {"T_max": 100})
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
-        if isinstance(T_max, bool) or not isinstance(T_max, (int, float)):
-            raise HyperparameterTypeError(
-                f"CosineAnnealingLR: T_max must be a number of steps, got {T_max!r}{number_hint(T_max)}"
-            )
-        if not 1 <= T_max < math.inf:
-            raise HyperparameterError(f"CosineAnnealingLR: T_max must be at least 1, got {T_max}")
-        if isinstance(eta_min, bool) or not isinstance(eta_min, (int, float)):
-            hint = number_hint(eta_min)
-            raise HyperparameterTypeError(f"CosineAnnealingLR: eta_min must be a number, got {eta_min!r}{hint}")
-        if not 0 <= eta_min < math.inf:
-            raise HyperparameterError(f"CosineAnnealingLR: eta_min must be at least 0 and finite, got {eta_min}")
-        self.T_max = T_max
-        self.eta_min = eta_min
+        self.T_max: float = number(self, "T_max", T_max, 1, noun="a number of steps")
+        self.eta_min: float = number(self, "eta_min", eta_min)
         super().__init__(optimizer, last_epoch)
 
     @property
@@ -50,3 +41,9 @@ class CosineAnnealingLR(ClosedFormLR):
 
     def multiplier(self, t: int) -> float:
         return (1 + math.cos(math.pi * t / self.T_max)) / 2
+
+    def get_lr(self) -> list[float | Tensor]:
+        """As in `ClosedFormLR`; called by hand just after resuming, the rates by definition, as torch's class tells."""
+        lrs = super().get_lr()
+        just_resumed = self._step_count == 1 and self.last_epoch > 0 and not self._is_initial
+        return self._get_closed_form_lr() if just_resumed else lrs

@@ -9,11 +9,12 @@ from typing import Any, Literal, SupportsFloat
 
 from torch.optim import Optimizer, lr_scheduler
 
-from optplug.errors import ConfigTypeError, HyperparameterError, HyperparameterTypeError, WiringError, number_hint
-from optplug.schedules import check_state, set_lr
+from optplug.errors import HyperparameterError, WiringError
+from optplug.keywords import CheckedKeywords
+from optplug.schedules import check_optimizer, check_state, number, set_lr
 
 
-class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
+class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
     """Multiply the learning rates by `factor` when a metric has not improved for more than `patience` steps.
 
     Args:
@@ -29,7 +30,7 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         verbose: documented once and gone from torch; ignored, with a DeprecationWarning.
 
     Raises:
-        HyperparameterError: a value out of range. HyperparameterTypeError: of the wrong type.
+        HyperparameterError: a value out of range. HyperparameterTypeError: of the wrong type; a misspelt keyword.
         TypeError: `optimizer` is not a `torch.optim.Optimizer`.
 
     Under Lightning one step is one completed validation (or one epoch, for a training metric). It is torch's class by
@@ -55,17 +56,14 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
         eps: float = 1e-8,
         verbose: bool | None = None,
     ) -> None:
-        many = list(min_lr) if isinstance(min_lr, (list, tuple)) else None
-        numbers: dict[str, Any] = {"factor": factor, "patience": patience, "threshold": threshold}
-        numbers |= {"cooldown": cooldown, "eps": eps}
-        numbers |= {"min_lr": min_lr} if many is None else {f"min_lr[{i}]": lr for i, lr in enumerate(many)}
-        for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise HyperparameterTypeError(
-                    f"ReduceLROnPlateau: {name} must be a number, got {value!r}{number_hint(value)}"
-                )
-            if not 0 <= value < math.inf:
-                raise HyperparameterError(f"ReduceLROnPlateau: {name} must be at least 0 and finite, got {value}")
+        self.factor = number(self, "factor", factor)
+        self.patience = number(self, "patience", patience)
+        self.cooldown = number(self, "cooldown", cooldown)
+        self.eps = number(self, "eps", eps)
+        self._init_is_better(mode, number(self, "threshold", threshold), threshold_mode)
+        many = isinstance(min_lr, (list, tuple))
+        given: Sequence[Any] = min_lr if isinstance(min_lr, (list, tuple)) else [min_lr]
+        lowest = [number(self, f"min_lr[{i}]" if many else "min_lr", lr) for i, lr in enumerate(given)]
         if factor >= 1.0:
             raise HyperparameterError(f"Factor should be < 1.0. ReduceLROnPlateau got factor {factor}")
         if mode not in ("min", "max"):
@@ -74,25 +72,19 @@ class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
             raise HyperparameterError(f"threshold mode {threshold_mode} is unknown! It knows 'rel' and 'abs'")
         if verbose is not None:
             warnings.warn("verbose does nothing: torch has removed it", DeprecationWarning, stacklevel=2)
-        if not isinstance(optimizer, Optimizer):
-            raise ConfigTypeError(f"{type(optimizer).__name__} is not an Optimizer")
+        check_optimizer(optimizer)
 
         groups = optimizer.param_groups
-        if many is not None and len(many) != len(groups):
+        if many and len(lowest) != len(groups):
             raise HyperparameterError(
-                f"expected {len(groups)} min_lrs, got {len(many)}: ReduceLROnPlateau takes one min_lr for all groups, "
-                "or a list with one for each"
+                f"expected {len(groups)} min_lrs, got {len(lowest)}: ReduceLROnPlateau takes one min_lr for all "
+                "groups, or a list with one for each"
             )
         self.optimizer = optimizer
-        self.factor = factor
-        self.patience = patience
-        self.cooldown = cooldown
-        self.eps = eps
-        self.default_min_lr: Any = None if many else min_lr
-        self.min_lrs = many or [self.default_min_lr] * len(groups)
+        self.default_min_lr: Any = None if many else lowest[0]
+        self.min_lrs = lowest if many else lowest * len(groups)
         self.last_epoch = 0
         self._last_lr = [float(group["lr"]) for group in groups]
-        self._init_is_better(mode, threshold, threshold_mode)
         self._reset()
 
     def _init_is_better(self, mode: str, threshold: float, threshold_mode: str) -> None:

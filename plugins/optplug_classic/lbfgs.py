@@ -1,0 +1,250 @@
+"""L-BFGS: no update rule, for it looks at all parameters together and evaluates the loss where it likes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim import Optimizer
+
+from optplug.errors import ConfigTypeError, LineSearchError, ParameterError, did_you_mean, listing
+from optplug.keywords import CheckedKeywords
+from optplug.ranges import at_least
+from optplug.rules import hypers
+from optplug.rules.parameters import Params, of_group
+from optplug.rules.state import check_saved
+
+RANGES = [at_least(1, name, whole=True) for name in ("max_iter", "max_eval", "history_size")]
+RANGES += [at_least(0, name) for name in ("tolerance_grad", "tolerance_change")]
+STATE = {"func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al"}
+C1, C2 = 1e-4, 0.9  # of the strong Wolfe conditions
+
+
+def forget(state: dict[str, Any]) -> None:
+    """H = 1. Nothing but this function and the next two knows how the inverse Hessian H is kept."""
+    state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)
+
+
+def remember(state: dict[str, Any], s: Tensor, y: Tensor, size: int) -> None:
+    """Keep the last `size` steps s and changes y of the gradient; one with no positive curvature teaches nothing."""
+    curvature = y.dot(s)
+    if curvature > 1e-10:
+        for name, value in {"old_stps": s, "old_dirs": y, "ro": 1.0 / curvature}.items():
+            state[name] = [*state[name], value][-size:]
+        state["H_diag"] = curvature / y.dot(y)
+
+
+def two_loop(state: dict[str, Any], g: Tensor) -> Tensor:
+    """The direction -H g (Algorithm 7.4)."""
+    pairs = list(zip(state["old_stps"], state["old_dirs"], state["ro"], strict=True))
+    q, alphas = g.neg(), []
+    for s, y, rho in reversed(pairs):
+        alphas.append(s.dot(q) * rho)
+        q.add_(y, alpha=-float(alphas[-1]))
+    r: Tensor = q * state["H_diag"]
+    for s, y, rho in pairs:
+        r.add_(s, alpha=float(alphas.pop() - y.dot(r) * rho))
+    return r
+
+
+class Point(NamedTuple):
+    """A point x + t d of the search line: t, the loss f, its gradient g, and the slope g . d."""
+
+    t: Any  # a number, or once interpolated a 0-dim tensor, which rounds as the slopes do
+    f: float
+    g: Tensor
+    slope: Tensor
+
+
+def strong_wolfe(phi: Callable[[Any], Point], start: Point, t: Any, shortest: Any, budget: int) -> Point:
+    """A point that meets the strong Wolfe conditions, or the best on the way (Algorithm 3.5 brackets it, 3.6 zooms in).
+
+    `phi` evaluates the line, first at t; `start` is it at 0. `shortest`: of brackets. `budget`: evaluations after that.
+    """
+    last, new, spent = start, phi(t), 0
+    while spent < budget and not (new.f > start.f + C1 * new.t * start.slope or (spent > 1 and new.f >= last.f)):
+        if abs(new.slope) <= -C2 * start.slope:
+            return new
+        if new.slope >= 0:
+            break
+        t = cubic_minimum(last, new, new.t + 0.01 * (new.t - last.t), new.t * 10)
+        last, new, spent = new, phi(t), spent + 1
+    ends = [start if spent == budget else last, new]
+    low, stalled = int(not ends[0].f <= ends[1].f), False
+    while spent < budget and not abs(ends[1].t - ends[0].t) < shortest:
+        left, right = min(ends[0].t, ends[1].t), max(ends[0].t, ends[1].t)
+        t, margin = cubic_minimum(ends[0], ends[1], left, right), 0.1 * (right - left)
+        near = bool(min(right - t, t - left) < margin)
+        if near and (stalled or t >= right or t <= left):  # so near to an end again, the bracket would hardly shrink
+            t, near = (right - margin if abs(t - right) < abs(t - left) else left + margin), False
+        new, spent, stalled = phi(t), spent + 1, near
+        if new.f > start.f + C1 * new.t * start.slope or new.f >= ends[low].f:
+            ends[1 - low] = new
+            low = int(not ends[0].f <= ends[1].f)
+        elif abs(new.slope) <= -C2 * start.slope:
+            return new
+        elif new.slope * (ends[1 - low].t - ends[low].t) >= 0:
+            ends[low], ends[1 - low] = new, ends[low]
+        else:
+            ends[low] = new
+    return ends[low]
+
+
+def cubic_minimum(a: Point, b: Point, low: Any, high: Any) -> Any:
+    """Where the cubic through two points and their slopes is least (eq. 3.59), within [low, high]."""
+    a, b = (a, b) if a.t <= b.t else (b, a)
+    d1 = a.slope + b.slope - 3 * (a.f - b.f) / (a.t - b.t)
+    square = d1**2 - a.slope * b.slope
+    if not square >= 0:  # no minimum, or NaN
+        return (low + high) / 2.0
+    d2 = square.sqrt()
+    t = b.t - (b.t - a.t) * ((b.slope + d2 - d1) / (b.slope - a.slope + 2 * d2))
+    return min(max(t, low), high)
+
+
+class LBFGS(CheckedKeywords, torch.optim.LBFGS):
+    r"""Limited-memory BFGS: a quasi-Newton method that makes several iterations p' = p - t H g in each step.
+
+    .. math::
+        H' = (1 - \rho \, s y^\top) \, H \, (1 - \rho \, y s^\top) + \rho \, s s^\top \qquad \rho = 1 / y^\top s
+
+    Args:
+        params: tensors of any shape on one device, or one dict with `params` and options.
+        lr: t or where its search begins, at least 0; in the very first iteration times min(1, 1 / sum of abs(g)).
+        max_iter: iterations per step, at least 1.
+        max_eval: calls of the closure per step, at least 1; a search may take one more. None: max_iter * 5 // 4.
+        tolerance_grad: a step ends when no component of the gradient is larger, at least 0.
+        tolerance_change: or when the loss, or every component of the parameters, changes by no more, at least 0.
+        history_size: number of pairs s (change of the parameters), y (of the gradient) to make H from, at least 1.
+        line_search_fn: `"strong_wolfe"`, or None for fixed steps.
+
+    Raises:
+        HyperparameterError: a value out of range. LineSearchError: no such line search.
+        ParameterError: a second parameter group; duplicate or sparse parameters, or several devices.
+
+    State, with the first parameter: `func_evals`, `n_iter`; of the last iteration `d`, `t`, `prev_flat_grad`,
+    `prev_loss`; the pairs `old_stps`, `old_dirs`, with `ro`; `H_diag`, the factor between the two loops.
+
+    Source: Liu and Nocedal, On the Limited Memory BFGS Method for Large Scale Optimization, 1989; Nocedal and Wright,
+    Numerical Optimization, 2006. Torch's class by descent, since Lightning asks for that; all it does is written here.
+    """
+
+    cases: ClassVar[Any] = ({}, {"line_search_fn": "strong_wolfe"}, {"history_size": 3, "max_iter": 7})
+    capabilities = frozenset({"closure", "complex"})
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+    ) -> None:
+        defaults = {key: value for key, value in locals().items() if key not in ("self", "params")}
+        self._check({**defaults, "max_eval": 1 if max_eval is None else max_eval})  # before parameters, as torch does
+        defaults["max_eval"] = max_iter * 5 // 4 if max_eval is None else max_eval
+        Optimizer.__init__(self, params, defaults)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        hypers.check({**hypers.declared(LBFGS), "max_eval": 1, "line_search_fn": None}, options, "LBFGS", RANGES)
+        if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
+            near = did_you_mean(name, ["strong_wolfe"])
+            raise LineSearchError(f"only 'strong_wolfe' is supported, or None for fixed steps; got {name!r}{near}")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the one group that there can be; errors as in the constructor."""
+        if isinstance(param_group, dict):
+            param_group = {**param_group, "params": of_group(param_group, 0, "LBFGS", takes_complex=True)}
+            self._check({k: v for k, v in param_group.items() if k != "params"})
+        Optimizer.add_param_group(self, param_group)
+        if self.param_groups[1:]:
+            del self.param_groups[1:]
+            raise ParameterError("LBFGS doesn't support per-parameter options (parameter groups): give one group")
+        if len(devices := sorted({str(p.device) for p in self._params})) > 1:
+            raise ParameterError(f"LBFGS needs all parameters on one device, they are on {listing(devices)}")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this class, or of torch.optim's class; errors as in the constructor."""
+        check_saved(state_dict, "LBFGS", kept=STATE, needed={"n_iter"})
+        for group in state_dict["param_groups"]:
+            self._check({k: v for k, v in group.items() if k in self.defaults})
+        Optimizer.load_state_dict(self, state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, state)
+        for group in self.param_groups:  # an old checkpoint lacks keys; "differentiable" is the base class's
+            group.update({k: v for k, v in self.defaults.items() if k not in (*group, "differentiable")})
+
+    _params = property(lambda self: self.param_groups[0]["params"])  # kept as a list, it would be lost in copies
+
+    def _numel(self) -> int:
+        return sum(p.numel() * (2 if p.is_complex() else 1) for p in self._params)
+
+    def _gather_flat_grad(self) -> Tensor:
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense().resolve_conj() for p in self._params]
+        return torch.cat([(torch.view_as_real(g) if g.is_complex() else g).reshape(-1) for g in grads])
+
+    def _add_grad(self, step_size: Any, update: Tensor) -> None:
+        real = [torch.view_as_real(p) if p.is_complex() else p for p in self._params]
+        for p, part in zip(real, torch.split(update, [p.numel() for p in real]), strict=True):
+            p.add_(part.view(p.shape), alpha=float(step_size))
+
+    def _clone_param(self) -> list[Tensor]:
+        return [p.clone() for p in self._params]
+
+    def _set_param(self, params_data: list[Tensor]) -> None:
+        torch._foreach_copy_(self._params, params_data)
+
+    def _directional_evaluate(self, closure: Callable[[], Any], x: list[Tensor], t: Any, d: Tensor) -> Point:
+        self._add_grad(t, d)
+        _, f, g = self._evaluate(closure)
+        self._set_param(x)
+        return Point(t, f, g, g.dot(d))
+
+    def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, float, Tensor]:
+        if (loss := closure()) is None:
+            raise ConfigTypeError("LBFGS needs a closure that returns the loss; this one returned None")
+        self.state[self._params[0]]["func_evals"] += 1
+        return loss, float(loss), self._gather_flat_grad()
+
+    @_disable_dynamo  # how often the loops run depends on data
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Make up to `max_iter` iterations. `closure` re-evaluates loss and gradients; its first loss is returned."""
+        group, state = self.param_groups[0], self.state[self._params[0]]
+        self._check({"line_search_fn": group["line_search_fn"]})  # it may have been changed
+        lr, tolerance = float(group["lr"]), group["tolerance_change"]
+        state.update({"func_evals": 0, "n_iter": 0, **state})
+        searches = group["line_search_fn"] and lr > 0  # a rate of 0, with which a warmup may begin, leaves no line
+        last_eval = state["func_evals"] + group["max_eval"]
+        closure = torch.enable_grad()(closure)
+        first, f, g = self._evaluate(closure)
+        for rest in reversed(range(group["max_iter"])):
+            if (g.abs() <= group["tolerance_grad"]).all():
+                break
+            state["n_iter"] += 1
+            if state["n_iter"] == 1:
+                forget(state)
+            else:
+                remember(state, state["d"] * state["t"], g - state["prev_flat_grad"], group["history_size"])
+            t: Any = lr if state["n_iter"] > 1 else lr * min(1.0, 1.0 / g.abs().sum())  # type: ignore[operator]
+            d = two_loop(state, g)
+            state.update(d=d, t=t, prev_flat_grad=g, prev_loss=f)
+            start = Point(0, f, g, g.dot(d))
+            if start.slope > -tolerance:
+                break
+            if searches:
+                phi = partial(self._directional_evaluate, closure, self._clone_param(), d=d)
+                t, f, g, _ = strong_wolfe(phi, start, t, tolerance / d.abs().max(), last_eval - state["func_evals"])
+                state["t"] = t
+            self._add_grad(t, d)
+            if rest and not searches:
+                _, f, g = self._evaluate(closure)
+            if state["func_evals"] >= last_eval or (d * t).abs().max() <= tolerance or abs(f - start.f) < tolerance:
+                break
+        return first

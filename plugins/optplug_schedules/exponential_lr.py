@@ -1,0 +1,29 @@
+"""Exponential decay of the learning rate."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from optplug.schedules import GeometricLR
+
+
+class ExponentialLR(GeometricLR):
+    r"""Exponential decay: :math:`lr(t) = base \cdot \gamma^t`.
+
+    Args:
+        optimizer: whose groups' learning rates to set.
+        gamma: what the rate is multiplied by in each step, :math:`\gamma \ge 0`; above 1 it grows.
+        last_epoch: index of the last step taken; -1 to start.
+
+    Raises:
+        HyperparameterError: `gamma` or `last_epoch` out of range. HyperparameterTypeError: of the wrong type, or a
+        misspelt keyword. TypeError: `optimizer` is not a `torch.optim.Optimizer`.
+    """
+
+    cases = ({"gamma": 0.9}, {"gamma": 1.02}, {"gamma": 0.0})
+
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
+        super().__init__(optimizer, gamma, last_epoch)
+
+    def cuts(self, t: int) -> int:
+        return t
