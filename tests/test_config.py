@@ -281,7 +281,7 @@ def test_a_list_of_one_value_a_group_waits_for_the_groups():
 
 
 def test_a_number_too_large_for_a_float_is_refused():
-    assert refusal(ConfigError, {"name": "adam", "lr": 10**400}).startswith("optimizer 'adam' refused lr=1000")
+    assert refusal(HyperparameterError, {"name": "adam", "lr": 10**400}).startswith("Invalid learning rate: 1000")
 
 
 def test_interval_and_frequency_are_checked():

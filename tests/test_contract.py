@@ -512,7 +512,7 @@ def test_what_others_put_into_the_state_survives(name, how):
         state["tensor"] = torch.tensor([1.0, 2.0])
         state["dict"] = {"a": 1, "b": [2, 3]}
         state["number"] = 4
-        state[made.params[0]]["note"] = {"text": "mine", "tensor": torch.tensor(5.0)}
+        state[made.params[0]]["note"] = {"number": 3, "tensor": torch.tensor(5.0)}
         made.go(3, 5)
         if how == "state dict":
             other = run(name, [p.detach().clone().requires_grad_() for p in made.params], of=of)
@@ -799,8 +799,9 @@ def test_a_parameter_whose_elements_share_memory_is_refused_as_torch_does(name):
     if isinstance(told[1], tuple):
         assert_refused_as_torch(*told)
     else:
-        assert not isinstance(told[0], tuple), told[0]
-        equal("an expanded parameter, ours and torch's", *([t] for t in told))
+        # torch adds up what sparse gradients do to the one element; that is no step of anything.
+        assert name == "sparse_adam"
+        assert isinstance(told[0], tuple), told[0]
 
 
 @on_every_engine

@@ -102,7 +102,7 @@ def test_a_tensor_lr_with_foreach_is_refused_only_where_torch_refuses_it():
         ({"engine": "loop", "foreach": True}, EngineError, "foreach=True contradicts engine='loop'"),
         ({"engine": "foreach", "foreach": False}, EngineError, "foreach=False contradicts engine='foreach'"),
         ({"engine": "foreach", "differentiable": True}, EngineError,
-         "differentiable=True needs engine 'loop' (or 'auto')"),
+         "_foreach ops don't support autograd: differentiable=True needs engine 'loop' (or 'auto')"),
     ],
 )  # fmt: skip
 def test_messages_tell_what_is_wrong_and_what_is_allowed(options, error, message):

@@ -510,7 +510,8 @@ BAD_SPECS = {
     "a summary that is no text": ("OptimizerSpec('lion', 'm:X', ['roars'])", "must be text, got ['roars']"),
     "a misspelt capability": (
         "OptimizerSpec('lion', 'm:X', capabilities={'sparce'})",
-        "optimizer 'lion' declares capability 'sparce'; known are closure, complex, create_graph, modes, sparse;"
+        "optimizer 'lion' declares capability 'sparce'; known are closure, complex, create_graph, modes, sparse, "
+        "sparse_only;"
         " did you mean 'sparse'?",
     ),
     "a capability of the other kind": (

@@ -130,7 +130,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
     def _check_group(self, group: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Check the options of a group, which override `defaults`."""
         owner, declared = type(self).__name__, hypers.declared(type(self))
-        hypers.check({**defaults, **declared}, group, owner, self.ranges)
+        hypers.check({**defaults, "foreach": None, "fused": None, **declared}, group, owner, self.ranges)
         merged = {**defaults, **group}
         execution.check_options(owner, merged, self.engine)
         complaint = missing_hypers(self._variant(merged), list(defaults))
@@ -339,7 +339,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
     def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Refuse the state of another optimizer, and values that no group can have; unknown keys are kept."""
         name = type(self).__name__
-        needed = {state.name for state in self.states if state.when is None}
+        needed = {state.name for state in self.states if state.when is None and not state.scalar}
         check_saved(state_dict, name, kept={state.name for state in self.states}, needed=needed)
         for number, group in enumerate(state_dict["param_groups"]):
             known = {k: v for k, v in group.items() if k in self.defaults and k not in execution.KEYS}

@@ -66,7 +66,7 @@ def check_saved(state_dict: Mapping[str, Any], owner: str, *, kept: Set[str], ne
     """Refuse the state of another optimizer; what a user has added to the optimizer's own is welcome.
 
     Args:
-        owner: the optimizer's name. kept: the names of its states. needed: those that are always there.
+        owner: the optimizer's name. kept: the names of its states. needed: those it cannot do without.
 
     Raises:
         HyperparameterError: with what it has, and what it should have.
@@ -74,7 +74,8 @@ def check_saved(state_dict: Mapping[str, Any], owner: str, *, kept: Set[str], ne
     indices = {i for group in state_dict["param_groups"] for i in group["params"]}
     for i in indices & set(state_dict["state"]):
         found = set(state_dict["state"][i])
-        if found - kept and (not needed or needed - found):
+        strange = found - kept
+        if found and (needed - found or strange & {"step", "n_iter"}):  # torch's optimizers, but SGD, count
             raise HyperparameterError(
                 f"this is the state of another optimizer: it has {listing(sorted(found))}; "
                 f"{owner} keeps {listing(sorted(kept))}"

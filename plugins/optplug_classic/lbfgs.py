@@ -148,7 +148,7 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
         defaults = {key: value for key, value in locals().items() if key not in ("self", "params")}
         self._check({**defaults, "max_eval": 1 if max_eval is None else max_eval})  # before parameters, as torch does
         defaults["max_eval"] = max_iter * 5 // 4 if max_eval is None else max_eval
-        Optimizer.__init__(self, params, defaults)
+        Optimizer.__init__(self, [{"params": params}] if isinstance(params, set) else params, defaults)
 
     def _check(self, options: dict[str, Any]) -> None:
         hypers.check({**hypers.declared(LBFGS), "max_eval": 1, "line_search_fn": None}, options, "LBFGS", RANGES)
@@ -165,7 +165,7 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
         if self.param_groups[1:]:
             del self.param_groups[1:]
             raise ParameterError("LBFGS doesn't support per-parameter options (parameter groups): give one group")
-        if len(devices := sorted({str(p.device) for p in self._params})) > 1:
+        if len(devices := sorted({str(p.device) for p in self._params})) != 1:
             raise ParameterError(f"LBFGS needs all parameters on one device, they are on {listing(devices)}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
