@@ -24,6 +24,12 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/test_parity.py
+	$(BIN)/python tests/test_sparse.py
+	$(BIN)/python tests/test_lbfgs.py
+	$(BIN)/python tests/test_schedulers.py
+	$(BIN)/python tests/test_bad_inputs.py
+	$(BIN)/python tests/test_bad_scheduler_inputs.py
+	wc -l plugins/optplug_classic/*.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/foreach.py
 	$(BIN)/python benchmarks/wiring.py

@@ -88,7 +88,9 @@ def info(
     for column in ("argument", "type", "default"):
         table.add_column(column)
     for parameter in _arguments(offer, found):
-        kind = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
+        kind = parameter.annotation
+        if not isinstance(kind, str):
+            kind = "" if kind is parameter.empty else inspect.formatannotation(kind)
         default = "required" if parameter.default is parameter.empty else repr(parameter.default)
         table.add_row(*map(escape, (parameter.name, kind, default)))
     out.print(table)
