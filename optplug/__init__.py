@@ -13,7 +13,7 @@ from optplug.registry import get_optimizer, get_scheduler, list_optimizers, list
 from optplug.specs import API_VERSION, FunctionSpec, OptimizerSpec, SchedulerSpec
 
 if TYPE_CHECKING:
-    from optplug import errors, lightning, ops, pytorch_lightning, testing
+    from optplug import errors, lightning, ops, pytorch_lightning, ranges, testing
     from optplug.build import create_optimizer, create_scheduler
     from optplug.rules.driver import RuleOptimizer
     from optplug.rules.execution import Engine
@@ -32,7 +32,7 @@ _LATER = {
     "create_optimizer": "optplug.build",
     "create_scheduler": "optplug.build",
 }
-_MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "testing")
+_MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "ranges", "testing")
 
 __all__ = [
     "API_VERSION",
@@ -56,6 +56,7 @@ __all__ = [
     "list_schedulers",
     "ops",
     "pytorch_lightning",
+    "ranges",
     "testing",
 ]
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.config import Config, check_arguments, configurable, parse, refusals
 from optplug.errors import OptplugError
 from optplug.groups import param_groups, trainable
+from optplug.keywords import CheckedKeywords
 from optplug.registry import registry
-from optplug.rules.driver import RuleOptimizer
-from optplug.schedules import ClosedFormLR, Warmup
+from optplug.schedules import Warmup
 
 
 def create_optimizer(
@@ -113,16 +113,18 @@ def rehearse(config: Config) -> None:
         HyperparameterError, HyperparameterTypeError, ConfigError, ConfigTypeError, EngineError: what a class refuses.
     """
     chosen = config.optimizer
-    if not issubclass(registry.get("optimizer", chosen.name), RuleOptimizer):
-        return  # what a foreign constructor does is its own affair, and may be costly
+    # What a foreign constructor does is its own affair, and may be costly; schedules can be tried without it.
+    is_ours = issubclass(registry.get("optimizer", chosen.name), CheckedKeywords)
 
     def single(groups: int = 1) -> torch.optim.Optimizer:
         params = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
+        if not is_ours:
+            return torch.optim.Optimizer(params, {"lr": 0.1})
         with refusals(chosen.offer.spec, chosen.hyperparameters):
             return create_optimizer(chosen.name, params, **chosen.hyperparameters)
 
     optimizer = single()
-    for i, rule in enumerate(config.param_groups):
+    for i, rule in enumerate(config.param_groups if is_ours else ()):
         options = {k: v for k, v in rule.items() if k not in ("match", "name")}
         try:
             with refusals(chosen.offer.spec, options):
@@ -130,9 +132,7 @@ def rehearse(config: Config) -> None:
         except OptplugError as error:
             raise type(error)(f"param_groups[{i}]: {error}") from None
     scheduled = config.scheduler
-    if scheduled is None or not issubclass(
-        registry.get("scheduler", scheduled.name), (ClosedFormLR, ReduceLROnPlateau)
-    ):
+    if scheduled is None or not issubclass(registry.get("scheduler", scheduled.name), CheckedKeywords):
         return
     groups = {1}
     if config.param_groups:  # how many there are shows later: suppose as many as a list has values

@@ -203,7 +203,8 @@ def as_function(value: Any) -> Callable[[int], float]:
             if text not in FUNCTIONS and (text.isidentifier() or ":" in text):
                 known = [*NAMES, *FUNCTIONS, *registry.names("function")]
                 raise UnknownNameError(
-                    f"{error} In an expression there are {listing([*NAMES, *FUNCTIONS])}{did_you_mean(text, known)}"
+                    f"{error} In an expression there are {listing([*NAMES, *FUNCTIONS])}"
+                    + ("." if "did you mean" in str(error) else did_you_mean(text, known))
                 ) from None
         else:
             return registered

@@ -59,6 +59,8 @@ def _pow(a: float, b: float) -> float:
 
 
 def _lerp(a: float, b: float, weight: float) -> float:
+    if weight == 1:  # whatever a is
+        return b
     return a + weight * (b - a) if -0.5 < weight < 0.5 else b - (b - a) * (1 - weight)
 
 
@@ -141,7 +143,11 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def _lerp_tensors(a: Any, b: Any, weight: Any) -> Any:
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and not isinstance(weight, Tensor):
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 1, b, a + weight * (b - a))
+    if weight == 1:
+        return b
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
         return torch.lerp(a, b, weight)
     return a + weight * (b - a)
 
@@ -187,5 +193,5 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def lerp(a: Any, b: Any, weight: Any) -> Any:
-    """`a + weight * (b - a)`, for a scalar weight, computed so that `weight=1` gives `b` exactly."""
+    """`a + weight * (b - a)`, for a scalar weight, computed so that `weight=1` gives `b` exactly, whatever `a` is."""
     return _apply("lerp", _lerp_tensors, a, b, weight)

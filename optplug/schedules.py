@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -109,7 +109,11 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
         with self._refusing_overflow():
             ratios = self.ratios(t)
             heights = self._heights(t) if None in ratios else lrs
-        return [self._moved(*group) for group in zip(lrs, ratios, heights, strict=True)]
+        moved = [self._moved(*group) for group in zip(lrs, ratios, heights, strict=True)]
+        with self._refusing_overflow():
+            if any(isinstance(lr, float) and math.isinf(lr) for lr in moved):
+                raise OverflowError
+        return moved
 
     def _moved(self, lr: float | Tensor, ratio: float | None, height: float | Tensor) -> float | Tensor:
         if ratio is None:
@@ -141,7 +145,7 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a `state_dict`; ConfigError for that of another kind of scheduler."""
-        check_state(self, state_dict, ("last_epoch", "base_lrs"))
+        check_state(self, state_dict)
         super().load_state_dict(state_dict)
 
 
@@ -183,9 +187,15 @@ def warn_by_hand(scheduler: LRScheduler) -> None:
         )
 
 
-def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: Sequence[str]) -> None:
-    """Refuse the state of another kind of scheduler, which torch would take over key by key."""
-    if not set(needed) <= set(state_dict):
+def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: Collection[str] | None = None) -> None:
+    """Refuse the state of another kind of scheduler, which torch would take over key by key.
+
+    Args:
+        needed: keys that are enough to tell. Default: what the scheduler keeps itself, and nothing else.
+    """
+    own = {key for key in scheduler.state_dict() if not key.startswith("_")} if needed is None else set(needed)
+    strange = {key for key in state_dict if not key.startswith("_")} - own - {"verbose"} if needed is None else set()
+    if strange or not own <= set(state_dict):
         had = "a warmup, and this one has none" if "warmup" in state_dict else f"the keys {listing(sorted(state_dict))}"
         raise ConfigError(
             f"the checkpoint's scheduler is no {type(scheduler).__name__}: it has {had}. "

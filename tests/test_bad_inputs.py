@@ -408,8 +408,40 @@ def values(name: str) -> Iterator[Bad]:
         yield bad(f"a group's {what}", functools.partial(construct_group, options=own, whole=whole))
         if not single:
             yield bad(f"a later group's {what}", functools.partial(add_group, options=own), running=whole)
-        if not options.keys() & {*HOW_TO_RUN, *OF_THE_WHOLE}:  # of these, none is taken from a state dict
-            yield bad(f"a state dict's {what}", functools.partial(load_with, options=own), running={})
+        # A state dict has what schedules wrote, whatever constructors allow; how to run is not taken from it.
+        if not options.keys() & {*HOW_TO_RUN, *OF_THE_WHOLE} and not merely_out_of_range(cls, options):
+            load = functools.partial(load_with, options=own)
+            endless = all(isinstance(v, float) and not math.isfinite(v) for v in options.values())
+            kinds = {"error": HyperparameterError, "builtin": ValueError} if endless else {}
+            yield bad(
+                f"a state dict's {what}",
+                load,
+                running={},
+                words=words if "line_search_fn" in options else tuple(options),
+                **kinds,
+            )
+
+
+def merely_out_of_range(cls: Any, options: dict[str, Any]) -> bool:
+    """Whether every value is of its kind, and finite."""
+
+    def fits(value: Any, default: Any) -> bool:
+        if isinstance(default, tuple):
+            alike = isinstance(value, (tuple, list)) and len(value) == len(default)
+            return alike and len({isinstance(v, torch.Tensor) for v in value}) == 1 and all(fits(v, 0.0) for v in value)
+        if isinstance(default, bool):
+            return isinstance(value, bool)
+        if isinstance(default, str) or default is None:
+            return isinstance(value, (str, type(None)))
+        if isinstance(value, torch.Tensor):
+            return value.numel() == 1 and value.is_floating_point() and bool(value.isfinite())
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e308
+
+    return all(
+        fits(value, 1 if key == "max_eval" else signature(cls)[key])
+        for key, value in options.items()
+        if key in signature(cls)
+    )
 
 
 def construct(cls: Any, options: dict[str, Any]) -> Any:

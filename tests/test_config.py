@@ -584,3 +584,17 @@ def test_a_configuration_parses_or_is_refused_by_an_error_of_ours(config: list[A
 def test_the_configurations_that_are_mutated_are_valid(valid: Any):
     optimizer, scheduler, groups, monitor, mode = valid
     checked(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler", "words"),
+    [
+        ("lbfgs", {"name": "step_lr", "step_size": -1}, "StepLR: step_size must be at least 1"),
+        ("lbfgs", {"name": "lambda_lr", "lr_lambda": "import os"}, "lr_lambda: 'import os' is no expression"),
+        ({"name": "lbfgs", "max_iter": 0}, None, "Invalid max_iter value: 0"),
+        ({"name": "lbfgs", "line_search_fn": "wolfe"}, None, "only 'strong_wolfe' is supported"),
+    ],
+)
+def test_what_is_no_rule_is_rehearsed_too_and_so_is_its_schedule(optimizer, scheduler, words):
+    with pytest.raises(OptplugError, match=words):
+        checked(optimizer, scheduler)

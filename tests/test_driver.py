@@ -19,6 +19,7 @@ from optplug.errors import (
     HyperparameterError,
     HyperparameterTypeError,
     OptplugError,
+    ParameterError,
     RecordingError,
     RuleError,
     SparseGradientError,
@@ -679,3 +680,94 @@ def test_first_is_true_once_also_where_a_state_comes_later_or_all_are_scalar():
             p.grad = torch.ones_like(p)
             optimizer.step()
         assert optimizer.state[p]["seen"] == 1
+
+
+# ------------------------------------------------------------------------------------ what two readers found
+
+
+def test_a_run_finds_back_into_its_own_checkpoint_whatever_its_schedule_has_written():
+    for name, options, wrong in (
+        ("sparse_adam", {}, {"lr": 0.0}),
+        ("adam", {}, {"lr": -0.02}),
+        ("sgd", {"momentum": 0.9, "nesterov": True}, {"momentum": 0.0}),
+    ):
+        optimizer = get_optimizer(name)([parameter()], **options)
+        optimizer.param_groups[0].update(wrong)
+        other = get_optimizer(name)([parameter()], **options)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert {key: other.param_groups[0][key] for key in wrong} == wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        ("exp_avg", "text", HyperparameterTypeError, "Adam: exp_avg of parameter 0 in the state dict must be a tensor"),
+        ("exp_avg", torch.zeros(3), ParameterError, r"has shape \(3,\), the parameter has \(2,\)"),
+        ("step", "five", HyperparameterTypeError, "Adam: step of parameter 0 in the state dict must be a number"),
+        ("step", torch.zeros(2), ParameterError, r"must be one number, got a tensor of shape \(2,\)"),
+    ],
+)
+def test_a_saved_state_that_does_not_fit_changes_nothing(name, value, error, words):
+    optimizer = Adam([parameter()])
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(before)
+    saved["state"][0][name] = value
+    with pytest.raises(error, match=words):
+        optimizer.load_state_dict(saved)
+    after = optimizer.state_dict()
+    assert all(torch.equal(after["state"][0][key], v) for key, v in before["state"][0].items())
+    optimizer.step()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_count_put_by_hand_may_be_a_plain_number(engine):
+    optimizer, other = (Adam([parameter()], engine=engine) for _ in range(2))
+    for one, count in ((optimizer, 5), (other, torch.tensor(5.0))):
+        one.step()
+        p = one.param_groups[0]["params"][0]
+        one.state[p]["step"] = count
+        one.step()
+    a, b = (one.param_groups[0]["params"][0].detach() for one in (optimizer, other))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["adam", "adadelta", "rmsprop"])
+def test_a_gradient_whose_square_overflows_is_scaled_before_it_is_squared(name, engine):
+    torchs = {"adam": torch.optim.Adam, "adadelta": torch.optim.Adadelta, "rmsprop": torch.optim.RMSprop}[name]
+    ends = []
+    for cls, how in ((get_optimizer(name), {"engine": engine}), (torchs, {"foreach": False})):
+        p = parameter(1.0, 1.0, dtype=torch.float16)
+        optimizer = cls([p], lr=0.1, eps=1e-4, **how)
+        for g in (300.0, 1.0, 1.0):
+            p.grad = torch.full_like(p, g)
+            optimizer.step()
+        ends.append(p.detach())
+    assert ends[1].isfinite().all()
+    torch.testing.assert_close(ends[0], ends[1], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_average_that_has_met_infinity_begins_anew_where_its_weight_is_one(engine):
+    p = parameter(1.0, 1.0)
+    optimizer = get_optimizer("asgd")([p], engine=engine)
+    optimizer.step()
+    kept = p.detach().clone()
+    p.grad[0] = float("inf")
+    optimizer.step()
+    p.data.copy_(kept)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(optimizer.state[p]["ax"], p.detach())
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad", "asgd"])
+def test_states_can_be_moved_to_shared_memory_before_the_first_step(name):
+    optimizer, other = (get_optimizer(name)([parameter()]) for _ in range(2))
+    optimizer.share_memory()
+    for one in (optimizer, other):
+        one.step()
+    p, q = (one.param_groups[0]["params"][0] for one in (optimizer, other))
+    assert torch.equal(p.detach(), q.detach())
+    assert all(t.is_shared() for t in optimizer.state[p].values() if t.shape == p.shape)

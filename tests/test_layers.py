@@ -59,7 +59,10 @@ ROOMS = (
     Room(
         "optplug/rules/*.py",
         "torch optplug.errors optplug.ops optplug.ranges "
-        + "".join(f"optplug.rules.{part} " for part in ("buffers", "columns", "graph", "hypers", "prelude", "trace")),
+        + "".join(
+            f"optplug.rules.{part} "
+            for part in ("buckets", "buffers", "columns", "graph", "hypers", "prelude", "state", "trace")
+        ),
     ),
     Room(
         "optplug/engines/*.py",
@@ -76,7 +79,7 @@ ROOMS = (
     Room("optplug/groups.py", "torch optplug.errors"),
     Room(
         "optplug/build.py",
-        "torch optplug.config optplug.errors optplug.groups optplug.registry optplug.rules.driver optplug.schedules",
+        "torch optplug.config optplug.errors optplug.groups optplug.keywords optplug.registry optplug.schedules",
         "optplug.functions",
     ),
     # What knows Lightning. The wiring finds out which of its two names is installed, see DYNAMIC.
@@ -94,7 +97,7 @@ ROOMS = (
     Room(
         "plugins/optplug_classic/*.py",
         "torch optplug.errors optplug.keywords optplug.ops optplug.ranges optplug.rules.driver optplug.rules.execution "
-        "optplug.rules.hypers optplug.rules.parameters optplug.rules.state optplug_classic",
+        "optplug.rules.constructors optplug.rules.hypers optplug.rules.parameters optplug.rules.state optplug_classic",
     ),
     Room("plugins/optplug_schedules/*.py", "torch optplug.errors optplug.keywords optplug.schedules optplug_schedules"),
 )

@@ -170,9 +170,19 @@ def finished(run: Run) -> bool:
 # ---------------------------------------------------------------- parity
 
 
-@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+QUICK = ("quadratic", "rosenbrock-2")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, id=f"{name}-{dtype}", marks=() if quick else pytest.mark.slow)
+        for name in PROBLEMS
+        for dtype in LIMITS
+        for quick in (dtype is torch.float64 or name in QUICK,)
+    ],
+)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", PROBLEMS)
 def test_every_step_is_torch_s(name, case, dtype):
     ours, theirs = both(PROBLEMS[name](), dtype, **CASES[case])
     figure = ours.figure(theirs)

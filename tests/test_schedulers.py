@@ -459,6 +459,19 @@ def test_the_state_of_another_scheduler_is_refused(name):
     scheduler = OURS[name](sgd(0.1), **ARGUMENTS[name][0])
     with pytest.raises(ConfigError, match=f"the checkpoint's scheduler is no {OURS[name].__name__}: it has the keys"):
         scheduler.load_state_dict({"best": 3, "last_epoch": 3})
+    for other in OURS.keys() - {name}:
+        before = copy.deepcopy(scheduler.state_dict())
+        with pytest.raises(ConfigError, match="the checkpoint's scheduler is no"):
+            scheduler.load_state_dict(OURS[other](sgd(0.1), **ARGUMENTS[other][0]).state_dict())
+        assert scheduler.state_dict().keys() == before.keys()
+
+
+def test_a_rate_that_grows_beyond_all_numbers_is_refused():
+    scheduler = OURS["exponential_lr"](sgd(0.1), gamma=1e200)
+    scheduler.optimizer.step()
+    scheduler.step()
+    with pytest.raises(HyperparameterError, match="ExponentialLR: the learning rate overflows at step 2"):
+        scheduler.step()
 
 
 def test_attributes_for_a_plain_function_are_refused_and_an_empty_dict_is_none():
@@ -697,7 +710,7 @@ def test_what_is_no_arithmetic_is_refused_quickly(case):
     start = time.perf_counter()
     with pytest.raises(ConfigError) as caught:
         as_function(text)
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < 10  # what is not refused at once would take hours
     assert complaint in str(caught.value)
     assert len(str(caught.value)) < 600
 
@@ -817,7 +830,7 @@ def test_an_unknown_name_gets_the_nearest_of_both(offered):
         as_function("rump")
     assert str(caught.value) == (
         "no function named 'rump'; did you mean 'ramp'? Installed: ramp. In an expression there are epoch, e, pi, "
-        f"{', '.join(FUNCTIONS)}; did you mean 'ramp'?"
+        f"{', '.join(FUNCTIONS)}."
     )
     with pytest.raises(UnknownNameError, match="did you mean 'epoch'"):
         as_function("epohc")

@@ -553,6 +553,48 @@ def test_one_refused_gradient_leaves_the_whole_group_as_it_was():
         assert not any(optimizer.state.values())
 
 
+def rows_of(*numbers: int, size: int = 6) -> Tensor:
+    values = torch.ones(len(numbers), 2)
+    return torch.sparse_coo_tensor(torch.tensor([numbers]), values, (size, 2), check_invariants=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_refused_is_refused_before_any_parameter_moves(engine):
+    plain, expanded = torch.ones(6, 2).requires_grad_(), torch.ones(1, 2).expand(6, 2).requires_grad_()
+    optimizer = optplug.get_optimizer("sgd")([{"params": [plain]}, {"params": [expanded]}], lr=0.1)
+    plain.grad, expanded.grad = rows_of(1), rows_of(2)
+    # Engine foreach cannot take it for another reason: its elements share memory.
+    with pytest.raises(RuntimeError, match=r"a single memory location|shares memory"):
+        optimizer.step()
+    assert torch.equal(plain.detach(), torch.ones(6, 2))
+
+    optimizer = optplug.get_optimizer("sgd")([plain, other := torch.ones(6, 2).requires_grad_()], lr=0.1, momentum=0.9)
+    plain.grad, other.grad = rows_of(1), rows_of(1)
+    optimizer.step()
+    before = plain.detach().clone()
+    other.grad = torch.ones(6, 2).to_sparse(2)
+    with pytest.raises(RuntimeError, match="2 sparse dimensions does not fit a state with 1"):
+        optimizer.step()
+    assert torch.equal(plain.detach(), before)
+
+
+@pytest.mark.parametrize("start", ["sparse", "dense"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_scaler_that_leaves_it_to_the_step_finds_its_gradients_unscaled(engine, start):
+    p = torch.ones(6, 2).requires_grad_()
+    optimizer = optplug.get_optimizer("sgd")([p], lr=0.1, momentum=0.9, engine=engine, fused=True)
+    if start == "dense":
+        p.grad = torch.ones(6, 2)
+        optimizer.step()
+    before = p.detach().clone()
+    optimizer.grad_scale = torch.tensor(2.0)
+    p.grad = rows_of(1, 3) * 2
+    optimizer.step()
+    assert torch.equal(p.grad.to_dense(), rows_of(1, 3).to_dense())
+    moved = 0.1 * (rows_of(1, 3).to_dense() + (0.9 if start == "dense" else 0.0))
+    torch.testing.assert_close(before - p.detach(), moved)
+
+
 if __name__ == "__main__":
     torch.sparse.check_sparse_tensor_invariants.enable()
     print(f"{'':12} {'engine':8} {'dtype':14} {'worst':>8}  allowed  at")

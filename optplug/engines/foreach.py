@@ -247,6 +247,18 @@ def _as_bools(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x if isinstance(x, Tensor) else torch.full_like(like, bool(x)) for x in row)
 
 
+def _lerp(a: list[Tensor], b: list[Tensor], weight: float) -> Any:
+    """As `ops.lerp`: a weight of 1 gives b whatever a is, where torch's has NaN for an infinite a."""
+    return [t.clone() for t in b] if weight == 1 else torch._foreach_lerp(a, b, weight)
+
+
+def _lerp_(a: list[Tensor], b: list[Tensor], weight: float) -> None:
+    if weight == 1:
+        torch._foreach_copy_(a, b)
+    else:
+        torch._foreach_lerp_(a, b, weight)
+
+
 @functools.lru_cache(maxsize=1024)
 def source(traced: Traced) -> str:
     """The straight line of a graph, as Python source."""
@@ -260,6 +272,7 @@ def _compiled(traced: Traced) -> Callable[..., None]:
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the line
     namespace: dict[str, Any] = {"_each": _each, "inf": math.inf, "nan": math.nan}
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
+    namespace.update({"_foreach_lerp": _lerp, "_foreach_lerp_": _lerp_})
     exec(compile(text, filename, "exec"), namespace)  # noqa: S102 - our own text
     compiled: Callable[..., None] = namespace["step"]
     return compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,15 +16,28 @@ from optplug.rules.buffers import PLAIN
 from optplug.rules.trace import Traced, Variant
 
 
+class Kind(NamedTuple):
+    """What the parameters of a bucket share, and their gradients."""
+
+    p_type: type
+    p_dtype: torch.dtype
+    device: torch.device
+    g_type: type
+    g_dtype: torch.dtype
+    layout: torch.layout
+    overlaps: bool = False
+    """Some of their memory is another parameter's too."""
+
+    made_dense: bool = False
+    """Their gradients are sparse and to be made dense, since a state is."""
+
+
 @dataclass
 class Bucket:
-    """Parameters of one group that one engine steps together; `kind` is what they share, of `by_kind`.
-
-    `traced` is None for the loop.
-    """
+    """Parameters of one group that one engine steps together; `traced` is None for the loop."""
 
     group: int
-    kind: tuple[Any, ...]
+    kind: Kind
     engine: str
     reason: str
     variant: Variant
@@ -32,18 +45,14 @@ class Bucket:
     params: list[Tensor]
     grads: list[Tensor]
 
-    @property
-    def sparse(self) -> bool:
-        return self.grads[0].layout is torch.sparse_coo
-
     def obstacle(self) -> str | None:
         """Why no engine but the loop can take these tensors, or None."""
         if self.engine == "loop":
             return None
-        p_type, _, _, g_type, _, _, overlaps = self.kind
-        if not (p_type in PLAIN and g_type in PLAIN):
-            return f"{(g_type if p_type in PLAIN else p_type).__name__} is no plain tensor"
-        return "it shares memory with another parameter, or with itself" if overlaps else None
+        for found in (self.kind.p_type, self.kind.g_type):
+            if found not in PLAIN:
+                return f"{found.__name__} is no plain tensor"
+        return "it shares memory with another parameter, or with itself" if self.kind.overlaps else None
 
     def report(self, *, ran: bool) -> BucketReport:
         p, elements = self.params[0], sum(map(Tensor.numel, self.params))
@@ -54,22 +63,20 @@ _ABOUT_P = operator.attrgetter("dtype", "device")
 _ABOUT_G = operator.attrgetter("dtype", "layout")
 
 
-def by_kind(
-    params: Sequence[Tensor], grads: Sequence[Tensor], shared: frozenset[int]
-) -> dict[tuple[Any, ...], Sequence[int]]:
-    """Indices by type, dtype and device of the parameter, the gradient's type, dtype and layout, and shared memory."""
+def by_kind(params: Sequence[Tensor], grads: Sequence[Tensor], shared: frozenset[int]) -> dict[Kind, Sequence[int]]:
+    """Indices by kind; `shared` are those of the parameters that share memory."""
     kinds = [
-        (p_type, *about_p, g_type, *about_g, False)
+        (p_type, *about_p, g_type, *about_g)
         for p_type, about_p, g_type, about_g in zip(
             map(type, params), map(_ABOUT_P, params), map(type, grads), map(_ABOUT_G, grads), strict=True
         )
     ]
     if not shared and len(set(kinds)) == 1:
-        return {kinds[0]: range(len(kinds))}
-    found: dict[tuple[Any, ...], list[int]] = {}
+        return {Kind(*kinds[0]): range(len(kinds))}
+    found: dict[Kind, Sequence[int]] = {}
     for i, kind in enumerate(kinds):
-        found.setdefault((*kind[:-1], i in shared), []).append(i)
-    return found  # type: ignore[return-value]
+        found.setdefault(Kind(*kind, i in shared), []).append(i)  # type: ignore[attr-defined]
+    return found
 
 
 def check_layout(bucket: Bucket, owner: str, capabilities: Set[str], remedy: str) -> None:
@@ -96,19 +103,31 @@ def check_layout(bucket: Bucket, owner: str, capabilities: Set[str], remedy: str
 
 
 def split_sparse(bucket: Bucket, sparse_states: Sequence[str], state: Mapping[Tensor, Any]) -> Iterator[Bucket]:
-    """Sparse gradients step the rows they name; where a sparse state has become dense, the gradient is made so."""
-    on_rows: list[int] = []
-    whole: list[int] = []
-    for i, p in enumerate(bucket.params):
-        kept = [state[p].get(name) for name in sparse_states] if p in state else []
-        dense = any(t is not None and t.layout is torch.strided for t in kept)
-        (whole if dense else on_rows).append(i)
-    if on_rows:
-        reason = f"{bucket.reason}; on the rows of sparse gradients"
-        yield replace(
-            bucket, reason=reason, params=[bucket.params[i] for i in on_rows], grads=[bucket.grads[i] for i in on_rows]
-        )
-    if whole:
-        grads = [bucket.grads[i].to_dense() for i in whole]
-        kind = (*bucket.kind, "made dense")
-        yield replace(bucket, kind=kind, params=[bucket.params[i] for i in whole], grads=grads)
+    """Sparse gradients step the rows they name; where a sparse state has become dense, the gradient is made so.
+
+    Raises:
+        SparseGradientError: a parameter is expanded, or a gradient's rows are not those of its state.
+    """
+    split: dict[bool, list[int]] = {False: [], True: []}
+    for i, (p, g) in enumerate(zip(bucket.params, bucket.grads, strict=True)):
+        if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
+            raise SparseGradientError(
+                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+                "location: an expanded parameter takes no sparse gradient"
+            )
+        kept = [state[p][name] for name in sparse_states if name in state[p]] if p in state else []
+        for t in kept:
+            if t.layout is torch.sparse_coo and g.is_sparse and t.sparse_dim() != g.sparse_dim():
+                raise SparseGradientError(
+                    f"a gradient with {g.sparse_dim()} sparse dimensions does not fit a state with {t.sparse_dim()}"
+                )
+        split[any(t.layout is torch.strided for t in kept)].append(i)
+    for dense, members in split.items():
+        if members:
+            yield replace(
+                bucket,
+                kind=bucket.kind._replace(made_dense=dense),
+                reason=bucket.reason if dense else f"{bucket.reason}; on the rows of sparse gradients",
+                params=[bucket.params[i] for i in members],
+                grads=[bucket.grads[i] for i in members],
+            )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.rules.state import scalar_dtype
+
 
 class Column:
     """The scalar states of some parameters: one vector per state name, whose elements the parameters hold."""
@@ -18,7 +20,7 @@ class Column:
         self.vectors: dict[str, Tensor] = {}
         self.views: dict[str, tuple[Tensor, ...]] = {}
         for name in self.names:
-            dtype = states[0][name].dtype
+            dtype = getattr(states[0][name], "dtype", scalar_dtype())  # somebody may have put a plain number there
             vector = torch.tensor([float(state[name]) for state in states], dtype=dtype)
             self.vectors[name] = vector
             self.views[name] = vector.unbind()

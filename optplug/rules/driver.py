@@ -7,7 +7,7 @@ parameters, AMP, state dicts. An algorithm adds a constructor, a declaration of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -17,16 +17,16 @@ from torch._compile import _disable_dynamo
 
 from optplug.engines import foreach, loop
 from optplug.engines.report import BucketReport
-from optplug.errors import EngineError, HyperparameterError, RuleError, listing
+from optplug.errors import EngineError, HyperparameterError, RuleError, did_you_mean, listing
 from optplug.keywords import CheckedKeywords, unexpected_keyword
 from optplug.ranges import Range
-from optplug.rules import buckets, execution, hypers, parameters, rows
+from optplug.rules import buckets, constructors, execution, hypers, parameters, rows
 from optplug.rules.buckets import Bucket
 from optplug.rules.buffers import Overlaps, Roles, working, write_back
 from optplug.rules.columns import Column, Columns
 from optplug.rules.execution import Engine
 from optplug.rules.parameters import Params
-from optplug.rules.state import State, check_saved, prepare
+from optplug.rules.state import State, check_saved, prepare, scalar_dtype
 from optplug.rules.trace import FIRST, SHRINK, Rule, Traced, Variant, missing_hypers, signature_of
 
 
@@ -80,7 +80,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         state_dtype: torch.dtype | str | None = None,
         **unknown: Any,
     ) -> None:
-        self._check_declaration()
+        given = constructors.handed_over(self, RuleOptimizer, defaults)
         options = {
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
@@ -91,12 +91,14 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             "engine": engine,
             "state_dtype": state_dtype,
         }
-        given = {key: value for key, value in defaults.items() if key not in ("self", "params", "__class__")}
         for key in unknown:
             raise unexpected_keyword(type(self), key, list(dict.fromkeys([*given, *options])))
-        defaults = hypers.as_tuples(type(self), {**given, **{k: given.get(k, v) for k, v in options.items()}})
+        usual = _keywords()
+        options = {key: given.get(key, value) if value is usual[key] else value for key, value in options.items()}
+        defaults = constructors.as_tuples(type(self), RuleOptimizer, {**given, **options})
         if "weight_decay" not in defaults:
             del defaults["decoupled_weight_decay"]
+        self._check_declaration(defaults)
         self.engine = defaults.pop("engine")
         execution.check_engine(self.engine)
         self.state_dtype = execution.as_dtype(defaults.pop("state_dtype"))
@@ -113,7 +115,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
     # ------------------------------------------------------------------ checks
 
     @classmethod
-    def _check_declaration(cls) -> None:
+    def _check_declaration(cls, defaults: Mapping[str, Any]) -> None:
         names = tuple(state.name for state in cls.states)
         if names != signature_of(cls.rule).states:
             raise RuleError(
@@ -123,14 +125,29 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         for name in names:
             if re.fullmatch(r"[pg]|[ct]\d+", name):
                 raise RuleError(f"{cls.__name__}: a state may not be named {name!r}")
+        wanted = {f"ranges: {r.name}": r.name for r in cls._ranges()}
+        wanted |= {f"when of state {s.name}": s.when for s in cls.states if s.when is not None}
+        wanted |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str)}
+        for where, name in wanted.items():
+            if name not in defaults:
+                known = [key for key in defaults if key not in _keywords()]
+                raise RuleError(
+                    f"{cls.__name__}: {where} names no hyperparameter {name!r}; it has "
+                    f"{listing(known)}{did_you_mean(name, known)}"
+                )
+
+    @classmethod
+    def _ranges(cls) -> list[Range]:
+        """Those of all classes it descends from; its own go first."""
+        return [r for base in reversed(cls.__mro__) for r in vars(base).get("ranges", ())]
 
     def check_options(self, options: dict[str, Any]) -> None:
         """A subclass's own checks on options that constrain each other; raise `HyperparameterError`."""
 
     def _check_group(self, group: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Check the options of a group, which override `defaults`."""
-        owner, declared = type(self).__name__, hypers.declared(type(self))
-        hypers.check({**defaults, "foreach": None, "fused": None, **declared}, group, owner, self.ranges)
+        owner = type(self).__name__
+        hypers.check(constructors.shapes(type(self), RuleOptimizer, defaults), group, owner, self._ranges())
         merged = {**defaults, **group}
         execution.check_options(owner, merged, self.engine)
         complaint = missing_hypers(self._variant(merged), list(defaults))
@@ -149,7 +166,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             ParameterError: no parameters, duplicate or sparse ones, or complex ones for a rule that takes none.
         """
         if isinstance(param_group, dict):
-            param_group = hypers.as_tuples(type(self), param_group)
+            param_group = constructors.as_tuples(type(self), RuleOptimizer, param_group)
             param_group["params"] = parameters.of_group(
                 param_group,
                 len(self.param_groups),
@@ -158,8 +175,10 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             )
             options = {k: v for k, v in param_group.items() if k not in hypers.FOREIGN_KEYS}
             self._check_group(options, self.defaults)
-            if key := hypers.refused(type(self), options, self.defaults):
-                raise HyperparameterError(f"{type(self).__name__} has no option {key!r}")
+            known = constructors.arguments(type(self), RuleOptimizer)
+            for key, value in options.items():  # the framework's keywords, where the constructor does not take them
+                if key in _keywords() and key not in known and value != self.defaults[key]:
+                    raise HyperparameterError(f"{type(self).__name__} has no option {key!r}; it has {listing(known)}")
         super().add_param_group(param_group)
 
     # -------------------------------------------------------------------- step
@@ -244,7 +263,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
                 bucket = replace(bucket, engine="loop", reason=f"auto: {obstacle}", traced=None)
             if bucket.params[0].grad is not None:
                 buckets.check_layout(bucket, type(self).__name__, self.capabilities, self.remedy)
-            if bucket.sparse:
+            if kind.layout is torch.sparse_coo:
                 sparse_states = [state.name for state in self._present(group) if state.sparse]
                 yield from buckets.split_sparse(bucket, sparse_states, self.state)
             else:
@@ -265,17 +284,16 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             ]
         else:  # a rule without states leaves none behind, as in torch
             states, first = [{} for _ in bucket.params], [True] * len(bucket.params)
-        whole: Roles = {"p": bucket.params, "g": bucket.grads}
-        whole.update((name, [state[name] for state in states]) for name in variant.elementwise)
+        roles: Roles = {"p": bucket.params, "g": bucket.grads}
+        roles.update((name, [state[name] for state in states]) for name in variant.elementwise)
         if bucket.traced is not None:
             column = self._columns.adopt((bucket.group, bucket.kind), variant.scalars, states)
-            with rows.named(whole) as roles:
-                self._step_together(bucket.traced, options, roles, column, first)
+            self._step_together(bucket, bucket.traced, options, roles, column, first)
             return
         for i, state in enumerate(states):
-            one = {role: tensors[i : i + 1] for role, tensors in whole.items()}
-            with rows.named(one) as roles:
-                self._step_one(variant, {**options, FIRST: float(first[i])}, roles, state, group)
+            one = {role: tensors[i : i + 1] for role, tensors in roles.items()}
+            with rows.named(one, bucket.kind) as dense:
+                self._step_one(variant, {**options, FIRST: float(first[i])}, dense, state, group)
 
     def _step_one(
         self, variant: Variant, options: dict[str, Any], roles: Roles, state: dict[str, Any], group: dict[str, Any]
@@ -288,6 +306,8 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         inputs.update((name, state[name] if as_tensors else float(state[name])) for name in variant.scalars)
         p, g = inputs.pop("p"), inputs.pop("g")
         for name, value in loop.step(variant, p, g, inputs, options, differentiable=differentiable).items():
+            if not isinstance(state[name], Tensor):  # somebody has put a plain number there
+                state[name] = torch.tensor(0.0, dtype=scalar_dtype())
             if isinstance(value, Tensor):
                 state[name].copy_(value)
             else:
@@ -295,7 +315,13 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         write_back(work, roles)
 
     def _step_together(
-        self, traced: Traced, options: dict[str, Any], roles: Roles, column: Column, first: list[bool]
+        self,
+        bucket: Bucket,
+        traced: Traced,
+        options: dict[str, Any],
+        roles: Roles,
+        column: Column,
+        first: list[bool],
     ) -> None:
         """Many parameters with engine `foreach`, those with equal scalars at once."""
         groups = column.rows(first)
@@ -307,11 +333,26 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             else:
                 chosen = roles
             for part in foreach.chunks(traced, chosen["p"]):
-                originals = {role: tensors[part] for role, tensors in chosen.items()}
-                work = working(originals, self.state_dtype)
-                foreach.step(traced, work, constants)
-                if work is not originals:
-                    write_back(work, originals)
+                with rows.named({role: tensors[part] for role, tensors in chosen.items()}, bucket.kind) as dense:
+                    work = working(dense, self.state_dtype)
+                    foreach.step(traced, work, constants)
+                    if work is not dense:
+                        write_back(work, dense)
+
+    # ------------------------------------------------------------------- states
+
+    def share_memory(self) -> None:
+        """Move every element-wise state to shared memory, for processes that train the same parameters (Hogwild).
+
+        States of parameters that have none yet are made, with their first values.
+        """
+        for group in self.param_groups:
+            present = self._present(group)
+            for p in group["params"] if present else ():
+                prepare(present, self.state[p], p, p, group, self.state_dtype)
+                for state in present:
+                    if not state.scalar:
+                        self.state[p][state.name].share_memory_()
 
     # ------------------------------------------------------------- state dicts
 
@@ -338,13 +379,13 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
 
     def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Refuse the state of another optimizer, and values that no group can have; unknown keys are kept."""
-        name = type(self).__name__
-        needed = {state.name for state in self.states if state.when is None and not state.scalar}
-        check_saved(state_dict, name, kept={state.name for state in self.states}, needed=needed)
+        params = [p for group in self.param_groups for p in group["params"]]
+        check_saved(state_dict, type(self).__name__, self.states, params)
+        kinds = constructors.shapes(type(self), RuleOptimizer, self.defaults)
         for number, group in enumerate(state_dict["param_groups"]):
             known = {k: v for k, v in group.items() if k in self.defaults and k not in execution.KEYS}
-            hypers.check(self.defaults, known, f"{name}, group {number} of the state dict", self.ranges)
-            self.check_options({**self.defaults, **known})
+            # Not against ranges: schedules may have left them, and a run must find back into its own checkpoint.
+            hypers.check(kinds, known, f"{type(self).__name__}, group {number} of the state dict", None)
         return state_dict
 
     def _refine_loaded(self, loaded: dict[str, Any], how_to_run: list[dict[str, Any]]) -> None:
@@ -383,6 +424,11 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             for number, group in enumerate(self.param_groups)
             for bucket in self._buckets(number, group, group["params"])
         ]
+
+
+def _keywords() -> dict[str, Any]:
+    """The framework's own keywords and their defaults."""
+    return RuleOptimizer.__init__.__kwdefaults__ or {}
 
 
 def _as_scalars(value: Any, as_tensors: bool) -> Any:

@@ -27,8 +27,8 @@ KEYS = ("foreach", "fused", "capturable", "differentiable")
 """Group keys that say how to run: never taken from a checkpoint."""
 
 
-CAPTURABLE_DEVICES = ("cuda", "xpu", "hpu", "xla")
-"""The device types that capture graphs."""
+CAPTURABLE_DEVICES = ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_name(), "xla")
+"""The device types that capture graphs, torch's list."""
 
 
 def check_engine(engine: Any) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -20,52 +19,22 @@ FOREIGN_KEYS = frozenset(
 """Group keys that torch, its schedulers and Lightning write; no optimizer declares them and all may carry them."""
 
 
-def declared(cls: Any) -> Mapping[str, Any]:
-    """The defaults of an optimizer's constructor: they show which options are flags, tuples and numbers."""
-    return _declared(cls)
-
-
-@functools.lru_cache(maxsize=1024)
-def _declared(cls: Any) -> Mapping[str, Any]:
-    parameters = inspect.signature(cls).parameters.values()
-    of_groups = (p for p in parameters if p.name not in ("engine", "state_dtype"))  # those are of the whole
-    return {p.name: p.default for p in of_groups if p.default is not p.empty and p.default is not None}
-
-
-def refused(cls: Any, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
-    """The first of a group's options that differs from its default though the constructor has no such argument.
-
-    A constructor that takes `**options` hands them to its base class, and has them all.
-    """
-    parameters = inspect.signature(cls).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return next((k for k in options if k not in parameters and k in defaults and options[k] != defaults[k]), None)
-
-
-def as_tuples(cls: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with lists, which is what YAML makes, as tuples where the constructor has tuples."""
-    shapes = declared(cls)
-    return {
-        key: tuple(value) if isinstance(value, list) and isinstance(shapes.get(key), tuple) else value
-        for key, value in options.items()
-    }
-
-
-def check(defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str, ranges: Iterable[Range] = ()) -> None:
+def check(
+    defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str, ranges: Iterable[Range] | None = ()
+) -> None:
     """Check hyperparameters against the shape of their defaults and against ranges.
 
     Args:
         defaults: what the optimizer declares; its keys and the kinds of its values are what is allowed.
         given: what to check, a parameter group for example.
         owner: the optimizer's name, for the messages.
-        ranges: the optimizer's own, which go before `COMMON`.
+        ranges: the optimizer's own, which go before `COMMON`; None where only kinds and finiteness count.
 
     Raises:
         HyperparameterError: out of range, not finite, of the wrong length, or a key the optimizer does not have.
         HyperparameterTypeError: of the wrong type.
     """
-    by_name = {r.name: r for r in (*COMMON, *ranges)}
+    by_name = {} if ranges is None else {r.name: r for r in (*COMMON, *ranges)}
     for key, value in given.items():
         if key in FOREIGN_KEYS:
             continue
@@ -109,7 +78,7 @@ def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> Non
         raise HyperparameterTypeError(
             f"{owner}: {key} must be a number, got {value!r} ({type(value).__name__}){number_hint(value)}"
         )
-    if range_ is not None and range_.whole and not (isinstance(value, int) and not isinstance(value, bool)):
+    if range_ is not None and range_.whole and not isinstance(value, Integral):
         raise HyperparameterTypeError(f"{owner}: {key} must be {range_.words}, got {value!r} ({type(value).__name__})")
     if range_ is not None and not range_.holds(number):
         raise HyperparameterError(f"{range_.complaint}: {value} ({owner}: {key} must be {range_.words})")
@@ -120,7 +89,8 @@ def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> Non
 
 def _as_float(value: Any) -> float | None:
     """A real number of any library; None for what is none: a flag, text, an array, a complex number."""
-    if isinstance(value, bool) or not hasattr(value, "__float__") or str(getattr(value, "dtype", "")).endswith("bool"):
+    of_a_library = str(getattr(value, "dtype", ""))  # of torch or numpy
+    if isinstance(value, bool) or of_a_library.endswith("bool") or not (of_a_library or isinstance(value, Real)):
         return None
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from optplug.errors import SparseGradientError
+from optplug.rules.buckets import Kind
 from optplug.rules.buffers import Roles
 
 
@@ -24,11 +24,14 @@ class Rows:
         self.numbers = self._numbers(self.gradient)
         if sparse_states:
             self.numbers = torch.unique(torch.cat([self.numbers, *map(self._numbers, sparse_states)]))
-        self.indices = torch.unravel_index(self.numbers, self.shape) if self.shape else (self.numbers,)
+        many = len(self.shape) > 1
+        self.indices = torch.unravel_index(self.numbers, self.shape) if many else (self.numbers,)
 
     def _numbers(self, t: Tensor) -> Tensor:
         """The rows of a sparse tensor as single numbers, ascending."""
         indices = t.coalesce().indices()
+        if len(self.shape) == 1:
+            return indices[0]
         numbers = indices.new_zeros(indices.shape[1])  # a tensor without dimensions has no rows: it is one
         for size, index in zip(self.shape, indices, strict=True):
             numbers = numbers * size + index
@@ -37,7 +40,9 @@ class Rows:
     def taken_from(self, t: Tensor) -> Tensor:
         """The rows of `t` one after another, zero where a sparse `t` has none."""
         if t.layout is torch.strided:
-            return (t if t.dim() else t.unsqueeze(0))[self.indices]
+            if len(self.shape) == 1:
+                return t.index_select(0, self.numbers)
+            return (t if self.shape else t.unsqueeze(0))[self.indices]
         values = t.coalesce().values()
         if len(values) == len(self.numbers):
             return values
@@ -48,25 +53,26 @@ class Rows:
     def put_into(self, t: Tensor, rows: Tensor) -> None:
         """Write the rows of `t`; a sparse `t` has no others."""
         if t.layout is torch.strided:
-            (t if t.dim() else t.unsqueeze(0)).index_put_(self.indices, rows)
+            if len(self.shape) == 1:
+                t.index_copy_(0, self.numbers, rows)
+            else:
+                (t if self.shape else t.unsqueeze(0)).index_put_(self.indices, rows)
         else:
             indices = torch.stack(self.indices) if self.shape else self.numbers.new_zeros(0, len(self.numbers))
             t.copy_(torch.sparse_coo_tensor(indices, rows, t.shape, check_invariants=False, is_coalesced=True))
 
 
 @contextmanager
-def named(whole: Roles) -> Iterator[Roles]:
-    """All roles on the rows that sparse gradients name; what is written there is put back. Dense ones are whole."""
-    if whole["g"][0].layout is torch.strided:
+def named(whole: Roles, kind: Kind) -> Iterator[Roles]:
+    """All roles as dense tensors; where gradients are sparse, on the rows they name, and put back there afterwards."""
+    if kind.layout is torch.strided:
         yield whole
         return
+    if kind.made_dense:
+        yield {**whole, "g": [g.to_dense() for g in whole["g"]]}
+        return
     rows = []
-    for p, g, *states in zip(*whole.values(), strict=True):
-        if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
-            raise SparseGradientError(
-                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
-                "location: an expanded parameter cannot be stepped"
-            )
+    for _, g, *states in zip(*whole.values(), strict=True):
         rows.append(Rows(g, [state for state in states if state.layout is torch.sparse_coo]))
     taken = {
         role: [r.taken_from(t) for r, t in zip(rows, tensors, strict=True)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optplug.errors import HyperparameterError, listing
+from optplug.errors import HyperparameterError, HyperparameterTypeError, ParameterError, listing
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,22 @@ class State:
             return torch.zeros_like(p, dtype=dtype).add(value)
         return torch.full_like(p, value, dtype=dtype)
 
+    def check(self, value: Any, p: Tensor, place: str) -> None:
+        """Refuse a saved value that is no state of this parameter.
+
+        Raises:
+            ParameterError: of another shape. HyperparameterTypeError: no tensor, or for a scalar no number.
+        """
+        if self.scalar:
+            if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+                raise HyperparameterTypeError(f"{place} must be a number, got {value!r}")
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ParameterError(f"{place} must be one number, got a tensor of shape {tuple(value.shape)}")
+        elif not isinstance(value, Tensor):
+            raise HyperparameterTypeError(f"{place} must be a tensor, got {value!r}")
+        elif value.shape != p.shape:
+            raise ParameterError(f"{place} has shape {tuple(value.shape)}, the parameter has {tuple(p.shape)}")
+
     def loaded(self, value: Any, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
         """What a state dict has for the state, where and in the dtype it belongs.
 
@@ -62,24 +78,28 @@ class State:
         return copied
 
 
-def check_saved(state_dict: Mapping[str, Any], owner: str, *, kept: Set[str], needed: Set[str]) -> None:
-    """Refuse the state of another optimizer; what a user has added to the optimizer's own is welcome.
+def check_saved(state_dict: Mapping[str, Any], owner: str, states: Sequence[State], params: Sequence[Tensor]) -> None:
+    """Refuse the state of another optimizer or of other parameters; what a user has added to it is welcome.
 
     Args:
-        owner: the optimizer's name. kept: the names of its states. needed: those it cannot do without.
+        owner: the optimizer's name. states: what it keeps. params: its parameters, in order.
 
     Raises:
-        HyperparameterError: with what it has, and what it should have.
+        HyperparameterError: with what it has and what it should have. ParameterError: of another shape.
     """
-    indices = {i for group in state_dict["param_groups"] for i in group["params"]}
-    for i in indices & set(state_dict["state"]):
-        found = set(state_dict["state"][i])
-        strange = found - kept
-        if found and (needed - found or strange & {"step", "n_iter"}):  # torch's optimizers, but SGD, count
+    kept = {state.name: state for state in states}
+    indices = [i for group in state_dict["param_groups"] for i in group["params"]]
+    for position, (i, p) in enumerate(zip(indices, params, strict=False)):  # the base class compares the lengths
+        saved = state_dict["state"].get(i) or {}
+        missing = {name for name, state in kept.items() if state.when is None and not state.scalar} - set(saved)
+        strange = set(saved) - set(kept)
+        if saved and (missing or strange & {"step", "n_iter"}):  # torch's optimizers, but SGD, count
             raise HyperparameterError(
-                f"this is the state of another optimizer: it has {listing(sorted(found))}; "
+                f"this is the state of another optimizer: it has {listing(sorted(saved))}; "
                 f"{owner} keeps {listing(sorted(kept))}"
             )
+        for name in (name for name in kept if saved.get(name) is not None):
+            kept[name].check(saved[name], p, f"{owner}: {name} of parameter {position} in the state dict")
 
 
 def scalar_dtype() -> torch.dtype:

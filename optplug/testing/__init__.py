@@ -13,11 +13,13 @@ that must be equal: an engine and the loop, resumed and uninterrupted, ascent on
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from optplug.errors import listing
 from optplug.schedules import ClosedFormLR
 from optplug.testing.checks import Check, cases_of, label, look_up, run_all
 from optplug.testing.optimizers import split
@@ -79,10 +81,17 @@ def scheduler_checks(scheduler: str | type[LRScheduler], **arguments: Any) -> li
 
     Raises:
         UnknownNameError, AmbiguousNameError, PluginError: as in `optplug.get_scheduler`.
-        TypeError: neither a name nor a class of schedulers.
+        TypeError: neither a name nor a class of schedulers, or nothing gives arguments that it needs.
     """
     cls, capabilities = look_up("scheduler", scheduler, LRScheduler)
     cases = (arguments,) if arguments else cases_of(cls)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    after = list(inspect.signature(cls).parameters.values())[1:]
+    needed = [p.name for p in after if p.default is p.empty and p.kind in named]
+    if missing := [name for name in needed if name not in cases[0]]:
+        raise TypeError(
+            f"{cls.__name__} needs {listing(missing)}: give it `cases`, or give scheduler_checks the arguments"
+        )
     checks = []
     for case in cases:
         schedule = Schedule(cls, case, "metric" in capabilities)

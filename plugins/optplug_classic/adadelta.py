@@ -55,7 +55,7 @@ class Adadelta(RuleOptimizer):
 
     @staticmethod
     def rule(p, g, step, square_avg, acc_delta, *, lr, rho, eps):  # type: ignore[no-untyped-def]
-        square_avg = rho * square_avg + (1 - rho) * (g * g)
+        square_avg = rho * square_avg + (1 - rho) * g * g
         delta = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g
-        acc_delta = rho * acc_delta + (1 - rho) * (delta * delta)
+        acc_delta = rho * acc_delta + (1 - rho) * delta * delta
         return p - lr * delta, step + 1, square_avg, acc_delta

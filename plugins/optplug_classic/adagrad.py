@@ -5,7 +5,6 @@ from torch import Tensor, dtype
 from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import sqrt
 from optplug.ranges import at_least
-from optplug.rules.state import prepare
 
 
 class Adagrad(RuleOptimizer):
@@ -58,13 +57,6 @@ class Adagrad(RuleOptimizer):
         state_dtype: dtype | None = None,
     ) -> None:
         super().__init__(params, locals())
-
-    def share_memory(self) -> None:
-        """Make the states of all parameters now, and `sum` in shared memory, for processes that train together."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                prepare(self.states, self.state[p], p, p, group, self.state_dtype)
-                self.state[p]["sum"].share_memory_()
 
     @staticmethod
     def rule(p, g, step, sum, *, lr, lr_decay, eps):  # type: ignore[no-untyped-def]  # noqa: A002

@@ -76,7 +76,7 @@ class Adam(RuleOptimizer):
         beta1, beta2 = betas
         step = step + 1
         exp_avg = lerp(exp_avg, g, 1 - beta1)
-        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * (g * g)
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * g * g
         largest = exp_avg_sq
         if amsgrad:
             largest = max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)

@@ -9,22 +9,15 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from optplug.errors import ConfigTypeError, LineSearchError, ParameterError, did_you_mean, listing
+from optplug.errors import ConfigTypeError, HyperparameterError, LineSearchError, ParameterError, did_you_mean, listing
 from optplug.keywords import CheckedKeywords
 from optplug.ranges import at_least
-from optplug.rules import hypers
+from optplug.rules import constructors, hypers
 from optplug.rules.parameters import Params, of_group
-from optplug.rules.state import check_saved
 
 RANGES = [at_least(1, name, whole=True) for name in ("max_iter", "max_eval", "history_size")]
 RANGES += [at_least(0, name) for name in ("tolerance_grad", "tolerance_change")]
-STATE = {"func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro", "H_diag", "prev_flat_grad", "prev_loss", "al"}
 C1, C2 = 1e-4, 0.9  # of the strong Wolfe conditions
-
-
-def forget(state: dict[str, Any]) -> None:
-    """H = 1. Nothing but this function and the next two knows how the inverse Hessian H is kept."""
-    state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)
 
 
 def remember(state: dict[str, Any], s: Tensor, y: Tensor, size: int) -> None:
@@ -150,8 +143,9 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
         defaults["max_eval"] = max_iter * 5 // 4 if max_eval is None else max_eval
         Optimizer.__init__(self, [{"params": params}] if isinstance(params, set) else params, defaults)
 
-    def _check(self, options: dict[str, Any]) -> None:
-        hypers.check({**hypers.declared(LBFGS), "max_eval": 1, "line_search_fn": None}, options, "LBFGS", RANGES)
+    def _check(self, options: dict[str, Any], ranges: Any = RANGES) -> None:
+        known = {name: p.default for name, p in constructors.arguments(LBFGS, None).items()}
+        hypers.check({**known, "max_eval": 1}, options, "LBFGS", ranges)
         if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
             near = did_you_mean(name, ["strong_wolfe"])
             raise LineSearchError(f"only 'strong_wolfe' is supported, or None for fixed steps; got {name!r}{near}")
@@ -170,9 +164,13 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class, or of torch.optim's class; errors as in the constructor."""
-        check_saved(state_dict, "LBFGS", kept=STATE, needed={"n_iter"})
         for group in state_dict["param_groups"]:
-            self._check({k: v for k, v in group.items() if k in self.defaults})
+            self._check({k: v for k, v in group.items() if k in self.defaults}, None)
+        first = next((i for group in state_dict["param_groups"] for i in group["params"]), None)
+        if (saved := state_dict["state"].get(first)) and "n_iter" not in saved:
+            raise HyperparameterError(
+                f"this is the state of another optimizer, with {listing(saved)}; LBFGS keeps n_iter"
+            )
         Optimizer.load_state_dict(self, state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -202,8 +200,10 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
 
     def _directional_evaluate(self, closure: Callable[[], Any], x: list[Tensor], t: Any, d: Tensor) -> Point:
         self._add_grad(t, d)
-        _, f, g = self._evaluate(closure)
-        self._set_param(x)
+        try:
+            _, f, g = self._evaluate(closure)
+        finally:
+            self._set_param(x)
         return Point(t, f, g, g.dot(d))
 
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, float, Tensor]:
@@ -229,7 +229,7 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
                 break
             state["n_iter"] += 1
             if state["n_iter"] == 1:
-                forget(state)
+                state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)  # H = 1
             else:
                 remember(state, state["d"] * state["t"], g - state["prev_flat_grad"], group["history_size"])
             t: Any = lr if state["n_iter"] > 1 else lr * min(1.0, 1.0 / g.abs().sum())  # type: ignore[operator]

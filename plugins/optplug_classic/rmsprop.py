@@ -65,7 +65,7 @@ class RMSprop(RuleOptimizer):
 
     @staticmethod
     def rule(p, g, step, square_avg, momentum_buffer, grad_avg, *, lr, alpha, eps, momentum, centered=False):  # type: ignore[no-untyped-def]
-        square_avg = alpha * square_avg + (1 - alpha) * (g * g)
+        square_avg = alpha * square_avg + (1 - alpha) * g * g
         variance = square_avg
         if centered:
             grad_avg = lerp(grad_avg, g, 1 - alpha)

@@ -90,7 +90,7 @@ class LambdaLR(ClosedFormLR):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a `state_dict`, of this class or of torch's; ConfigError for one that does not fit."""
-        check_state(self, state_dict, ("last_epoch", "base_lrs", "lr_lambdas"))
+        check_state(self, state_dict)
         saved, functions = state_dict["lr_lambdas"], self.lr_lambdas
         if len(saved) != len(functions):
             raise ConfigError(f"the checkpoint's scheduler has {len(saved)} lr_lambdas, this one {len(functions)}")

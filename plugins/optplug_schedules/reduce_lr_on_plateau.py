@@ -110,18 +110,15 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
 
         value = float(metrics)
-        if self._is_better(value, self.best):
+        better = self._is_better(value, self.best)
+        if better:
             self.best = value
-            self.num_bad_epochs = 0
-        else:
-            self.num_bad_epochs += 1
-        if self.in_cooldown:
-            self.cooldown_counter -= 1
-            self.num_bad_epochs = 0
+        cooling = self.in_cooldown
+        self.cooldown_counter -= cooling
+        self.num_bad_epochs = 0 if better or cooling else self.num_bad_epochs + 1
         if self.num_bad_epochs > self.patience:
             self._reduce_lr(self.last_epoch)
-            self.cooldown_counter = self.cooldown
-            self.num_bad_epochs = 0
+            self.num_bad_epochs, self.cooldown_counter = 0, self.cooldown
         self._last_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     @property
