@@ -144,7 +144,7 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
         Optimizer.__init__(self, [{"params": params}] if isinstance(params, set) else params, defaults)
 
     def _check(self, options: dict[str, Any], ranges: Any = RANGES) -> None:
-        known = {name: p.default for name, p in constructors.arguments(LBFGS, None).items()}
+        known = {name: p.default for name, p in constructors.arguments(LBFGS, torch.optim.LBFGS).items()}
         hypers.check({**known, "max_eval": 1}, options, "LBFGS", ranges)
         if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
             near = did_you_mean(name, ["strong_wolfe"])
