@@ -143,8 +143,8 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def _lerp_tensors(a: Any, b: Any, weight: Any) -> Any:
-    if isinstance(weight, Tensor):
-        return torch.where(weight == 1, b, a + weight * (b - a))
+    if isinstance(weight, Tensor):  # which autograd may be following: no choice by its value
+        return a + weight * (b - a)
     if weight == 1:
         return b
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -193,5 +193,5 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def lerp(a: Any, b: Any, weight: Any) -> Any:
-    """`a + weight * (b - a)`, for a scalar weight, computed so that `weight=1` gives `b` exactly, whatever `a` is."""
+    """`a + weight * (b - a)`, for a scalar weight, computed so that a number 1 gives `b` exactly, whatever `a` is."""
     return _apply("lerp", _lerp_tensors, a, b, weight)

@@ -187,15 +187,23 @@ def warn_by_hand(scheduler: LRScheduler) -> None:
         )
 
 
+TELLING = frozenset(
+    {"T_0", "T_max", "best", "eta_min", "gamma", "lr_lambdas", "max_lrs", "milestones", "num_bad_epochs", "power"}
+    | {"start_factor", "step_size", "total_iters", "total_steps"}
+)
+"""What torch's schedulers keep and by which they are told apart. Anything else a scheduler may gain or lose in time."""
+
+
 def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: Collection[str] | None = None) -> None:
     """Refuse the state of another kind of scheduler, which torch would take over key by key.
 
     Args:
-        needed: keys that are enough to tell. Default: what the scheduler keeps itself, and nothing else.
+        needed: keys that are enough to tell. Default: `last_epoch`, `base_lrs`, and of `TELLING` what the scheduler
+            keeps itself, and nothing else.
     """
-    own = {key for key in scheduler.state_dict() if not key.startswith("_")} if needed is None else set(needed)
-    strange = {key for key in state_dict if not key.startswith("_")} - own - {"verbose"} if needed is None else set()
-    if strange or not own <= set(state_dict):
+    own = TELLING & set(scheduler.state_dict())
+    strange = set() if needed is not None else (TELLING & set(state_dict)) - own
+    if strange or not set(needed or {"last_epoch", "base_lrs", *own}) <= set(state_dict):
         had = "a warmup, and this one has none" if "warmup" in state_dict else f"the keys {listing(sorted(state_dict))}"
         raise ConfigError(
             f"the checkpoint's scheduler is no {type(scheduler).__name__}: it has {had}. "

@@ -206,3 +206,96 @@ def test_a_group_may_not_have_a_framework_s_option_that_the_constructor_lacks():
         SGD([{"params": [parameter()], "capturable": True}])
     optimizer = SGD([parameter()])
     optimizer.add_param_group({**optimizer.param_groups[0], "params": [parameter()]})  # a copied group has them all
+
+
+def test_subclasses_may_have_fewer_arguments_than_the_base_whose_locals_are_handed_over():
+    class Narrow(Adam):
+        def __init__(self, params, lr=1e-3):
+            super().__init__(params, lr=lr, betas=(0.9, 0.95))
+
+    class Bare(Adam):
+        def __init__(self, params):
+            super().__init__(params)
+
+    class Further(Open):
+        def __init__(self, params, **options):
+            super().__init__(params, **options)
+
+    assert Narrow([parameter()], lr=0.5).defaults["betas"] == (0.9, 0.95)
+    assert Bare([parameter()]).defaults["lr"] == 1e-3
+    assert Further([parameter()], lr=0.2, maximize=True).defaults["lr"] == 0.2
+
+
+def test_a_misspelt_keyword_among_open_options_is_refused():
+    with pytest.raises(HyperparameterTypeError, match=r"unexpected keyword argument 'maximise'.*'maximize'"):
+        Open([parameter()], maximise=True)
+
+
+def test_a_constructor_may_use_what_surrounds_it():
+    def make(scale):
+        class Scaled(Plain):
+            def __init__(self, params, lr=0.1, factor=1.0):
+                assert scale > 0
+                RuleOptimizer.__init__(self, params, locals())
+
+        return Scaled
+
+    assert "scale" not in make(2)([parameter()]).defaults
+
+
+def test_a_decorated_constructor_whose_signature_is_hidden_is_told_what_to_do():
+    def hiding(function):
+        return lambda self, *args, **kwargs: function(self, *args, **kwargs)
+
+    class Hidden(RuleOptimizer):
+        @hiding
+        def __init__(self, params, lr=0.1):
+            super().__init__(params, locals())
+
+        rule = staticmethod(lambda p, g, *, lr: p - lr * g)
+
+    with pytest.raises(RuleError, match="hand over a dict of hyperparameters"):
+        Hidden([parameter()])
+
+
+def test_positional_only_arguments_are_hyperparameters():
+    class Positional(RuleOptimizer):
+        def __init__(self, params, lr=0.1, /):
+            super().__init__(params, locals())
+
+        rule = staticmethod(lambda p, g, *, lr: p - lr * g)
+
+    assert Positional([parameter()], 0.2).defaults["lr"] == 0.2
+
+
+@pytest.mark.parametrize("options", [{"lr": -1.0}, {"betas": (5.0, 7.0)}, {"lr": float("nan")}], ids=str)
+def test_a_default_of_none_does_not_switch_checks_off(options):
+    class Late(Adam):
+        def __init__(self, params, lr=None, betas=None, **rest):
+            super().__init__(params, lr=1e-3 if lr is None else lr, betas=betas or (0.9, 0.99), **rest)
+
+    with pytest.raises(HyperparameterError):
+        Late([parameter()], **options)
+    with pytest.raises(HyperparameterError):
+        Late([{"params": [parameter()], **options}])
+
+
+def test_a_subclass_with_a_rule_of_its_own_need_not_have_the_hyperparameters_of_its_base():
+    class Other(optplug.get_optimizer("adagrad")):
+        states = (State("sum"),)
+
+        def __init__(self, params, lr=0.1):
+            RuleOptimizer.__init__(self, params, locals())
+
+        rule = staticmethod(lambda p, g, sum, *, lr: (p - lr * g, sum))  # noqa: A006
+
+    Other([parameter()]).step()
+
+
+def test_states_that_a_first_step_makes_are_not_shared_before_it():
+    optimizer = SGD([parameter()], momentum=0.9, dampening=0.5)
+    with pytest.raises(RuleError, match=r"share_memory\(\) comes after it"):
+        optimizer.share_memory()
+    optimizer.step()
+    optimizer.share_memory()
+    assert optimizer.state[optimizer.param_groups[0]["params"][0]]["momentum_buffer"].is_shared()

@@ -771,3 +771,19 @@ def test_states_can_be_moved_to_shared_memory_before_the_first_step(name):
     p, q = (one.param_groups[0]["params"][0] for one in (optimizer, other))
     assert torch.equal(p.detach(), q.detach())
     assert all(t.is_shared() for t in optimizer.state[p].values() if t.shape == p.shape)
+
+
+def test_a_decay_rate_is_learned_at_zero_as_beside_it():
+    def slope(beta):
+        w = torch.tensor([1.0, 2.0], requires_grad=True)
+        beta = torch.tensor(beta, requires_grad=True)
+        options = {"betas": (beta, torch.tensor(0.99)), "differentiable": True}
+        optimizer = Adam([w.detach().requires_grad_()], lr=0.1, **options)
+        p = optimizer.param_groups[0]["params"][0] = w.clone()
+        for k in range(2):
+            p.grad = torch.tensor([0.3 * (k + 1), -0.2 * (k + 1) ** 2])
+            optimizer.step()
+        p[0].backward()
+        return float(beta.grad)
+
+    assert slope(0.0) == pytest.approx(slope(1e-6), rel=1e-3)

@@ -58,7 +58,7 @@ ROOMS = (
     ),
     Room(
         "optplug/rules/*.py",
-        "torch optplug.errors optplug.ops optplug.ranges "
+        "torch optplug.errors optplug.keywords optplug.ops optplug.ranges "
         + "".join(
             f"optplug.rules.{part} "
             for part in ("buckets", "buffers", "columns", "graph", "hypers", "prelude", "state", "trace")

@@ -466,6 +466,14 @@ def test_the_state_of_another_scheduler_is_refused(name):
         assert scheduler.state_dict().keys() == before.keys()
 
 
+def test_a_scheduler_may_gain_attributes_and_finds_back_into_its_own_checkpoint():
+    scheduler = OURS["step_lr"](sgd(0.1), step_size=2)
+    scheduler.run = "x"
+    other = OURS["step_lr"](sgd(0.1), step_size=3)
+    other.load_state_dict(scheduler.state_dict())
+    assert (other.run, other.step_size) == ("x", 2)
+
+
 def test_a_rate_that_grows_beyond_all_numbers_is_refused():
     scheduler = OURS["exponential_lr"](sgd(0.1), gamma=1e200)
     scheduler.optimizer.step()

@@ -12,8 +12,9 @@ from typing import Any
 from torch.optim import Optimizer
 
 from optplug.errors import RuleError, listing
+from optplug.keywords import unexpected_keyword
 
-NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+NAMED = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 def arguments(cls: Any, framework: Any) -> Mapping[str, Parameter]:
@@ -51,8 +52,8 @@ def shapes(cls: Any, framework: Any, defaults: Mapping[str, Any]) -> dict[str, A
     What a constructor declares goes before `defaults`, which may hold what a user gave.
     """
     declared = {name: p.default for name, p in arguments(cls, framework).items() if p.default is not p.empty}
-    known = {**declared, "foreach": None, "fused": None}
-    return {key: known.get(key, value) for key, value in defaults.items()}
+    usual = {key: value for key, value in declared.items() if value is not None}
+    return {key: None if key in ("foreach", "fused") else usual.get(key, value) for key, value in defaults.items()}
 
 
 def as_tuples(cls: Any, framework: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,17 +83,28 @@ def handed_over(optimizer: Any, framework: Any, given: Mapping[str, Any]) -> dic
             )
     if not any(value is optimizer for value in given.values()):
         return dict(given)
-    caller = next(
-        base for base in type(optimizer).__mro__ if "__init__" in vars(base) and _has(vars(base)["__init__"], given)
-    )
-    own, params, *after = inspect.signature(vars(caller)["__init__"]).parameters.values()
+    # A subclass may have fewer arguments than the base whose locals these are.
+    callers = [b for b in type(optimizer).__mro__ if "__init__" in vars(b) and _has(vars(b)["__init__"], given)]
+    if not callers:
+        raise RuleError(f"{owner}: these locals() are not those of a constructor: hand over a dict of hyperparameters")
+    constructor = vars(max(callers, key=lambda b: len(inspect.signature(vars(b)["__init__"]).parameters)))["__init__"]
+    own, params, *after = inspect.signature(constructor).parameters.values()
     result: dict[str, Any] = {}
     for p in after:
         if p.kind in NAMED:
             result[p.name] = given[p.name]
         elif p.kind is p.VAR_KEYWORD:
-            result.update(given[p.name])
-    stray = set(given) - {own.name, params.name, "__class__", *(p.name for p in after)}
+            known = framework.__init__.__kwdefaults__
+            for key, value in given[p.name].items():
+                if key not in known:
+                    raise unexpected_keyword(
+                        type(optimizer), key, [*(q.name for q in after if q.kind in NAMED), *known]
+                    )
+                result[key] = value
+    closed_over = getattr(inspect.unwrap(constructor), "__code__", None)
+    stray = {name for name in given if name.isidentifier()}  # not what pytest puts among them
+    stray -= {own.name, params.name, "__class__", *(p.name for p in after)}
+    stray -= set(closed_over.co_freevars if closed_over else ())
     if stray:
         raise RuleError(
             f"{owner}: locals() has {listing(sorted(stray))} besides the constructor's arguments: "

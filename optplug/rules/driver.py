@@ -125,7 +125,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         for name in names:
             if re.fullmatch(r"[pg]|[ct]\d+", name):
                 raise RuleError(f"{cls.__name__}: a state may not be named {name!r}")
-        wanted = {f"ranges: {r.name}": r.name for r in cls._ranges()}
+        wanted = {f"ranges: {r.name}": r.name for r in vars(cls).get("ranges", ())}
         wanted |= {f"when of state {s.name}": s.when for s in cls.states if s.when is not None}
         wanted |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str)}
         for where, name in wanted.items():
@@ -345,9 +345,20 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         """Move every element-wise state to shared memory, for processes that train the same parameters (Hogwild).
 
         States of parameters that have none yet are made, with their first values.
+
+        Raises:
+            RuleError: the rule's first step is another one, and there has been none.
         """
         for group in self.param_groups:
             present = self._present(group)
+            if (
+                present
+                and FIRST in signature_of(self.rule).hypers
+                and not all(self.state.get(p) for p in group["params"])
+            ):
+                raise RuleError(
+                    f"{type(self).__name__}: the first step makes the states; share_memory() comes after it"
+                )
             for p in group["params"] if present else ():
                 prepare(present, self.state[p], p, p, group, self.state_dtype)
                 for state in present:
