@@ -44,5 +44,5 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cli,demo,lightning,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cli,cpu,demo,lightning,test]"
 	touch $@

@@ -335,9 +335,18 @@ def bad_values(cls: Any, key: str, default: Any) -> Iterator[Value]:
             yield value, *TYPE, (key, "must be True, False or None", f"got {value!r}")
     elif key == "engine":
         for value, nearest in {"forech": "foreach", "lop": "loop", "Auto": "auto", "": "", 3: "", None: ""}.items():
-            yield value, EngineError, RuntimeError, (repr(value), "auto, loop, foreach", nearest and repr(nearest))
-        for value in ("numba", "triton"):
-            yield value, EngineError, RuntimeError, (repr(value), "not part of this version", "loop and foreach")
+            yield (
+                value,
+                EngineError,
+                RuntimeError,
+                (repr(value), "auto, loop, foreach, numba", nearest and repr(nearest)),
+            )
+        yield (
+            "triton",
+            EngineError,
+            RuntimeError,
+            ("'triton'", "not part of this version", "auto, loop, foreach, numba"),
+        )
     elif key == "state_dtype":
         for value in ("float31", "int8", "nn", torch.int8, torch.complex64, torch.bool, float, 32, True, []):
             yield value, *TYPE, ("state_dtype must be a floating-point torch.dtype or None, got ",)

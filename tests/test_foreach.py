@@ -13,12 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from optplug import RuleOptimizer, State, get_optimizer, ops
 from optplug.engines import foreach
+from optplug.rules import execution
+from optplug.rules.trace import Traced
 
 
 def line(name: str, **options: Any) -> str:
     optimizer = get_optimizer(name)([torch.zeros(3, requires_grad=True)], **options)
-    (bucket,) = optimizer._buckets(0, optimizer.param_groups[0], optimizer.param_groups[0]["params"])
-    return foreach.source(bucket.traced)
+    return foreach.source(graph(optimizer))
+
+
+def graph(optimizer: RuleOptimizer) -> Traced:
+    group = optimizer.param_groups[0]
+    return execution.choose("foreach", group, optimizer._variant(group))[2]
 
 
 class TestLines(TestCase):
@@ -322,10 +328,7 @@ def test_temporaries_take_no_more_memory_than_torchs(name, options):
 def test_chunks_hold_at_most_the_limit_or_one_tensor(monkeypatch):
     monkeypatch.setitem(foreach.CHUNK_BYTES, "cpu", 100)
     tensors = [torch.zeros(n) for n in (10, 10, 10, 100, 0, 25, 1)]
-    adam, sgd = (
-        next(iter(optimizer._buckets(0, optimizer.param_groups[0], tensors))).traced
-        for optimizer in (get_optimizer("adam")(tensors), get_optimizer("sgd")(tensors))
-    )
+    adam, sgd = graph(get_optimizer("adam")(tensors)), graph(get_optimizer("sgd")(tensors))
     assert [len(tensors[part]) for part in foreach.chunks(adam, tensors)] == [2, 1, 1, 2, 1]
     assert [len(tensors[:1][part]) for part in foreach.chunks(adam, tensors[:1])] == [1]
     assert [len(tensors[part]) for part in foreach.chunks(sgd, tensors)] == [7]  # one operation gains nothing by it
@@ -350,7 +353,6 @@ def test_a_traceback_shows_the_line(monkeypatch):
     optimizer = get_optimizer("sgd")([p := torch.zeros(3, requires_grad=True)], engine="foreach")
     p.grad = torch.ones(3)
     optimizer.step()
-    (bucket,) = optimizer._buckets(0, optimizer.param_groups[0], [p])
     import inspect
 
-    assert inspect.getsource(foreach._compiled(bucket.traced)).startswith("def step(p, g, c0):")
+    assert inspect.getsource(foreach._compiled(graph(optimizer))).startswith("def step(p, g, c0):")

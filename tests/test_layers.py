@@ -44,13 +44,22 @@ ROOMS = (
     Room("optplug/hookspecs.py", "pluggy"),
     Room("optplug/registry.py", "pluggy optplug.errors optplug.specs optplug.hookspecs"),
     Room("optplug/__init__.py", "optplug.hookspecs optplug.specs optplug.registry"),
-    # Rules know no engine, engines know no rule; the driver brings them together.
+    # Rules know no engine, engines know no rule; `execution` chooses one, and `stepping` hands it the tensors.
     Room("optplug/ops.py", "torch optplug.errors"),
     Room("optplug/ranges.py", ""),
     Room("optplug/keywords.py", "optplug.errors"),
     Room(
         "optplug/rules/driver.py",
-        "torch optplug.errors optplug.keywords optplug.ops optplug.ranges optplug.rules optplug.engines",
+        "torch optplug.errors optplug.keywords optplug.ops optplug.ranges optplug.rules optplug.engines.report",
+    ),
+    Room(
+        "optplug/rules/execution.py",
+        "torch optplug.errors optplug.engines optplug.rules.buckets optplug.rules.trace",
+    ),
+    Room(
+        "optplug/rules/stepping.py",
+        "torch optplug.engines.foreach optplug.engines.loop optplug.rules",
+        "optplug.engines.numba",
     ),
     Room(
         "optplug/rules/buckets.py",
@@ -61,12 +70,14 @@ ROOMS = (
         "torch optplug.errors optplug.keywords optplug.ops optplug.ranges "
         + "".join(
             f"optplug.rules.{part} "
-            for part in ("buckets", "buffers", "columns", "graph", "hypers", "prelude", "state", "trace")
+            for part in ("buckets", "buffers", "columns", "graph", "hypers", "likeness", "prelude", "state", "trace")
         ),
     ),
+    # The compiler is imported where it is used, and by what only its users import.
+    Room("optplug/engines/__init__.py", "", "numba optplug.engines.numba"),
     Room(
-        "optplug/engines/*.py",
-        "torch numba numpy triton optplug.errors optplug.ops optplug.rules.graph optplug.rules.trace optplug.engines",
+        "optplug/engines/[!_]*.py",
+        "torch numba llvmlite numpy optplug.errors optplug.ops optplug.rules.graph optplug.rules.trace optplug.engines",
     ),
     Room("optplug/schedules.py", "torch optplug.errors optplug.keywords"),
     # One schema -> parameter groups -> optimizer and scheduler.
@@ -90,6 +101,7 @@ ROOMS = (
     Room("optplug/pytorch_lightning.py", "pytorch_lightning optplug.wiring"),
     # On top of everything.
     Room("optplug/cli/*.py", f"typer rich torch numpy {WHOLE_FRAMEWORK}", "matplotlib"),
+    Room("optplug/bench/*.py", f"torch {WHOLE_FRAMEWORK}", "matplotlib"),
     Room("optplug/testing/*.py", f"torch pytest {WHOLE_FRAMEWORK}"),
     Room("optplug/__main__.py", "optplug.cli"),
     # Our plugins: what any author may use.

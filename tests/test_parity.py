@@ -24,7 +24,7 @@ import torch
 
 import optplug
 
-ENGINES = ("loop", "foreach")
+ENGINES = ("loop", "foreach", "numba")
 LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}
 TORCH = {
     "sgd": torch.optim.SGD,

@@ -429,7 +429,7 @@ def test_the_report_tells_that_rows_are_stepped(name):
     cls = optplug.get_optimizer(name)
     _, optimizer = run(cls, [rows((5, 2), [1], 0)], torch.ones(5, 2, dtype=torch.float64))
     (report,) = optimizer.engine_report()
-    assert report.engine == "foreach"
+    assert report.engine == "numba"
     assert "rows of sparse gradients" in report.reason
 
 

@@ -7,6 +7,7 @@ its size gives up its memory to it; the tensors go through in chunks, so that te
 
 from __future__ import annotations
 
+import ast
 import functools
 import linecache
 import math
@@ -263,6 +264,19 @@ def _lerp_(a: list[Tensor], b: list[Tensor], weight: float) -> None:
 def source(traced: Traced) -> str:
     """The straight line of a graph, as Python source."""
     return _Writer(traced).source("step")
+
+
+@functools.lru_cache(maxsize=1024)
+def passes(traced: Traced) -> int:
+    """How many lists of tensors the line reads or writes, all operations together."""
+    scalars = {f"c{i}" for i in range(len(traced.hoisted))}
+    found = 0
+    for line in ast.parse(source(traced)).body[0].body:  # type: ignore[attr-defined]
+        call = line.value if isinstance(line, (ast.Assign, ast.Expr)) else None
+        if isinstance(call, ast.Call):
+            read = sum(isinstance(a, ast.Name) and a.id not in scalars for a in call.args)
+            found += read + (ast.unparse(call.func) != "_foreach_copy_")  # which does not read what it writes
+    return found
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from optplug.engines.report import BucketReport
 from optplug.errors import SparseGradientError
-from optplug.rules.buffers import PLAIN
+from optplug.rules.buffers import PLAIN, Roles
 from optplug.rules.trace import Traced, Variant
 
 
 class Kind(NamedTuple):
-    """What the parameters of a bucket share, and their gradients."""
+    """What the parameters of a bucket share, and their gradients and states."""
 
     p_type: type
     p_dtype: torch.dtype
@@ -28,13 +28,29 @@ class Kind(NamedTuple):
     overlaps: bool = False
     """Some of their memory is another parameter's too."""
 
+    misfit: str | None = None
+    """Why no kernel of our own can work where they lie."""
+
+    s_dtypes: tuple[torch.dtype, ...] = ()
+    """The dtypes of their element-wise states."""
+
     made_dense: bool = False
     """Their gradients are sparse and to be made dense, since a state is."""
+
+    def obstacle(self) -> str | None:
+        """Why no engine but the loop can take these tensors, or None."""
+        for found in (self.p_type, self.g_type):
+            if found not in PLAIN:
+                return f"{found.__name__} is no plain tensor"
+        return "it shares memory with another parameter, or with itself" if self.overlaps else None
 
 
 @dataclass
 class Bucket:
-    """Parameters of one group that one engine steps together; `traced` is None for the loop."""
+    """Parameters of one group that one engine steps together; `traced` is None for the loop.
+
+    It knows them by their indices among those of the group that have a gradient, so that it may outlive a step.
+    """
 
     group: int
     kind: Kind
@@ -42,40 +58,51 @@ class Bucket:
     reason: str
     variant: Variant
     traced: Traced | None
-    params: list[Tensor]
-    grads: list[Tensor]
-
-    def obstacle(self) -> str | None:
-        """Why no engine but the loop can take these tensors, or None."""
-        if self.engine == "loop":
-            return None
-        for found in (self.kind.p_type, self.kind.g_type):
-            if found not in PLAIN:
-                return f"{found.__name__} is no plain tensor"
-        return "it shares memory with another parameter, or with itself" if self.kind.overlaps else None
+    members: Sequence[int]
+    elements: int
+    bytes_per_element: float | None
+    table: Any = None
+    """Where the engine wants one: the chunks of its tensors."""
 
     def report(self, *, ran: bool) -> BucketReport:
-        p, elements = self.params[0], sum(map(Tensor.numel, self.params))
-        return BucketReport(self.group, self.engine, self.reason, len(self.params), elements, p.dtype, p.device, ran)
+        return BucketReport(
+            group=self.group,
+            engine=self.engine,
+            reason=self.reason,
+            tensors=len(self.members),
+            elements=self.elements,
+            dtype=self.kind.p_dtype,
+            device=self.kind.device,
+            bytes_per_element=self.bytes_per_element,
+            ran=ran,
+        )
+
+
+class Batch(NamedTuple):
+    """A bucket's tensors in one step.
+
+    Args:
+        roles: the parameters, the gradients and, when `kept` has all of them, the element-wise states.
+        kept: what the optimizer keeps for each parameter; None when states are missing from it.
+    """
+
+    bucket: Bucket
+    roles: Roles
+    kept: list[dict[str, Any]] | None
 
 
 _ABOUT_P = operator.attrgetter("dtype", "device")
 _ABOUT_G = operator.attrgetter("dtype", "layout")
 
 
-def by_kind(params: Sequence[Tensor], grads: Sequence[Tensor], shared: frozenset[int]) -> dict[Kind, Sequence[int]]:
-    """Indices by kind; `shared` are those of the parameters that share memory."""
-    kinds = [
-        (p_type, *about_p, g_type, *about_g)
-        for p_type, about_p, g_type, about_g in zip(
-            map(type, params), map(_ABOUT_P, params), map(type, grads), map(_ABOUT_G, grads), strict=True
-        )
-    ]
-    if not shared and len(set(kinds)) == 1:
-        return {Kind(*kinds[0]): range(len(kinds))}
-    found: dict[Kind, Sequence[int]] = {}
-    for i, kind in enumerate(kinds):
-        found.setdefault(Kind(*kind, i in shared), []).append(i)  # type: ignore[attr-defined]
+def by_kind(
+    params: Sequence[Tensor], grads: Sequence[Tensor], more: Sequence[tuple[Any, ...]]
+) -> dict[Kind, list[int]]:
+    """Indices by kind; `more` has for each parameter the fields of its kind from `overlaps` on."""
+    found: dict[Kind, list[int]] = {}
+    rows = zip(map(type, params), map(_ABOUT_P, params), map(type, grads), map(_ABOUT_G, grads), more, strict=True)
+    for i, (p_type, about_p, g_type, about_g, rest) in enumerate(rows):
+        found.setdefault(Kind(p_type, *about_p, g_type, *about_g, *rest), []).append(i)
     return found
 
 
@@ -88,7 +115,7 @@ def check_layout(bucket: Bucket, owner: str, capabilities: Set[str], remedy: str
     Raises:
         SparseGradientError: with torch's text where torch has one.
     """
-    layout = bucket.grads[0].layout
+    layout = bucket.kind.layout
     if layout is torch.strided:
         if "sparse_only" in capabilities:
             raise SparseGradientError(f"{owner} does not support dense gradients{remedy}")
@@ -102,14 +129,17 @@ def check_layout(bucket: Bucket, owner: str, capabilities: Set[str], remedy: str
         )
 
 
-def split_sparse(bucket: Bucket, sparse_states: Sequence[str], state: Mapping[Tensor, Any]) -> Iterator[Bucket]:
+def split_sparse(
+    bucket: Bucket, roles: Roles, sparse_states: Sequence[str], state: Mapping[Tensor, Any]
+) -> Iterator[Bucket]:
     """Sparse gradients step the rows they name; where a sparse state has become dense, the gradient is made so.
 
     Raises:
         SparseGradientError: a parameter is expanded, or a gradient's rows are not those of its state.
     """
     split: dict[bool, list[int]] = {False: [], True: []}
-    for i, (p, g) in enumerate(zip(bucket.params, bucket.grads, strict=True)):
+    for i in bucket.members:
+        p, g = roles["p"][i], roles["g"][i]
         if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
             raise SparseGradientError(
                 "unsupported operation: more than one element of the written-to tensor refers to a single memory "
@@ -128,6 +158,5 @@ def split_sparse(bucket: Bucket, sparse_states: Sequence[str], state: Mapping[Te
                 bucket,
                 kind=bucket.kind._replace(made_dense=dense),
                 reason=bucket.reason if dense else f"{bucket.reason}; on the rows of sparse gradients",
-                params=[bucket.params[i] for i in members],
-                grads=[bucket.grads[i] for i in members],
+                members=members,
             )

@@ -11,28 +11,18 @@ from torch.nn import Parameter
 PLAIN = (Tensor, Parameter)
 """The types whose memory is what it seems; subclasses mean something else by their operations."""
 
+FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+"""What an element, or each part of a complex one, may be for a kernel of our own."""
+
 Roles = dict[str, list[Tensor]]
 """Parameters (`"p"`), gradients (`"g"`) and element-wise states by name, as lists of equal length."""
 
 
-class Overlaps:
-    """Which parameters share memory, found anew when their addresses change."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[list[int], frozenset[int]]] = {}
-
-    def among(self, group: int, params: Sequence[Tensor]) -> frozenset[int]:
-        """The indices of parameters that share memory with another one, or whose own elements do."""
-        addresses = [p.data_ptr() if type(p) in PLAIN else 0 for p in params]
-        known = self._known.get(group)
-        if known is None or known[0] != addresses:
-            known = self._known[group] = (addresses, _overlapping(params, addresses))
-        return known[1]
-
-
-def _overlapping(params: Sequence[Tensor], addresses: Sequence[int]) -> frozenset[int]:
+def overlapping(params: Sequence[Tensor]) -> frozenset[int]:
+    """The indices of parameters that share memory with another one, or whose own elements do."""
     spans = []
-    for i, (p, start) in enumerate(zip(params, addresses, strict=True)):
+    for i, p in enumerate(params):
+        start = p.data_ptr() if type(p) in PLAIN and p.layout is torch.strided else 0
         if start and p.numel():  # an empty tensor and one without memory of its own share nothing
             extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
             spans.append((start, start + extent * p.element_size(), i, extent < p.numel()))
@@ -45,6 +35,48 @@ def _overlapping(params: Sequence[Tensor], addresses: Sequence[int]) -> frozense
         if end > reach:
             reach, owner = end, i
     return frozenset(found)
+
+
+def misfit(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str | None:
+    """Why these cannot be read and written where they lie, element by element in one order; None if they can.
+
+    The order is that of the memory; a sparse gradient has rows, so there it is that of the indices.
+    """
+    names = ("it", "its gradient", *("its state" for _ in states))
+    for name, t in zip(names, (p, g, *states), strict=True):
+        if t.is_neg() or t.is_conj():
+            return f"{name} is a lazy {'negative' if t.is_neg() else 'conjugate'}"
+        if t.is_complex() != p.is_complex():
+            return f"{name} is {'' if t.is_complex() else 'not '}complex"
+        if (t.real.dtype if t.is_complex() else t.dtype) not in FLOATS:
+            return f"{name} has dtype {str(t.dtype).removeprefix('torch.')}"
+    strided = states if g.layout is torch.sparse_coo else (g, *states)
+    if g.layout is torch.sparse_coo and not p.is_contiguous():
+        return "its rows are not contiguous"
+    if not _is_dense(p):
+        return "its memory has gaps"
+    for t in strided:
+        if t.layout is not torch.strided or t.shape != p.shape or not _same_order(t, p):
+            return f"its {'gradient' if t is g else 'state'} has another order in memory"
+    return None
+
+
+def _is_dense(t: Tensor) -> bool:
+    """Whether the elements fill a piece of memory, in any order of the dimensions."""
+    if t.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _same_order(a: Tensor, b: Tensor) -> bool:
+    return a.stride() == b.stride() or all(
+        x == y for x, y, size in zip(a.stride(), b.stride(), b.shape, strict=True) if size > 1
+    )
 
 
 def working(originals: Roles, dtype: torch.dtype | None) -> Roles:

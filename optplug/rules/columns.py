@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -27,20 +28,27 @@ class Column:
             for state, view in zip(states, self.views[name], strict=True):
                 state[name] = view
 
-    def holds(self, names: Sequence[str], states: Sequence[dict[str, Any]]) -> bool:
+    def holds(self, scalars: Mapping[str, Sequence[Any]]) -> bool:
         """Whether the parameters still hold these very elements. Anything may have replaced or redirected them."""
-        if self.names != tuple(names) or self.length != len(states):
+        if self.names != tuple(scalars):
             return False
-        for name in names:
-            address, size = self.vectors[name].data_ptr(), self.vectors[name].element_size()
-            for i, (state, view) in enumerate(zip(states, self.views[name], strict=True)):
-                if state[name] is not view or view.data_ptr() != address + size * i:
-                    return False
+        for name, values in scalars.items():
+            vector, views = self.vectors[name], self.views[name]
+            if len(values) != len(views) or not all(map(operator.is_, values, views)):
+                return False
+            first, size = vector.data_ptr(), vector.element_size()
+            if list(map(Tensor.data_ptr, views)) != list(range(first, first + size * self.length, size)):
+                return False
         return True
 
-    def rows(self, first: Sequence[bool]) -> Mapping[tuple[float, ...], Sequence[int]]:
-        """The distinct combinations of (first, *scalars), each with the indices of the parameters that share it."""
-        columns = [[float(f) for f in first], *(self.vectors[name].tolist() for name in self.names)]
+    def rows(self, first: Sequence[bool] | None) -> Mapping[tuple[float, ...], Sequence[int]]:
+        """The distinct combinations of (first, *scalars), each with the indices of the parameters that share it.
+
+        Args:
+            first: whether it is the parameter's first step; None: for none of them.
+        """
+        began = [0.0] * self.length if first is None else [float(f) for f in first]
+        columns = [began, *(self.vectors[name].tolist() for name in self.names)]
         if all(column.count(column[0]) == self.length for column in columns):
             return {tuple(column[0] for column in columns): range(self.length)}
         rows: dict[tuple[float, ...], list[int]] = {}
@@ -66,6 +74,7 @@ class Columns:
     def adopt(self, bucket: Hashable, names: Sequence[str], states: Sequence[dict[str, Any]]) -> Column:
         """The column of a bucket, made anew when the states are no longer its elements."""
         column = self._kept.get(bucket)
-        if column is None or not column.holds(names, states):
+        scalars = {name: [state[name] for state in states] for name in names}
+        if column is None or column.length != len(states) or not column.holds(scalars):
             column = self._kept[bucket] = Column(names, states)
         return column

@@ -7,26 +7,25 @@ parameters, AMP, state dicts. An algorithm adds a constructor, a declaration of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from optplug.engines import foreach, loop
 from optplug.engines.report import BucketReport
-from optplug.errors import EngineError, HyperparameterError, RuleError, did_you_mean, listing
+from optplug.errors import HyperparameterError, RuleError, did_you_mean, listing
 from optplug.keywords import CheckedKeywords, unexpected_keyword
 from optplug.ranges import Range
-from optplug.rules import buckets, constructors, execution, hypers, parameters, rows
-from optplug.rules.buckets import Bucket
-from optplug.rules.buffers import Overlaps, Roles, working, write_back
-from optplug.rules.columns import Column, Columns
+from optplug.rules import constructors, execution, hypers, parameters, rows, stepping
+from optplug.rules.buckets import Batch, Bucket, by_kind, check_layout, split_sparse
+from optplug.rules.buffers import Roles, misfit, overlapping
+from optplug.rules.columns import Columns
 from optplug.rules.execution import Engine
 from optplug.rules.parameters import Params
-from optplug.rules.state import State, check_saved, prepare, scalar_dtype
+from optplug.rules.plans import Plan, dealt, roles_of
+from optplug.rules.state import State, check_saved, dtype_of, prepare
 from optplug.rules.trace import FIRST, SHRINK, Rule, Traced, Variant, missing_hypers, signature_of
 
 
@@ -103,7 +102,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         execution.check_engine(self.engine)
         self.state_dtype = execution.as_dtype(defaults.pop("state_dtype"))
         self._columns = Columns()
-        self._overlaps = Overlaps()
+        self._plans: dict[int, Plan] = {}
         self._ran: list[BucketReport] = []
         # Hyperparameters are checked before parameters, as torch does.
         self._check_group(defaults, defaults)
@@ -207,15 +206,19 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         if found_inf is not None and found_inf.item():
             return loss
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            plan: list[Bucket] = []
+            batches: list[Batch] = []
             for number, group in enumerate(self.param_groups):  # what is refused is refused before anything moves
-                params = [p for p in group["params"] if p.grad is not None]
+                params = group["params"]
+                grads = [p.grad for p in params]
+                held = [g for g in grads if g is not None]
+                if len(held) < len(grads):
+                    params, grads = [p for p in params if p.grad is not None], held
                 if params:
-                    plan += self._buckets(number, group, params)
-            for bucket in plan:
-                self._unscale(bucket.grads)
-                self._step_bucket(bucket, self.param_groups[bucket.group])
-        self._ran = [bucket.report(ran=True) for bucket in plan]  # no tensors: gradients must be free to go
+                    batches += self._batches(number, group, params, grads)
+            for batch in batches:
+                self._unscale(batch.roles["g"])
+                self._step_batch(batch, self.param_groups[batch.bucket.group])
+        self._ran = [batch.bucket.report(ran=True) for batch in batches]
         return loss
 
     def _unscale(self, grads: list[Tensor]) -> None:
@@ -243,101 +246,114 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
     def _present(self, group: dict[str, Any]) -> list[State]:
         return [state for state in self.states if state.exists(group)]
 
-    def _buckets(self, number: int, group: dict[str, Any], params: Sequence[Tensor]) -> Iterable[Bucket]:
-        """The parameters of a group, together where they share engine, device, dtypes and layout of gradients."""
+    def _batches(self, number: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> list[Batch]:
+        """The parameters of a group, together where they share engine, device, dtypes and layout."""
         variant = self._variant(group)
         engine, reason, traced = execution.choose(self.engine, group, variant)
+        kept: list[Any] = list(map(self.state.get, params))
+        key = (engine, reason, variant, traced, self.state_dtype)
+        plan = self._plans.get(number)
+        batches = plan and plan.batches(key, params, grads, kept)
+        if batches:
+            return batches
+        self._plans.pop(number, None)
+        try:
+            roles, complete = roles_of(variant.elementwise, params, grads, kept), True
+        except (KeyError, TypeError):  # states are missing
+            roles, complete = {"p": params, "g": grads}, False
+        found = list(self._buckets(number, group, roles, engine, reason, variant, traced))
+        if complete and engine != "loop" and Plan.can_be_for(roles):
+            self._plans[number] = Plan(key, found, roles)
+        return dealt(found, roles, None)
+
+    def _buckets(
+        self,
+        number: int,
+        group: dict[str, Any],
+        roles: Roles,
+        engine: str,
+        reason: str,
+        variant: Variant,
+        traced: Traced | None,
+    ) -> Iterator[Bucket]:
+        """The buckets of a group, from scratch."""
         forced = self.engine != "auto" or group["foreach"] is not None
-        shared = self._overlaps.among(number, params) if engine != "loop" else frozenset()
-        grads = [p if p.grad is None else p.grad for p in params]  # before the first backward a report has none
-        for kind, members in buckets.by_kind(params, grads, shared).items():
-            bucket = Bucket(
-                number, kind, engine, reason, variant, traced, [params[i] for i in members], [grads[i] for i in members]
-            )
+        present = self._present(group)
+        sparse_states = [state.name for state in present if state.sparse]
+        params, grads = roles["p"], roles["g"]
+        facts: list[tuple[Any, ...]] = [()] * len(params)
+        if engine != "loop":
+            shared = overlapping(params)
+            facts = [
+                (i in shared, *self._memory(present, p, g)) for i, (p, g) in enumerate(zip(params, grads, strict=True))
+            ]
+        for kind, members in by_kind(params, grads, facts).items():
             if group["capturable"]:
-                execution.check_capturable(bucket.params[0])
-            obstacle = bucket.obstacle()
-            if obstacle is not None:
-                if forced:
-                    raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
-                bucket = replace(bucket, engine="loop", reason=f"auto: {obstacle}", traced=None)
-            if bucket.params[0].grad is not None:
-                buckets.check_layout(bucket, type(self).__name__, self.capabilities, self.remedy)
+                execution.check_capturable(params[members[0]])
+            elements = sum(params[i].numel() for i in members)
+            suited, why = execution.settle(engine, reason, kind, forced)
+            graph = traced if suited != "loop" else None
+            dtypes = (kind.p_dtype, kind.g_dtype, *kind.s_dtypes)
+            moved = execution.bytes_per_element(suited, graph, dtypes)
+            bucket = Bucket(number, kind, suited, why, variant, graph, members, elements, moved)
+            if params[members[0]].grad is not None:
+                check_layout(bucket, type(self).__name__, self.capabilities, self.remedy)
             if kind.layout is torch.sparse_coo:
-                sparse_states = [state.name for state in self._present(group) if state.sparse]
-                yield from buckets.split_sparse(bucket, sparse_states, self.state)
+                yield from split_sparse(bucket, roles, sparse_states, self.state)
             else:
                 yield bucket
 
-    def _step_bucket(self, bucket: Bucket, group: dict[str, Any]) -> None:
-        variant, present = bucket.variant, self._present(group)
+    def _memory(self, present: Sequence[State], p: Tensor, g: Tensor) -> tuple[str | None, tuple[torch.dtype, ...]]:
+        """What matters to a kernel: why it cannot work in place, and the dtypes of the element-wise states."""
+        kept = self.state.get(p) or {}
+        found = {state: kept.get(state.name) for state in present if not state.scalar}
+        dtypes = tuple(dtype_of(p, self.state_dtype) if t is None else t.dtype for t in found.values())
+        if g.layout is torch.sparse_coo:
+            for state in found:
+                if state.sparse:
+                    return f"its gradient is sparse and so is its {state.name}", dtypes
+        return misfit(p, g, [t for t in found.values() if t is not None]), dtypes
+
+    def _step_batch(self, batch: Batch, group: dict[str, Any]) -> None:
+        bucket, roles, kept = batch
+        variant, params = bucket.variant, roles["p"]
         options = {h: group[h] for h in variant.hypers if h not in (FIRST, SHRINK)}
         if variant.decay == "decoupled":
             options[SHRINK] = 1 - group["lr"] * group["weight_decay"]
         as_tensors = group["capturable"] or group["differentiable"]
         options = {h: _as_scalars(value, as_tensors) for h, value in options.items()}
-        if present:
-            states = [self.state[p] for p in bucket.params]
+        first = None
+        present = self._present(group)
+        if kept is None and present:
+            kept = [self.state[p] for p in params]
             first = [
-                prepare(present, s, p, g, group, self.state_dtype)
-                for s, p, g in zip(states, bucket.params, bucket.grads, strict=True)
+                prepare(present, state, p, g, group, self.state_dtype)
+                for state, p, g in zip(kept, params, roles["g"], strict=True)
             ]
-        else:  # a rule without states leaves none behind, as in torch
-            states, first = [{} for _ in bucket.params], [True] * len(bucket.params)
-        roles: Roles = {"p": bucket.params, "g": bucket.grads}
-        roles.update((name, [state[name] for state in states]) for name in variant.elementwise)
+            roles = roles_of(variant.elementwise, params, roles["g"], kept)
+        elif not present:  # a rule without states leaves none behind, as in torch
+            kept, first = [{} for _ in params], [True] * len(params)
+        assert kept is not None
         if bucket.traced is not None:
-            column = self._columns.adopt((bucket.group, bucket.kind), variant.scalars, states)
-            self._step_together(bucket, bucket.traced, options, roles, column, first)
+            column = self._columns.adopt((bucket.group, bucket.kind), variant.scalars, kept)
+            scalars = stepping.scalars_of(bucket.traced, options, column, first)
+            if bucket.engine == "numba":
+                stepping.with_numba(bucket, bucket.traced, roles, scalars)
+            else:
+                stepping.with_foreach(bucket.traced, bucket.kind, roles, scalars, self.state_dtype)
             return
-        for i, state in enumerate(states):
+        for i, state in enumerate(kept):
             one = {role: tensors[i : i + 1] for role, tensors in roles.items()}
             with rows.named(one, bucket.kind) as dense:
-                self._step_one(variant, {**options, FIRST: float(first[i])}, dense, state, group)
-
-    def _step_one(
-        self, variant: Variant, options: dict[str, Any], roles: Roles, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
-        """One parameter with engine `loop`."""
-        differentiable = group["differentiable"]
-        as_tensors = group["capturable"] or differentiable
-        work = working(roles, self.state_dtype)
-        inputs: dict[str, Any] = {role: tensors[0] for role, tensors in work.items()}
-        inputs.update((name, state[name] if as_tensors else float(state[name])) for name in variant.scalars)
-        p, g = inputs.pop("p"), inputs.pop("g")
-        for name, value in loop.step(variant, p, g, inputs, options, differentiable=differentiable).items():
-            if not isinstance(state[name], Tensor):  # somebody has put a plain number there
-                state[name] = torch.tensor(0.0, dtype=scalar_dtype())
-            if isinstance(value, Tensor):
-                state[name].copy_(value)
-            else:
-                state[name].fill_(value)
-        write_back(work, roles)
-
-    def _step_together(
-        self,
-        bucket: Bucket,
-        traced: Traced,
-        options: dict[str, Any],
-        roles: Roles,
-        column: Column,
-        first: list[bool],
-    ) -> None:
-        """Many parameters with engine `foreach`, those with equal scalars at once."""
-        groups = column.rows(first)
-        for row, members in groups.items():
-            constants, new = traced.scalars({**options, **dict(zip((FIRST, *column.names), row, strict=True))})
-            column.write(new, members)
-            if len(groups) > 1:
-                chosen = {role: [tensors[i] for i in members] for role, tensors in roles.items()}
-            else:
-                chosen = roles
-            for part in foreach.chunks(traced, chosen["p"]):
-                with rows.named({role: tensors[part] for role, tensors in chosen.items()}, bucket.kind) as dense:
-                    work = working(dense, self.state_dtype)
-                    foreach.step(traced, work, constants)
-                    if work is not dense:
-                        write_back(work, dense)
+                stepping.with_loop(
+                    variant,
+                    {**options, FIRST: float(first is not None and first[i])},
+                    dense,
+                    state,
+                    self.state_dtype,
+                    as_tensors=as_tensors,
+                    differentiable=group["differentiable"],
+                )
 
     # ------------------------------------------------------------------- states
 
@@ -420,7 +436,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         self.__dict__.setdefault("engine", "auto")
         self.__dict__.setdefault("state_dtype", None)
         self._columns = Columns()
-        self._overlaps = Overlaps()
+        self._plans = {}
         self._ran = []
         for group in self.param_groups:
             for key, value in self.defaults.items():
@@ -430,11 +446,15 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
 
     def engine_report(self) -> list[BucketReport]:
         """Which engine stepped each bucket in the last step, or before the first step will; and why."""
-        return list(self._ran) or [
-            bucket.report(ran=False)
-            for number, group in enumerate(self.param_groups)
-            for bucket in self._buckets(number, group, group["params"])
-        ]
+        if self._ran:
+            return list(self._ran)
+        reports = []
+        for number, group in enumerate(self.param_groups):
+            grads = [
+                p if p.grad is None else p.grad for p in group["params"]
+            ]  # before the first backward there are none
+            reports += [b.bucket.report(ran=False) for b in self._batches(number, group, group["params"], grads)]
+        return reports
 
 
 def _keywords() -> dict[str, Any]:

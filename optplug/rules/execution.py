@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from optplug import engines
+from optplug.engines import foreach
 from optplug.errors import (
     BranchingError,
     EngineError,
@@ -17,11 +19,12 @@ from optplug.errors import (
     did_you_mean,
     listing,
 )
+from optplug.rules.buckets import Kind
 from optplug.rules.trace import Traced, Variant, trace
 
 Engine = Literal["auto", "loop", "foreach", "numba", "triton"]
 ENGINES: tuple[str, ...] = ("auto", "loop", "foreach", "numba", "triton")
-PLANNED = ("numba", "triton")
+PLANNED = ("triton",)
 
 KEYS = ("foreach", "fused", "capturable", "differentiable")
 """Group keys that say how to run: never taken from a checkpoint."""
@@ -33,11 +36,11 @@ CAPTURABLE_DEVICES = ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_na
 
 def check_engine(engine: Any) -> None:
     """Raise EngineError unless this is an engine of this version."""
+    there = [e for e in ENGINES if e not in PLANNED]
     if engine not in ENGINES:
-        there = [e for e in ENGINES if e not in PLANNED]
         raise EngineError(f"no engine named {engine!r}; there are {listing(there)}{did_you_mean(engine, there)}")
     if engine in PLANNED:
-        raise EngineError(f"engine {engine!r} is not part of this version; there are loop and foreach")
+        raise EngineError(f"engine {engine!r} is not part of this version; there are {listing(there)}")
 
 
 def as_dtype(dtype: Any) -> torch.dtype | None:
@@ -81,7 +84,7 @@ def check_capturable(p: Tensor) -> None:
 
 
 def choose(engine: str, group: Mapping[str, Any], variant: Variant) -> tuple[str, str, Traced | None]:
-    """The engine for plain dense tensors of a group, why this one, and the graph it runs (None for the loop).
+    """The engine that a group gets where its tensors allow it, why this one, and the graph it runs (None for the loop).
 
     Raises:
         EngineError: the engine that was asked for cannot serve.
@@ -93,8 +96,8 @@ def choose(engine: str, group: Mapping[str, Any], variant: Variant) -> tuple[str
         return "loop", why, None
     for key in ("differentiable", "capturable"):
         if group[key]:
-            if engine == "foreach":
-                raise EngineError(f"{key}=True needs engine 'loop' (or 'auto'), not 'foreach'")
+            if engine != "auto":
+                raise EngineError(f"{key}=True needs engine 'loop' (or 'auto'), not {engine!r}")
             return "loop", f"auto: {key}=True keeps scalars as tensors", None
     lengths = {h: len(v) if isinstance(v := group.get(h), (tuple, list)) else 0 for h in variant.hypers}
     traced = trace(variant, tuple(lengths.items()))
@@ -105,5 +108,44 @@ def choose(engine: str, group: Mapping[str, Any], variant: Variant) -> tuple[str
             raise EngineError(f"engine {engine!r} cannot run this rule: {traced}") from traced
         return "loop", f"auto: {traced}", None
     if engine == "auto":
-        why = f"auto: the fastest of this version{', which has no fused engine' if group['fused'] else ''}"
-    return "foreach", why, traced
+        engine, why = "numba", "auto: one fused kernel"
+    return engine, why, traced
+
+
+def settle(engine: str, reason: str, kind: Kind, forced: bool) -> tuple[str, str]:
+    """The engine for parameters of a kind, and why: the group's, or the fastest that can take them.
+
+    Args:
+        engine, reason: the group's, from `choose`. forced: whether the user has asked for it.
+
+    Raises:
+        EngineError: the engine that was asked for cannot serve.
+    """
+    if engine == "loop":
+        return engine, reason
+    instead, obstacle = "loop", kind.obstacle()
+    if obstacle is None and engine == "numba":
+        instead = "foreach" if kind.layout is torch.strided else "loop"
+        if kind.device.type != "cpu":
+            obstacle = f"it is on {kind.device}, and engine numba is for the CPU"
+        else:
+            obstacle = kind.misfit or engines.why_not_numba()
+    if obstacle is None:
+        return engine, reason
+    if forced:
+        raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
+    return instead, f"auto: {obstacle}"
+
+
+def bytes_per_element(engine: str, traced: Traced | None, dtypes: Sequence[torch.dtype]) -> float | None:
+    """What a step reads and writes for each element of a parameter; None where that is unknown.
+
+    Args:
+        dtypes: of the parameter, the gradient and the element-wise states.
+    """
+    if traced is None:
+        return None
+    if engine == "foreach":
+        return foreach.passes(traced) * dtypes[0].itemsize
+    size = {role: dtype.itemsize for role, dtype in zip(("p", "g", *traced.variant.elementwise), dtypes, strict=True)}
+    return sum(size[role] for role in (*traced.reads, *traced.outputs))

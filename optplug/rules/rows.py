@@ -12,6 +12,17 @@ from optplug.rules.buckets import Kind
 from optplug.rules.buffers import Roles
 
 
+def numbers(t: Tensor) -> Tensor:
+    """The rows that a sparse tensor names, as single numbers, ascending."""
+    indices = t.coalesce().indices()
+    if len(indices) == 1:
+        return indices[0]
+    found = indices.new_zeros(indices.shape[1])  # a tensor without dimensions has no rows: it is one
+    for size, index in zip(t.shape, indices, strict=False):
+        found = found * size + index
+    return found
+
+
 class Rows:
     """The rows of one parameter: those that its gradient names, and those of states that are sparse themselves.
 
@@ -21,21 +32,11 @@ class Rows:
     def __init__(self, gradient: Tensor, sparse_states: Sequence[Tensor]) -> None:
         self.gradient = gradient.coalesce()  # rules are not linear in the gradient: each row once
         self.shape = gradient.shape[: gradient.sparse_dim()]
-        self.numbers = self._numbers(self.gradient)
+        self.numbers = numbers(self.gradient)
         if sparse_states:
-            self.numbers = torch.unique(torch.cat([self.numbers, *map(self._numbers, sparse_states)]))
+            self.numbers = torch.unique(torch.cat([self.numbers, *map(numbers, sparse_states)]))
         many = len(self.shape) > 1
         self.indices = torch.unravel_index(self.numbers, self.shape) if many else (self.numbers,)
-
-    def _numbers(self, t: Tensor) -> Tensor:
-        """The rows of a sparse tensor as single numbers, ascending."""
-        indices = t.coalesce().indices()
-        if len(self.shape) == 1:
-            return indices[0]
-        numbers = indices.new_zeros(indices.shape[1])  # a tensor without dimensions has no rows: it is one
-        for size, index in zip(self.shape, indices, strict=True):
-            numbers = numbers * size + index
-        return numbers
 
     def taken_from(self, t: Tensor) -> Tensor:
         """The rows of `t` one after another, zero where a sparse `t` has none."""
@@ -47,7 +48,7 @@ class Rows:
         if len(values) == len(self.numbers):
             return values
         rows = values.new_zeros(len(self.numbers), *values.shape[1:])
-        rows[torch.searchsorted(self.numbers, self._numbers(t))] = values
+        rows[torch.searchsorted(self.numbers, numbers(t))] = values
         return rows
 
     def put_into(self, t: Tensor, rows: Tensor) -> None:
@@ -60,6 +61,39 @@ class Rows:
         else:
             indices = torch.stack(self.indices) if self.shape else self.numbers.new_zeros(0, len(self.numbers))
             t.copy_(torch.sparse_coo_tensor(indices, rows, t.shape, check_invariants=False, is_coalesced=True))
+
+
+class Places:
+    """Where the rows that sparse gradients name lie in memory, in parameters and states as in the gradients.
+
+    Args:
+        roles: contiguous tensors, gradients apart. Those must be there for as long as the addresses are used; `values`
+            has what of them is made here.
+
+    Attributes:
+        addresses: of each row, by role: int64 [roles, rows].
+        lengths: elements of each row. owners: the index of the parameter that it belongs to.
+    """
+
+    def __init__(self, roles: Roles) -> None:
+        gradients = [g.coalesce() for g in roles["g"]]
+        self.values = [g.values().contiguous() for g in gradients]
+        counts = torch.tensor([len(v) for v in self.values])
+        sizes = [v[:1].numel() or 1 for v in self.values]
+        self.owners = torch.arange(len(counts)).repeat_interleave(counts)
+        self.lengths = torch.tensor(sizes)[self.owners]
+        rows = {"p": list(map(numbers, gradients)), "g": [torch.arange(len(v)) for v in self.values]}
+        self.addresses = torch.stack(
+            [
+                torch.cat(
+                    [
+                        t.data_ptr() + n * (size * t.element_size())
+                        for t, n, size in zip(tensors, rows.get(role, rows["p"]), sizes, strict=True)
+                    ]
+                )
+                for role, tensors in {**roles, "g": self.values}.items()
+            ]
+        )
 
 
 @contextmanager

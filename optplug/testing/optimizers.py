@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from optplug.errors import HyperparameterError
+from optplug.errors import EngineError, HyperparameterError
 from optplug.rules.driver import RuleOptimizer
 from optplug.rules.trace import signature_of
 from optplug.testing.checks import Check, close, distance, equal, label, saved_and_loaded, short, states_of
@@ -93,6 +93,14 @@ def split(subject: Subject) -> tuple[list[Check], dict[str, str]]:
     for name in {check.id.partition("[")[0] for check in checks}:  # what applies to one case does apply
         inapplicable.pop(name, None)
     return checks, inapplicable
+
+
+def _or_auto(go: Callable[[dict[str, Any]], Run], options: dict[str, Any]) -> Run:
+    """The run with an engine, or where that refuses such tensors with `auto`, which must find one for them."""
+    try:
+        return go(options)
+    except EngineError:
+        return go({**options, "engine": "auto"})
 
 
 @_property(_rules_only)
@@ -242,20 +250,21 @@ def _layout_does_not_matter(subject: Subject, options: dict[str, Any]) -> None:
 
     plain = Run(subject, options, shapes=shapes).go()
     for what, params, gradients in (("parameters", True, False), ("gradients", False, True), ("both", True, True)):
-        tensors = [noise(shape, i) for i, shape in enumerate(shapes)]
-        odd = Run(
-            subject,
-            options,
-            params=[(laid_out(i, t) if params else t).requires_grad_() for i, t in enumerate(tensors)],
-        )
-        given = odd.gradient
 
-        def gradient(step: int, index: int, given: Any = given, gradients: bool = gradients) -> Tensor | None:
-            g = given(step, index)
-            return laid_out(index, g) if gradients and g is not None else g
+        def go(options: dict[str, Any], params: bool = params, gradients: bool = gradients) -> Run:
+            tensors = [noise(shape, i) for i, shape in enumerate(shapes)]
+            tensors = [(laid_out(i, t) if params else t).requires_grad_() for i, t in enumerate(tensors)]
+            run = Run(subject, options, params=tensors)
+            given = run.gradient
 
-        odd.gradient = gradient  # type: ignore[method-assign]
-        odd.go()
+            def gradient(step: int, index: int) -> Tensor | None:
+                g = given(step, index)
+                return laid_out(index, g) if gradients and g is not None else g
+
+            run.gradient = gradient  # type: ignore[method-assign]
+            return run.go()
+
+        odd = _or_auto(go, options)
         close(f"non-contiguous {what} and contiguous ones", odd.params, plain.params, plain.moved, 1e-12)
 
 
@@ -263,7 +272,7 @@ def _layout_does_not_matter(subject: Subject, options: dict[str, Any]) -> None:
 def _capability_complex_is_true(subject: Subject, options: dict[str, Any]) -> None:
     """Declared: as its real view, conjugated gradients as well. Not declared: refused."""
 
-    def complex_run(*, conjugated: bool) -> Run:
+    def complex_run(options: dict[str, Any], *, conjugated: bool) -> Run:
         params = [
             torch.view_as_complex(noise((*shape, 2), i)).requires_grad_() for i, shape in enumerate(((3, 2), (4,), ()))
         ]
@@ -288,12 +297,13 @@ def _capability_complex_is_true(subject: Subject, options: dict[str, Any]) -> No
     real = real_run()
     if "complex" in subject.capabilities:
         for conjugated in (False, True):
-            views = [torch.view_as_real(p.detach()) for p in complex_run(conjugated=conjugated).params]
+            go = functools.partial(complex_run, conjugated=conjugated)
+            views = [torch.view_as_real(p.detach()) for p in _or_auto(go, options).params]
             what = "complex parameters with conjugated gradients" if conjugated else "complex parameters"
             close(f"{what} and their real view", views, real.params, real.moved)
         return
     try:
-        run = complex_run(conjugated=False)
+        run = complex_run(options, conjugated=False)
     except Exception:
         return
     views = [torch.view_as_real(p.detach()) for p in run.params]

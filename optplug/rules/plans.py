@@ -1,0 +1,83 @@
+"""Plans: the buckets of a group, kept for as long as they are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, repeat
+from operator import is_not
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optplug.rules.buckets import Batch, Bucket
+from optplug.rules.buffers import PLAIN, Roles
+from optplug.rules.likeness import Likeness
+
+
+def roles_of(names: Sequence[str], params: list[Tensor], grads: list[Tensor], kept: Sequence[dict[str, Any]]) -> Roles:
+    """The parameters, their gradients and their element-wise states; KeyError or TypeError when a state is missing."""
+    return {"p": params, "g": grads, **{name: [state[name] for state in kept] for name in names}}
+
+
+def dealt(buckets: Sequence[Bucket], roles: Roles, kept: list[dict[str, Any]] | None) -> list[Batch]:
+    """The tensors of a group, dealt out to its buckets."""
+    if len(buckets) == 1:
+        return [Batch(buckets[0], roles, kept)]
+    return [
+        Batch(
+            bucket,
+            {role: [tensors[i] for i in bucket.members] for role, tensors in roles.items()},
+            kept and [kept[i] for i in bucket.members],
+        )
+        for bucket in buckets
+    ]
+
+
+class Plan:
+    """The buckets of a group, right while its tensors are like those they were found for, and the parameters there.
+
+    It holds none of the tensors: a gradient must be free to go, and a state may move to another device.
+
+    Args:
+        key: what else the buckets depend on, comparable.
+        buckets: of the group.
+        roles: all its tensors, states included.
+    """
+
+    def __init__(self, key: Any, buckets: Sequence[Bucket], roles: Roles) -> None:
+        self._key = key
+        self._buckets = buckets
+        self._names = [name for name in roles if name not in ("p", "g")]
+        self._scalars = buckets[0].variant.scalars
+        self._length = len(roles["p"])
+        self._likeness = Likeness(list(chain(*roles.values())))
+        self._places = list(map(Tensor.data_ptr, roles["p"]))
+
+    @staticmethod
+    def can_be_for(roles: Roles) -> bool:
+        """Whether likeness can be told of these tensors: dense ones of plain types."""
+        return all(type(t) in PLAIN and t.layout is torch.strided for t in chain(*roles.values()))
+
+    def batches(
+        self, key: Any, params: list[Tensor], grads: list[Tensor], kept: list[dict[str, Any]]
+    ) -> list[Batch] | None:
+        """The buckets with these tensors, or None where they may no longer be right.
+
+        Args:
+            kept: what the optimizer keeps for each parameter, or None for one without states.
+        """
+        if len(params) != self._length or key != self._key:
+            return None
+        try:
+            roles = roles_of(self._names, params, grads, kept)
+            scalars = [state[name] for name in self._scalars for state in kept]
+        except (KeyError, TypeError):
+            return None
+        if not all(map(is_not, scalars, repeat(None))):
+            return None
+        if not self._likeness.holds(list(chain(*roles.values()))):
+            return None
+        if list(map(Tensor.data_ptr, params)) != self._places:  # they may overlap now
+            return None
+        return dealt(self._buckets, roles, kept)
