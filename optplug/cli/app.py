@@ -1,4 +1,4 @@
-"""`optplug list` and `optplug info NAME`."""
+"""`optplug list`, `optplug info NAME` and `optplug bench`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from optplug.cli.bench import bench
 from optplug.config import configurable
 from optplug.errors import OptplugError, UnknownNameError, did_you_mean
 from optplug.registry import KINDS, Offer, registry
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(bench)
 
 
 def _out() -> Console:
