@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -25,13 +26,19 @@ def together(work: Callable[[], object], helpers: int) -> None:
     The calls share out the work among themselves: one that begins late finds less of it, and a helper that has not
     begun when this thread is done never does, so nothing waits for a thread to wake up.
     """
-    global _pool
-    if helpers and _pool is None:
-        _pool = ThreadPoolExecutor(256, thread_name_prefix="optplug")  # as many as ever wanted at once
-    calls: list[Future[object]] = [_pool.submit(work) for _ in range(helpers)] if _pool else []
+    calls: list[Future[object]] = []
+    with suppress(RuntimeError):  # the interpreter is shutting down, which this thread may outlive
+        calls += (_threads().submit(work) for _ in range(helpers))
     try:
         work()
     finally:
         for call in calls:
             if not call.cancel():
                 call.result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(256, thread_name_prefix="optplug")  # as many as ever wanted at once
+    return _pool

@@ -84,11 +84,13 @@ class Batch(NamedTuple):
     Args:
         roles: the parameters, the gradients and, when `kept` has all of them, the element-wise states.
         kept: what the optimizer keeps for each parameter; None when states are missing from it.
+        places: the addresses of the parameters, where they have been read already.
     """
 
     bucket: Bucket
     roles: Roles
     kept: list[dict[str, Any]] | None
+    places: list[int] | None
 
 
 _ABOUT_P = operator.attrgetter("dtype", "device")

@@ -264,7 +264,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         found = list(self._buckets(number, group, roles, engine, reason, variant, traced))
         if complete and engine != "loop" and Plan.can_be_for(roles):
             self._plans[number] = Plan(key, found, roles)
-        return dealt(found, roles, None)
+        return dealt(found, roles, None, None)
 
     def _buckets(
         self,
@@ -285,7 +285,8 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         if engine != "loop":
             shared = overlapping(params)
             facts = [
-                (i in shared, *self._memory(present, p, g)) for i, (p, g) in enumerate(zip(params, grads, strict=True))
+                (i in shared, *self._memory(present, p, g, engine))
+                for i, (p, g) in enumerate(zip(params, grads, strict=True))
             ]
         for kind, members in by_kind(params, grads, facts).items():
             if group["capturable"]:
@@ -303,11 +304,15 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             else:
                 yield bucket
 
-    def _memory(self, present: Sequence[State], p: Tensor, g: Tensor) -> tuple[str | None, tuple[torch.dtype, ...]]:
-        """What matters to a kernel: why it cannot work in place, and the dtypes of the element-wise states."""
+    def _memory(
+        self, present: Sequence[State], p: Tensor, g: Tensor, engine: str
+    ) -> tuple[str | None, tuple[torch.dtype, ...]]:
+        """Why a kernel cannot work in place, and the dtypes of the element-wise states."""
         kept = self.state.get(p) or {}
         found = {state: kept.get(state.name) for state in present if not state.scalar}
         dtypes = tuple(dtype_of(p, self.state_dtype) if t is None else t.dtype for t in found.values())
+        if engine != "numba":
+            return None, dtypes
         if g.layout is torch.sparse_coo:
             for state in found:
                 if state.sparse:
@@ -315,7 +320,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         return misfit(p, g, [t for t in found.values() if t is not None]), dtypes
 
     def _step_batch(self, batch: Batch, group: dict[str, Any]) -> None:
-        bucket, roles, kept = batch
+        bucket, roles, kept, places = batch
         variant, params = bucket.variant, roles["p"]
         options = {h: group[h] for h in variant.hypers if h not in (FIRST, SHRINK)}
         if variant.decay == "decoupled":
@@ -338,7 +343,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             column = self._columns.adopt((bucket.group, bucket.kind), variant.scalars, kept)
             scalars = stepping.scalars_of(bucket.traced, options, column, first)
             if bucket.engine == "numba":
-                stepping.with_numba(bucket, bucket.traced, roles, scalars)
+                stepping.with_numba(bucket, bucket.traced, roles, scalars, places)
             else:
                 stepping.with_foreach(bucket.traced, bucket.kind, roles, scalars, self.state_dtype)
             return

@@ -20,15 +20,18 @@ def roles_of(names: Sequence[str], params: list[Tensor], grads: list[Tensor], ke
     return {"p": params, "g": grads, **{name: [state[name] for state in kept] for name in names}}
 
 
-def dealt(buckets: Sequence[Bucket], roles: Roles, kept: list[dict[str, Any]] | None) -> list[Batch]:
+def dealt(
+    buckets: Sequence[Bucket], roles: Roles, kept: list[dict[str, Any]] | None, places: list[int] | None
+) -> list[Batch]:
     """The tensors of a group, dealt out to its buckets."""
     if len(buckets) == 1:
-        return [Batch(buckets[0], roles, kept)]
+        return [Batch(buckets[0], roles, kept, places)]
     return [
         Batch(
             bucket,
             {role: [tensors[i] for i in bucket.members] for role, tensors in roles.items()},
             kept and [kept[i] for i in bucket.members],
+            places and [places[i] for i in bucket.members],
         )
         for bucket in buckets
     ]
@@ -78,6 +81,7 @@ class Plan:
             return None
         if not self._likeness.holds(list(chain(*roles.values()))):
             return None
-        if list(map(Tensor.data_ptr, params)) != self._places:  # they may overlap now
+        places = list(map(Tensor.data_ptr, params))
+        if places != self._places:  # they may overlap now
             return None
-        return dealt(self._buckets, roles, kept)
+        return dealt(self._buckets, roles, kept, places)

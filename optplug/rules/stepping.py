@@ -76,8 +76,8 @@ def with_foreach(traced: Traced, kind: Kind, roles: Roles, scalars: Scalars, sta
                     write_back(work, dense)
 
 
-def with_numba(bucket: Bucket, traced: Traced, roles: Roles, scalars: Scalars) -> None:
-    """Step many parameters with one kernel, where they lie."""
+def with_numba(bucket: Bucket, traced: Traced, roles: Roles, scalars: Scalars, places: Sequence[int] | None) -> None:
+    """Step many parameters with one kernel, where they lie; `places` are their addresses if known."""
     from optplug.engines import numba  # imports the compiler: only where it is used
 
     dtypes = [tensors[0].dtype for tensors in roles.values()]
@@ -92,9 +92,10 @@ def with_numba(bucket: Bucket, traced: Traced, roles: Roles, scalars: Scalars) -
     if bucket.kind.layout is torch.strided:
         if bucket.table is None:
             bucket.table = numba.Table(kernel, [parts * p.numel() for p in roles["p"]])
-        bucket.table.step([list(map(Tensor.data_ptr, tensors)) for tensors in roles.values()], constants, row_of)
+        read = [list(map(Tensor.data_ptr, tensors)) for role, tensors in roles.items() if role != "p" or not places]
+        bucket.table.step([places, *read] if places else read, constants, row_of)
     else:
-        places = rows.Places(roles)
-        table = numba.Table(kernel, (parts * places.lengths).numpy())
-        table.step(places.addresses.numpy(), constants, row_of if row_of is None else row_of[places.owners])
+        named = rows.Places(roles)
+        table = numba.Table(kernel, (parts * named.lengths).numpy())
+        table.step(named.addresses.numpy(), constants, row_of if row_of is None else row_of[named.owners])
     torch.autograd.graph.increment_version(list(chain(*(roles[role] for role in traced.outputs))))
