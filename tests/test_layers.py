@@ -59,7 +59,7 @@ ROOMS = (
     Room(
         "optplug/rules/stepping.py",
         "torch optplug.engines.foreach optplug.engines.loop optplug.rules",
-        "optplug.engines.numba",
+        "optplug.engines.addresses optplug.engines.numba",
     ),
     Room(
         "optplug/rules/buckets.py",

@@ -33,8 +33,8 @@ def computes_in(dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
     return torch.float64 if torch.float64 in kept else torch.float32
 
 
-def kernel(traced: Traced, dtypes: Mapping[str, torch.dtype], module: ir.Module, name: str) -> None:
-    """Add the function of a graph to a module.
+def kernel(traced: Traced, dtypes: Mapping[str, torch.dtype], module: ir.Module) -> None:
+    """Add the function of a graph, `step`, to a module.
 
     Its arguments are `int64* table, int64* blocks, T* scalars, int64* taken, int64 count`: the chunk table by rows; the
     first chunk of each block, and one past the last; the hoisted scalars by rows; how many blocks have been taken, by
@@ -47,7 +47,7 @@ def kernel(traced: Traced, dtypes: Mapping[str, torch.dtype], module: ir.Module,
     kind = MEMORY[computes_in(dtypes)]
     whole = INT.as_pointer()
     signature = ir.FunctionType(ir.VoidType(), [whole, whole, kind.as_pointer(), whole, INT])
-    function = ir.Function(module, signature, name)
+    function = ir.Function(module, signature, "step")
     table, blocks, scalars, taken, count = function.args
     entry, take, block, chunk, element, after, done = map(
         function.append_basic_block, ("entry", "take", "block", "chunk", "element", "after", "done")

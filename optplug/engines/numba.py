@@ -1,9 +1,9 @@
 """Engine `numba`: the graph as one fused CPU kernel over all tensors of a bucket, run by several threads.
 
-Numba compiles it: its code generator is given the kernel in LLVM's language (`optplug.engines.ir`), since the detour
-through Python source and type inference takes ten times as long. A kernel serves any number and any shapes of tensors;
-it finds them through a table of addresses, which are read anew in each step. Kernels are not kept on disk: compiling
-takes less time than importing the compiler, and a file would have to be checked against processor, versions and rule.
+Numba compiles it (`optplug.engines.compiler`) from LLVM code (`optplug.engines.ir`). A kernel serves any number and any
+shapes of tensors; it finds them through a table of addresses, which are read anew in each step. Kernels are not kept on
+disk: compiling takes less time than importing the compiler, and a file would have to be checked against processor,
+versions and rule.
 
 Importing this module imports Numba.
 """
@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba.core.codegen import JITCPUCodegen
-from numba.core.compiler_lock import global_compiler_lock
 
 from optplug.engines import ir, threads
+from optplug.engines.compiler import Compiled
 from optplug.rules.trace import Traced
 
 CHUNK = 1 << 14
@@ -42,19 +41,8 @@ class Kernel:
         roles = dict(zip(("p", "g", *traced.variant.elementwise), dtypes, strict=True))
         self.dtype = np.float64 if ir.computes_in(roles) is torch.float64 else np.float32
         self.itemsizes = [dtype.itemsize for dtype in dtypes]
-        with global_compiler_lock:
-            library = _codegen().create_library("optplug")  # type: ignore[no-untyped-call]
-            module = library.create_ir_module("optplug")
-            ir.kernel(traced, roles, module, "optplug_step")
-            library.add_ir_module(module)
-            library.finalize()
-        self.library = library  # the code lives as long as this
-        self.run: Any = ctypes.CFUNCTYPE(None, *_ARGUMENTS)(library.get_pointer_to_function("optplug_step"))
-
-
-@functools.cache
-def _codegen() -> JITCPUCodegen:
-    return JITCPUCodegen("optplug")  # type: ignore[no-untyped-call]
+        self._compiled = Compiled("step", functools.partial(ir.kernel, traced, roles))
+        self.run: Any = ctypes.CFUNCTYPE(None, *_ARGUMENTS)(self._compiled.address)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -84,13 +84,15 @@ class Batch(NamedTuple):
     Args:
         roles: the parameters, the gradients and, when `kept` has all of them, the element-wise states.
         kept: what the optimizer keeps for each parameter; None when states are missing from it.
-        places: the addresses of the parameters, where they have been read already.
+        places: the addresses of all these tensors, one row a role, where they have been read already.
+        scalars: the scalar states by name, where `kept` is known to have them.
     """
 
     bucket: Bucket
     roles: Roles
     kept: list[dict[str, Any]] | None
-    places: list[int] | None
+    places: Any
+    scalars: Roles | None
 
 
 _ABOUT_P = operator.attrgetter("dtype", "device")

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optplug.rules.state import scalar_dtype
+
+Reader = Callable[[list[Tensor]], Any]
+"""From dense tensors of plain types to an array of their addresses; an engine may bring a faster one than ours."""
+
+
+def addresses(tensors: list[Tensor]) -> array[int]:
+    """Where each tensor's first element lies."""
+    return array("q", list(map(Tensor.data_ptr, tensors)))
 
 
 class Column:
@@ -19,16 +28,16 @@ class Column:
         self.names = tuple(names)
         self.length = len(states)
         self.vectors: dict[str, Tensor] = {}
-        self.views: dict[str, tuple[Tensor, ...]] = {}
+        self.views: dict[str, list[Tensor]] = {}
         for name in self.names:
             dtype = getattr(states[0][name], "dtype", scalar_dtype())  # somebody may have put a plain number there
             vector = torch.tensor([float(state[name]) for state in states], dtype=dtype)
             self.vectors[name] = vector
-            self.views[name] = vector.unbind()
+            self.views[name] = list(vector.unbind())
             for state, view in zip(states, self.views[name], strict=True):
                 state[name] = view
 
-    def holds(self, scalars: Mapping[str, Sequence[Any]]) -> bool:
+    def holds(self, scalars: Mapping[str, Sequence[Any]], read: Reader) -> bool:
         """Whether the parameters still hold these very elements. Anything may have replaced or redirected them."""
         if self.names != tuple(scalars):
             return False
@@ -37,7 +46,7 @@ class Column:
             if len(values) != len(views) or not all(map(operator.is_, values, views)):
                 return False
             first, size = vector.data_ptr(), vector.element_size()
-            if list(map(Tensor.data_ptr, views)) != list(range(first, first + size * self.length, size)):
+            if read(views).tolist() != list(range(first, first + size * self.length, size)):
                 return False
         return True
 
@@ -70,11 +79,15 @@ class Columns:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Column] = {}
+        self.read: Reader = addresses
 
-    def adopt(self, bucket: Hashable, names: Sequence[str], states: Sequence[dict[str, Any]]) -> Column:
-        """The column of a bucket, made anew when the states are no longer its elements."""
+    def adopt(self, bucket: Hashable, scalars: Mapping[str, Sequence[Any]], states: Sequence[dict[str, Any]]) -> Column:
+        """The column of a bucket, made anew when the states are no longer its elements.
+
+        Args:
+            states: what the optimizer keeps for each parameter. scalars: the scalar states among that, by name.
+        """
         column = self._kept.get(bucket)
-        scalars = {name: [state[name] for state in states] for name in names}
-        if column is None or column.length != len(states) or not column.holds(scalars):
-            column = self._kept[bucket] = Column(names, states)
+        if column is None or column.length != len(states) or not column.holds(scalars, self.read):
+            column = self._kept[bucket] = Column(tuple(scalars), states)
         return column

@@ -6,6 +6,7 @@ parameters, AMP, state dicts. An algorithm adds a constructor, a declaration of 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -250,7 +251,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         """The parameters of a group, together where they share engine, device, dtypes and layout."""
         variant = self._variant(group)
         engine, reason, traced = execution.choose(self.engine, group, variant)
-        kept: list[Any] = list(map(self.state.get, params))
+        kept = self._kept(params)
         key = (engine, reason, variant, traced, self.state_dtype)
         plan = self._plans.get(number)
         batches = plan and plan.batches(key, params, grads, kept)
@@ -263,8 +264,16 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             roles, complete = {"p": params, "g": grads}, False
         found = list(self._buckets(number, group, roles, engine, reason, variant, traced))
         if complete and engine != "loop" and Plan.can_be_for(roles):
-            self._plans[number] = Plan(key, found, roles)
-        return dealt(found, roles, None, None)
+            read = stepping.reader(found)
+            self._plans[number] = Plan(key, found, roles, read)
+            self._columns.read = read or self._columns.read
+        return dealt(found, roles)
+
+    def _kept(self, params: list[Tensor]) -> list[Any]:
+        """What is kept for each parameter, None for one without states."""
+        if len(self.state) == len(params) and all(map(operator.is_, self.state, params)):  # hashing costs more
+            return list(self.state.values())
+        return list(map(self.state.get, params))
 
     def _buckets(
         self,
@@ -320,7 +329,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
         return misfit(p, g, [t for t in found.values() if t is not None]), dtypes
 
     def _step_batch(self, batch: Batch, group: dict[str, Any]) -> None:
-        bucket, roles, kept, places = batch
+        bucket, roles, kept, places, values = batch
         variant, params = bucket.variant, roles["p"]
         options = {h: group[h] for h in variant.hypers if h not in (FIRST, SHRINK)}
         if variant.decay == "decoupled":
@@ -340,7 +349,9 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
             kept, first = [{} for _ in params], [True] * len(params)
         assert kept is not None
         if bucket.traced is not None:
-            column = self._columns.adopt((bucket.group, bucket.kind), variant.scalars, kept)
+            if values is None:
+                values = {name: [state[name] for state in kept] for name in variant.scalars}
+            column = self._columns.adopt((bucket.group, bucket.kind), values, kept)
             scalars = stepping.scalars_of(bucket.traced, options, column, first)
             if bucket.engine == "numba":
                 stepping.with_numba(bucket, bucket.traced, roles, scalars, places)

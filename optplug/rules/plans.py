@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optplug.rules.buckets import Batch, Bucket
 from optplug.rules.buffers import PLAIN, Roles
+from optplug.rules.columns import Reader
 from optplug.rules.likeness import Likeness
 
 
@@ -21,17 +22,22 @@ def roles_of(names: Sequence[str], params: list[Tensor], grads: list[Tensor], ke
 
 
 def dealt(
-    buckets: Sequence[Bucket], roles: Roles, kept: list[dict[str, Any]] | None, places: list[int] | None
+    buckets: Sequence[Bucket],
+    roles: Roles,
+    kept: list[dict[str, Any]] | None = None,
+    places: Any = None,
+    scalars: Roles | None = None,
 ) -> list[Batch]:
-    """The tensors of a group, dealt out to its buckets."""
+    """The tensors of a group, and what is known of them, dealt out to its buckets."""
     if len(buckets) == 1:
-        return [Batch(buckets[0], roles, kept, places)]
+        return [Batch(buckets[0], roles, kept, places, scalars)]
     return [
         Batch(
             bucket,
             {role: [tensors[i] for i in bucket.members] for role, tensors in roles.items()},
-            kept and [kept[i] for i in bucket.members],
-            places and [places[i] for i in bucket.members],
+            None if kept is None else [kept[i] for i in bucket.members],
+            None if places is None else places[:, bucket.members],
+            None if scalars is None else {n: [tensors[i] for i in bucket.members] for n, tensors in scalars.items()},
         )
         for bucket in buckets
     ]
@@ -46,16 +52,18 @@ class Plan:
         key: what else the buckets depend on, comparable.
         buckets: of the group.
         roles: all its tensors, states included.
+        read: reads the addresses of all of them at once, for an engine that wants them.
     """
 
-    def __init__(self, key: Any, buckets: Sequence[Bucket], roles: Roles) -> None:
+    def __init__(self, key: Any, buckets: Sequence[Bucket], roles: Roles, read: Reader | None) -> None:
         self._key = key
+        self._read = read
         self._buckets = buckets
         self._names = [name for name in roles if name not in ("p", "g")]
         self._scalars = buckets[0].variant.scalars
         self._length = len(roles["p"])
         self._likeness = Likeness(list(chain(*roles.values())))
-        self._places = list(map(Tensor.data_ptr, roles["p"]))
+        self._where = list(map(Tensor.data_ptr, roles["p"]))
 
     @staticmethod
     def can_be_for(roles: Roles) -> bool:
@@ -74,14 +82,19 @@ class Plan:
             return None
         try:
             roles = roles_of(self._names, params, grads, kept)
-            scalars = [state[name] for name in self._scalars for state in kept]
+            values = {name: [state[name] for state in kept] for name in self._scalars}
         except (KeyError, TypeError):
             return None
-        if not all(map(is_not, scalars, repeat(None))):
+        if not all(map(is_not, chain(*values.values()), repeat(None))):
             return None
-        if not self._likeness.holds(list(chain(*roles.values()))):
+        tensors = list(chain(*roles.values()))
+        if not self._likeness.holds(tensors):
             return None
-        places = list(map(Tensor.data_ptr, params))
-        if places != self._places:  # they may overlap now
+        if self._read is None:
+            places, where = None, list(map(Tensor.data_ptr, params))
+        else:
+            places = self._read(tensors).reshape(len(roles), -1)
+            where = places[0].tolist()
+        if where != self._where:  # they may overlap now
             return None
-        return dealt(self._buckets, roles, kept, places)
+        return dealt(self._buckets, roles, kept, places, values)

@@ -13,7 +13,7 @@ from optplug.engines import foreach, loop
 from optplug.rules import rows
 from optplug.rules.buckets import Bucket, Kind
 from optplug.rules.buffers import Roles, working, write_back
-from optplug.rules.columns import Column
+from optplug.rules.columns import Column, Reader
 from optplug.rules.state import scalar_dtype
 from optplug.rules.trace import FIRST, Traced, Variant
 
@@ -76,8 +76,17 @@ def with_foreach(traced: Traced, kind: Kind, roles: Roles, scalars: Scalars, sta
                     write_back(work, dense)
 
 
-def with_numba(bucket: Bucket, traced: Traced, roles: Roles, scalars: Scalars, places: Sequence[int] | None) -> None:
-    """Step many parameters with one kernel, where they lie; `places` are their addresses if known."""
+def reader(buckets: Sequence[Bucket]) -> Reader | None:
+    """What reads many addresses at once, if an engine of these buckets wants them."""
+    if all(bucket.engine != "numba" for bucket in buckets):
+        return None
+    from optplug.engines.addresses import addresses
+
+    return addresses
+
+
+def with_numba(bucket: Bucket, traced: Traced, roles: Roles, scalars: Scalars, places: Any) -> None:
+    """Step many parameters with one kernel, where they lie; `places` are the addresses by role, if known."""
     from optplug.engines import numba  # imports the compiler: only where it is used
 
     dtypes = [tensors[0].dtype for tensors in roles.values()]
@@ -92,8 +101,9 @@ def with_numba(bucket: Bucket, traced: Traced, roles: Roles, scalars: Scalars, p
     if bucket.kind.layout is torch.strided:
         if bucket.table is None:
             bucket.table = numba.Table(kernel, [parts * p.numel() for p in roles["p"]])
-        read = [list(map(Tensor.data_ptr, tensors)) for role, tensors in roles.items() if role != "p" or not places]
-        bucket.table.step([places, *read] if places else read, constants, row_of)
+        if places is None:
+            places = [list(map(Tensor.data_ptr, tensors)) for tensors in roles.values()]
+        bucket.table.step(places, constants, row_of)
     else:
         named = rows.Places(roles)
         table = numba.Table(kernel, (parts * named.lengths).numpy())

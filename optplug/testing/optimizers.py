@@ -10,7 +10,7 @@ import pickle
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from optplug.testing.checks import Check, close, distance, equal, label, saved_a
 from optplug.testing.subjects import CHANGE, DTYPES, STEPS, UNITS, Run, Subject, noise, take
 
 _Property = Callable[[Subject, dict[str, Any]], None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def split(subject: Subject) -> tuple[list[Check], dict[str, str]]:
     return checks, inapplicable
 
 
-def _or_auto(go: Callable[[dict[str, Any]], Run], options: dict[str, Any]) -> Run:
-    """The run with an engine, or where that refuses such tensors with `auto`, which must find one for them."""
+def _or_auto(go: Callable[[dict[str, Any]], _T], options: dict[str, Any]) -> _T:
+    """What it does with an engine, or where that refuses such tensors with `auto`, which must find one for them."""
     try:
         return go(options)
     except EngineError:
@@ -317,6 +318,12 @@ def _capability_sparse_is_true(subject: Subject, options: dict[str, Any]) -> Non
     """Declared: as the dense step on the rows that the gradient names. Not declared: refused."""
     if options.get("weight_decay"):  # for all rows, so that it has no meaning here
         options = {**options, "weight_decay": 0.0}
+    _or_auto(functools.partial(_named_rows_follow_dense_ones, subject), options)
+    if "sparse" in subject.capabilities:
+        _or_auto(functools.partial(_later_rows_follow_one_meaning, subject), options)
+
+
+def _named_rows_follow_dense_ones(subject: Subject, options: Mapping[str, Any]) -> None:
     touched = [1, 4]
     values = noise((3, 3), 7)
     whole = noise((6, 3), 5).requires_grad_()
@@ -338,7 +345,6 @@ def _capability_sparse_is_true(subject: Subject, options: dict[str, Any]) -> Non
     close("touched rows and the dense step on them", [whole[touched]], [rows], dense.moved)
     rest = [i for i in range(6) if i not in touched]
     equal("rows that no gradient named", [whole[rest]], [sparse.initial[0][rest]])
-    _later_rows_follow_one_meaning(subject, options)
 
 
 def _later_rows_follow_one_meaning(subject: Subject, options: Mapping[str, Any]) -> None:
