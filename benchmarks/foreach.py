@@ -1,8 +1,6 @@
 """Engine `foreach` against torch's foreach: time and extra memory of a step on ResNet-50's 161 parameter shapes.
 
-    python benchmarks/foreach.py [--profile resnet50|tiny|sparse] [--rounds 31]
-
-`sparse` is an embedding of 200,000 x 64 whose gradient names 4096 rows, drawn with repetition.
+    python benchmarks/foreach.py [--profile resnet50|tiny] [--rounds 31]
 
 Both optimizers live in this process and take turns; figures are medians, the ratio is ours over torch's.
 """
@@ -30,8 +28,6 @@ CASES = {
     "rmsprop": ("RMSprop", {}),
     "rprop": ("Rprop", {}),
 }
-SPARSE = {"sgd": CASES["sgd"], "sgd, momentum": CASES["sgd, momentum"], "adagrad": CASES["adagrad"]}
-SPARSE["sparse_adam"] = ("SparseAdam", {})
 
 
 def resnet50() -> list[tuple[int, ...]]:
@@ -48,21 +44,14 @@ def resnet50() -> list[tuple[int, ...]]:
     return [*shapes, (1000, 2048), (1000,)]
 
 
-PROFILES = {"resnet50": resnet50, "tiny": lambda: [(256,)] * 1000, "sparse": lambda: [(200_000, 64)]}
+PROFILES = {"resnet50": resnet50, "tiny": lambda: [(256,)] * 1000}
 
 
-def gradient(p: torch.Tensor, *, sparse: bool) -> torch.Tensor:
-    if not sparse:
-        return torch.randn_like(p)
-    rows = torch.randint(0, len(p), (1, 4096))
-    return torch.sparse_coo_tensor(rows, torch.randn(4096, p.shape[1]), p.shape, check_invariants=False)
-
-
-def make(cls: type, shapes: list[tuple[int, ...]], *, sparse: bool, **options: object) -> torch.optim.Optimizer:
+def make(cls: type, shapes: list[tuple[int, ...]], **options: object) -> torch.optim.Optimizer:
     torch.manual_seed(0)
     params = [torch.randn(shape, requires_grad=True) for shape in shapes]
     for p in params:
-        p.grad = gradient(p, sparse=sparse)
+        p.grad = torch.randn_like(p)
     optimizer = cls(params, **options)
     for _ in range(3):
         optimizer.step()
@@ -95,11 +84,9 @@ def main() -> None:
     shapes = PROFILES[arguments.profile]()
     print(f"{arguments.profile}: {len(shapes)} tensors, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'optimizer':<14}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}{'torch MiB':>12}{'ours MiB':>10}{'ratio':>8}")
-    sparse = arguments.profile == "sparse"
-    for name, (torch_name, options) in (SPARSE if sparse else CASES).items():
-        foreach = {} if sparse else {"foreach": True}
-        theirs = make(getattr(torch.optim, torch_name), shapes, sparse=sparse, **foreach, **options)
-        ours = make(optplug.get_optimizer(name.partition(",")[0]), shapes, sparse=sparse, engine="foreach", **options)
+    for name, (torch_name, options) in CASES.items():
+        theirs = make(getattr(torch.optim, torch_name), shapes, foreach=True, **options)
+        ours = make(optplug.get_optimizer(name.partition(",")[0]), shapes, engine="foreach", **options)
         times: dict[str, list[float]] = {"theirs": [], "ours": []}
         for _ in range(arguments.rounds):
             times["theirs"].append(seconds(theirs))

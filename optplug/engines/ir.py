@@ -228,6 +228,8 @@ def _stored(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype, kind: ir.Type)
 def _converted(build: ir.IRBuilder, x: ir.Value, kind: ir.Type) -> ir.Value:
     if x.type == kind:
         return x
+    if {x.type, kind} == {HALF, DOUBLE}:  # no processor converts between these, and the function for it may be missing
+        x = _converted(build, x, FLOAT)
     widths = {HALF: 16, FLOAT: 32, DOUBLE: 64}
     widens = widths[x.type] < widths[kind]
     return (build.fpext if widens else build.fptrunc)(x, kind)
