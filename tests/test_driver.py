@@ -200,6 +200,8 @@ def test_one_group_may_mix_dtypes_and_shapes(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_negated_and_conjugated_tensors_are_resolved(engine):
+    engine = "auto" if engine == "numba" else engine  # which refuses them: tests/test_numba.py
+
     def steps(p, g):
         p = nn.Parameter(p)
         optimizer = Adam([p], lr=0.1, engine=engine)
@@ -212,12 +214,13 @@ def test_negated_and_conjugated_tensors_are_resolved(engine):
     negated = z.conj().imag
     assert negated.is_neg()
     plain = negated.clone()
-    assert torch.equal(steps(z.clone().conj().imag, plain), steps(plain.clone(), plain))
-    assert torch.equal(steps(plain.clone(), negated), steps(plain.clone(), plain))
     conjugated = z.conj()
     resolved = conjugated.resolve_conj()
-    assert torch.equal(steps(z.clone().conj(), resolved), steps(resolved.clone(), resolved))
-    assert torch.equal(steps(resolved.clone(), conjugated), steps(resolved.clone(), resolved))
+    same = torch.equal if engine != "auto" else torch.allclose  # another engine stepped those
+    assert same(steps(z.clone().conj().imag, plain), steps(plain.clone(), plain))
+    assert same(steps(plain.clone(), negated), steps(plain.clone(), plain))
+    assert same(steps(z.clone().conj(), resolved), steps(resolved.clone(), resolved))
+    assert same(steps(resolved.clone(), conjugated), steps(resolved.clone(), resolved))
 
 
 def test_a_sparse_gradient_is_refused_with_a_remedy():

@@ -74,12 +74,13 @@ ROOMS = (
         ),
     ),
     # The compiler is imported where it is used, and by what only its users import.
-    Room("optplug/engines/__init__.py", "", "numba optplug.engines.numba"),
+    Room("optplug/engines/__init__.py", "torch", "numba optplug.engines.compiler optplug.engines.numba"),
     Room(
         "optplug/engines/[!_]*.py",
         "torch numba llvmlite numpy optplug.errors optplug.ops optplug.rules.graph optplug.rules.trace optplug.engines",
     ),
     Room("optplug/schedules.py", "torch optplug.errors optplug.keywords"),
+    Room("optplug/curvature.py", "torch optplug.engines", "optplug.engines.history"),
     # One schema -> parameter groups -> optimizer and scheduler.
     Room(
         "optplug/config.py",
@@ -108,8 +109,9 @@ ROOMS = (
     Room("plugins/*/__init__.py", "optplug.hookspecs optplug.specs"),
     Room(
         "plugins/optplug_classic/*.py",
-        "torch optplug.errors optplug.keywords optplug.ops optplug.ranges optplug.rules.driver optplug.rules.execution "
-        "optplug.rules.constructors optplug.rules.hypers optplug.rules.parameters optplug.rules.state optplug_classic",
+        "torch optplug.curvature optplug.errors optplug.keywords optplug.ops optplug.ranges optplug.rules.driver "
+        "optplug.rules.execution optplug.rules.constructors optplug.rules.hypers optplug.rules.parameters "
+        "optplug.rules.state optplug_classic",
     ),
     Room("plugins/optplug_schedules/*.py", "torch optplug.errors optplug.keywords optplug.schedules optplug_schedules"),
 )

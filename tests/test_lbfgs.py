@@ -1,6 +1,8 @@
-"""L-BFGS against torch's, step by step, and what ours does better. `python tests/test_lbfgs.py` prints the figures.
+"""L-BFGS against torch's, and what ours does better. `python tests/test_lbfgs.py` prints the figures.
 
-The figure is max|a - b| / max|moved| over all steps.
+The figure is max|a - b| / max|moved| over all steps. Ours rounds otherwise than torch's, and many of the runs here make
+of a rounding what they like. So a run is compared with torch's own from starts one rounding away, a single iteration
+with torch's from the same state, and a direction with the exact one.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import optplug
+from optplug import curvature, engines
+from optplug.curvature import Pairs
 from optplug.errors import (
     ConfigTypeError,
     HyperparameterError,
@@ -31,7 +36,7 @@ from optplug.errors import (
 )
 
 LBFGS = optplug.get_optimizer("lbfgs")
-LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}
+LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}  # where little amplifies roundings
 WOLFE = {"line_search_fn": "strong_wolfe"}
 
 
@@ -183,13 +188,102 @@ QUICK = ("quadratic", "rosenbrock-2")
     ],
 )
 @pytest.mark.parametrize("case", CASES)
-def test_every_step_is_torch_s(name, case, dtype):
+def test_a_run_is_as_near_to_torch_s_as_torch_s_is_to_itself(name, case, dtype):
     ours, theirs = both(PROBLEMS[name](), dtype, **CASES[case])
-    figure = ours.figure(theirs)
-    print(f"{name:14} {case:26} {dtype}: {figure:.1e}")
-    assert figure <= LIMITS[dtype]
-    assert ours.counts == theirs.counts
-    assert ours.losses == pytest.approx(theirs.losses, rel=1e-9 if dtype is torch.float64 else 1e-4, nan_ok=True)
+    figure, (spread, tame) = ours.figure(theirs), sensitivity(name, dtype, theirs, **CASES[case])
+    print(f"{name:14} {case:26} {dtype}: {figure:.1e}, torch's {spread:.1e}")
+    assert figure <= limit(spread, dtype)
+    if tame and spread < 1e-4:
+        assert ours.counts == theirs.counts
+    if spread < 1e-6:
+        assert ours.losses == pytest.approx(theirs.losses, rel=1e-3, abs=1e-9 * theirs.losses[0])
+
+
+def limit(spread: float, dtype: torch.dtype) -> float:
+    return max(8 * spread, 100 * torch.finfo(dtype).eps)
+
+
+def sensitivity(name: str, dtype: torch.dtype, theirs: Run, **options: Any) -> tuple[float, bool]:
+    """The largest figure of torch's runs from starts one rounding away, and whether their counts are all the same."""
+    near = (nearby(PROBLEMS[name](), dtype, seed) for seed in range(3))
+    runs = [Run(torch.optim.LBFGS, problem, dtype, **options).go(len(theirs.counts)) for problem in near]
+    return max(run.figure(theirs) for run in runs), all(run.counts == theirs.counts for run in runs)
+
+
+def nearby(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
+    starts = [p.to(dtype) for p in problem[0]]
+    signs = [torch.sign(noise(*p.shape, seed=10 * seed + i)).to(dtype) for i, p in enumerate(starts)]
+    eps = torch.finfo(dtype).eps
+    moved = [torch.where(p == 0, eps * t, torch.nextafter(p, p + t)) for p, t in zip(starts, signs, strict=True)]
+    return moved, problem[1]
+
+
+def exact(s: list[torch.Tensor], y: list[torch.Tensor], scale: float, g: torch.Tensor) -> Any:
+    """The two loops in numpy's long double."""
+    S, Y = ([v.double().numpy().astype(np.longdouble) for v in vectors] for vectors in (s, y))
+    q, alphas = -g.double().numpy().astype(np.longdouble), []
+    for a, b in zip(reversed(S), reversed(Y), strict=True):
+        alphas.append((a * q).sum() / (a * b).sum())
+        q = q - alphas[-1] * b
+    q = q * np.longdouble(scale)
+    for a, b in zip(S, Y, strict=True):
+        q = q + a * (alphas.pop() - (b * q).sum() / (a * b).sum())
+    return q
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_direction_is_as_exact_as_torch_s(name, dtype):
+    """From the same pairs: those of torch's runs."""
+    errors: list[list[float]] = []
+    for case in ("small steps", "wolfe", "short history"):
+        run = Run(torch.optim.LBFGS, PROBLEMS[name](), dtype, **{**CASES[case], "max_iter": 1})
+        for _ in range(30):
+            state = run.go(1).optimizer.state[run.params[0]]
+            s, y, g, scale = state["old_stps"], state["old_dirs"], state["prev_flat_grad"], state["H_diag"]
+            if not g.any():
+                break
+            right = exact(s, y, float(scale), g)
+            size = np.linalg.norm(right.astype(float))
+            both_found = (state["d"], Pairs(s, y).direction(g, scale))
+            wrong = [(d.double().numpy() - right).astype(float) for d in both_found]
+            errors += [[float(np.linalg.norm(e) / size) for e in wrong]] if s else []
+    assert len(errors) > 50
+    theirs, ours = (torch.tensor(e) / torch.finfo(dtype).eps for e in zip(*errors, strict=True))
+    told = f"worst {ours.max():.1f}, torch's {theirs.max():.1f}; median {ours.median():.1f}, {theirs.median():.1f}"
+    print(f"{name:14} {dtype}: {told} roundings")
+    assert ours.max() <= 4 * theirs.max()
+    assert ours.median() <= 2 * theirs.median()
+    if dtype is torch.float32:  # ours adds in float64
+        assert ours.max() <= theirs.max()
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("case", ["default", "short history", "wolfe", "wolfe, short history", "tensor lr"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_one_iteration_from_the_same_state_is_torch_s(name, case, dtype):
+    """The state goes over as a state dict, so that every iteration begins with torch's."""
+    options = {**CASES[case], "max_iter": 1}
+    ours, theirs = (Run(cls, PROBLEMS[name](), dtype, **options) for cls in (LBFGS, torch.optim.LBFGS))
+    worst = 0.0
+    for i in range(15):
+        if i:
+            ours.optimizer.load_state_dict(saved(theirs.optimizer))
+            for p, q in zip(ours.params, theirs.params, strict=True):
+                p.data.copy_(q.data)
+        states = [run.go(1).optimizer.state[run.params[0]] for run in (ours, theirs)]
+        if theirs.counts[-1][1] == i:
+            break  # converged: no iteration was made
+        a, b = (state["d"] for state in states)
+        worst = max(worst, float((a - b).norm() / b.norm()))
+        assert len(states[0]["old_stps"]) == len(states[1]["old_stps"])
+        assert ours.counts[-1][1] == theirs.counts[-1][1]
+        if "line_search_fn" not in options:
+            assert ours.counts[-1] == theirs.counts[-1]
+            assert states[0]["t"] == states[1]["t"]
+    assert i > 5
+    print(f"{name:14} {case:26} {dtype}: {worst / torch.finfo(dtype).eps:.0f} roundings")
+    assert worst <= 1000 * torch.finfo(dtype).eps
 
 
 def test_the_cases_meet_every_end_of_a_step():
@@ -261,7 +355,7 @@ def test_a_zero_gradient_at_the_start_ends_the_step_at_once(options):
         with torch.no_grad():
             run.params[0].add_(1.0)
         run.go(2)
-    assert ours.figure(theirs) == 0
+    assert torch.allclose(ours.flat(), theirs.flat(), rtol=0, atol=1e-15)
     assert ours.counts == theirs.counts
 
 
@@ -351,11 +445,13 @@ def test_state_dicts_are_exchanged_with_torch_in_mid_run(name, case, dtype):
     problem, options = PROBLEMS[name](), CONTINUED[case]
     for before, after in ((LBFGS, torch.optim.LBFGS), (torch.optim.LBFGS, LBFGS), (LBFGS, LBFGS)):
         through = Run(torch.optim.LBFGS, problem, dtype, **options).go(6)
+        spread, tame = sensitivity(name, dtype, through, **options)
         for stop in (1, 3):
             first = Run(before, problem, dtype, **options).go(stop)
             then = continued(after, first, problem, dtype, 6 - stop, **options)
-            assert then.figure(through) <= LIMITS[dtype]
-            assert then.counts == through.counts[stop:]
+            assert then.figure(through) <= limit(spread, dtype)
+            if tame and spread < 1e-4:
+                assert then.counts == through.counts[stop:]
 
 
 def test_names_and_kinds_of_the_state_are_torch_s():
@@ -387,7 +483,9 @@ def test_copies_continue_identically(case, duplicate):
 
 def test_nothing_is_kept_outside_state_and_groups():
     base = vars(torch.optim.SGD([torch.zeros(1, requires_grad=True)])).keys()
-    assert vars(Run(LBFGS, rosenbrock(2), **WOLFE).go(2).optimizer).keys() <= base
+    optimizer = Run(LBFGS, rosenbrock(2), **WOLFE).go(2).optimizer
+    assert vars(optimizer).keys() - base == {"_pairs"}  # the matrices that the lists of the state are rows of
+    assert vars(pickle.loads(pickle.dumps(optimizer))).keys() <= base
 
 
 def test_an_old_state_dict_lacks_keys():
@@ -408,6 +506,90 @@ def test_a_shorter_history_is_kept_to_from_the_next_pair_on():
     run.go(1)
     state = run.optimizer.state[run.params[0]]
     assert [len(state[name]) for name in ("old_dirs", "old_stps", "ro")] == [2, 2, 2]
+
+
+# ---------------------------------------------------------------- the matrices
+
+
+def some_pairs(k: int, n: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    s = [noise(n, seed=i).to(dtype) for i in range(k)]
+    return s, [v * (1 + noise(n, seed=99).abs().to(dtype)) for v in s]
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["numba", "torch"])
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+def test_a_direction_depends_on_neither_place_nor_growth_nor_threads_nor_how_the_pairs_came(dtype, kernel, monkeypatch):
+    monkeypatch.setattr(curvature, "WORTH_A_KERNEL", 1 if kernel else math.inf)
+    (s, y), g = some_pairs(25, 9001, dtype), noise(9001, seed=7).to(dtype)
+    before = torch.get_num_threads()
+    try:
+        for size in (1, 3, 8, 11, 40):
+            torch.set_num_threads(2)
+            pairs = Pairs()
+            for i, pair in enumerate(zip(s, y, strict=True)):
+                pairs.append(*pair, size)
+                found = pairs.direction(g, 0.5)
+                if i % 4:
+                    continue
+                torch.set_num_threads(1 + i // 4 % 3 if kernel else 2)
+                fresh = Pairs(s[: i + 1][-size:], y[: i + 1][-size:])
+                assert torch.equal(fresh.direction(g, 0.5), found), (size, i)
+                torch.set_num_threads(2)
+            right = torch.from_numpy(exact(s[-size:], y[-size:], 0.5, g).astype(float))
+            assert float((found - right).norm() / right.norm()) <= 20 * torch.finfo(dtype).eps
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_numba_is_used_where_it_is_worth_it_and_not_needed(monkeypatch):
+    (s, y), g = some_pairs(5, 70000, torch.float32), noise(70000).float()
+    used = Pairs(s, y).direction(g, 1.0)
+    assert curvature._passes(g).__name__ == "optplug.engines.history"
+    monkeypatch.setattr(engines, "why_not_numba", lambda: "not installed")
+    assert curvature._passes(g) is curvature.ByTorch
+    without = Pairs(s, y).direction(g, 1.0)
+    assert float((used - without).norm() / used.norm()) <= 1e-6
+
+
+def test_a_row_that_somebody_writes_or_replaces_is_noticed():
+    for change in (lambda rows: rows[1].mul_(2), lambda rows: rows.__setitem__(1, rows[1] * 2)):
+        run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=6, history_size=4).go(2)
+        state = run.optimizer.state[run.params[0]]
+        change(state["old_dirs"])
+        other = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=6, history_size=4)
+        other.params[0].data.copy_(run.params[0].data)
+        other.optimizer.load_state_dict(saved(run.optimizer))
+        assert torch.equal(run.go(1).flat(), other.go(1).flat())
+
+
+def test_a_state_dict_stays_as_it_was_and_holds_no_more_than_the_pairs():
+    run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=5, history_size=7).go(2)
+    taken = run.optimizer.state_dict()
+    kept = copy.deepcopy(taken)
+    run.go(3)
+    for name in ("old_stps", "old_dirs"):
+        rows = taken["state"][0][name]
+        assert all(torch.equal(a, b) for a, b in zip(rows, kept["state"][0][name], strict=True))
+        assert all(row.untyped_storage().nbytes() == row.numel() * 8 for row in rows)
+
+
+def test_the_host_waits_as_often_for_a_short_history_as_for_a_long_one():
+    class Count(torch.overrides.TorchFunctionMode):
+        waits = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            name = getattr(function, "__name__", "")
+            self.waits += name in ("item", "__float__", "__bool__", "__int__", "tolist", "__index__")
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for k in (3, 30):
+        pairs, g = Pairs(*some_pairs(k, 50, torch.float64)), noise(50)
+        pairs.append(noise(50), noise(50), k)
+        with Count() as count:
+            pairs.direction(g, torch.tensor(0.5))
+        counts.append(count.waits)
+    assert counts == [0, 0]
 
 
 # ---------------------------------------------------------------- gradients and parameters
@@ -707,5 +889,7 @@ if __name__ == "__main__":
             figures = []
             for case, options in CASES.items():
                 ours, theirs = both(PROBLEMS[name](), dtype, **options)
-                figures.append((ours.figure(theirs), case))
-            print(f"{name:14} {dtype!s:14} {max(figures)[0]:.1e} at {max(figures)[1]}")
+                spread = max(sensitivity(name, dtype, theirs, **options)[0], 10 * torch.finfo(dtype).eps)
+                figures.append((ours.figure(theirs) / spread, ours.figure(theirs), case))
+            ratio, figure, case = max(figures)
+            print(f"{name:14} {dtype!s:14} {figure:.1e}, {ratio:.1f} times torch's own, at {case}")

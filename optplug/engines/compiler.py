@@ -30,6 +30,12 @@ class Compiled:
         self.address: int = self._library.get_pointer_to_function(name)
 
 
+def converts_half() -> bool:
+    """Whether code for this processor converts float16 by itself: on x86 without F16C it calls what is not there."""
+    triple, _, features = _codegen().magic_tuple()  # type: ignore[no-untyped-call]
+    return not triple.startswith(("x86", "i686")) or "+f16c" in features
+
+
 @functools.cache
 def _codegen() -> JITCPUCodegen:
     return JITCPUCodegen("optplug")  # type: ignore[no-untyped-call]

@@ -163,4 +163,5 @@ def split_sparse(
                 kind=bucket.kind._replace(made_dense=dense),
                 reason=bucket.reason if dense else f"{bucket.reason}; on the rows of sparse gradients",
                 members=members,
+                elements=sum(roles["p"][i].numel() for i in members),
             )

@@ -44,6 +44,10 @@ def misfit(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str | None:
     """
     names = ("it", "its gradient", *("its state" for _ in states))
     for name, t in zip(names, (p, g, *states), strict=True):
+        if t.device != p.device:
+            return f"{name} is on {t.device}, it is on {p.device}"
+        if t.shape != p.shape:
+            return f"{name} has shape {tuple(t.shape)}, it has {tuple(p.shape)}"
         if t.is_neg() or t.is_conj():
             return f"{name} is a lazy {'negative' if t.is_neg() else 'conjugate'}"
         if t.is_complex() != p.is_complex():
@@ -56,7 +60,7 @@ def misfit(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str | None:
     if not _is_dense(p):
         return "its memory has gaps"
     for t in strided:
-        if t.layout is not torch.strided or t.shape != p.shape or not _same_order(t, p):
+        if t.layout is not torch.strided or not _same_order(t, p):
             return f"its {'gradient' if t is g else 'state'} has another order in memory"
     return None
 

@@ -16,7 +16,7 @@ Reader = Callable[[list[Tensor]], Any]
 """From dense tensors of plain types to an array of their addresses; an engine may bring a faster one than ours."""
 
 
-def addresses(tensors: list[Tensor]) -> array[int]:
+def _addresses(tensors: list[Tensor]) -> array[int]:
     """Where each tensor's first element lies."""
     return array("q", list(map(Tensor.data_ptr, tensors)))
 
@@ -30,8 +30,9 @@ class Column:
         self.vectors: dict[str, Tensor] = {}
         self.views: dict[str, list[Tensor]] = {}
         for name in self.names:
-            dtype = getattr(states[0][name], "dtype", scalar_dtype())  # somebody may have put a plain number there
-            vector = torch.tensor([float(state[name]) for state in states], dtype=dtype)
+            dtypes = {getattr(state[name], "dtype", None) for state in states}  # somebody may have put numbers there
+            dtype = dtypes.pop() if len(dtypes) == 1 else None
+            vector = torch.tensor([float(state[name]) for state in states], dtype=dtype or scalar_dtype(), device="cpu")
             self.vectors[name] = vector
             self.views[name] = list(vector.unbind())
             for state, view in zip(states, self.views[name], strict=True):
@@ -71,7 +72,7 @@ class Column:
             if len(members) == self.length:
                 self.vectors[name].fill_(value)
             else:
-                self.vectors[name][torch.tensor(members)] = value
+                self.vectors[name][torch.tensor(members, device="cpu")] = value
 
 
 class Columns:
@@ -79,7 +80,7 @@ class Columns:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Column] = {}
-        self.read: Reader = addresses
+        self.read: Reader = _addresses
 
     def adopt(self, bucket: Hashable, scalars: Mapping[str, Sequence[Any]], states: Sequence[dict[str, Any]]) -> Column:
         """The column of a bucket, made anew when the states are no longer its elements.

@@ -180,6 +180,7 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
                 if key in _keywords() and key not in known and value != self.defaults[key]:
                     raise HyperparameterError(f"{type(self).__name__} has no option {key!r}; it has {listing(known)}")
         super().add_param_group(param_group)
+        self._ran = []
 
     # -------------------------------------------------------------------- step
 
@@ -357,6 +358,8 @@ class RuleOptimizer(CheckedKeywords, torch.optim.Optimizer):
                 stepping.with_numba(bucket, bucket.traced, roles, scalars, places)
             else:
                 stepping.with_foreach(bucket.traced, bucket.kind, roles, scalars, self.state_dtype)
+            for _, new, members in scalars:  # not before: a step that failed is none
+                column.write(new, members)
             return
         for i, state in enumerate(kept):
             one = {role: tensors[i : i + 1] for role, tensors in roles.items()}

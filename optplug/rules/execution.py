@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -108,6 +109,10 @@ def choose(engine: str, group: Mapping[str, Any], variant: Variant) -> tuple[str
             raise EngineError(f"engine {engine!r} cannot run this rule: {traced}") from traced
         return "loop", f"auto: {traced}", None
     if engine == "auto":
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return "loop", "auto: torch.func is transforming this step", None
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+            return "loop", "auto: this step is being traced", None
         engine, why = "numba", "auto: one fused kernel"
     return engine, why, traced
 
@@ -129,7 +134,7 @@ def settle(engine: str, reason: str, kind: Kind, forced: bool) -> tuple[str, str
         if kind.device.type != "cpu":
             obstacle = f"it is on {kind.device}, and engine numba is for the CPU"
         else:
-            obstacle = kind.misfit or engines.why_not_numba()
+            obstacle = kind.misfit or engines.why_not_numba((kind.p_dtype, kind.g_dtype, *kind.s_dtypes))
     if obstacle is None:
         return engine, reason
     if forced:
@@ -146,6 +151,9 @@ def bytes_per_element(engine: str, traced: Traced | None, dtypes: Sequence[torch
     if traced is None:
         return None
     if engine == "foreach":
-        return foreach.passes(traced) * dtypes[0].itemsize
+        kept = [dtypes[0], *dtypes[2:]]
+        work = functools.reduce(torch.promote_types, kept).itemsize
+        copied = [dtype.itemsize + work for dtype in (*dtypes, *kept) if dtype.itemsize != work]  # there and back
+        return foreach.passes(traced) * work + sum(copied)
     size = {role: dtype.itemsize for role, dtype in zip(("p", "g", *traced.variant.elementwise), dtypes, strict=True)}
     return sum(size[role] for role in (*traced.reads, *traced.outputs))

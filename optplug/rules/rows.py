@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -78,11 +79,11 @@ class Places:
     def __init__(self, roles: Roles) -> None:
         gradients = [g.coalesce() for g in roles["g"]]
         self.values = [g.values().contiguous() for g in gradients]
-        counts = torch.tensor([len(v) for v in self.values])
-        sizes = [v[:1].numel() or 1 for v in self.values]
-        self.owners = torch.arange(len(counts)).repeat_interleave(counts)
-        self.lengths = torch.tensor(sizes)[self.owners]
-        rows = {"p": list(map(numbers, gradients)), "g": [torch.arange(len(v)) for v in self.values]}
+        counts = torch.tensor([len(v) for v in self.values], device="cpu")
+        sizes = [math.prod(v.shape[1:]) for v in self.values]
+        self.owners = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
+        self.lengths = torch.tensor(sizes, device="cpu")[self.owners]
+        rows = {"p": list(map(numbers, gradients)), "g": [torch.arange(len(v), device="cpu") for v in self.values]}
         self.addresses = torch.stack(
             [
                 torch.cat(

@@ -48,23 +48,21 @@ def with_loop(
     write_back(work, roles)
 
 
-Scalars = list[tuple[list[float], Sequence[int]]]
-"""The distinct rows of hoisted scalars, each with the indices of the parameters that it is for."""
+Scalars = list[tuple[list[float], dict[str, float], Sequence[int]]]
+"""The distinct rows of hoisted scalars and of new scalar states, each with the indices of its parameters."""
 
 
 def scalars_of(traced: Traced, hypers: dict[str, Any], column: Column, first: Sequence[bool] | None) -> Scalars:
-    """The scalars of a step; the scalar states are set to their new values."""
-    found = []
-    for row, members in column.rows(first).items():
-        constants, new = traced.scalars({**hypers, **dict(zip((FIRST, *column.names), row, strict=True))})
-        column.write(new, members)
-        found.append((constants, members))
-    return found
+    """The scalars of a step."""
+    return [
+        (*traced.scalars({**hypers, **dict(zip((FIRST, *column.names), row, strict=True))}), members)
+        for row, members in column.rows(first).items()
+    ]
 
 
 def with_foreach(traced: Traced, kind: Kind, roles: Roles, scalars: Scalars, state_dtype: torch.dtype | None) -> None:
     """Step many parameters, those with equal scalars at once."""
-    for constants, members in scalars:
+    for constants, _, members in scalars:
         chosen = roles
         if len(scalars) > 1:
             chosen = {role: [tensors[i] for i in members] for role, tensors in roles.items()}
@@ -94,10 +92,10 @@ def with_numba(bucket: Bucket, traced: Traced, roles: Roles, scalars: Scalars, p
     parts = 2 if dtypes[0].is_complex else 1
     row_of = None
     if len(scalars) > 1:
-        row_of = torch.zeros(len(roles["p"]), dtype=torch.int64)
-        for row, (_, members) in enumerate(scalars):
+        row_of = torch.zeros(len(roles["p"]), dtype=torch.int64, device="cpu")
+        for row, (*_, members) in enumerate(scalars):
             row_of[list(members)] = row
-    constants = [values for values, _ in scalars]
+    constants = [values for values, *_ in scalars]
     if bucket.kind.layout is torch.strided:
         if bucket.table is None:
             bucket.table = numba.Table(kernel, [parts * p.numel() for p in roles["p"]])

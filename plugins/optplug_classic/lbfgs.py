@@ -1,5 +1,6 @@
 """L-BFGS: no update rule, for it looks at all parameters together and evaluates the loss where it likes."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
+from optplug.curvature import Pairs, apart
 from optplug.errors import ConfigTypeError, HyperparameterError, LineSearchError, ParameterError, did_you_mean, listing
 from optplug.keywords import CheckedKeywords
 from optplug.ranges import at_least
@@ -20,26 +22,14 @@ RANGES += [at_least(0, name) for name in ("tolerance_grad", "tolerance_change")]
 C1, C2 = 1e-4, 0.9  # of the strong Wolfe conditions
 
 
-def remember(state: dict[str, Any], s: Tensor, y: Tensor, size: int) -> None:
+def remember(pairs: Pairs, state: dict[str, Any], y: Tensor, size: int) -> None:
     """Keep the last `size` steps s and changes y of the gradient; one with no positive curvature teaches nothing."""
+    s = state["d"] * state["t"]
     curvature = y.dot(s)
     if curvature > 1e-10:
-        for name, value in {"old_stps": s, "old_dirs": y, "ro": 1.0 / curvature}.items():
-            state[name] = [*state[name], value][-size:]
+        pairs.append(s, y, size)
+        state.update(old_stps=pairs.s, old_dirs=pairs.y, ro=[*state["ro"], 1.0 / curvature][-size:])
         state["H_diag"] = curvature / y.dot(y)
-
-
-def two_loop(state: dict[str, Any], g: Tensor) -> Tensor:
-    """The direction -H g (Algorithm 7.4)."""
-    pairs = list(zip(state["old_stps"], state["old_dirs"], state["ro"], strict=True))
-    q, alphas = g.neg(), []
-    for s, y, rho in reversed(pairs):
-        alphas.append(s.dot(q) * rho)
-        q.add_(y, alpha=-float(alphas[-1]))
-    r: Tensor = q * state["H_diag"]
-    for s, y, rho in pairs:
-        r.add_(s, alpha=float(alphas.pop() - y.dot(r) * rho))
-    return r
 
 
 class Point(NamedTuple):
@@ -126,6 +116,7 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
 
     cases: ClassVar[Any] = ({}, {"line_search_fn": "strong_wolfe"}, {"history_size": 3, "max_iter": 7})
     capabilities = frozenset({"closure", "complex"})
+    _pairs: Pairs | None = None  # of the state, as long as its lists are theirs
 
     def __init__(
         self,
@@ -172,6 +163,14 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
                 f"this is the state of another optimizer, with {listing(saved)}; LBFGS keeps n_iter"
             )
         Optimizer.load_state_dict(self, state_dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, which either class loads."""
+        found = Optimizer.state_dict(self)
+        return {**found, "state": apart(found["state"])}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**Optimizer.__getstate__(self), "state": defaultdict(dict, apart(self.state))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Optimizer.__setstate__(self, state)
@@ -230,10 +229,11 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
             state["n_iter"] += 1
             if state["n_iter"] == 1:
                 state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)  # H = 1
-            else:
-                remember(state, state["d"] * state["t"], g - state["prev_flat_grad"], group["history_size"])
+            pairs = self._pairs = Pairs.of(state, self._pairs)
+            if state["n_iter"] > 1:
+                remember(pairs, state, g - state["prev_flat_grad"], group["history_size"])
             t: Any = lr if state["n_iter"] > 1 else lr * min(1.0, 1.0 / g.abs().sum())  # type: ignore[operator]
-            d = two_loop(state, g)
+            d = pairs.direction(g, state["H_diag"])
             state.update(d=d, t=t, prev_flat_grad=g, prev_loss=f)
             start = Point(0, f, g, g.dot(d))
             if start.slope > -tolerance:

@@ -1,0 +1,732 @@
+"""Engine `numba`: its numbers against the loop's, the memory it touches and allocates, threads, what it refuses.
+
+Processes, Lightning and what is done behind its back are in tests/test_numba_between_steps.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import optplug
+from optplug import RuleOptimizer, State, ops
+from optplug.engines import threads
+from optplug.errors import EngineError
+from optplug.testing.checks import close, distance, equal
+from optplug.testing.subjects import Subject, noise
+
+pytest.importorskip("numba", reason="engine numba is in the extra optplug[cpu]")
+from optplug.engines import numba
+from optplug.engines.numba import CHUNK
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+RULES = [name for name in optplug.list_optimizers() if issubclass(optplug.get_optimizer(name), RuleOptimizer)]
+SUBJECTS = {name: Subject.of(name) for name in RULES}
+Adam, SGD = (optplug.get_optimizer(name) for name in ("adam", "sgd"))
+
+every_rule = pytest.mark.parametrize("name", RULES)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture
+def eager_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Helper threads from two blocks on rather than from sixty-four, and three of them."""
+    monkeypatch.setattr(numba, "WORTH_A_THREAD", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def moderate(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Between 0.5 and 1.5, of either sign."""
+    t = noise(shape, seed)
+    return t.sign() * (0.5 + t.abs() % 1)
+
+
+def states(optimizer: RuleOptimizer, p: Tensor) -> dict[str, Tensor]:
+    """The element-wise states of a parameter."""
+    kept = optimizer.state.get(p, {})
+    return {s.name: kept[s.name] for s in optimizer.states if not s.scalar and s.name in kept}
+
+
+def engines_of(optimizer: Any) -> set[str]:
+    return {report.engine for report in optimizer.engine_report()}
+
+
+# ------------------------------------------------------------------------------------------ every rule, every dtype
+
+SHAPES = ((1,), (CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (3 * CHUNK + 5,), (0,), (), (3, 5))
+STEPS = 3
+CANARY, WIDTH = 77.0, 9
+
+
+class Fence:
+    """Lays tensors into larger ones, where a write beside them shows."""
+
+    def __init__(self) -> None:
+        self.whole: list[Tensor] = []
+
+    def __call__(self, t: Tensor) -> Tensor:
+        whole = torch.full((t.numel() + 2 * WIDTH,), CANARY, dtype=t.dtype)
+        inside = whole[WIDTH : WIDTH + t.numel()].view(t.shape).copy_(t.detach())
+        self.whole.append(whole)
+        return inside
+
+    def check(self) -> None:
+        for whole in self.whole:
+            assert bool((whole[:WIDTH] == CANARY).all())
+            assert bool((whole[-WIDTH:] == CANARY).all())
+
+
+def trained(
+    name: str, dtype: torch.dtype, rounded: torch.dtype, fence: Callable[[Tensor], Tensor], **options: Any
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Parameters and states after a few steps on inputs that were rounded first; all lie where `fence` puts them."""
+    subject = SUBJECTS[name]
+    params = [fence(moderate(s, i).to(rounded).to(dtype)).requires_grad_() for i, s in enumerate(SHAPES)]
+    optimizer = subject.cls(params, **{"lr": 0.125, **options})
+    for step in range(STEPS):
+        for i, p in enumerate(params):
+            p.grad = subject.given(fence(moderate(tuple(p.shape), 100 * step + i + 50).to(rounded).to(dtype)))
+            if step == 1:
+                optimizer.state[p].update({key: fence(value) for key, value in states(optimizer, p).items()})
+        before = [p.grad.clone() for p in params]
+        optimizer.step()
+        equal("gradients before and after", [p.grad for p in params], before)
+    return [p.detach() for p in params], [states(optimizer, p) for p in params]
+
+
+@functools.cache
+def exactly(name: str, case: int, rounded: torch.dtype) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    options = SUBJECTS[name].cases[case]
+    return trained(name, torch.float64, rounded, Tensor.clone, **options, engine="loop")
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.float64], ids=str)
+@every_dtype
+@every_rule
+def test_every_rule_is_within_units_of_the_loop_in_float64(name, dtype, state_dtype, eager_threads):
+    for number, case in enumerate(SUBJECTS[name].cases):
+        fence = Fence()
+        params, kept = trained(name, dtype, dtype, fence, **case, engine="numba", state_dtype=state_dtype)
+        fence.check()
+        exact, exact_kept = exactly(name, number, dtype)
+        kept_in = [torch.finfo(t) for t in (dtype, state_dtype or dtype)]
+        for what in ("p", *kept[0]):
+            ours = params if what == "p" else [state[what] for state in kept]
+            theirs = exact if what == "p" else [state[what] for state in exact_kept]
+            assert {t.dtype for t in ours} == {dtype if what == "p" else state_dtype or dtype}
+            for a, b in zip(ours, theirs, strict=True):
+                size = max(float(t.abs().max()) for t in theirs if t.numel())
+                unit = max(each.eps * max(size, each.smallest_normal) for each in kept_in)
+                figure = distance([a], [b]) / unit
+                assert figure <= 6, f"{what} of {tuple(b.shape)} off by {figure:.2f} units, {case}"
+
+
+def test_wider_states_are_kept_to_their_own_precision():
+    """bfloat16 parameters round no state on the way."""
+    for state_dtype in (torch.float32, torch.float64):
+        _, kept = trained("adam", torch.bfloat16, torch.bfloat16, Tensor.clone, engine="numba", state_dtype=state_dtype)
+        _, exact = exactly("adam", 0, torch.bfloat16)
+        for a, b in zip(kept, exact, strict=True):
+            for key in ("exp_avg", "exp_avg_sq"):
+                close(key, [a[key]], [b[key]], 1.0, 4 * torch.finfo(state_dtype).eps)
+
+
+# ------------------------------------------------------------------------------------------ NaN and infinity
+
+ODD = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e-30, 1e-40, 1.0, -2.0)
+
+
+def odd_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Every combination of a parameter's element and a gradient's."""
+    pairs = torch.tensor(list(itertools.product((1.0, math.nan, math.inf, -math.inf, 0.0), ODD)), dtype=torch.float64)
+    p, g = pairs.to(dtype).t().contiguous()
+    return p, g
+
+
+def kinds(t: Tensor) -> Tensor:
+    return torch.stack([t.isnan(), t == math.inf, t == -math.inf])
+
+
+def nothing_but_rounding(kept: dict[str, Tensor]) -> Tensor:
+    """Where the variance of a centered RMSprop is a difference of equal numbers, and its root a matter of luck."""
+    if "grad_avg" not in kept:
+        return torch.tensor(False)
+    square, mean = kept["square_avg"], kept["grad_avg"]
+    return (square - mean * mean).abs() <= 8 * torch.finfo(square.dtype).eps * square
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@every_rule
+def test_nan_and_inf_come_up_where_they_do_in_the_loop(name, dtype):
+    subject = SUBJECTS[name]
+    for case in subject.cases:
+        runs = []
+        for engine in ("numba", "loop"):
+            start, g = odd_inputs(dtype)
+            p = start.requires_grad_()
+            optimizer = subject.cls([p], **{"lr": 0.125, **case}, engine=engine)
+            runs.append((p, g, optimizer))
+        rounding = torch.zeros(p.shape, dtype=torch.bool)
+        for step in range(4):
+            for p, g, optimizer in runs:
+                p.grad = subject.given(g.roll(7 * step))
+                optimizer.step()
+            (a, _, ours), (b, _, theirs) = runs
+            rounding |= nothing_but_rounding(states(theirs, b))
+            for what, x, y in [("p", a, b), *((k, v, states(theirs, b)[k]) for k, v in states(ours, a).items())]:
+                differ = (kinds(x.detach()) != kinds(y.detach())).any(0) & ~rounding
+                assert not differ.any(), (case, step, what, x[differ], y[differ])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every_rule
+def test_nan_comes_up_where_it_does_in_the_loop_in_16_bits(name, dtype):
+    """Infinity depends on how an engine rounds in between."""
+    subject, ends = SUBJECTS[name], []
+    for engine in ("numba", "loop"):
+        p = moderate((60,), 1).to(dtype)
+        p[::5] = math.nan
+        optimizer = subject.cls([p.requires_grad_()], lr=0.125, engine=engine)
+        for step in range(3):
+            g = moderate((60,), 2 + step).to(dtype)
+            g[step :: 7 + step] = math.nan
+            p.grad = subject.given(g)
+            optimizer.step()
+        ends.append([t.isnan() for t in (p.detach(), *states(optimizer, p).values())])
+    assert all(map(torch.equal, *ends))
+    assert 12 < ends[0][0].sum() < 60 or name in ("rprop", "sgd")
+
+
+# ------------------------------------------------------------------------------------------ random rules
+
+STATES = ("a", "b")
+EXACT = ("opposite", "size", "root", "sign", "max", "min", "product", "quotient", "either", "chosen", "unlike")
+ROUNDED = ("add", "sub", "mul", "fma", "fms", "over", "lerp", "exp", "log", "branch", "start", "reset", "shift")
+WEIGHTS = st.sampled_from(["lr", "first", 0.0, 1.0, 0.5, 0.499, -0.75, 1.5, 3, -2.5])
+INDEX = st.integers(0, 40)
+
+
+class Program:
+    """A drawn rule.
+
+    Engine `numba` may leave the rounding of a product out. So what jumps (signs, comparisons, roots at zero, divisions)
+    is applied to values that are the same to the last bit in every engine; those are kept apart.
+    """
+
+    def __init__(self, lines, outputs) -> None:
+        self.lines, self.outputs, self.largest = lines, outputs, 1.0
+
+    def __repr__(self) -> str:
+        return f"Program({self.lines}, {self.outputs})"
+
+    def __call__(self, p, g, a, b, *, lr, first):
+        inputs = [p, g, a, b]
+        values, exact = list(inputs), list(inputs)
+        for op, i, j, k, weight in self.lines:
+            x, y = (values[n % len(values)] for n in (i, j))
+            u, v, w = (exact[n % len(exact)] for n in (i, j, k))
+            factor, s = inputs[k % 4], {"lr": lr, "first": first}.get(weight, weight)
+            new = {
+                "opposite": lambda u=u: -u,
+                "size": lambda u=u: ops.abs(u),
+                "root": lambda u=u: ops.sqrt(ops.abs(u)),
+                "sign": lambda u=u: ops.sign(u),
+                "max": lambda u=u, v=v: ops.maximum(u, v),
+                "min": lambda u=u, s=s: ops.minimum(s, u),
+                "product": lambda u=u, f=factor: u * f,
+                "quotient": lambda u=u, f=factor: u / f,
+                "either": lambda u=u, v=v, w=w, s=s: ops.where((u > s) & ~(v <= w) | (u == v), v, w),
+                "chosen": lambda u=u, s=s: ops.where(u >= s, s, u),
+                "unlike": lambda u=u, v=v: ops.where(~(u != v), u, v),
+                "add": lambda x=x, y=y: x + y,
+                "sub": lambda x=x, y=y: x - y,
+                "mul": lambda x=x, f=factor: x * f,
+                "fma": lambda x=x, y=y, f=factor, s=s: x + s * (y * f),
+                "fms": lambda x=x, y=y, f=factor, s=s: (s * y) * f - x,
+                "over": lambda x=x, y=y: x / (1 + ops.abs(y)),
+                "lerp": lambda x=x, y=y, s=s: ops.lerp(x, y, s),
+                "exp": lambda u=u: ops.exp(ops.minimum(u, 3.0)),
+                "log": lambda u=u: ops.log(u),
+                "branch": lambda x=x, y=y, u=u, v=v: ops.where(u < v, x, y),
+                "start": lambda x=x, y=y: ops.where(first, x, y),
+                "reset": lambda x=x: ops.where(first, 0.5, x),
+                "shift": lambda x=x, s=s: s - x,
+            }[op]()
+            values.append(new)
+            if op in EXACT:
+                exact.append(new)
+        if isinstance(p, Tensor):
+            finite = torch.cat(values).nan_to_num(0.0, 0.0, 0.0)
+            self.largest = max(1.0, float(finite.abs().max()))
+        return tuple(values[n % len(values)] for n in self.outputs)
+
+
+PROGRAMS = st.builds(
+    Program,
+    st.lists(st.tuples(st.sampled_from(EXACT + ROUNDED), INDEX, INDEX, INDEX, WEIGHTS), min_size=1, max_size=9),
+    st.lists(st.one_of(st.integers(-3, -1), INDEX), min_size=3, max_size=3),
+)
+SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, -1e-310)
+
+
+def drawn(seed: int) -> Tensor:
+    """Between 0.5 and 1.5 in size; two in five elements are special."""
+    t, where = moderate((700,), seed), torch.Generator().manual_seed(seed)
+    chosen = torch.randint(0, 5 * len(SPECIAL) // 2, (700,), generator=where)
+    for i, value in enumerate(SPECIAL):
+        t[chosen == i] = value
+    return t
+
+
+def optimizer_of(program: Callable[..., Any]) -> type[RuleOptimizer]:
+    def rule(p, g, a, b, *, lr, first):
+        return program(p, g, a, b, lr=lr, first=first)
+
+    class Random(RuleOptimizer):
+        states = tuple(State(name) for name in STATES)
+
+        def __init__(self, params, lr=0.3, engine="auto"):
+            super().__init__(params, {"lr": lr}, engine=engine)
+
+    Random.rule = staticmethod(rule)
+    return Random
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(program=PROGRAMS)
+def test_numba_equals_loop_on_random_rules(program):
+    cls = optimizer_of(program)
+    runs = []
+    for engine in ("numba", "loop"):
+        p = drawn(1).requires_grad_()
+        runs.append((p, cls([p], engine=engine)))
+    (p, ours), (q, theirs) = runs
+    for step in range(2):  # each from the same values; `first` is 1, then 0
+        p.grad, q.grad = drawn(5 + step), drawn(5 + step)
+        ours.step()
+        theirs.step()
+        atol = 1e-12 * program.largest**2
+        for a, b in [(p, q), *((ours.state[p][name], theirs.state[q][name]) for name in STATES)]:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=atol, equal_nan=True)
+            a.data.copy_(b.data)
+        if step == 0:
+            for i, name in enumerate(STATES):
+                ours.state[p][name].copy_(drawn(3 + i))
+                theirs.state[q][name].copy_(drawn(3 + i))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 0.4999, -0.4999, 0.5, -0.5, 0.75, 1 - 2**-40, 1.0, 1.25, -2.0, 7.0])
+def test_lerp_starts_from_the_nearer_end_and_is_exact_there(weight):
+    ends = []
+    for engine in ("numba", "loop"):
+        p = torch.cat([drawn(1), 1e16 * moderate((50,), 2), moderate((50,), 3)]).requires_grad_()
+        program = lambda p, g, a, b, *, lr, first: (ops.lerp(p, g, lr), ops.lerp(p, g, weight), a)  # noqa: E731
+        optimizer = optimizer_of(program)([p], lr=1.0, engine=engine)
+        optimizer.param_groups[0]["lr"] = weight  # of any sign
+        p.grad = torch.cat([drawn(4), moderate((50,), 5), 1e16 * moderate((50,), 6)])
+        optimizer.step()
+        ends.append((p, optimizer.state[p]["a"]))
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("outputs", [(1, 0, 2), (0, 1, 1), (1, 2, 0), (3, 3, 3)], ids=str)
+def test_parameter_and_states_may_change_places(outputs):
+    ends = []
+    for engine in ("numba", "loop"):
+        p = moderate((CHUNK + 3,), 1).requires_grad_()
+        optimizer = optimizer_of(lambda p, g, a, b, *, lr, first: tuple((p, a, b, g)[n] for n in outputs))
+        made = optimizer([p], engine=engine)
+        for step in range(3):
+            p.grad = moderate((CHUNK + 3,), step)
+            made.step()
+        ends.append([p, *states(made, p).values()])
+    equal("numba and loop", *ends)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float64], ids=str)
+@every_dtype
+def test_elements_are_rounded_to_the_nearest_even(dtype, state_dtype):
+    """As torch rounds: all float16 patterns and their neighbours half a unit on, NaN with any payload, overflow."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    grid = torch.cat([bits.view(torch.float16).float(), bits.view(torch.bfloat16).float()])
+    between = (grid.view(torch.int32)[:, None] + torch.tensor([0, 1, 0x1000, 0x7FFF, 0x8000, 0x8001])).flatten()
+    value = torch.cat([between.view(torch.float32), torch.tensor([65519.0, 65520.0, 3.4e38, 1e-45])]).to(state_dtype)
+
+    class Copies(RuleOptimizer):
+        states = (State("kept"),)
+
+        def __init__(self, params, lr=0.3, engine="auto", state_dtype=None):
+            super().__init__(params, {"lr": lr}, engine=engine, state_dtype=state_dtype)
+
+        @staticmethod
+        def rule(p, g, kept):
+            return kept + 0.0, kept
+
+    p = torch.zeros(len(value), dtype=dtype, requires_grad=True)
+    optimizer = Copies([p], engine="numba", state_dtype=state_dtype)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.state[p]["kept"].copy_(value)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), (value + 0.0).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+# ------------------------------------------------------------------------------------------ threads
+
+MANY = 70 * CHUNK + 11
+
+
+@every_dtype
+def test_the_result_does_not_depend_on_threads_nor_on_company(dtype, monkeypatch):
+    asked, real = [], threads.together
+    monkeypatch.setattr(threads, "together", lambda work, helpers: (asked.append(helpers), real(work, helpers)))
+    shapes = ((MANY,), (3, 5), (2 * CHUNK,))
+
+    def go(*chosen: int) -> list[Tensor]:
+        params = [moderate(shapes[i], i).to(dtype).requires_grad_() for i in chosen]
+        optimizer = Adam(params, lr=0.1, amsgrad=True, weight_decay=0.1, engine="numba")
+        for step in range(2):
+            for i, p in zip(chosen, params, strict=True):
+                p.grad = moderate(shapes[i], 10 * step + i + 20).to(dtype)
+            optimizer.step()
+        return [t for p in params for t in (p.detach(), *states(optimizer, p).values())]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [t for i in range(len(shapes)) for t in go(i)]
+        assert asked == [0] * 6
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            asked.clear()
+            equal(f"with {count} threads and one by one", go(0, 1, 2), alone)
+            assert asked == [min(count - 1, 2)] * 2  # 73 blocks
+            monkeypatch.setattr(numba, "WORTH_A_THREAD", 1)
+            equal(f"with {count} eager threads and one by one", go(0, 1, 2), alone)
+            assert asked[2:] == [count - 1] * 2
+            monkeypatch.setattr(numba, "WORTH_A_THREAD", 32)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.timeout(30)
+def test_together_calls_here_and_elsewhere_and_waits_for_all():
+    gate, seen = threading.Barrier(3), []
+
+    def work() -> None:
+        gate.wait()  # so that no thread does it all
+        seen.append(threading.current_thread())
+
+    threads.together(work, 2)
+    assert len(set(seen)) == 3
+    assert threading.current_thread() in seen
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("where", ["here", "in a helper"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_exception_in_one_thread_waits_for_the_others_and_passes_through(where, error):
+    here, gate, done = threading.current_thread(), threading.Barrier(2), []
+
+    def work() -> None:
+        gate.wait()
+        if (threading.current_thread() is here) == (where == "here"):
+            raise error
+        done.append(threading.current_thread())
+
+    with pytest.raises(error):
+        threads.together(work, 1)
+    assert len(done) == 1
+    threads.together(lambda: done.append(None), 1)  # and it goes on
+    assert None in done
+
+
+def test_helpers_that_come_late_are_not_waited_for():
+    hold, began = threading.Event(), threading.Barrier(257)
+    busy = [threads._threads().submit(lambda: (began.wait(), hold.wait())) for _ in range(256)]
+    began.wait()  # every thread of the pool is busy
+    calls = []
+    threads.together(lambda: calls.append(threading.current_thread()), 3)
+    assert calls == [threading.current_thread()]
+    hold.set()
+    for each in busy:
+        each.result()
+
+
+def test_optimizers_may_step_in_several_threads_at_once(eager_threads):
+    def go(seed: int) -> Tensor:
+        p = moderate((3 * CHUNK,), seed).requires_grad_()
+        optimizer = Adam([p], lr=0.1, engine="numba")
+        for step in range(20):
+            p.grad = moderate((3 * CHUNK,), seed + step)
+            optimizer.step()
+        return p.detach()
+
+    expected = [go(seed) for seed in range(4)]
+    found: dict[int, Tensor] = {}
+    jobs = [threading.Thread(target=lambda seed=seed: found.update({seed: go(seed)})) for seed in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    equal("in threads and one after another", [found[seed] for seed in range(4)], expected)
+
+
+# ------------------------------------------------------------------------------------------ compiling and memory
+
+
+def test_one_kernel_serves_any_number_and_shapes_of_tensors_and_any_numbers():
+    class Own(RuleOptimizer):
+        def __init__(self, params, lr=0.1, betas=(0.9, 0.99), engine="numba"):
+            super().__init__(params, {"lr": lr, "betas": betas}, engine=engine)
+
+        @staticmethod
+        def rule(p, g, *, lr, betas):
+            return p - lr * betas[0] * g + betas[1] * p
+
+    def misses() -> int:
+        return numba.compiled.cache_info().misses
+
+    before = misses()
+    for shapes in (((3,),), ((4, 5), (), (0,), (CHUNK + 1,)), ((2,),) * 100, ((2, 3, 4, 5),)):
+        params = [torch.ones(shape, requires_grad=True) for shape in shapes]
+        optimizer = Own(params, lr=len(shapes), betas=(0.5, 0.5 / len(shapes)))
+        for step in range(3):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.param_groups[0].update(lr=0.1 / (step + 1), betas=(0.1 * step, 0.5))
+            optimizer.step()
+    assert misses() == before + 1
+    p = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    Own([p]).step()
+    assert misses() == before + 2
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of new tensors, while active."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        known = {t.untyped_storage()._cdata for t in leaves if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(out):
+            if isinstance(t, Tensor) and t.untyped_storage()._cdata not in known:
+                self.total += t.untyped_storage().nbytes()
+        return out
+
+
+@pytest.mark.parametrize("options", [{"engine": "numba"}, {}], ids=["numba", "auto"])
+def test_a_step_needs_less_than_a_mebibyte(options):
+    params = [torch.ones(n, requires_grad=True) for n in (4_000_000, *(100,) * 300)]
+    optimizer = Adam(params, amsgrad=True, weight_decay=0.1, **options)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for _ in range(2):  # the first makes the plan
+        tracemalloc.start()
+        try:
+            with Allocations() as made:
+                optimizer.step()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert made.total + peak < 2**20
+    assert engines_of(optimizer) == {"numba"}
+
+
+# ------------------------------------------------------------------------------------------ buckets and reports
+
+
+BYTES = [
+    ("sgd", {}, torch.float32, 12),
+    ("sgd", {"weight_decay": 0.1, "maximize": True}, torch.float32, 12),
+    ("sgd", {"momentum": 0.9}, torch.float32, 20),
+    ("sgd", {"momentum": 0.9, "nesterov": True}, torch.float64, 40),
+    ("adam", {}, torch.float32, 28),
+    ("adam", {"amsgrad": True}, torch.float32, 36),
+    ("adamw", {}, torch.bfloat16, 14),
+    ("adam", {"state_dtype": torch.float32}, torch.bfloat16, 22),
+    ("adam", {"state_dtype": torch.float64}, torch.float16, 38),
+    ("adagrad", {}, torch.float32, 20),
+    ("rprop", {}, torch.float32, 28),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "dtype", "expected"), BYTES, ids=str)
+def test_the_report_tells_engine_reason_and_bytes_before_and_after(name, options, dtype, expected):
+    for engine, reason in (("auto", "auto: one fused kernel"), ("numba", "engine='numba'")):
+        p = torch.ones(4, 3, dtype=dtype, requires_grad=True)
+        optimizer = optplug.get_optimizer(name)([p], **options, engine=engine)
+        for ran in (False, True, True):
+            (report,) = optimizer.engine_report()
+            assert (report.engine, report.reason, report.bytes_per_element, report.ran) == (
+                "numba",
+                reason,
+                expected,
+                ran,
+            )
+            assert (report.group, report.tensors, report.elements, report.dtype) == (0, 1, 12, dtype)
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+
+
+def gapped(t: Tensor) -> Tensor:
+    return torch.stack([t, t], -1)[..., 0]
+
+
+def in_columns(t: Tensor) -> Tensor:
+    return t.t().contiguous().t()
+
+
+class Wrapped(Tensor):
+    """A tensor subclass."""
+
+
+_DENSE = moderate((4, 3), 2)
+_Z, _W = (torch.view_as_complex(moderate((4, 3, 2), seed)) for seed in (1, 2))
+MISFITS: dict[str, tuple[Callable[[], Any], Callable[[], Any], str, str]] = {
+    "lazily conjugated": (lambda: _Z.clone().conj(), lambda: _W, "it is a lazy conjugate", "foreach"),
+    "lazily negated": (
+        lambda: _Z.clone().conj().imag,
+        lambda: _W.imag.contiguous(),
+        "it is a lazy negative",
+        "foreach",
+    ),
+    "conjugated gradient": (lambda: _Z.clone(), lambda: _W.conj(), "its gradient is a lazy conjugate", "foreach"),
+    "negated gradient": (
+        lambda: _Z.real.contiguous(),
+        lambda: _W.conj().imag,
+        "its gradient is a lazy negative",
+        "foreach",
+    ),
+    "gaps": (lambda: gapped(_DENSE), lambda: gapped(_DENSE), "its memory has gaps", "foreach"),
+    "gradient in columns": (
+        _DENSE.clone,
+        lambda: in_columns(_DENSE),
+        "its gradient has another order in memory",
+        "foreach",
+    ),
+    "gradient with gaps": (_DENSE.clone, lambda: gapped(_DENSE), "its gradient has another order in memory", "foreach"),
+    "expanded gradient": (
+        _DENSE.clone,
+        lambda: torch.ones((), dtype=torch.float64).expand(4, 3),
+        "its gradient has another order in memory",
+        "foreach",
+    ),
+    "sparse gradient of a gapped parameter": (
+        lambda: gapped(_DENSE),
+        lambda: _DENSE.to_sparse(1),
+        "its rows are not contiguous",
+        "loop",
+    ),
+    "sparse gradient and state": (
+        _DENSE.clone,
+        lambda: _DENSE.to_sparse(1),
+        "its gradient is sparse and so is its momentum_buffer",
+        "loop",
+    ),
+    "subclass": (lambda: _DENSE.clone().as_subclass(Wrapped), lambda: _DENSE, "Wrapped is no plain tensor", "loop"),
+    "shared memory": (
+        lambda: torch.ones(1, dtype=torch.float64).expand(4, 3),
+        lambda: _DENSE,
+        "it shares memory with another parameter, or with itself",
+        "loop",
+    ),
+}
+
+
+def misfit_and_others(kind: str, engine: str) -> tuple[RuleOptimizer, list[Tensor]]:
+    """A tensor that the engine cannot work on, between others in the same group."""
+    parameter, gradient, *_ = MISFITS[kind]
+    params = [moderate((5,), 1).requires_grad_(), parameter().requires_grad_(), moderate((2, 2), 3).requires_grad_()]
+    momentum = {} if kind == "sparse gradient of a gapped parameter" else {"momentum": 0.9}
+    optimizer = SGD(params, lr=0.1, **momentum, engine=engine)
+    for p, g in zip(params, (moderate((5,), 4), gradient(), moderate((2, 2), 5)), strict=True):
+        p.grad = g
+    return optimizer, params
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_what_it_cannot_take_is_refused_with_the_reason_before_anything_moves(kind):
+    optimizer, params = misfit_and_others(kind, "numba")
+    before = [p.detach().clone() for p in params]
+    for act in (optimizer.step, optimizer.engine_report, optimizer.step):
+        with pytest.raises(EngineError) as caught:
+            act()
+        assert str(caught.value) == f"engine 'numba' cannot take a parameter: {MISFITS[kind][2]}; use engine='auto'"
+    equal("after a refused step", [p.detach() for p in params], before)
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MISFITS if kind != "shared memory"])
+def test_under_auto_what_it_cannot_take_goes_elsewhere_alone(kind):
+    ends = []
+    for engine in ("auto", "loop"):
+        optimizer, params = misfit_and_others(kind, engine)
+        for _ in range(3):
+            optimizer.step()
+        ends.append([p.detach().as_subclass(Tensor) for p in params])
+        if engine == "auto":
+            found = {(report.engine, report.tensors): report.reason for report in optimizer.engine_report()}
+            *_, reason, instead = MISFITS[kind]
+            assert found.keys() == {("numba", 2), (instead, 1)}
+            assert found[instead, 1].startswith(f"auto: {reason}")
+            assert found["numba", 2] == "auto: one fused kernel"
+    close("auto and loop", *ends, 1.0, 1e-13)
+
+
+def test_a_state_in_another_order_is_refused_and_under_auto_stepped_elsewhere():
+    for engine in ("numba", "auto"):
+        p = _DENSE.clone().requires_grad_()
+        optimizer = Adam([p], engine=engine)
+        p.grad = _DENSE
+        optimizer.step()
+        optimizer.state[p]["exp_avg"] = in_columns(optimizer.state[p]["exp_avg"])
+        refused = pytest.raises(EngineError, match="its state has another order")
+        with refused if engine == "numba" else contextlib.nullcontext():
+            optimizer.step()
+        assert engine == "numba" or engines_of(optimizer) == {"foreach"}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda t: t.permute(0, 2, 3, 1),
+        lambda t: t.transpose(0, 3),
+        lambda t: t.contiguous(memory_format=torch.channels_last),
+        lambda t: t[:1].expand(1, -1, -1, -1),
+    ],
+    ids=["permuted", "transposed", "channels_last", "one"],
+)
+def test_any_dense_order_that_parameter_and_gradient_share_is_worked_on_in_place(layout):
+    ends = []
+    for engine in ("numba", "loop"):
+        p = layout(moderate((2, 3, 4, 5), 1)).clone(memory_format=torch.preserve_format).requires_grad_()
+        g = layout(moderate((2, 3, 4, 5), 2)).clone(memory_format=torch.preserve_format)
+        assert p.stride() == g.stride()
+        optimizer = Adam([p], lr=0.1, engine=engine)
+        for _ in range(3):
+            p.grad = g
+            optimizer.step()
+        ends.append([p, *states(optimizer, p).values()])
+    close("numba and loop", *ends, 1.0, 1e-13)
