@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import optplug
@@ -34,6 +35,7 @@ from optplug.bench import (
     profile,
 )
 from optplug.bench.limit import arrays, limit_of
+from optplug.cli import bench as cli
 from optplug.cli.app import app
 from optplug.errors import ConfigError, HyperparameterError, OptplugError, UnknownNameError
 from optplug.registry import Offer, Plugin, registry
@@ -90,7 +92,7 @@ def timing(path: str, median: float) -> Timing:
 
 def cell(optimizer: str = "adam", on: str = "tiny", ours: float = 0.2, **changes: Any) -> Cell:
     made = Cell(
-        optimizer, on, 3, 12, "float32", "swift", "auto", "torch.optim.Adam", 2,
+        optimizer, on, 3, 12, "float32", "swift", "auto", "swift", 1, "torch.optim.Adam", 2,
         ours=timing("optplug", ours),
         limit=timing("limit", 0.1),
         paths=(timing("loop", 0.8), timing("fused", 0.4), timing("foreach", 0.5)),
@@ -169,6 +171,8 @@ def test_a_name_may_carry_options(text: str, name: str, options: dict[str, Any])
         ("lbfgs", ConfigError, "lbfgs needs a closure"),
         ("sparse_adam", ConfigError, "sparse_adam takes sparse gradients only"),
         ("plain", ConfigError, "plain has nothing to be compared with"),
+        ("adam:state_dtype=float32", ConfigError, "torch.optim.Adam has no state_dtype to be compared with"),
+        ("sgd:decoupled_weight_decay=True", ConfigError, "torch.optim.SGD has no decoupled_weight_decay to be"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(strangers: None, text: str, kind: type[OptplugError], says: str):
@@ -184,7 +188,7 @@ def test_the_paths_of_adam_are_the_three_that_torch_has():
     made = {name: make(measuring.tensors(SMALL, torch.float32)) for name, make in entry("adam").paths().items()}
     assert {type(one) for one in made.values()} == {torch.optim.Adam}
     ways = {name: (one.param_groups[0]["foreach"], one.param_groups[0]["fused"]) for name, one in made.items()}
-    assert ways == {"loop": (False, None), "foreach": (True, None), "fused": (None, True)}
+    assert ways == {"loop": (False, False), "foreach": (True, False), "fused": (False, True)}
     (found,) = quick("adam")
     assert [path.path for path in found.paths] == ["loop", "foreach", "fused"]
     assert found.against == "torch.optim.Adam"
@@ -202,6 +206,19 @@ def test_the_options_are_those_of_all_paths_and_the_engine_is_ours_alone():
         assert make(measuring.tensors(SMALL, torch.float32)).param_groups[0]["lr"] == 0.25
     (found,) = quick("adam:lr=0.25,engine=loop")
     assert (found.engine, len(found.paths)) == ("loop", 3)
+    assert found.notes == ("engine is given to ours alone",)
+
+
+@pytest.mark.parametrize("option", ["fused=True", "foreach=True", "foreach=False"])
+def test_an_option_that_names_a_way_to_step_leaves_torch_all_of_its_own(option: str):
+    (found,) = quick(f"adam:{option}")
+    assert ([path.path for path in found.paths], found.left_out) == (["loop", "foreach", "fused"], {})
+    assert found.notes == (f"{option.partition('=')[0]} is given to ours alone",)
+
+
+def test_the_same_optimizer_with_the_same_options_counts_once():
+    several = ["adam", "ADAM", "optplug-classic:adam", "adam:lr=1e-2", "adam:lr=0.01", "adam:lr=0.02"]
+    assert [one.label for one in entries(several)[0]] == ["adam", "adam:lr=1e-2", "adam:lr=0.02"]
 
 
 class Picky(torch.optim.SGD):
@@ -235,9 +252,10 @@ def test_without_any_path_there_is_no_cell_and_the_next_is_measured():
 
 def test_who_has_no_counterpart_is_compared_with_its_own_loop(strangers: None):
     (found,) = quick("signs")
-    assert [path.path for path in found.paths] == ["loop"]
+    assert [path.path for path in found.paths] == ["own loop"]
     assert found.against == "itself, foreach=False"
-    loop = entry("signs").paths()["loop"](measuring.tensors(SMALL, torch.float32))
+    assert not found.of_torch
+    loop = entry("signs").paths()["own loop"](measuring.tensors(SMALL, torch.float32))
     loop.step()
     assert {r.reason for r in loop.engine_report()} == {"foreach=False"}
 
@@ -270,16 +288,22 @@ class Turns:
         return ["".join(self.taken[i : i + n]) for i in range(n, len(self.taken), n)]
 
 
-def test_every_round_is_one_step_of_every_path_and_nobody_always_goes_first():
-    turns = Turns(3)
-    measuring.take_turns(turns.paths, 6, 60.0)
+def test_every_round_is_one_step_of_every_path_in_an_order_that_favours_nobody():
+    turns = Turns(4)
+    measuring.take_turns(turns.paths, 240, 60.0)
     rounds = turns.rounds()
-    assert len(rounds) == 6
-    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
-    assert Counter(order[0] for order in rounds) == {"a": 2, "b": 2, "c": 2}
-    before_a = {pair[0] for order in rounds for pair in pairwise(order) if pair[1] == "a"}
-    assert before_a == {"b", "c"}
-    assert all(len(path.seconds) == 6 for path in turns.paths)
+    assert len(rounds) == 240
+    assert all(sorted(order) == ["a", "b", "c", "d"] for order in rounds)
+    firsts = Counter(order[0] for order in rounds)
+    assert len(firsts) == 4
+    assert min(firsts.values()) > 40
+    follows = Counter(pair for order in rounds for pair in pairwise(order))
+    assert len(follows) == 12
+    assert min(follows.values()) > 40
+    assert all(len(path.seconds) == 240 for path in turns.paths)
+    again = Turns(4)
+    measuring.take_turns(again.paths, 240, 60.0)
+    assert again.rounds() == rounds
 
 
 def test_rounds_end_with_the_time_but_not_before_the_fifth():
@@ -332,6 +356,11 @@ def test_the_engine_dtype_and_threads_are_those_asked_for():
     assert torch.get_num_threads() == before
 
 
+def test_a_report_tells_the_threads_measured_with():
+    asked = torch.get_num_threads() + 1
+    assert Report.of(measure([entry("sgd")], [SMALL], rounds=2, cold=False, threads=asked)).machine["threads"] == asked
+
+
 def test_gradients_and_parameters_are_the_same_for_everybody():
     a, b = measuring.tensors(SMALL, torch.float32), measuring.tensors(SMALL, torch.float32)
     assert all(torch.equal(p, q) and torch.equal(p.grad, q.grad) for p, q in zip(a, b, strict=True))
@@ -370,8 +399,7 @@ def test_the_fresh_process_takes_what_it_is_told(monkeypatch: pytest.MonkeyPatch
 def test_a_failing_fresh_process_is_reported(strangers: None):
     (failed,) = quick("signs", cold=True)  # which that process does not know
     assert isinstance(failed, Failure)
-    assert "the process for the first two steps failed" in failed.reason
-    assert "no optimizer named 'signs'" in failed.reason
+    assert failed.reason.startswith("the process for the first two steps failed: no optimizer named 'signs'")
 
 
 def test_extra_memory_is_torch_s_and_python_s_together():
@@ -453,8 +481,10 @@ def test_the_limit_of_a_cell_is_that_of_our_optimizer_over_all_parameters(monkey
     assert type(optimizer) is optplug.get_optimizer("adam")
     assert [tuple(p.shape) for p in params] == list(SMALL.shapes)
     assert all(p is q for p, q in zip(optimizer.param_groups[0]["params"], params, strict=True))
-    assert engine == "loop"
+    assert engine == "auto"
     assert found.limit.path == "limit"
+    assert (found.engine, found.limit_engine) == ("loop", measuring.engine_of(entry("sgd").ours(params, "auto"))[0])
+    assert found.fraction is None
 
 
 # ----------------------------------------------------------------------------------------------- results
@@ -465,7 +495,19 @@ def test_ratios_are_over_the_best_path_and_the_fraction_is_of_the_limit():
     assert found.best.path == "fused"
     assert found.ratio == 0.5
     assert found.fraction == 0.5
+    assert cell(limit_engine="slow").fraction is None
     assert geometric_mean([0.5, 2.0, 1.0]) == pytest.approx(1.0)
+
+
+def test_a_ratio_is_doubtful_when_one_of_its_times_scatters():
+    noisy = {"lower": 0.1, "upper": 0.16}
+    calm = cell()
+    assert not calm.doubtful
+    assert not dataclasses.replace(calm, ours=dataclasses.replace(calm.ours, lower=0.1, upper=0.15)).doubtful
+    assert dataclasses.replace(calm, ours=dataclasses.replace(calm.ours, **noisy)).doubtful
+    loop, fused, foreach = calm.paths
+    assert not dataclasses.replace(calm, paths=(dataclasses.replace(loop, **noisy), fused, foreach)).doubtful
+    assert dataclasses.replace(calm, paths=(loop, dataclasses.replace(fused, **noisy), foreach)).doubtful
 
 
 def test_a_report_survives_json(report: Report):
@@ -478,7 +520,7 @@ def test_a_report_survives_json(report: Report):
 def test_json_has_all_that_a_reader_needs(report: Report):
     read = json.loads(report.to_json())
     assert set(read) == {"format", "date", "machine", "versions", "settings", "cells", "failures"}
-    assert set(read["machine"]) == {"cpu", "cores", "threads", "system"}
+    assert set(read["machine"]) == {"cpu", "cores", "threads", "system", "load"}
     assert {"python", "torch", "optplug"} <= set(read["versions"])
     assert read["versions"]["torch"] == torch.__version__
     first = read["cells"][0]
@@ -494,8 +536,8 @@ def test_json_has_all_that_a_reader_needs(report: Report):
         ("", "this is no result of optplug bench"),
         ("[]", "this is no result of optplug bench"),
         ("{}", "this is no result of optplug bench: KeyError: 'format'"),
-        ('{"format": 99}', "this is a result of another version of optplug bench; this one reads format 1"),
-        ('{"format": 1, "cells": [{}], "failures": []}', "this is no result of optplug bench"),
+        ('{"format": 99}', "this is a result of another version of optplug bench; this one reads format 2"),
+        ('{"format": 2, "cells": [{}], "failures": []}', "this is no result of optplug bench"),
     ],
 )
 def test_what_is_no_result_is_refused(text: str, says: str):
@@ -556,15 +598,17 @@ def test_the_command_measures_shows_and_writes(small: None, tmp_path: Path):
     lines = [line.split() for line in result.stdout.splitlines()]
     rows = {words[0]: words for words in lines if words and words[0] in BOTH}
     for found in report.cells:
-        assert f"{found.ratio:.2f}" in rows[found.optimizer]
+        assert f"{found.ratio:.2f}{'?' * found.doubtful}" in rows[found.optimizer]
         assert f"{found.fraction:.0%}" in rows[found.optimizer]
         assert found.engine == rows[found.optimizer][1]
     assert rows["rprop"][5] == "-", "torch has no fused Rprop"
     assert "small: 2 tensors, 22 float32 elements" in result.stdout
     mean = geometric_mean(found.ratio for found in report.cells)
     assert f"geometric mean of the ratios: small {mean:.2f}; all {mean:.2f}" in result.stdout
-    assert "1/2 adam on small: ratio" in result.stderr
-    assert "2/2 rprop on small: ratio" in result.stderr
+    begin, end, begin_next, end_next = result.stderr.splitlines()
+    assert (begin, begin_next) == ("1/2 adam on small", "2/2 rprop on small")
+    assert end.startswith("adam on small: ratio")
+    assert end_next.startswith("rprop on small: ratio")
 
 
 def test_from_shows_a_file_again_and_markdown_makes_tables_of_it(report: Report, tmp_path: Path):
@@ -575,6 +619,7 @@ def test_from_shows_a_file_again_and_markdown_makes_tables_of_it(report: Report,
     for expected in ("sgd:momentum=0.9", "*400.0", "adam, compile is left out: no compiler", "worst: sgd:momentum=0.9"):
         assert expected in shown.stdout
     assert "adam: doubtful, p is not finite" in shown.stdout
+    assert shown.stdout.splitlines().count("swift: auto") == 2, "why this engine, under the table of each profile"
     result = command("--from", path, "--markdown")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -582,6 +627,7 @@ def test_from_shows_a_file_again_and_markdown_makes_tables_of_it(report: Report,
     assert lines.index(head) < lines.index("| `adam` | 200.0 ms | 400.0 ms, `fused` | 0.50 | 50% |")
     assert "| `sgd:momentum=0.9` | 600.0 ms | 400.0 ms, `fused` | 1.50 | 17% |" in lines
     assert "| `adam` | 100.0 ms | 400.0 ms, `fused` | 0.25 | 100% |" in lines
+    assert "swift: auto." in lines
     assert lines[-1].startswith("Geometric mean of the ratios: tiny 0.87, one 0.25; all 0.57; worst: sgd:momentum=0.9")
 
 
@@ -610,8 +656,14 @@ def test_a_cell_that_failed_is_told_at_the_end(report: Report, tmp_path: Path):
             ["adam", "--profile", "tiny", "--no-cold", "--seconds", "0", "--picture", "out.doc"],
             "error: a picture 'out.doc' cannot be written",
         ),
-        (["--from", "nowhere.json"], "error: [Errno 2] No such file or directory: 'nowhere.json'"),
-        (["adam", "--from", "nowhere.json"], "error: --from shows what a file has: leave names and profiles out"),
+        (["--from", "nowhere.json"], "error: 'nowhere.json' cannot be read: No such file or directory"),
+        (["adam", "--from", "nowhere.json"], "error: --from shows what a file has: leave names out"),
+        (
+            ["--from", "nowhere.json", "--dtype", "float32", "--compile", "--no-cold"],
+            "error: --from shows what a file has: leave --compile, --cold, --dtype out",
+        ),
+        (["adam", "--json", "."], "error: '.' is a folder, not a file to write"),
+        (["adam:state_dtype=float32"], "error: 'adam:state_dtype=float32': torch.optim.Adam has no state_dtype"),
     ],
 )
 def test_what_is_wrong_ends_with_one_sentence(args: list[str], says: str, tmp_path: Path, monkeypatch: Any):
@@ -621,3 +673,130 @@ def test_what_is_wrong_ends_with_one_sentence(args: list[str], says: str, tmp_pa
     assert result.stdout == ""
     assert result.stderr.startswith(says)
     assert result.stderr.count("\n") == 1
+
+
+def test_who_is_compared_with_itself_is_marked_and_counts_in_no_mean(tmp_path: Path):
+    alone = cell("signs", ours=3.0, against="itself, foreach=False", paths=(timing("own loop", 1.0),))
+    path = tmp_path / "old.json"
+    path.write_text(Report.of([cell(), alone]).to_json())
+    shown = command("--from", path).stdout
+    assert "own loop" in shown
+    assert "signs is compared with itself" in shown
+    assert "geometric mean of the ratios: tiny 0.50; all 0.50" in shown
+    assert "worst: adam on tiny" in shown
+    path.write_text(Report.of([alone]).to_json())
+    only = command("--from", path)
+    assert only.exit_code == 0
+    assert "geometric mean" not in only.stdout
+    assert command("--from", path, "--markdown").exit_code == 0
+    picture.draw(Report.of([cell(), alone]), tmp_path / "a.png")
+
+
+def test_doubt_and_another_engine_are_seen_in_both_kinds_of_table(tmp_path: Path):
+    noisy = dataclasses.replace(timing("optplug", 0.2), upper=0.4)
+    path = tmp_path / "old.json"
+    path.write_text(Report.of([cell(), cell("sgd", limit_engine="slow")]).to_json())
+    assert "?" not in command("--from", path).stdout
+    path.write_text(Report.of([dataclasses.replace(cell("sgd", limit_engine="slow"), ours=noisy)]).to_json())
+    shown = command("--from", path).stdout
+    (row,) = [line.split() for line in shown.splitlines() if line.startswith("sgd ")]
+    assert row[6:9] == ["0.50?", "-", "-"]
+    assert "?: doubtful, the upper quartile" in shown
+    assert ", load " in shown
+    markdown = command("--from", path, "--markdown").stdout
+    assert "| `sgd` | 200.0 ms | 400.0 ms, `fused` | 0.50? | - |" in markdown
+    assert "?: doubtful, the upper quartile" in markdown
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_narrow_terminal_keeps_the_figures_that_matter(columns: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli, "WIDE", columns)
+    out = Console(width=columns)
+    with out.capture() as captured:
+        out.print(cli._table([cell("sgd:momentum=0.9,nesterov=True,weight_decay=0.0001")]))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[1].split() == ["optimizer", "ours", "ms", "best", "ms", "ratio", "of", "limit"]
+    assert "".join(line.split()[0] for line in lines[2:]) == "sgd:momentum=0.9,nesterov=True,weight_decay=0.0001"
+    assert lines[2].split()[1:] == ["200.0", "400.0", "fused", "0.50", "50%"]
+
+
+def interrupted(*found: Any) -> Any:
+    def measured(*args: Any, **options: Any) -> Any:
+        yield from found
+        raise KeyboardInterrupt
+
+    return measured
+
+
+def test_an_interrupt_before_the_first_cell_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    written, drawn = tmp_path / "out.json", tmp_path / "out.png"
+    written.write_text("old")
+    drawn.write_text("old")
+    monkeypatch.setattr(optplug.bench, "measure", interrupted(Failure("adam", "tiny", "no memory")))
+    result = command("adam", "--json", written, "--picture", drawn)
+    assert result.exit_code == 130
+    assert (result.stdout, written.read_text(), drawn.read_text()) == ("", "old", "old")
+    assert "interrupted before anything was measured: nothing is written" in result.stderr
+
+
+def test_an_interrupt_later_shows_and_writes_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    written = tmp_path / "out.json"
+    monkeypatch.setattr(optplug.bench, "measure", interrupted(cell()))
+    result = command("adam", "--json", written)
+    assert result.exit_code == 130
+    assert "worst: adam on tiny" in result.stdout
+    assert "(interrupted)" in result.stdout
+    assert Report.from_json(written.read_text()).settings["interrupted"] is True
+    assert command("--from", written).exit_code == 0
+
+
+def test_tables_are_printed_even_if_the_file_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def full(*args: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(optplug.bench, "measure", lambda *args, **options: iter([cell()]))
+    monkeypatch.setattr(Path, "write_text", full)
+    result = command("adam", "--json", tmp_path / "out.json")
+    assert (result.exit_code, "worst: adam on tiny" in result.stdout) == (1, True)
+    assert result.stderr.endswith("error: no space left\n")
+
+
+def test_a_file_that_may_not_be_written_is_refused_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    result = command("adam", "--json", tmp_path / "out.json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "may not be written" in result.stderr
+
+
+def spoiled(**changes: Any) -> bytes:
+    read = json.loads(Report.of([cell()]).to_json())
+    read["cells"][0]["ours"].update(changes.pop("ours", {}))
+    return json.dumps(read | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"",
+        spoiled(ours={"median": 0.0}),
+        spoiled(ours={"median": "fast"}),
+        spoiled(ours={"extra_bytes": None}),
+        spoiled(ours={"first": ["a", "b"]}),
+        spoiled(machine={}),
+        spoiled(versions=3),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(content: bytes, tmp_path: Path):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    result = command("--from", path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {path}: this is no result of optplug bench: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_profile_named_twice_is_measured_once(small: None):
+    result = command("rprop", "--profile", "small", "--profile", "SMALL", "--rounds", 5, "--seconds", 0, "--no-cold")
+    assert result.stderr.startswith("1/1 rprop on small\n")

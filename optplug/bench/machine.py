@@ -15,13 +15,14 @@ PACKAGES = ("optplug", "torch", "numpy", "numba")
 
 
 def describe() -> dict[str, Any]:
-    """The processor, how many cores this process may use, torch's threads, the operating system."""
+    """The processor, how many cores this process may use and torch's threads, the operating system, the load now."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu(),
         "cores": available,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -34,7 +34,6 @@ AT_LEAST = 5
 COMPILE_SECONDS = 300
 """How long `torch.compile` may take in its own process before its path is left out."""
 
-
 CHECKED_TOGETHER = 2**20
 """Elements, so that looking at the values afterwards takes no memory to speak of."""
 
@@ -56,7 +55,7 @@ def measure(
 
     Args:
         entries: the optimizers. profiles: the shapes.
-        engine: of our optimizers and of the memory limit.
+        engine: of our optimizers; the memory limit has the fastest.
         rounds: at most so many, each one step of every path. seconds: for the rounds of a cell; 5 there are always,
             or `rounds` if that is less.
         compiled: also `torch.compile` of torch's step.
@@ -74,8 +73,7 @@ def measure(
         several = list(entries)
         for shapes in profiles:
             for one in several:
-                say = functools.partial(_say, progress, f"{one.label} on {shapes.name}")
-                work = _Cell(one, shapes, engine, dtype, say)
+                work = _Cell(one, shapes, engine, dtype, progress)
                 try:
                     yield work.measured(rounds, seconds, compiled=compiled, cold=cold)
                 except (OptplugError, RuntimeError, MemoryError) as error:  # RuntimeError: what torch raises
@@ -85,10 +83,6 @@ def measure(
                     gc.collect()
     finally:
         torch.set_num_threads(before)
-
-
-def _say(progress: Callable[[str], None], where: str, what: str) -> None:
-    progress(f"{where}: {what}")
 
 
 @dataclass
@@ -115,18 +109,21 @@ class _Cell:
     dtype: torch.dtype
     progress: Callable[[str], None]
 
+    def say(self, what: str) -> None:
+        self.progress(f"{self.entry.label} on {self.profile.name}: {what}")
+
     def measured(self, rounds: int, seconds: float, *, compiled: bool, cold: bool) -> Cell:
         entry = self.entry
-        self.progress("parameters")
+        self.say("parameters")
         params = tensors(self.profile, self.dtype)
         firsts = {}
         if cold:
-            self.progress("first two steps")
+            self.say("first two steps")
             firsts["optplug"] = self.first_in_fresh_process("optplug")
         ours = _started("optplug", entry.ours(params, self.engine), firsts.get("optplug"))
         paths, left_out = [], {}
         for name, make in entry.paths(compiled=compiled).items():
-            self.progress(name)
+            self.say(name)
             try:
                 if cold and name == "compile":
                     firsts[name] = self.first_in_fresh_process(name)
@@ -136,11 +133,11 @@ class _Cell:
         if not paths:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
             raise ConfigError(f"no path of {entry.against} can be measured: {reasons}")
-        limit = _started("limit", limit_of(ours.optimizer, params, self.engine))
-        self.progress("rounds")
+        limit = _started("limit", limit_of(ours.optimizer, params, "auto"))
+        self.say("rounds")
         take_turns([ours, *paths, limit], rounds, seconds)
         engine, reason = engine_of(ours.optimizer)
-        self.progress("memory")
+        self.say("memory")
         return Cell(
             optimizer=entry.label,
             profile=self.profile.name,
@@ -149,12 +146,15 @@ class _Cell:
             dtype=str(self.dtype).removeprefix("torch."),
             engine=engine,
             reason=reason,
+            limit_engine=engine_of(limit.optimizer)[0],
+            threads=torch.get_num_threads(),
             against=entry.against,
             states=len(arrays(ours.optimizer)),
             ours=ours.timing(),
             limit=limit.timing(),
             paths=tuple(path.timing() for path in paths),
             left_out=left_out,
+            notes=entry.notes,
             complaints=tuple(complaints(params, [ours, *paths, limit])),
         )
 
@@ -201,12 +201,15 @@ def fresh_process() -> None:
     """What the process for the first two steps does: told on stdin, both times on stdout."""
     told = json.load(sys.stdin)
     torch.set_num_threads(told["threads"])
-    one = entry(told["entry"])
-    name, shapes = told["profile"]
-    params = tensors(Profile(name, tuple(map(tuple, shapes))), getattr(torch, told["dtype"]))
     path = told["path"]
-    optimizer = one.ours(params, told["engine"]) if path == "optplug" else one.paths(compiled=True)[path](params)
-    print(json.dumps(_started(path, optimizer).first))
+    name, shapes = told["profile"]
+    try:
+        one = entry(told["entry"])
+        params = tensors(Profile(name, tuple(map(tuple, shapes))), getattr(torch, told["dtype"]))
+        optimizer = one.ours(params, told["engine"]) if path == "optplug" else one.paths(compiled=True)[path](params)
+        print(json.dumps(_started(path, optimizer).first))
+    except Exception as error:  # told in one line, whatever it is
+        sys.exit(describe(error))
 
 
 def tensors(profile: Profile, dtype: torch.dtype) -> list[Tensor]:
@@ -236,8 +239,9 @@ def elapsed(step: Callable[[], Any]) -> float:
 
 
 def take_turns(paths: Sequence[_Path], rounds: int, seconds: float) -> None:
-    """Rounds of one step of every path. Who goes first changes, and so does who goes before whom."""
+    """Rounds of one step of every path, in an order drawn for each round, the same in every run."""
     order = list(paths)
+    draw = random.Random(0)  # noqa: S311  # nothing is kept secret
     for path in paths:  # those that are compiled warm up longer, and caches are as they will be
         path.step()
     collecting = gc.isenabled()
@@ -248,9 +252,9 @@ def take_turns(paths: Sequence[_Path], rounds: int, seconds: float) -> None:
         for i in range(rounds):
             if i >= AT_LEAST and time.perf_counter() > deadline:
                 break
-            for path in order if i % 2 == 0 else reversed(order):
+            draw.shuffle(order)
+            for path in order:
                 path.seconds.append(elapsed(path.step))
-            order.append(order.pop(0))
     finally:
         if collecting:
             gc.enable()
@@ -258,6 +262,7 @@ def take_turns(paths: Sequence[_Path], rounds: int, seconds: float) -> None:
 
 def extra_bytes(step: Callable[[], Any]) -> int:
     """The most that a step holds beyond what it found: the peaks of torch's allocator and of Python's and numpy's."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # asked for memory, the profiler would note every start on stderr
     with torch_profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         tracemalloc.start()
         try:

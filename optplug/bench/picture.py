@@ -49,23 +49,24 @@ def draw(report: Report, path: Path) -> None:
         cells = report.on(profile)
         at = [optimizers.index(cell.optimizer) for cell in cells]
         ratios = [cell.ratio for cell in cells]
-        limits = [cell.limit.median / cell.best.median for cell in cells]
+        ticks = [(y, c.limit.median / c.best.median) for y, c in zip(at, cells, strict=True) if c.fraction is not None]
         axes.barh(at, ratios, height=0.68, color=[FASTER if ratio <= 1 else SLOWER for ratio in ratios], zorder=2)
-        axes.vlines(limits, [y - 0.34 for y in at], [y + 0.34 for y in at], color="white", linewidth=3.5, zorder=3)
-        axes.vlines(limits, [y - 0.34 for y in at], [y + 0.34 for y in at], color=LIMIT, linewidth=1.8, zorder=4)
+        for y, limit in ticks:
+            axes.vlines(limit, y - 0.34, y + 0.34, color="white", linewidth=3.5, zorder=3)
+            axes.vlines(limit, y - 0.34, y + 0.34, color=LIMIT, linewidth=1.8, zorder=4)
         axes.axvline(1, color="black", linewidth=1, zorder=5)
-        for y, ratio, limit in zip(at, ratios, limits, strict=True):
+        for y, cell in zip(at, cells, strict=True):
             axes.text(
-                max(ratio, limit) + 0.015 * reach,
+                max(cell.ratio, dict(ticks).get(y, 0)) + 0.015 * reach,
                 y,
-                f"{ratio:.2f}",
+                f"{cell.ratio:.2f}{'?' * cell.doubtful}",
                 va="center",
                 fontsize=9,
                 zorder=6,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
         axes.set_title(
-            f"{profile}\n{_size(cells[0])}\nmean {geometric_mean(ratios):.2f}",
+            f"{profile}\n{_size(cells[0])}\nmean {geometric_mean(c.ratio for c in cells if c.of_torch):.2f}",
             fontsize=10,
         )
         axes.set_xlim(0, reach)
@@ -73,13 +74,14 @@ def draw(report: Report, path: Path) -> None:
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(optimizers)), optimizers)
+    alone = {cell.optimizer for cell in report.cells if not cell.of_torch}
+    panels[0].set_yticks(range(len(optimizers)), [f"{one} (own loop)" if one in alone else one for one in optimizers])
     panels[0].invert_yaxis()
     machine, versions = report.machine, report.versions
     figure.suptitle("One step: optplug's time over that of torch's fastest path", fontsize=12, x=0.01, ha="left")
     figure.supxlabel(
         "below 1 optplug is faster; the tick is the memory limit.  "
-        f"{machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}",
+        f"{machine['cpu']}, {machine['threads']} threads, torch {versions.get('torch', 'unknown')}",
         fontsize=8.5,
     )
     figure.savefig(path, dpi=150)

@@ -12,7 +12,10 @@ from typing import Any
 
 from optplug.errors import ConfigError, describe
 
-FORMAT = 1
+FORMAT = 2
+
+SPREAD = 1.5
+"""How far apart the quartiles of a timing may be before its ratio is doubtful."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Timing:
     """The steps of one path, in seconds.
 
     Attributes:
-        path: `optplug`, `limit`, or torch's: `loop`, `foreach`, `fused`, `compile`.
+        path: `optplug`, `limit`, or torch's: `loop`, `foreach`, `fused`, `compile`;
+            `own loop` where torch has no counterpart.
         median, lower, upper: of all rounds, and the quartiles. rounds: how many.
         first: the first two steps of a fresh optimizer. cold: in a fresh process, so that they include what a program
             pays once: imports on the first step, compilation.
@@ -35,6 +39,11 @@ class Timing:
     first: tuple[float, float]
     cold: bool
     extra_bytes: int
+
+    @property
+    def noisy(self) -> bool:
+        """The upper quartile is more than 1.5 times the lower."""
+        return self.upper > SPREAD * self.lower
 
     @classmethod
     def of(
@@ -51,10 +60,12 @@ class Cell:
 
     Attributes:
         optimizer: the label. profile: its name. tensors, elements: of the profile. dtype: of the parameters.
-        engine, reason: of our optimizer's last step, by its own report. against: what it is compared with.
+        engine, reason: of our optimizer's last step, by its own report. limit_engine: of the memory limit.
+        threads: torch's. against: what it is compared with.
         states: how many arrays as large as the parameters it keeps.
         ours, limit, paths: the timings; those in `paths` are the reference's.
         left_out: by path of the reference, why it was not measured. complaints: what makes the figures doubtful.
+        notes: what else a reader must know.
     """
 
     optimizer: str
@@ -64,6 +75,8 @@ class Cell:
     dtype: str
     engine: str
     reason: str
+    limit_engine: str
+    threads: int
     against: str
     states: int
     ours: Timing
@@ -71,6 +84,7 @@ class Cell:
     paths: tuple[Timing, ...]
     left_out: dict[str, str] = field(default_factory=dict)
     complaints: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> Timing:
@@ -83,9 +97,22 @@ class Cell:
         return self.ours.median / self.best.median
 
     @property
-    def fraction(self) -> float:
-        """Of the memory limit: the limit's median over ours, 1 where the step is as fast as memory allows."""
-        return self.limit.median / self.ours.median
+    def doubtful(self) -> bool:
+        """One of the two times in the ratio scatters too much."""
+        return self.ours.noisy or self.best.noisy
+
+    @property
+    def of_torch(self) -> bool:
+        """Compared with torch, not with itself."""
+        return self.against.startswith("torch.optim.")
+
+    @property
+    def fraction(self) -> float | None:
+        """Of the memory limit: the limit's median over ours, 1 where the step is as fast as memory allows.
+
+        None where another engine ran the limit, which then is none.
+        """
+        return self.limit.median / self.ours.median if self.engine == self.limit_engine else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,8 @@ class Report:
     """A whole run.
 
     Attributes:
-        date: ISO 8601, UTC. machine: `cpu`, `cores`, `threads`, `system`. versions: by package; `python` too.
+        date: ISO 8601, UTC. machine: `cpu`, `cores`, `threads`, `system`, `load` (None if unknown).
+        versions: by package; `python` too.
         settings: how the run was asked for.
     """
 
@@ -114,17 +142,29 @@ class Report:
     failures: tuple[Failure, ...] = ()
 
     @classmethod
-    def of(cls, found: Iterable[Cell | Failure], settings: Mapping[str, Any] | None = None) -> Report:
-        """What `measure` found, with the machine as it is now."""
+    def of(
+        cls,
+        found: Iterable[Cell | Failure],
+        settings: Mapping[str, Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Report:
+        """What `measure` finds.
+
+        Args:
+            settings: how the run was asked for.
+            where: what `machine.describe` said when it began; None: as it is before the first of `found` is taken.
+        """
         from optplug.bench import machine
 
+        where = machine.describe() if where is None else where
         found = list(found)
+        cells = tuple(one for one in found if isinstance(one, Cell))
         return cls(
             date=machine.now(),
-            machine=machine.describe(),
+            machine={**where, "threads": cells[0].threads if cells else where["threads"]},
             versions=machine.versions(),
             settings=dict(settings or {}),
-            cells=tuple(one for one in found if isinstance(one, Cell)),
+            cells=cells,
             failures=tuple(one for one in found if isinstance(one, Failure)),
         )
 
@@ -168,7 +208,7 @@ class Report:
 def _cell(read: dict[str, Any]) -> Cell:
     rest = {key: value for key, value in read.items() if key not in ("best", "ratio", "fraction", "ours", "limit")}
     rest["paths"] = tuple(map(_timing, rest["paths"]))
-    rest["complaints"] = tuple(rest["complaints"])
+    rest |= {key: tuple(rest[key]) for key in ("complaints", "notes")}
     if not rest["paths"]:
         raise ValueError(f"{rest['optimizer']} on {rest['profile']} has no paths to be compared with")
     return Cell(**rest, ours=_timing(read["ours"]), limit=_timing(read["limit"]))

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from optplug.build import create_optimizer, rehearse
 from optplug.config import configurable, parse
-from optplug.errors import ConfigError, OptplugError, describe
+from optplug.errors import ConfigError, OptplugError, describe, listing
 from optplug.registry import registry
 from optplug.rules.driver import RuleOptimizer
 
@@ -29,11 +29,14 @@ _NEEDS = {
 """Capabilities of optimizers that have no step of their own on dense gradients, and how to say it."""
 
 _KEYWORDS: dict[str, dict[str, Any]] = {
-    "loop": {"foreach": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
+    "loop": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True, "fused": False},
+    "fused": {"foreach": False, "fused": True},
 }
-"""How torch spells its ways to step."""
+"""How torch spells its ways to step; it has a way if its constructor takes what is True."""
+
+_OURS_ALONE = ("foreach", "fused", "engine")
+"""Options that say how to step: torch is measured in all its ways."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,32 @@ class Entry:
         """What it is compared with, in words."""
         return "itself, foreach=False" if self.reference is None else f"torch.optim.{self.reference.__name__}"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which options are not the reference's."""
+        named = [key for key in _OURS_ALONE if key in self.options]
+        return (f"{', '.join(named)} is given to ours alone",) if named else ()
+
     def ours(self, params: Sequence[Tensor], engine: str) -> Optimizer:
         """The optimizer; `engine` counts where the class takes one and the options do not say."""
         takes_engine = "engine" in configurable(registry.find("optimizer", self.name))
         return create_optimizer(self.name, params, **({"engine": engine} if takes_engine else {}) | self.options)
 
     def paths(self, *, compiled: bool = False) -> dict[str, Make]:
-        """By name, every path of the reference that its constructor has a keyword for.
+        """By name, every path of the reference: its loop, and those that its constructor has a keyword for.
 
         Args:
             compiled: also the one that `torch.compile` gets: `foreach`, which it fuses, where there is that.
         """
         if self.reference is None:
-            return {"loop": self._own_loop}
-        cls, options = self.reference, {k: v for k, v in self.options.items() if k != "engine"}
+            return {"own loop": self._own_loop}
+        cls, options = self.reference, {k: v for k, v in self.options.items() if k not in _OURS_ALONE}
         known = inspect.signature(cls).parameters
-        spelled = {path: kw for path, kw in _KEYWORDS.items() if set(kw) <= set(known)} or {"torch": {}}
+        spelled = {
+            path: {key: value for key, value in keywords.items() if key in known}
+            for path, keywords in _KEYWORDS.items()
+            if all(key in known for key, value in keywords.items() if value)
+        }
         if compiled:
             spelled["compile"] = spelled.get("foreach", {})
 
@@ -92,8 +105,9 @@ def entry(text: str) -> Entry:
     Values are Python literals (or `true`, `false`); what is none is text.
 
     Raises:
-        UnknownNameError, AmbiguousNameError, PluginError: the name. ConfigError: a malformed or unknown option; an
-        optimizer without a step on dense gradients, or with nothing to be compared with; and what the class raises.
+        UnknownNameError, AmbiguousNameError, PluginError: the name. ConfigError: a malformed or unknown option, or
+        one that changes the computation and that torch lacks; an optimizer without a step on dense gradients, or
+        with nothing to be compared with; and what the class raises.
     """
     name, _, given = text.strip().partition("=")
     if given or "=" in text:
@@ -113,6 +127,10 @@ def entry(text: str) -> Entry:
         if not issubclass(cls, RuleOptimizer):
             raise ConfigError(f"{name} has nothing to be compared with: torch.optim has no {cls.__name__}")
         reference = None
+    else:
+        known = inspect.signature(reference).parameters
+        if lacking := [key for key in options if key not in known and key not in _OURS_ALONE]:
+            raise ConfigError(f"{text!r}: torch.optim.{cls.__name__} has no {listing(lacking)} to be compared with")
     return Entry(text.strip(), name, options, reference)
 
 
@@ -120,11 +138,14 @@ def entries(texts: Iterable[str] = ()) -> tuple[list[Entry], dict[str, str]]:
     """What `entry` makes of each text, and without texts of every registered optimizer that torch has too.
 
     Returns:
-        The entries, and by name why an optimizer was left out.
+        The entries, each optimizer with the same options once; and by name why an optimizer was left out.
     """
     texts = list(texts)
     if texts:
-        return [entry(text) for text in dict.fromkeys(texts)], {}
+        several: dict[tuple[str, str], Entry] = {}
+        for one in map(entry, texts):
+            several.setdefault((registry.find("optimizer", one.name).qualified, repr(sorted(one.options.items()))), one)
+        return list(several.values()), {}
     found, left_out = [], {}
     for name in registry.names("optimizer"):
         try:
@@ -149,9 +170,7 @@ def _options(text: str, given: str) -> dict[str, Any]:
         if key in options:
             raise ConfigError(f"{text!r} gives {key} twice")
         try:
-            options[key] = (
-                {"true": True, "false": False}.get(value) if value in ("true", "false") else ast.literal_eval(value)
-            )
+            options[key] = ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
         except (ValueError, SyntaxError):
             options[key] = value
     return options
