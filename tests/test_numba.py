@@ -164,7 +164,7 @@ def kinds(t: Tensor) -> Tensor:
 
 
 def nothing_but_rounding(kept: dict[str, Tensor]) -> Tensor:
-    """Where the variance of a centered RMSprop is a difference of equal or infinite numbers, its root a matter of luck."""
+    """Where the variance of a centered RMSprop is a difference of equal or of infinite numbers: a matter of luck."""
     if "grad_avg" not in kept:
         return torch.tensor(False)
     square, mean = kept["square_avg"], kept["grad_avg"]
