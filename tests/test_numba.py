@@ -419,11 +419,11 @@ def test_the_result_does_not_depend_on_threads_nor_on_company(dtype, monkeypatch
             torch.set_num_threads(count)
             asked.clear()
             equal(f"with {count} threads and one by one", go(0, 1, 2), alone)
-            assert asked == [min(count - 1, 2)] * 2  # 73 blocks
+            assert asked == [min(count - 1, 2)] * 2  # 1.2 million elements
             monkeypatch.setattr(numba, "WORTH_A_THREAD", 1)
             equal(f"with {count} eager threads and one by one", go(0, 1, 2), alone)
             assert asked[2:] == [count - 1] * 2
-            monkeypatch.setattr(numba, "WORTH_A_THREAD", 32)
+            monkeypatch.setattr(numba, "WORTH_A_THREAD", 1 << 19)
     finally:
         torch.set_num_threads(before)
 

@@ -25,11 +25,12 @@ from optplug.rules.trace import Traced
 CHUNK = 1 << 14
 """Elements of a chunk: of one tensor, with one row of scalars."""
 
-BLOCK = 1 << 14
-"""Elements of a block, at least: what a thread takes at a time."""
+BLOCK = 1 << 18
+"""Elements of a block, what a thread takes at a time: long runs through memory are faster. There are at least 64
+blocks, so that threads finish together, unless they would be smaller than a chunk."""
 
-WORTH_A_THREAD = 32
-"""Blocks: half a million elements take longer than it takes to wake up a thread."""
+WORTH_A_THREAD = 1 << 19
+"""So many elements take longer than it takes to wake up a thread."""
 
 _ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
@@ -71,7 +72,8 @@ class Table:
         self._rows = np.zeros((len(owner), ir.HEAD + len(kernel.itemsizes)), np.int64)
         self._rows[:, 0] = size
         self._addresses: np.ndarray[Any, Any] | None = None
-        block = (np.cumsum(size) - 1) // BLOCK
+        self._elements = int(whole.sum())
+        block = (np.cumsum(size) - 1) // min(max(CHUNK, self._elements // 64), BLOCK)
         self._blocks = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(owner))
 
     def step(self, addresses: Any, scalars: Sequence[Sequence[float]], row_of: Any = None) -> None:
@@ -96,4 +98,4 @@ class Table:
         def work() -> None:
             self._kernel.run(*(array.ctypes.data for array in arrays), count)
 
-        threads.together(work, min(torch.get_num_threads() - 1, count // WORTH_A_THREAD))
+        threads.together(work, min(torch.get_num_threads() - 1, self._elements // WORTH_A_THREAD))
