@@ -58,23 +58,29 @@ class Table:
     Args:
         kernel: the kernel.
         lengths: elements of each tensor; anything that numpy takes for an array of integers, as below.
+        worth_a_thread: elements for each helping thread. Default: `WORTH_A_THREAD`; less where they lie far apart.
     """
 
-    def __init__(self, kernel: Kernel, lengths: Any) -> None:
+    def __init__(self, kernel: Kernel, lengths: Any, worth_a_thread: int | None = None) -> None:
         whole = np.asarray(lengths, np.int64)
-        pieces = -(-whole // CHUNK)
-        owner = np.repeat(np.arange(len(whole)), pieces)
-        start = (np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * CHUNK
-        size = np.minimum(CHUNK, whole[owner] - start)
+        owner: Any = slice(None)
+        size, offsets = whole, np.zeros((1, 1), np.int64)
+        if whole.size and not (whole.min() > 0 and whole.max() <= CHUNK):  # else each is one chunk, as rows mostly are
+            pieces = -(-whole // CHUNK)
+            owner = np.repeat(np.arange(len(whole)), pieces)
+            start = (np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * CHUNK
+            size = np.minimum(CHUNK, whole[owner] - start)
+            offsets = start[:, None] * np.asarray(kernel.itemsizes)
         self._kernel = kernel
+        self._worth_a_thread = worth_a_thread
         self._owner = owner
-        self._offsets = start[:, None] * np.asarray(kernel.itemsizes)
-        self._rows = np.zeros((len(owner), ir.HEAD + len(kernel.itemsizes)), np.int64)
+        self._offsets = offsets
+        self._rows = np.zeros((len(size), ir.HEAD + len(kernel.itemsizes)), np.int64)
         self._rows[:, 0] = size
         self._addresses: np.ndarray[Any, Any] | None = None
         self._elements = int(whole.sum())
         block = (np.cumsum(size) - 1) // min(max(CHUNK, self._elements // 64), BLOCK)
-        self._blocks = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(owner))
+        self._blocks = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(size))
 
     def step(self, addresses: Any, scalars: Sequence[Sequence[float]], row_of: Any = None) -> None:
         """Run the kernel on all tensors.
@@ -98,4 +104,6 @@ class Table:
         def work() -> None:
             self._kernel.run(*(array.ctypes.data for array in arrays), count)
 
-        threads.together(work, min(torch.get_num_threads() - 1, self._elements // WORTH_A_THREAD))
+        threads.together(
+            work, min(torch.get_num_threads() - 1, self._elements // (self._worth_a_thread or WORTH_A_THREAD))
+        )

@@ -15,11 +15,14 @@ from optplug.rules.buffers import Roles
 
 def numbers(t: Tensor) -> Tensor:
     """The rows that a sparse tensor names, as single numbers, ascending."""
-    indices = t.coalesce().indices()
+    return _flat(t.coalesce().indices(), t.shape)
+
+
+def _flat(indices: Tensor, shape: torch.Size) -> Tensor:
     if len(indices) == 1:
         return indices[0]
     found = indices.new_zeros(indices.shape[1])  # a tensor without dimensions has no rows: it is one
-    for size, index in zip(t.shape, indices, strict=False):
+    for size, index in zip(shape, indices, strict=False):
         found = found * size + index
     return found
 
@@ -67,9 +70,11 @@ class Rows:
 class Places:
     """Where the rows that sparse gradients name lie in memory, in parameters and states as in the gradients.
 
+    A row that is named several times has its sum made here; the others stay where they are, which is what `coalesce`
+    takes most of its time for.
+
     Args:
-        roles: contiguous tensors, gradients apart. Those must be there for as long as the addresses are used; `values`
-            has what of them is made here.
+        roles: contiguous tensors, gradients apart. Those must be there for as long as the addresses are used.
 
     Attributes:
         addresses: of each row, by role: int64 [roles, rows].
@@ -77,24 +82,50 @@ class Places:
     """
 
     def __init__(self, roles: Roles) -> None:
-        gradients = [g.coalesce() for g in roles["g"]]
-        self.values = [g.values().contiguous() for g in gradients]
-        counts = torch.tensor([len(v) for v in self.values], device="cpu")
-        sizes = [math.prod(v.shape[1:]) for v in self.values]
+        rows: list[Tensor] = []
+        at: list[Tensor] = []
+        sizes = [math.prod(g.shape[g.sparse_dim() :]) for g in roles["g"]]
+        self._held: list[Tensor] = []
+        for g in roles["g"]:
+            found, places = self._of(g)
+            rows.append(found)
+            at.append(places)
+        counts = torch.tensor([len(found) for found in rows], device="cpu")
         self.owners = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
         self.lengths = torch.tensor(sizes, device="cpu")[self.owners]
-        rows = {"p": list(map(numbers, gradients)), "g": [torch.arange(len(v), device="cpu") for v in self.values]}
         self.addresses = torch.stack(
             [
-                torch.cat(
+                torch.cat(at)
+                if role == "g"
+                else torch.cat(
                     [
-                        t.data_ptr() + n * (size * t.element_size())
-                        for t, n, size in zip(tensors, rows.get(role, rows["p"]), sizes, strict=True)
+                        t.data_ptr() + found * (size * t.element_size())
+                        for t, found, size in zip(tensors, rows, sizes, strict=True)
                     ]
                 )
-                for role, tensors in {**roles, "g": self.values}.items()
+                for role, tensors in roles.items()
             ]
         )
+
+    def _of(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows that a gradient names, ascending, and the addresses of their values."""
+        named, values = _flat(g._indices(), g.shape), g._values().contiguous()
+        size = math.prod(values.shape[1:]) * values.element_size()
+        self._held.append(values)
+        if g.is_coalesced():
+            return named, values.data_ptr() + torch.arange(len(values), device="cpu") * size
+        ordered, order = torch.sort(named, stable=True)
+        found, slot, counts = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
+        first = order[counts.cumsum(0) - counts]
+        places = values.data_ptr() + first * size
+        several = counts > 1
+        if bool(several.any()):
+            among = several[slot]
+            sums = values.new_zeros(int(several.sum()), *values.shape[1:])
+            sums.index_add_(0, (several.cumsum(0) - 1)[slot[among]], values[order[among]])
+            self._held.append(sums)
+            places[several] = sums.data_ptr() + torch.arange(len(sums), device="cpu") * size
+        return found, places
 
 
 @contextmanager

@@ -49,7 +49,8 @@ class State:
             value = value * (1 + 1j)
         if isinstance(value, Tensor):
             return torch.zeros_like(p, dtype=dtype).add(value)
-        return torch.full_like(p, value, dtype=dtype)
+        # Zeros that nobody has touched are no memory yet: the first step makes them so, with all its threads.
+        return torch.full_like(p, value, dtype=dtype) if value else torch.zeros_like(p, dtype=dtype)
 
     def check(self, value: Any, p: Tensor, place: str) -> None:
         """Refuse a saved value that is no state of this parameter.

@@ -104,6 +104,6 @@ def with_numba(bucket: Bucket, traced: Traced, roles: Roles, scalars: Scalars, p
         bucket.table.step(places, constants, row_of)
     else:
         named = rows.Places(roles)
-        table = numba.Table(kernel, (parts * named.lengths).numpy())
+        table = numba.Table(kernel, (parts * named.lengths).numpy(), worth_a_thread=numba.WORTH_A_THREAD // 16)
         table.step(named.addresses.numpy(), constants, row_of if row_of is None else row_of[named.owners])
     torch.autograd.graph.increment_version(list(chain(*(roles[role] for role in traced.outputs))))
