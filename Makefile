@@ -31,6 +31,10 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/test_bad_scheduler_inputs.py
 	wc -l plugins/optplug_classic/*.py
 	$(BIN)/python benchmarks/imports.py
+	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png
+	$(BIN)/python benchmarks/training.py --rounds 15
+	$(BIN)/python benchmarks/sparse.py
+	$(BIN)/python benchmarks/lbfgs.py
 	$(BIN)/python benchmarks/foreach.py
 	$(BIN)/python benchmarks/wiring.py
 
