@@ -256,7 +256,9 @@ def test_a_number_that_yaml_reads_as_text_is_explained():
 
 def test_a_wrong_value_is_found_before_there_is_a_model():
     assert refusal(HyperparameterError, {"name": "adam", "lr": -1.0}).startswith("Invalid learning rate: -1.0")
-    assert refusal(EngineError, {"name": "adam", "engine": 3}) == ("no engine named 3; there are auto, loop, foreach")
+    assert refusal(EngineError, {"name": "adam", "engine": 3}) == (
+        "no engine named 3; there are auto, loop, foreach, numba"
+    )
     assert refusal(HyperparameterError, "adam", {**COSINE, "T_max": 0}) == (
         "CosineAnnealingLR: T_max must be at least 1, got 0"
     )
