@@ -12,9 +12,10 @@ import statistics
 import time
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import optplug
+from optplug.bench.measuring import extra_bytes
+from optplug.bench.profiles import profile
 
 CASES = {
     "sgd": ("SGD", {"lr": 0.1}),
@@ -28,23 +29,6 @@ CASES = {
     "rmsprop": ("RMSprop", {}),
     "rprop": ("Rprop", {}),
 }
-
-
-def resnet50() -> list[tuple[int, ...]]:
-    """The shapes of ResNet-50's parameters: 161 tensors, 25.6 million elements."""
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    channels = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            for out, into, kernel in ((width, channels, 1), (width, width, 3), (4 * width, width, 1)):
-                shapes += [(out, into, kernel, kernel), (out,), (out,)]
-            if block == 0:
-                shapes += [(4 * width, channels, 1, 1), (4 * width,), (4 * width,)]
-            channels = 4 * width
-    return [*shapes, (1000, 2048), (1000,)]
-
-
-PROFILES = {"resnet50": resnet50, "tiny": lambda: [(256,)] * 1000}
 
 
 def make(cls: type, shapes: list[tuple[int, ...]], **options: object) -> torch.optim.Optimizer:
@@ -64,24 +48,12 @@ def seconds(optimizer: torch.optim.Optimizer) -> float:
     return time.perf_counter() - start
 
 
-def peak_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """The most that a step holds beyond what it found, by torch's allocator."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        optimizer.step()
-    events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--profile", choices=PROFILES, default="resnet50")
+    parser.add_argument("--profile", choices=("resnet50", "tiny"), default="resnet50")
     parser.add_argument("--rounds", type=int, default=31)
     arguments = parser.parse_args()
-    shapes = PROFILES[arguments.profile]()
+    shapes = profile(arguments.profile).shapes
     print(f"{arguments.profile}: {len(shapes)} tensors, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'optimizer':<14}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}{'torch MiB':>12}{'ours MiB':>10}{'ratio':>8}")
     for name, (torch_name, options) in CASES.items():
@@ -92,7 +64,7 @@ def main() -> None:
             times["theirs"].append(seconds(theirs))
             times["ours"].append(seconds(ours))
         a, b = (1e3 * statistics.median(times[key]) for key in ("theirs", "ours"))
-        m, n = (peak_bytes(optimizer) / 2**20 for optimizer in (theirs, ours))
+        m, n = (extra_bytes(optimizer.step) / 2**20 for optimizer in (theirs, ours))
         ratio = f"{n / m:8.2f}" if m >= 0.1 else "       -"
         print(f"{name:<14}{a:10.2f}{b:10.2f}{b / a:8.2f}{m:12.2f}{n:10.2f}{ratio}")
 

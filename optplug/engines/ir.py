@@ -1,7 +1,8 @@
 """From a graph to LLVM: a loop over chunks of tensors in which every input is read once and every output written once.
 
-Arithmetic is IEEE 754 apart from one liberty, `contract`: a product may be added without being rounded first. So NaN
-and inf go where they go in engine `loop`, and an element's result does not depend on which chunk or vector it is in.
+Arithmetic is IEEE 754 apart from one liberty, `contract`: a product may be added before it is rounded or overflows. But
+for that NaN and inf go where they go in engine `loop`, and an element's result does not depend on which chunk or vector
+it is in.
 """
 
 from __future__ import annotations
