@@ -22,7 +22,8 @@ class RMSprop(RuleOptimizer):
         alpha: decay rate :math:`\alpha` of the averages per step, in [0, 1].
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
         weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
-        momentum: :math:`\mu \ge 0`. centered: divide by the root of the variance.
+        momentum: :math:`\mu \ge 0`.
+        centered: divide by the root of the variance.
         capturable, foreach, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:

@@ -20,7 +20,9 @@ class SGD(RuleOptimizer):
     Args:
         params: tensors of any shape, named or not, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma \ge 0`. Documented as required; 1e-3 as in torch today.
-        momentum: :math:`\mu \ge 0`. dampening: :math:`\tau`. nesterov: look ahead; needs momentum and no dampening.
+        momentum: :math:`\mu \ge 0`.
+        dampening: :math:`\tau`, what the buffer leaves out of a gradient.
+        nesterov: look ahead; needs momentum and no dampening.
         weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
         maximize, foreach, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
