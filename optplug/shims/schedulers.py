@@ -1,0 +1,7 @@
+"""The schedulers of all installed plugins, as classes that a class path can name; see `optplug.shims`."""
+
+from __future__ import annotations
+
+from optplug.shims.making import shims
+
+globals().update(shims("scheduler", __name__))
