@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.config import Config, check_arguments, configurable, parse, refusals
-from optplug.errors import OptplugError
-from optplug.groups import param_groups, trainable
+from optplug.arguments import configurable
+from optplug.combined import Combined
+from optplug.complaints import Complaints, placed
+from optplug.config import (
+    AUTO,
+    LINK,
+    Config,
+    Member,
+    OptimizerConfig,
+    Part,
+    SchedulerConfig,
+    check_arguments,
+    read,
+    refusals,
+)
+from optplug.errors import ConfigError, OptplugError, at, did_you_mean
+from optplug.groups import MULTIPLIERS, Rule, param_groups, trainable
 from optplug.keywords import CheckedKeywords
+from optplug.presets import LayerDecay
 from optplug.registry import registry
-from optplug.schedules import Warmup
+from optplug.schedules import Unscheduled, Warmup
+from optplug.selection import check_use, parameters_of, shortened
 
 
 def create_optimizer(
@@ -36,7 +52,7 @@ def create_optimizer(
     check_arguments(offer, hyperparameters)
     params: Any = params_or_module
     if isinstance(params_or_module, nn.Module):
-        params = [p for _, p in trainable(params_or_module)]
+        params = [p.tensor for p in trainable(params_or_module)]
     optimizer: torch.optim.Optimizer = registry.get("optimizer", name)(params, **hyperparameters)
     return optimizer
 
@@ -64,84 +80,310 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
     return scheduler
 
 
-def build(
-    module: nn.Module, config: Config, mode: str | None = None
-) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
-    """Build what a configuration says on a module's parameters as they are now.
+# -------------------------------------------------------------------------- from a configuration
+
+
+def build_optimizer(module: nn.Module, part: Part, place: str = "optimizer") -> torch.optim.Optimizer:
+    """The optimizer of a part, on a module's parameters as they are now.
 
     Args:
         module: whose trainable parameters to optimize.
-        config: from `optplug.config.parse`.
-        mode: for a scheduler that has an argument `mode` and takes a metric.
+        part: from `optplug.config.parse`, with at least one member.
+        place: of the part in the configuration.
+
+    Raises:
+        ConfigError, ConfigErrors: what needs parameters to be found wrong: patterns that match nothing, links that lead
+        nowhere; and what the class raises.
     """
-    chosen = config.optimizer
-    groups = param_groups(module, config.param_groups)
-    params: list[Any] = groups if config.param_groups else groups[0]["params"]
-    with refusals(chosen.offer.spec, chosen.hyperparameters):
-        optimizer = create_optimizer(chosen.name, params, **chosen.hyperparameters)
-    if config.scheduler is None:
-        return optimizer, None
-    scheduled = config.scheduler
-    arguments = dict(scheduled.arguments)
-    if mode is not None and scheduled.takes_metric and "mode" in configurable(scheduled.offer):
-        arguments["mode"] = mode
-    with refusals(scheduled.offer.spec, arguments):
-        scheduler = create_scheduler(scheduled.name, optimizer, **arguments)
-    if scheduled.warmup_steps:
-        scheduler = Warmup(scheduler, scheduled.warmup_steps, scheduled.warmup_start)
-    return optimizer, scheduler
+    if len(part.members) == 1:
+        return _member(module, part.members[0], place)
+    return Combined([_member(module, member, f"{place}.combine[{i}]") for i, member in enumerate(part.members)])
 
 
-def checked(optimizer: Any, scheduler: Any = None, **options: Any) -> Config:
+def _member(module: nn.Module, member: Member, place: str) -> torch.optim.Optimizer:
+    chosen = member.optimizer
+    complaints = Complaints()
+    hyperparameters = _linked(complaints, module, chosen.hyperparameters, place)
+    outer = place if member.select is not None or place != "optimizer" else ""
+    groups: list[dict[str, Any]] = []
+    with complaints.at(outer):
+        groups = param_groups(module, member.param_groups, _base(chosen, hyperparameters), member.select)
+    for group in groups:
+        group.update(_linked(complaints, module, {k: v for k, v in group.items() if k != "params"}, place))
+    complaints.settle()
+    params: list[Any] = groups if member.param_groups else groups[0]["params"]
+    try:
+        with refusals(chosen.offer.spec, hyperparameters):
+            return create_optimizer(chosen.name, params, **hyperparameters)
+    except OptplugError as error:
+        raise placed(error, place) from error.__cause__
+
+
+def _base(chosen: OptimizerConfig, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The optimizer's options, as far as its signature tells."""
+    usual = {k: p.default for k, p in configurable(chosen.offer).items() if p.default is not p.empty}
+    return {**usual, **hyperparameters}
+
+
+def _linked(complaints: Complaints, module: nn.Module, options: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Options with the module's attributes for links to them."""
+    result = dict(options)
+    for key, value in options.items():
+        if is_link(value):
+            with complaints.at(f"{place}.{key}"):
+                result[key] = follow(module, value)
+    return result
+
+
+def is_link(value: Any) -> bool:
+    """Whether a value is the text of a link, such as `module.lr`."""
+    return isinstance(value, str) and LINK.fullmatch(value) is not None
+
+
+def follow(module: nn.Module, link: str) -> Any:
+    """What a link leads to.
+
+    Raises:
+        ConfigError: nothing; with the nearest attribute.
+    """
+    found: Any = module
+    for name in link.split(".")[1:]:
+        known = found.keys() if isinstance(found, Mapping) else dir(found)
+        try:
+            found = found[name] if isinstance(found, Mapping) else getattr(found, name)
+        except (AttributeError, KeyError):
+            near = did_you_mean(name, [k for k in map(str, known) if not k.startswith("_")])
+            raise ConfigError(f"{link} leads nowhere: {type(found).__name__} has no {name!r}{near}") from None
+    return found
+
+
+def links(module: nn.Module, config: Config) -> dict[str, Any]:
+    """What the links of a configuration lead to now."""
+    found: dict[str, Any] = {}
+    for part in config.parts:
+        for member in part.members:
+            given = [member.optimizer.hyperparameters]
+            given += [rule.options for rule in member.param_groups if isinstance(rule, Rule)]
+            for options in given:
+                found |= {value: follow(module, value) for value in options.values() if is_link(value)}
+    return found
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, scheduled: SchedulerConfig, mode: str | None = None, place: str = "scheduler"
+) -> LRScheduler:
+    """The schedule of an optimizer.
+
+    Args:
+        optimizer: whose learning rates to schedule.
+        scheduled: from `optplug.config.parse`, with numbers for lengths (`optplug.lengths.settled`).
+        mode: for a scheduler that has an argument `mode` and takes a metric.
+        place: of the scheduler in the configuration.
+    """
+    if scheduled.name is None:
+        scheduler: LRScheduler = Unscheduled(optimizer)
+    else:
+        arguments = dict(scheduled.arguments)
+        if mode is not None and scheduled.takes_metric and "mode" in configurable(scheduled.offer):
+            arguments["mode"] = mode
+        try:
+            with refusals(scheduled.offer.spec, arguments):
+                scheduler = create_scheduler(scheduled.name, optimizer, **arguments)
+        except OptplugError as error:
+            raise placed(error, place) from error.__cause__
+    if scheduled.warmup is not None:
+        scheduler = Warmup(scheduler, int(scheduled.warmup.length), scheduled.warmup.start_factor)
+    return scheduler
+
+
+def check_shares(module: nn.Module, config: Config) -> None:
+    """Refuse several optimizers of which two have a parameter in common, or that leave one out.
+
+    Raises:
+        ConfigError, ConfigErrors: with the names of the parameters.
+    """
+    members = [
+        (f"optimizer[{i}]" if config.several else f"optimizer.combine[{j}]", member)
+        for i, part in enumerate(config.parts)
+        for j, member in enumerate(part.members)
+    ]
+    if len(members) < 2:
+        return
+    complaints = Complaints()
+    parameters = parameters_of(module)
+    for place, member in members:
+        with complaints.at(place):
+            if member.select is not None:
+                check_use(member.select, parameters, module)
+    owners = {
+        p.name: [at for at, m in members if m.select is None or m.select.selects(p)] for p in parameters if p.trainable
+    }
+    shared = [name for name, places in owners.items() if len(places) > 1]
+    left_out = [name for name, places in owners.items() if not places]
+    if shared:
+        both = " and ".join(owners[shared[0]])
+        complaints.add(ConfigError(f"{both} both have {shortened(shared)}: a parameter has one optimizer"), "optimizer")
+    if left_out:
+        complaints.add(
+            ConfigError(f"no optimizer has {shortened(left_out)}: select them too, or freeze them"), "optimizer"
+        )
+    complaints.settle()
+
+
+# --------------------------------------------------------------------------- before there is a model
+
+
+def checked(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Config:
     """A configuration with everything checked that needs no parameters: parsed, and rehearsed.
 
     Args:
         optimizer, scheduler, options: as in `optplug.config.parse`.
 
     Raises:
-        As `optplug.config.parse` and `rehearse`.
+        As `optplug.config.parse`; and HyperparameterError, HyperparameterTypeError, EngineError: what a class refuses.
+        All that is wrong is said at once.
     """
-    config = parse(optimizer, scheduler, **options)
-    rehearse(config)
+    complaints = Complaints()
+    config = read(complaints, optimizer, scheduler, **options)
+    _rehearse(complaints, config)
+    complaints.settle()
     return config
 
 
-def rehearse(config: Config) -> None:
-    """Build once on a parameter of one element, so that wrong values show before there is a model.
+def _rehearse(complaints: Complaints, config: Config) -> None:
+    """Build once on parameters of one element, so that wrong values show before there is a model."""
+    for i, part in enumerate(config.parts):
+        place = f"optimizer[{i}]" if config.several else "optimizer"
+        combined = len(part.members) > 1
+        for j, member in enumerate(part.members):
+            where = f"{place}.combine[{j}]" if combined else place
+            # Groups of an ordinary optimizer stand beside it, those of a member inside it.
+            _rehearse_member(
+                complaints, member, where, f"{where}.param_groups" if config.several or combined else "param_groups"
+            )
+        if part.scheduler is not None and part.scheduler.name is not None:
+            where = f"{place}.scheduler" if config.several else "scheduler"
+            _rehearse_scheduler(complaints, part, part.scheduler, where)
 
-    Raises:
-        HyperparameterError, HyperparameterTypeError, ConfigError, ConfigTypeError, EngineError: what a class refuses.
-    """
-    chosen = config.optimizer
-    # What a foreign constructor does is its own affair, and may be costly; schedules can be tried without it.
-    is_ours = issubclass(registry.get("optimizer", chosen.name), CheckedKeywords)
 
-    def single(groups: int = 1) -> torch.optim.Optimizer:
-        params = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(groups)]
-        if not is_ours:
-            return torch.optim.Optimizer(params, {"lr": 0.1})
-        with refusals(chosen.offer.spec, chosen.hyperparameters):
-            return create_optimizer(chosen.name, params, **chosen.hyperparameters)
-
-    optimizer = single()
-    for i, rule in enumerate(config.param_groups if is_ours else ()):
-        options = {k: v for k, v in rule.items() if k not in ("match", "name")}
-        try:
-            with refusals(chosen.offer.spec, options):
-                optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], **options})
-        except OptplugError as error:
-            raise type(error)(f"param_groups[{i}]: {error}") from None
-    scheduled = config.scheduler
-    if scheduled is None or not issubclass(registry.get("scheduler", scheduled.name), CheckedKeywords):
+def _rehearse_member(complaints: Complaints, member: Member, place: str, groups_place: str) -> None:
+    chosen = member.optimizer
+    cls = registry.get("optimizer", chosen.name)
+    # What a foreign constructor does is its own affair, and may be costly.
+    if not issubclass(cls, CheckedKeywords):
         return
+    given = _without_links(chosen.hyperparameters)
+
+    def make(arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
+        with refusals(chosen.offer.spec, arguments):
+            return create_optimizer(chosen.name, _parameters(1), **arguments)
+
+    good = _blamed(complaints, make, given, _stand_ins(cls), place)
+    if good is None:
+        return
+    for i, rule in enumerate(member.param_groups):
+        where = f"{groups_place}[{i}]"
+        if isinstance(rule, LayerDecay) and "lr" not in configurable(chosen.offer):
+            complaints.add(ConfigError(f"{chosen.offer.name} has no lr for layer_decay to multiply"), where)
+        if not isinstance(rule, Rule):
+            continue
+        options = {k: v for k, v in _without_links(rule.options).items() if k not in MULTIPLIERS}
+        needs = {m: k for m, k in MULTIPLIERS.items() if m in rule.options and _base(chosen, good).get(k) is None}
+        for multiplier, key in needs.items():
+            complaints.add(
+                ConfigError(f"{chosen.offer.name} has no {key} of its own to multiply"), f"{where}.{multiplier}"
+            )
+
+        def add(arguments: Mapping[str, Any], optimizer: Mapping[str, Any] = good) -> None:
+            with refusals(chosen.offer.spec, arguments):
+                make(optimizer).add_param_group({"params": [torch.zeros(1, requires_grad=True)], **arguments})
+
+        if options:
+            _blamed(complaints, add, options, {}, where)
+
+
+def _rehearse_scheduler(complaints: Complaints, part: Part, scheduled: SchedulerConfig, place: str) -> None:
+    assert scheduled.name is not None
+    cls = registry.get("scheduler", scheduled.name)
+    if not issubclass(cls, CheckedKeywords):
+        return
+    given = dict(scheduled.arguments)
+    if scheduled.length is not None and given.get(scheduled.length) == AUTO:
+        given[scheduled.length] = 1000
     groups = {1}
-    if config.param_groups:  # how many there are shows later: suppose as many as a list has values
-        groups = {len(value) for value in scheduled.arguments.values() if isinstance(value, (list, tuple))} - {0} or {1}
+    if any(member.param_groups for member in part.members) or len(part.members) != 1:
+        # How many there are shows later: suppose as many as a list has values.
+        groups = {len(value) for value in given.values() if isinstance(value, (list, tuple))} - {0} or {1}
     if len(groups) != 1:
         return
-    try:
-        with refusals(scheduled.offer.spec, scheduled.arguments):
-            create_scheduler(scheduled.name, single(*groups), **scheduled.arguments)
-    except OptplugError as error:
-        if is_ours or error.__cause__ is None:  # else it may miss what only the real optimizer has
+
+    def make(arguments: Mapping[str, Any]) -> None:
+        # Any optimizer will do: schedules know groups and rates.
+        optimizer = torch.optim.Optimizer([{"params": [p]} for p in _parameters(*groups)], {"lr": 0.1})
+        assert scheduled.name is not None
+        try:
+            create_scheduler(scheduled.name, optimizer, **arguments)
+        except OptplugError:
             raise
+        except (TypeError, ValueError, LookupError, ArithmeticError):
+            pass  # it may miss what only the real optimizer has, and will say so when it is built
+
+    _blamed(complaints, make, given, _stand_ins(cls), place)
+
+
+def _parameters(many: int) -> list[torch.Tensor]:
+    return [torch.zeros(1, requires_grad=True) for _ in range(many)]
+
+
+def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if not is_link(value)}
+
+
+def _stand_ins(cls: type) -> Mapping[str, Any]:
+    """Good values, for arguments that cannot be left out, from the settings that a class declares worth testing."""
+    cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", ())
+    return cases[0] if cases else {}
+
+
+def _blamed(
+    complaints: Complaints,
+    make: Callable[[Mapping[str, Any]], Any],
+    given: Mapping[str, Any],
+    stand_ins: Mapping[str, Any],
+    place: str,
+) -> dict[str, Any] | None:
+    """Find every argument that a constructor refuses, by leaving out one after the other.
+
+    Returns:
+        Arguments that are not refused; None where even none are.
+    """
+    left = {**{k: v for k, v in stand_ins.items() if k not in given and _needed(make, given, k)}, **given}
+    while True:
+        complaint = _complaint(make, left)
+        if complaint is None:
+            return left
+        for key in left:
+            without = {k: v for k, v in left.items() if k != key}
+            if key in stand_ins and _complaint(make, without) is not None and left[key] is not stand_ins[key]:
+                without = {**left, key: stand_ins[key]}
+            if str(_complaint(make, without)) != str(complaint):
+                complaints.add(at(key, complaint), place)
+                left = without
+                break
+        else:
+            complaints.add(complaint, place)
+            return None
+
+
+def _needed(make: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any], key: str) -> bool:
+    """Whether a constructor misses an argument."""
+    complaint = _complaint(make, given)
+    return complaint is not None and f"needs {key}" in str(complaint)
+
+
+def _complaint(make: Callable[[Mapping[str, Any]], Any], arguments: Mapping[str, Any]) -> OptplugError | None:
+    try:
+        make(arguments)
+    except OptplugError as error:
+        return error
+    return None

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 
 class OptplugError(Exception):
-    """Base of all errors raised by optplug."""
+    """Base of all errors raised by optplug.
+
+    Attributes:
+        place: where in a configuration, such as `param_groups[0].lr`; empty where that is not known.
+    """
+
+    place: str = ""
 
 
 class UnknownNameError(OptplugError, LookupError):
@@ -31,6 +38,22 @@ class ConfigError(OptplugError, ValueError):
 
 class ConfigTypeError(OptplugError, TypeError):
     """A configuration value, or an argument, has the wrong type."""
+
+
+class ConfigErrors(ConfigError):  # noqa: N818  # it is several
+    """Several things are wrong with a configuration.
+
+    Attributes:
+        errors: one for each, in the order of the configuration, with its `place`.
+    """
+
+    def __init__(self, errors: Sequence[OptplugError]) -> None:
+        self.errors = tuple(errors)
+        lines = "".join(f"\n  {error}" for error in self.errors)
+        super().__init__(f"{len(self.errors)} things are wrong with the configuration:{lines}")
+
+    def __reduce__(self) -> tuple[type, tuple[Sequence[OptplugError]]]:
+        return type(self), (self.errors,)
 
 
 class HyperparameterError(OptplugError, ValueError):
@@ -71,6 +94,15 @@ class SparseGradientError(OptplugError, RuntimeError):
 
 class WiringError(OptplugError, RuntimeError):
     """The trainer, module and configuration do not fit together."""
+
+
+Error = TypeVar("Error", bound=OptplugError)
+
+
+def at(place: str, error: Error) -> Error:
+    """The error, with its place; whoever gathers it puts the place before the message."""
+    error.place = place
+    return error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

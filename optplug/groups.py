@@ -1,82 +1,216 @@
-"""Parameter groups from patterns over parameter names."""
+"""Parameter groups from rules that cascade, and the table that shows them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import Optimizer
 
-from optplug.errors import ConfigError, did_you_mean, listing
+from optplug.complaints import Complaints
+from optplug.errors import ConfigError
+from optplug.presets import LayerDecay, NoDecay, Take
+from optplug.selection import Parameter, Selector, check_use, parameters_of
 
-_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
-"""What wrappers put into parameter names; patterns are written against the bare ones."""
+MULTIPLIERS = {"lr_mult": "lr", "wd_mult": "weight_decay"}
+"""Options of a rule that multiply an option of the optimizer."""
 
 
-def trainable(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The module's parameters that require gradients, by bare name.
+@dataclass(frozen=True)
+class Rule:
+    """Options for the parameters that a selector selects.
+
+    Attributes:
+        select: which parameters. name: for the group. options: of the optimizer, and `MULTIPLIERS`.
+    """
+
+    select: Selector
+    name: str
+    options: dict[str, Any]
+
+    def takes(self, parameters: Sequence[Parameter], has_weight_decay: bool) -> list[Take]:
+        return [(self.name, [p for p in parameters if self.select.selects(p)], dict(self.options))]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.select.to_dict(), "name": self.name, **self.options}
+
+
+AnyRule = Rule | NoDecay | LayerDecay
+
+
+def trainable(module: nn.Module, select: Selector | None = None) -> list[Parameter]:
+    """The module's parameters that require gradients.
+
+    Args:
+        module: whose parameters. select: which of them; None for all.
 
     Raises:
         ConfigError: there are none.
     """
-    named: list[tuple[str, Tensor]] = [
-        (_WRAPPERS.sub("", name), p) for name, p in module.named_parameters() if p.requires_grad
-    ]
-    if not named:
-        frozen = sum(1 for _ in module.parameters())
-        why = f"all {frozen} of its parameters are frozen" if frozen else "it has no parameters"
+    parameters = parameters_of(module)
+    if select is not None:
+        check_use(select, parameters, module)
+        parameters = [p for p in parameters if select.selects(p)]
+    found = [p for p in parameters if p.trainable]
+    if not found:
+        which = "its parameters" if select is None else "those"
+        why = f"all {len(parameters)} of {which} are frozen" if parameters else "it has no parameters"
         raise ConfigError(f"{type(module).__name__} has nothing to train: {why}")
-    return named
+    return found
 
 
-def param_groups(module: nn.Module, rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def param_groups(
+    module: nn.Module,
+    rules: Sequence[AnyRule],
+    base: Mapping[str, Any] | None = None,
+    select: Selector | None = None,
+) -> list[dict[str, Any]]:
     """The groups that rules make of a module's trainable parameters.
+
+    The rules cascade: a parameter takes the options of every rule that takes it, a later rule wins, option by option;
+    then `lr` is multiplied by `lr_mult`, and `weight_decay` by `wd_mult`. Parameters with equal options form one group,
+    named after the rules it comes from, or `default`.
 
     Args:
         module: whose parameters to group.
-        rules: mappings with `match` (a list of globs over parameter names), `name` and options. The rules cascade: a
-            parameter takes the options of every rule that matches it, and a later rule wins. Parameters with equal
-            options form one group, named after the rules it comes from, or `default`.
+        rules: see `Rule` and `optplug.presets`.
+        base: the optimizer's options, which multipliers multiply where no rule gives the option.
+        select: which parameters; None for all.
 
     Returns:
         One dict per group, with `params`, `name` (left out when there are no rules) and the options.
 
     Raises:
-        ConfigError: a pattern matches no trainable parameter, there is none to train, or two groups share a name.
+        ConfigError: a pattern matches no parameter, there is nothing to train, or two groups share a name; several as
+        `ConfigErrors`.
     """
-    named = trainable(module)
+    trained = trainable(module, select)
     if not rules:
-        return [{"params": [p for _, p in named]}]
+        return [{"params": [p.tensor for p in trained]}]
+    complaints = Complaints()
+    everything = [p for p in parameters_of(module) if select is None or select.selects(p)]
+    takes: list[Take] = []
     for i, rule in enumerate(rules):
-        for pattern in rule["match"]:
-            if not any(fnmatchcase(name, pattern) for name, _ in named):
-                names = [name for name, _ in named]
-                raise ConfigError(
-                    f"param_groups[{i}]: {pattern!r} matches no trainable parameter of {type(module).__name__}"
-                    f"{did_you_mean(pattern, names) or '.'} They are {_shortened(names)}."
-                )
-    groups: list[tuple[dict[str, Any], dict[str, Any]]] = []  # options, group
-    for name, p in named:
-        options: dict[str, Any] = {}
-        origin: list[str] = []
-        for rule in rules:
-            if any(fnmatchcase(name, pattern) for pattern in rule["match"]):
-                origin.append(rule["name"])
-                options.update({k: v for k, v in rule.items() if k not in ("match", "name")})
-        group = next((group for known, group in groups if known == options), None)
+        with complaints.at(f"param_groups[{i}]"):
+            if isinstance(rule, Rule):
+                check_use(rule.select, everything, module)
+            takes += rule.takes(everything, base is None or "weight_decay" in base)
+    complaints.settle()
+
+    origins: dict[int, list[str]] = {id(p.tensor): [] for p in trained}
+    options: dict[int, dict[str, Any]] = {id(p.tensor): {} for p in trained}
+    for name, taken, given in takes:
+        for p in taken:
+            if p.trainable and given:
+                origins[id(p.tensor)].append(name)
+                options[id(p.tensor)].update(given)
+    groups: list[dict[str, Any]] = []
+    for p in trained:
+        effective = multiplied(options[id(p.tensor)], base or {})
+        group = next((g for g in groups if {k: g[k] for k in g if k not in ("params", "name")} == effective), None)
         if group is None:
-            group = {"params": [], "name": " + ".join(origin) or "default", **options}
-            groups.append((options, group))
-        group["params"].append(p)
-    taken = [group["name"] for _, group in groups]
-    for name in taken:
-        if taken.count(name) > 1:  # a rule named "default", or "a + b" beside "a" and "b"
+            group = {"params": [], "name": " + ".join(origins[id(p.tensor)]) or "default", **effective}
+            groups.append(group)
+        group["params"].append(p.tensor)
+    names = [group["name"] for group in groups]
+    for name in names:
+        if names.count(name) > 1:  # a rule named "default", or "a + b" beside "a" and "b"
             raise ConfigError(f"param_groups make two groups named {name!r}: rename the rule of that name")
-    return [group for _, group in groups]
+    return groups
 
 
-def _shortened(names: Iterable[str], most: int = 12) -> str:
-    names = list(names)
-    return listing(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def multiplied(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with multipliers carried out."""
+    result = {key: value for key, value in options.items() if key not in MULTIPLIERS}
+    for multiplier, key in MULTIPLIERS.items():
+        if multiplier in options:
+            result[key] = result.get(key, base.get(key)) * options[multiplier]
+    return result
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of groups.
+
+    Attributes:
+        group: its name, or its number where it has none. parameters: the names. elements: of all of them together.
+        lr, weight_decay: before schedule and warmup; None where the optimizer has none.
+    """
+
+    group: str
+    parameters: tuple[str, ...]
+    elements: int
+    lr: float | None
+    weight_decay: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "parameters": list(self.parameters)}
+
+
+class GroupTable(tuple[Row, ...]):
+    """The groups of an optimizer, one `Row` each; as text, a table."""
+
+    def __str__(self) -> str:
+        header = ("group", "parameters", "elements", "lr", "weight_decay")
+        cells: list[tuple[str, ...]] = [header]
+        for row in self:
+            numbers = ("-" if x is None else f"{x:g}" for x in (row.lr, row.weight_decay))
+            cells.append((row.group, f"{len(row.parameters):,}", f"{row.elements:,}", *numbers))
+        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+        return "\n".join(
+            "  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))))
+            for line in cells
+        )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is remembered of a parameter without holding it: its `id`, name, size, and whether it was trainable."""
+
+    id: int
+    name: str
+    elements: int
+    trainable: bool
+
+
+def known(module: nn.Module) -> list[Known]:
+    """The parameters of a module as they are now; FSDP puts others in their place while it computes."""
+    return [Known(id(p.tensor), p.name, p.tensor.numel(), p.trainable) for p in parameters_of(module)]
+
+
+def group_table(optimizer: Optimizer, module: nn.Module | Sequence[Known] | None = None) -> GroupTable:
+    """The parameter groups of an optimizer: group, parameters, elements, learning rate, weight decay.
+
+    Args:
+        optimizer: any optimizer.
+        module: where the parameters' names are looked up, or what `known` said of it; without one they are numbered.
+            With one a last row tells of the parameters that no group has: frozen ones, and those of other optimizers.
+
+    Returns:
+        A tuple of `Row`s; `print` shows it as a table.
+    """
+    parameters = known(module) if isinstance(module, nn.Module) else module or ()
+    names = {p.id: p.name for p in parameters}
+    rows = []
+    for i, group in enumerate(optimizer.param_groups):
+        found = tuple(names.pop(id(p), f"{i}.{j}") for j, p in enumerate(group["params"]))
+        lr = group.get("initial_lr", group.get("lr"))  # before warmup and schedule
+        numbers = (_as_float(lr), _as_float(group.get("weight_decay")))
+        rows.append(Row(str(group.get("name", i)), found, sum(p.numel() for p in group["params"]), *numbers))
+    rest = [p for p in parameters if p.id in names]
+    for word, left in (
+        ("frozen", [p for p in rest if not p.trainable]),
+        ("elsewhere", [p for p in rest if p.trainable]),
+    ):
+        if left:
+            rows.append(Row(f"({word})", tuple(p.name for p in left), sum(p.elements for p in left), None, None))
+    return GroupTable(rows)
+
+
+def _as_float(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -177,6 +177,13 @@ class GeometricLR(ClosedFormLR):
         return [float(self.gamma) ** (self.cuts(t) - before)] * len(self.optimizer.param_groups)
 
 
+class Unscheduled(ClosedFormLR):
+    """No schedule at all: :math:`lr(t) = base`. A warmup alone has it inside."""
+
+    def multiplier(self, t: int) -> float:
+        return 1.0
+
+
 def warn_by_hand(scheduler: LRScheduler) -> None:
     """Give torch's warning about `get_lr()` outside of a step."""
     if not scheduler._get_lr_called_within_step:
@@ -209,6 +216,37 @@ def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: C
             f"the checkpoint's scheduler is no {type(scheduler).__name__}: it has {had}. "
             "Resume with the schedule of the checkpoint, or start anew"
         )
+
+
+POSITION = frozenset(
+    {"last_epoch", "_step_count", "_is_initial", "_last_lr", "_get_lr_called_within_step", "best", "num_bad_epochs"}
+    | {"cooldown_counter"}
+)
+"""What a scheduler keeps about where it is; the rest is about what it does."""
+
+
+def overruled(scheduler: LRScheduler, fresh: Mapping[str, Any]) -> None:
+    """Give a restored scheduler the settings of a fresh one, and leave it where it is.
+
+    Args:
+        scheduler: restored; its groups' rates are scaled to the fresh base rates already.
+        fresh: the `state_dict` it had before it was restored.
+    """
+    if isinstance(scheduler, Warmup):
+        scale = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+        now = scheduler.factor(scheduler.warmed)
+        scheduler._inner_lrs = [lr / now for lr in scale]
+        scheduler._shown_lrs = scale
+        with scheduler._without_warmup():
+            overruled(scheduler.scheduler, fresh["scheduler"])
+        return
+    state = scheduler.state_dict()
+    settings = {key: value for key, value in fresh.items() if key not in POSITION}
+    scheduler.load_state_dict({**state, **settings})
+    if isinstance(scheduler, ClosedFormLR):
+        for group, lr in zip(scheduler.optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
+            set_lr(group, float(lr))
+    scheduler._last_lr = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
 
 
 def _copy(lr: float | Tensor) -> float | Tensor:
@@ -349,16 +387,25 @@ class Warmup(LRScheduler):
 
 def check_warmup(steps: Any, start_factor: Any) -> None:
     """Raise ConfigError or ConfigTypeError for what `Warmup` cannot take."""
+    check_warmup_steps(steps)
+    check_start_factor(start_factor)
+
+
+def check_warmup_steps(steps: Any, least: int = 1) -> None:
+    """Raise ConfigError or ConfigTypeError for what is no number of steps, at least `least`."""
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise ConfigTypeError(
             f"warmup steps must be a whole number of optimizer steps, got {steps!r}{number_hint(steps)}"
         )
-    if steps < 1:
-        raise ConfigError(f"warmup steps must be at least 1, got {steps}; leave warmup out for none")
-    if start_factor is not None:
-        if isinstance(start_factor, bool) or not isinstance(start_factor, (int, float)):
-            raise ConfigTypeError(
-                f"warmup start_factor must be a number, got {start_factor!r}{number_hint(start_factor)}"
-            )
-        if not 0 < start_factor <= 1 or not math.isfinite(start_factor):
-            raise ConfigError(f"warmup start_factor must be above 0 and at most 1, got {start_factor}")
+    if steps < least:
+        raise ConfigError(f"warmup steps must be at least {least}, got {steps}" + "; leave warmup out for none" * least)
+
+
+def check_start_factor(start_factor: Any) -> None:
+    """Raise ConfigError or ConfigTypeError for what is no first factor of a warmup."""
+    if start_factor is None:
+        return
+    if isinstance(start_factor, bool) or not isinstance(start_factor, (int, float)):
+        raise ConfigTypeError(f"warmup start_factor must be a number, got {start_factor!r}{number_hint(start_factor)}")
+    if not 0 < start_factor <= 1 or not math.isfinite(start_factor):
+        raise ConfigError(f"warmup start_factor must be above 0 and at most 1, got {start_factor}")

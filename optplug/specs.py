@@ -109,15 +109,22 @@ class OptimizerSpec(Spec):
     }
 
 
+LENGTHS = ("T_max", "total_steps", "total_iters", "num_training_steps")
+"""What arguments are usually called that say how many steps a whole schedule has."""
+
+
 @dataclass(frozen=True)
 class SchedulerSpec(Spec):
     """A learning-rate scheduler by name; arguments and errors as in `Spec`.
 
     Args:
         interval: `"epoch"` or `"step"`, the unit in which the schedule naturally counts.
+        length: the argument that says how many steps the whole schedule has, where there is one; a configuration may
+            give it as `auto`. Arguments of the names in `LENGTHS` need no declaration.
     """
 
     interval: Literal["epoch", "step"] = "epoch"
+    length: str = ""
 
     kind: ClassVar[str] = "scheduler"
     CAPABILITIES: ClassVar[Mapping[str, str]] = {"metric": "step() takes the monitored metric"}
@@ -126,6 +133,8 @@ class SchedulerSpec(Spec):
         super().__post_init__()
         if self.interval not in ("epoch", "step"):
             raise SpecError(f"interval {self.interval!r} of scheduler {self.name!r} is neither 'epoch' nor 'step'")
+        if not isinstance(self.length, str):
+            raise SpecError(f"length of scheduler {self.name!r} must be the name of an argument, got {self.length!r}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ def spec_of(spec_class: type[Spec], thing: Any) -> Spec:
             f"{spec_class.__name__}(name, function)"
         )
     options: dict[str, Any] = {
-        key: getattr(thing, key) for key in ("capabilities", "interval") if _declares(spec_class, thing, key)
+        key: getattr(thing, key) for key in ("capabilities", "interval", "length") if _declares(spec_class, thing, key)
     }
     doc = (thing.__doc__ or "").strip().partition("\n")[0]
     return spec_class(snake_case(name), thing, summary=doc, **options)

@@ -33,8 +33,8 @@ class Room(NamedTuple):
 WHOLE_FRAMEWORK = "optplug"
 LIGHTNING = "lightning pytorch_lightning"
 WIRING = (
-    "torch optplug.build optplug.config optplug.errors optplug.groups optplug.registry "
-    "optplug.rules.driver optplug.schedules optplug.wiring"
+    "torch optplug.build optplug.config optplug.errors optplug.groups optplug.lengths optplug.registry "
+    "optplug.schedules optplug.wiring"
 )
 
 ROOMS = (
@@ -82,24 +82,48 @@ ROOMS = (
     Room("optplug/schedules.py", "torch optplug.errors optplug.keywords"),
     Room("optplug/curvature.py", "torch optplug.engines", "optplug.engines.history"),
     # One schema -> parameter groups -> optimizer and scheduler.
+    Room("optplug/arguments.py", "optplug.registry", "docstring_parser"),
+    Room("optplug/complaints.py", "optplug.errors"),
+    Room("optplug/selection.py", "torch optplug.errors"),
+    Room("optplug/presets.py", "torch optplug.errors optplug.selection"),
     Room(
         "optplug/config.py",
-        "optplug.errors optplug.registry optplug.specs",
+        "optplug.arguments optplug.complaints optplug.errors optplug.groups optplug.presets optplug.registry "
+        "optplug.selection optplug.specs",
         "optplug.schedules",
     ),
+    Room("optplug/lengths.py", "optplug.complaints optplug.config optplug.errors"),
+    Room(
+        "optplug/schema.py",
+        "optplug.arguments optplug.config optplug.errors optplug.explaining optplug.groups optplug.presets "
+        "optplug.ranges optplug.registry optplug.selection optplug.specs",
+    ),
+    Room("optplug/explaining.py", "optplug.arguments optplug.ranges optplug.registry optplug.specs"),
     Room("optplug/functions.py", "simpleeval optplug.errors optplug.registry"),
-    Room("optplug/groups.py", "torch optplug.errors"),
+    Room("optplug/combined.py", "torch optplug.errors optplug.specs"),
+    Room(
+        "optplug/groups.py",
+        "torch optplug.complaints optplug.errors optplug.presets optplug.selection",
+    ),
     Room(
         "optplug/build.py",
-        "torch optplug.config optplug.errors optplug.groups optplug.keywords optplug.registry optplug.schedules",
+        "torch optplug.arguments optplug.combined optplug.complaints optplug.config optplug.errors optplug.groups "
+        "optplug.keywords optplug.presets optplug.registry optplug.schedules optplug.selection",
         "optplug.functions",
     ),
     # What knows Lightning. The wiring finds out which of its two names is installed, see DYNAMIC.
     Room("optplug/wiring/callback.py", f"{LIGHTNING} {WIRING}"),
-    Room("optplug/wiring/cli.py", f"{LIGHTNING} {WIRING}", "jsonargparse"),
+    Room("optplug/wiring/cli.py", f"{LIGHTNING} {WIRING} optplug.explaining", "jsonargparse"),
     Room("optplug/wiring/*.py", WIRING),
     Room("optplug/lightning.py", "lightning optplug.wiring"),
     Room("optplug/pytorch_lightning.py", "pytorch_lightning optplug.wiring"),
+    # Names for a command line that is not ours: jsonargparse, and no Lightning.
+    Room(
+        "optplug/shims/making.py",
+        "torch jsonargparse optplug.arguments optplug.config optplug.errors optplug.registry optplug.specs",
+        "optplug.build",
+    ),
+    Room("optplug/shims/*.py", "optplug.shims"),
     # On top of everything.
     Room("optplug/cli/*.py", f"typer rich torch numpy {WHOLE_FRAMEWORK}", "matplotlib"),
     Room("optplug/bench/*.py", f"torch {WHOLE_FRAMEWORK}", "matplotlib"),

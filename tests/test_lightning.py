@@ -186,15 +186,32 @@ def test_nothing_to_train_is_said_before_the_first_batch(scripted: type, trainer
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scheduler": "x"}, "scheduler='x' needs an optimizer; ConfigureOptimizers() alone owns what it finds"),
-        ({"param_groups": []}, "param_groups=[] needs an optimizer; ConfigureOptimizers() alone owns what it finds"),
-        ({"mode": "min"}, "mode='min' needs an optimizer; ConfigureOptimizers() alone owns what it finds"),
+        ({"param_groups": []}, "param_groups: needs an optimizer beside it: add e.g. optimizer: adam"),
+        (
+            {"param_groups": "no_decay", "scheduler": COSINE},
+            "param_groups: needs an optimizer beside it: add e.g. optimizer: adam",
+        ),
+        (
+            {"monitor": "x"},
+            "monitor: 'x' needs a scheduler that takes a metric, and there is no scheduler",
+        ),
+        ({"mode": "min"}, "mode: 'min' needs a scheduler that takes a metric, and there is no scheduler"),
     ],
 )
-def test_a_callback_without_an_optimizer_takes_no_more(callback: Any, arguments: dict[str, Any], message: str):
+def test_a_callback_without_an_optimizer_takes_a_schedule_and_no_more(
+    scripted: type, trainer: Any, callback: Any, arguments: dict[str, Any], message: str
+):
     with pytest.raises(ConfigError) as caught:
         callback(**arguments)
     assert str(caught.value) == message
+
+    class Own(scripted):  # type: ignore[misc,valid-type]
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    module = Own()
+    trainer(callbacks=callback(scheduler={**COSINE, "T_max": 20})).fit(module)
+    assert module.rates == pytest.approx([cosine(batch // 4, 20) for batch in range(12)], rel=1e-12)
 
 
 def test_a_callback_is_refused_when_it_is_made(callback: Any):
@@ -468,9 +485,10 @@ def test_schedules_step_by_epoch_or_by_optimizer_step(
 def test_a_warmup_counts_optimizer_steps(scripted: type, trainer: Any, callback: Any, accumulate: int):
     module = scripted()
     wiring = {"warmup": {"steps": 4, "start_factor": 0.2}}
-    trainer(callbacks=callback(SGD, {**COSINE, **wiring}), accumulate_grad_batches=accumulate).fit(module)
+    schedule = {**COSINE, "T_max": 20, **wiring}
+    trainer(callbacks=callback(SGD, schedule), accumulate_grad_batches=accumulate).fit(module)
     warm = [min(1.0, 0.2 + 0.8 * (batch // accumulate) / 4) for batch in range(12)]
-    assert module.rates == pytest.approx([w * cosine(batch // 4) for batch, w in enumerate(warm)], rel=1e-12)
+    assert module.rates == pytest.approx([w * cosine(batch // 4, 20) for batch, w in enumerate(warm)], rel=1e-12)
 
 
 def test_a_user_s_own_lr_scheduler_step_is_honoured(scripted: type, trainer: Any, callback: Any):
@@ -889,8 +907,9 @@ def test_the_account_is_exact(scripted: type, trainer: Any, ours: Any, capsys: A
     version = optplug.__version__
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("optplug")] == [
         f"optplug: optimizer adam from plugin optplug-classic (optplug {version})",
-        "optplug:   parameter group default: 1 tensor, 4 elements, lr 0.5, weight_decay 0",
-        "optplug:   parameter group *.bias: 1 tensor, 1 elements, lr 0.5, weight_decay 0.1",
+        "optplug:   group    parameters  elements   lr  weight_decay",
+        "optplug:   default           1         4  0.5             0",
+        "optplug:   *.bias            1         1  0.5           0.1",
         *(f"optplug:   engine of {report}" for report in reports),
         f"optplug: scheduler reduce_lr_on_plateau from plugin optplug-schedules (optplug {version}), stepped each "
         "completed validation, after a warmup of 2 steps",

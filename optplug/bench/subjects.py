@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optplug.build import create_optimizer, rehearse
-from optplug.config import configurable, parse
+from optplug.arguments import configurable
+from optplug.build import checked, create_optimizer
 from optplug.errors import ConfigError, OptplugError, describe, listing
 from optplug.registry import registry
 from optplug.rules.driver import RuleOptimizer
@@ -121,7 +121,7 @@ def entry(text: str) -> Entry:
     for capability in sorted(spec.capabilities & set(_NEEDS)):
         raise ConfigError(f"{name} {_NEEDS[capability]}: bench times steps on dense gradients")
     cls = registry.get("optimizer", name)
-    rehearse(parse({"name": name, "args": options}))
+    checked({"name": name, "args": options})
     reference = getattr(torch.optim, cls.__name__, None)
     if not (isinstance(reference, type) and issubclass(reference, Optimizer)):
         if not issubclass(cls, RuleOptimizer):

@@ -1,10 +1,8 @@
-"""`optplug list`, `optplug info NAME` and `optplug bench`."""
+"""The `optplug` command: `list` and `info NAME` are here, the others come from their files."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from optplug.cli.bench import bench
-from optplug.config import configurable
+from optplug.cli.configs import groups, schema, validate
 from optplug.errors import OptplugError, UnknownNameError, did_you_mean
+from optplug.explaining import explain
 from optplug.registry import KINDS, Offer, registry
-from optplug.specs import API_VERSION, FunctionSpec, SchedulerSpec
 
 app = typer.Typer(
     help="Optimizers, learning-rate schedules and functions of the epoch by name, from every installed plugin.",
@@ -23,7 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(bench)
+for command in (validate, groups, schema, bench):
+    app.command()(command)
 
 
 def _out() -> Console:
@@ -66,53 +65,16 @@ def info(
 ) -> None:
     """Show an optimizer, scheduler or function: where it comes from, its arguments and defaults, its documentation."""
     offer = _find(name)
-    out = _out()
     try:
-        found = registry.get(offer.spec.kind, offer.qualified)
+        text = explain(offer)
     except OptplugError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    spec = offer.spec
-    out.print(escape(f"{offer.name}: {spec.summary}" if spec.summary else offer.name), style="bold")
-    facts = {
-        "kind": spec.kind,
-        spec.thing[0]: _path(found),
-        "plugin": str(offer.plugin),
-        "plugin API": f"{spec.api_version} (this optplug speaks {API_VERSION})",
-        "capabilities": "; ".join(f"{c}: {spec.CAPABILITIES[c]}" for c in sorted(spec.capabilities)) or "none declared",
-    }
-    if isinstance(spec, SchedulerSpec):
-        facts["interval"] = "validation" if "metric" in spec.capabilities else spec.interval
-    for key, value in facts.items():
-        out.print(f"  {key:<13} {escape(value)}")
-    out.print()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("argument", "type", "default"):
-        table.add_column(column)
-    for parameter in _arguments(offer, found):
-        kind = parameter.annotation
-        if not isinstance(kind, str):
-            kind = "" if kind is parameter.empty else inspect.formatannotation(kind)
-        default = "required" if parameter.default is parameter.empty else repr(parameter.default)
-        table.add_row(*map(escape, (parameter.name, kind, default)))
-    out.print(table)
-    out.print()
-    out.print(escape(inspect.getdoc(found) or "no documentation"))
-
-
-def _path(found: Any) -> str:
-    """Where a class or function is; an object that can be called stands for its class."""
-    named = found if hasattr(found, "__qualname__") else type(found)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _arguments(offer: Offer, found: Any) -> Iterable[inspect.Parameter]:
-    if not isinstance(offer.spec, FunctionSpec):
-        return configurable(offer).values()
-    try:
-        return inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):  # some functions written in C do not tell
-        return ()
+    out = _out()
+    text = text.encode(out.encoding, "replace").decode(out.encoding)  # a terminal may know no Greek
+    heading, _, rest = text.partition("\n")
+    out.print(escape(heading), style="bold")
+    out.print(escape(rest))
 
 
 def _find(name: str) -> Offer:

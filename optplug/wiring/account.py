@@ -5,44 +5,57 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from optplug.rules.driver import RuleOptimizer
+from optplug.groups import group_table
+from optplug.lengths import remarks
 from optplug.wiring.plans import Choice, choices
+from optplug.wiring.resume import Resumption
+from optplug.wiring.run import run_of
 
-SHOWN_OPTIONS = ("lr", "weight_decay", "momentum")
+_MEANINGS = {
+    "keep": "learning rates, options and counters are the checkpoint's, not the configuration's",
+    "override_hparams": "options are the configuration's, states and counters the checkpoint's",
+    "reset_scheduler": "the schedule starts anew, states and options are the checkpoint's",
+    "reset_all": "optimizer and schedule start anew, the weights are the checkpoint's",
+}
 
 
-def account(trainer: Any) -> Iterator[str]:
-    """Optimizer, plugin and version, engine, groups, schedule, monitor and where it comes from."""
+def account(trainer: Any, resumption: Resumption | None = None) -> Iterator[str]:
+    """Optimizer, plugin and version, groups, engine, schedule, monitor and where it comes from."""
     for optimizer in trainer.optimizers:
         choice = choices.get(optimizer)
         if choice is not None:
-            yield from _of_optimizer(optimizer, choice)
-            if getattr(trainer, "ckpt_path", None):
-                yield "resumed: learning rates, options and counters are the checkpoint's, not the configuration's"
+            yield from _of_optimizer(optimizer, choice, trainer)
+    if resumption is not None:
+        yield f"resumed with on_resume: {resumption.policy}: {_MEANINGS[resumption.policy]}"
+        for line in resumption.lines:
+            yield f"  {line}"
 
 
-def _of_optimizer(optimizer: Any, choice: Choice) -> Iterator[str]:
-    offer = choice.config.optimizer.offer
-    yield f"optimizer {offer.name} from plugin {offer.plugin}"
-    names = [group.get("name", i) for i, group in enumerate(optimizer.param_groups)]
-    for name, group in zip(names, optimizer.param_groups, strict=True):
-        elements, tensors = sum(p.numel() for p in group["params"]), len(group["params"])
-        shown = {key: group[key] for key in SHOWN_OPTIONS if key in group}
-        if "lr" in shown:
-            shown["lr"] = group.get("initial_lr", shown["lr"])  # before warmup and schedule
-        options = "".join(f", {key} {float(value):g}" for key, value in shown.items())
-        noun = "tensor" if tensors == 1 else "tensors"
-        yield f"  parameter group {name}: {tensors} {noun}, {elements:,} elements{options}"
-    if isinstance(optimizer, RuleOptimizer):
+def _of_optimizer(optimizer: Any, choice: Choice, trainer: Any) -> Iterator[str]:
+    for member in choice.part.members:
+        yield f"optimizer {member.optimizer.offer.name} from plugin {member.optimizer.offer.plugin}"
+    if not choice.part.members:
+        yield f"optimizer {type(optimizer).__name__}, built by the module"
+    for line in str(group_table(optimizer, choice.known)).splitlines():
+        yield f"  {line}"
+    if hasattr(optimizer, "engine_report"):
         for report in optimizer.engine_report():
             yield f"  engine of {report}"
-    scheduled, plan = choice.config.scheduler, choice.plan
+    scheduled, plan = choice.part.scheduler, choice.plan
     if scheduled is None or plan is None:
         yield "no schedule: the learning rate stays as it is"
         return
+    warmup = "" if scheduled.warmup is None else f"a warmup of {scheduled.warmup.length} steps"
+    if scheduled.name is None:
+        yield f"{warmup}, then the learning rate stays as it is"
+        return
     every = plan.interval if plan.frequency == 1 else f"{plan.frequency} {plan.interval}s"
     when = "each completed validation" if plan.interval == "validation" else f"every {every}"
-    warmup = f", after a warmup of {scheduled.warmup_steps} steps" if scheduled.warmup_steps else ""
-    yield f"scheduler {scheduled.offer.name} from plugin {scheduled.offer.plugin}, stepped {when}{warmup}"
+    offer = scheduled.offer
+    yield f"scheduler {offer.name} from plugin {offer.plugin}, stepped {when}{warmup and ', after ' + warmup}"
+    if plan.end is not None:
+        yield f"  {scheduled.length} is {plan.end}: as long as the training"
     if plan.monitored is not None:
         yield f"  {plan.monitored}"
+    for remark in remarks(scheduled, run_of(trainer, trainer.lightning_module, len(choice.config.parts))):
+        yield f"  {remark}"

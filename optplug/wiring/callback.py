@@ -10,6 +10,9 @@ from optplug.build import checked
 from optplug.wiring.account import account
 from optplug.wiring.configure import attach, detach
 from optplug.wiring.owner import Owner
+from optplug.wiring.record import log
+from optplug.wiring.refresh import check_units, refresh
+from optplug.wiring.resume import Resumption, finish, prepare
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -48,11 +51,11 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
     """Configures a module's optimizer and schedule by name, from outside, and steps the schedule.
 
     Args:
-        optimizer: a name, or a mapping with `name` and hyperparameters. None: the module has its own
-            `configure_optimizers`; the callback only owns the schedulers it finds there, plain `ReduceLROnPlateau`
-            included.
-        scheduler, param_groups, monitor, mode: as in `optplug.configure_optimizers`.
-        override: replace the module's own `configure_optimizers`. Without it that is an error.
+        optimizer: as in `optplug.configure_optimizers`. None: the module has its own `configure_optimizers`; with a
+            scheduler it gets that one, without one the callback only owns the schedulers it finds there, plain
+            `ReduceLROnPlateau` included.
+        scheduler, param_groups, monitor, mode, on_resume: as in `optplug.configure_optimizers`.
+        override: replace the module's own `configure_optimizers`, or its schedule. Without it that is an error.
         verbose: say what was chosen and why, and each learning-rate cut, on rank zero.
 
     Raises:
@@ -69,24 +72,25 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
 
     def __init__(
         self,
-        optimizer: str | dict[str, Any] | None = None,
+        optimizer: str | dict[str, Any] | list[dict[str, Any]] | None = None,
         scheduler: str | dict[str, Any] | None = None,
         *,
-        param_groups: list[dict[str, Any]] | None = None,
+        param_groups: str | list[str | dict[str, Any]] | None = None,
         monitor: str | None = None,
         mode: str | None = None,
+        on_resume: str | None = None,
         override: bool = False,
         verbose: bool = True,
     ) -> None:
-        super().__init__(foreign=optimizer is None, verbose=verbose)
+        super().__init__(foreign=optimizer is None and scheduler is None, verbose=verbose)
         self.config = None
         self.override = override
         self._module: Any = None
         self._injected = False
-        if optimizer is not None:
-            self.config = checked(optimizer, scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
-        else:
-            _refuse_without_optimizer(scheduler=scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
+        self._resumption: Resumption | None = None
+        given = {"scheduler": scheduler, "param_groups": param_groups, "monitor": monitor, "mode": mode}
+        if optimizer is not None or any(value is not None for value in given.values()):
+            self.config = checked(optimizer, **given, on_resume=on_resume)
 
     def _bind(self, module: Any) -> None:
         trainer = getattr(module, "_trainer", None)
@@ -104,10 +108,19 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._bind(pl_module)
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        refresh(trainer, pl_module)  # the tuners' callbacks have run before
+        self._resumption = prepare(trainer)
+        super().on_fit_start(trainer, pl_module)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        super().on_train_start(trainer, pl_module)  # a checkpoint is restored by now, under every strategy
+        if self._resumption is not None:  # a checkpoint is restored by now, under every strategy
+            finish(trainer, self._resumption)
+        super().on_train_start(trainer, pl_module)
+        check_units(trainer, pl_module)
+        log(trainer)
         if self.verbose:
-            for line in account(trainer):
+            for line in account(trainer, self._resumption):
                 pl_module.print(f"optplug: {line}")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -117,14 +130,6 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
         self._restore(trainer)
-
-
-def _refuse_without_optimizer(**given: Any) -> None:
-    from optplug.errors import ConfigError
-
-    for key, value in given.items():
-        if value is not None:
-            raise ConfigError(f"{key}={value!r} needs an optimizer; ConfigureOptimizers() alone owns what it finds")
 
 
 def add_callback(trainer: Any, callback: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
@@ -9,21 +10,27 @@ import sys
 from typing import Any
 
 from optplug.build import checked
-from optplug.errors import OptplugError
+from optplug.errors import OptplugError, did_you_mean
+from optplug.explaining import explain
+from optplug.registry import registry
 from optplug.wiring.callback import ConfigureOptimizers, add_callback, installed
 
 KEYS: dict[str, tuple[Any, str]] = {
     "optimizer": (
-        str | dict[str, Any] | None,
-        "A name, or {name: adam, lr: 1.0e-3, ...}; see `optplug list`.",
+        str | dict[str, Any] | list[dict[str, Any]] | None,
+        "A name, or {name: adam, lr: 1.0e-3, ...}, or a list of these; see `optplug list` and --optimizer.help NAME.",
     ),
     "scheduler": (
         str | dict[str, Any] | None,
-        "A name, or {name: cosine_annealing_lr, T_max: 30, warmup_steps: 100, ...}; see `optplug list`.",
+        "A name, or {name: cosine_annealing_lr, T_max: auto, warmup_steps: 100, ...}; see --scheduler.help NAME.",
     ),
     "param_groups": (
-        list[dict[str, Any]] | None,
-        "Options by parameter name: [{match: '*.bias', weight_decay: 0.0}, ...].",
+        str | list[str | dict[str, Any]] | None,
+        "Options by parameter: [no_decay, {match: 'head.*', lr_mult: 10}, ...].",
+    ),
+    "on_resume": (
+        str | None,
+        "What counts on resuming: keep (the checkpoint), override_hparams, reset_scheduler or reset_all.",
     ),
     "override": (bool, "Replace a configure_optimizers that the model defines itself."),
 }
@@ -67,6 +74,12 @@ class _BareNames:
             spelled.append(word)
         return super().parse_args(spelled, *rest, **kwargs)  # type: ignore[misc]
 
+    def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
+        # jsonargparse knows no nearest match, and `lr_scheduler` is LightningCLI's word for `scheduler`.
+        unknown = re.search(r"(?:Option '|Key '|Key \"|unrecognized arguments: --)(\w+)", message)
+        hint = did_you_mean(unknown[1], KEYS) if unknown and unknown[1] not in KEYS else ""
+        return super().error(message + hint, *args, **kwargs)  # type: ignore[misc]
+
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         config = super().parse_string(*args, **kwargs)  # type: ignore[misc]
         for section in ("", "fit.", "validate.", "test.", "predict."):  # in a file, at its top or for a subcommand
@@ -74,6 +87,25 @@ class _BareNames:
                 if isinstance(config.get(section + key), str):
                     config[section + key] = {"name": config[section + key]}
         return config
+
+
+class _Explain(argparse.Action):
+    """`--optimizer.help NAME`: everything that a name takes, in its own words."""
+
+    def __init__(self, option_strings: Any, dest: str = "", kind: str = "", **kwargs: Any) -> None:
+        self.kind = kind
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, metavar="NAME", **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        try:
+            print(explain(registry.find(self.kind, values)))
+        except OptplugError as error:
+            parser.error(str(error))
+        parser.exit()
+
+
+def _configures(given: dict[str, Any]) -> bool:
+    return any(given[key] is not None for key in ("optimizer", "scheduler", "param_groups"))
 
 
 def _as_mapping(word: str) -> str:
@@ -86,8 +118,9 @@ class _OptplugCLI:
     Adds the keys `optimizer`, `scheduler`, `param_groups` and `override` to a configuration, in the form they have
     everywhere in optplug, and saves them back in it. Arguments are LightningCLI's.
 
-    A configuration with `optimizer` adds a `ConfigureOptimizers` callback to the trainer; one without leaves the model
-    to itself. A wrong name, key or value ends parsing with one sentence.
+    A configuration with `optimizer` adds a `ConfigureOptimizers` callback to the trainer; one with `scheduler` alone
+    adds one that schedules the model's own optimizer; one with neither leaves the model to itself. Wrong names, keys
+    and values end parsing with one sentence for each.
     """
 
     parser_base: type
@@ -102,6 +135,9 @@ class _OptplugCLI:
         # Not add_arguments_to_parser: that one is for users to override.
         super().add_default_arguments_to_parser(parser)  # type: ignore[misc]
         for key, (kind, words) in KEYS.items():
+            if key in NAMED:
+                words_of_help = f"Show what the {key} of a name takes, and exit."
+                parser.add_argument(f"--{key}.help", action=_Explain, kind=key, help=words_of_help)
             parser.add_argument(f"--{key}", type=kind, default=False if kind is bool else None, help=words)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -109,19 +145,16 @@ class _OptplugCLI:
         config = self.config  # type: ignore[attr-defined]
         config = config.get(str(config.get("subcommand")), config)
         given = {key: config.get(key) for key in KEYS}
-        if given["optimizer"] is None:
-            for key in ("scheduler", "param_groups"):
-                if given[key] is not None:
-                    parser.error(f"{key} needs an optimizer beside it: add e.g. `optimizer: adam`")
+        if not _configures(given):
             return
         try:
-            checked(given["optimizer"], given["scheduler"], param_groups=given["param_groups"])
+            checked(**{key: value for key, value in given.items() if key != "override"})
         except OptplugError as error:
             parser.error(str(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = super().instantiate_trainer(**kwargs)  # type: ignore[misc]
         given = {key: self._get(self.config_init, key) for key in KEYS}  # type: ignore[attr-defined]
-        if given["optimizer"] is not None:
+        if _configures(given):
             add_callback(trainer, ConfigureOptimizers(**given))
         return trainer

@@ -2,112 +2,237 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from optplug.build import build, checked
-from optplug.config import Config
-from optplug.errors import WiringError
+from torch.optim import Optimizer
+
+from optplug.build import build_optimizer, build_scheduler, check_shares, checked, links
+from optplug.config import AUTO, Config, Part
+from optplug.errors import ConfigError, ConfigTypeError, WiringError
+from optplug.groups import known
+from optplug.lengths import Run, is_auto, settled
 from optplug.wiring.monitor import infer
 from optplug.wiring.plans import Choice, Plan, choices, plans
+from optplug.wiring.run import run_of
 
 
 def configure_optimizers(
     module: Any,
-    optimizer: Any,
+    optimizer: Any = None,
     scheduler: Any = None,
     *,
     param_groups: Any = None,
     monitor: str | None = None,
     mode: str | None = None,
-) -> dict[str, Any]:
+    on_resume: str | None = None,
+) -> Any:
     """Build what `LightningModule.configure_optimizers` returns; call it from there.
 
     Args:
         module: the LightningModule, whose trainable parameters are optimized.
-        optimizer: a name, or a mapping with `name` and hyperparameters.
+        optimizer: a name, or a mapping with `name` and hyperparameters; or a list of such mappings, each with `match`,
+            `regex` or `type` and perhaps its own `param_groups` and `scheduler`: several optimizers, for manual
+            optimisation; or `{combine: [...]}`: one optimizer made of several. Or an optimizer, already built.
         scheduler: a name, or a mapping with `name`, arguments and wiring keys (`interval`, `frequency`, `warmup`,
             `warmup_steps`, `monitor`, `mode`, `args`). None: no schedule.
-        param_groups: a list of mappings, each with `match` (a glob over parameter names, or several) and options.
+        param_groups: a preset (`"no_decay"`), or a list of rules: mappings with `match` (a glob over parameter names),
+            `regex` or `type` (a class of modules) and options, or presets.
         monitor: the metric a plateau watches. Default: EarlyStopping's, else ModelCheckpoint's, else the only
             validation loss.
         mode: `"min"` or `"max"`. Default: that of the callback that watches the metric, else by the metric's name.
+        on_resume: what counts when a run goes on from a checkpoint: `"keep"` (default), everything of the checkpoint;
+            `"override_hparams"`, the configuration's numbers; `"reset_scheduler"`, the configuration's schedule, from
+            the start; `"reset_all"`, optimizer and schedule from the start, with the checkpoint's weights.
 
     Returns:
-        `{"optimizer": ...}`, and `"lr_scheduler": {...}` when there is a schedule. The schedule is stepped by optplug's
-        callback, which is added to the trainer where none is there.
+        `{"optimizer": ...}`, and `"lr_scheduler": {...}` when there is a schedule; for several optimizers a list of
+        these. The schedules are stepped by optplug's callback, which is added to the trainer where none is there.
 
     Raises:
         UnknownNameError, AmbiguousNameError, PluginError, ConfigError, ConfigTypeError, HyperparameterError,
-        HyperparameterTypeError, WiringError: each says what was wrong, what is allowed, and the nearest match.
+        HyperparameterTypeError, WiringError: each says where and what was wrong, what is allowed, and the nearest
+        match; ConfigErrors: all of them, where several things are wrong.
     """
-    config = checked(optimizer, scheduler, param_groups=param_groups, monitor=monitor, mode=mode)
+    built = optimizer if isinstance(optimizer, Optimizer) else None
+    given = {"monitor": monitor, "mode": mode, "on_resume": on_resume}
+    if built is not None:
+        if param_groups is not None:
+            raise ConfigError(f"param_groups: the optimizer is built already, a {type(built).__name__}: give its name")
+        config = Config((Part(),)) if scheduler is None else checked(None, scheduler, **given)
+    else:
+        config = checked(optimizer, scheduler, param_groups=param_groups, **given)
+        if not config.parts[0].members:
+            raise ConfigTypeError(
+                "optimizer: must be a name, a mapping with a name, or an optimizer, got None (NoneType)"
+            )
     # A submodule knows no trainer, so nobody would step the schedule; only the calling method shows that it is one.
     caller = sys._getframe(1).f_locals.get("self")
-    if config.scheduler is not None and caller is not module and hasattr(caller, "lr_scheduler_step"):
+    scheduled = any(part.scheduler is not None for part in config.parts)
+    if scheduled and caller is not module and hasattr(caller, "lr_scheduler_step"):
         raise WiringError(
             f"configure_optimizers takes the LightningModule itself, got {type(module).__name__} from "
             f"{type(caller).__name__}: pass self, and tell parameters apart with param_groups"
         )
-    return configure(module, config)
+    return configure(module, config, built)
 
 
-def configure(module: Any, config: Config) -> dict[str, Any]:
-    """As `configure_optimizers`, for a parsed configuration."""
+def configure(module: Any, config: Config, built: Optimizer | None = None) -> Any:
+    """As `configure_optimizers`, for a parsed configuration.
+
+    Args:
+        module: the LightningModule. config: what to build. built: the optimizer of a configuration that has none.
+    """
+    check_mode(module, config)
+    check_shares(module, config)
+    entries = [_entry(module, config, part, i, built) for i, part in enumerate(config.parts)]
     trainer = getattr(module, "_trainer", None)
-    scheduled = config.scheduler
-    monitored = None
-    if scheduled is not None and scheduled.takes_metric:
-        monitored = infer(trainer, scheduled.monitor, scheduled.mode)
-    optimizer, scheduler = build(module, config, monitored.mode if monitored else None)
-    choice = choices[optimizer] = Choice(config)
-    if scheduled is None or scheduler is None:
-        return {"optimizer": optimizer}
+    if trainer is not None and any("lr_scheduler" in entry for entry in entries):
+        from optplug.wiring.callback import ensure_owner
 
+        ensure_owner(trainer)
+    return entries if config.several else entries[0]
+
+
+def optimizers(module: Any, config: Config, *, override: bool = False) -> list[Optimizer]:
+    """The optimizers of a configuration alone, without trainer and schedules.
+
+    Args:
+        module, config: as in `configure`. override: replace the module's own.
+
+    Raises:
+        As `configure_optimizers`.
+    """
+    check_mode(module, config)
+    if not config.parts[0].members:
+        return [_own_optimizer(module, override=override)]
+    check_shares(module, config)
+    places = [f"optimizer[{i}]" if config.several else "optimizer" for i in range(len(config.parts))]
+    return [build_optimizer(module, part, place) for part, place in zip(config.parts, places, strict=True)]
+
+
+def check_mode(module: Any, config: Config) -> None:
+    """Refuse several optimizers in automatic optimisation.
+
+    Raises:
+        WiringError: with what to do.
+    """
+    if len(config.parts) > 1 and getattr(module, "automatic_optimization", False):
+        raise WiringError(
+            f"optimizer: automatic optimisation steps one optimizer, and {len(config.parts)} are configured: set "
+            f"self.automatic_optimization = False in {type(module).__name__}.__init__ and step each in training_step, "
+            "or make one of them all: optimizer: {combine: [...]}"
+        )
+
+
+def _entry(module: Any, config: Config, part: Part, i: int, built: Optimizer | None) -> dict[str, Any]:
+    """One optimizer and its schedule, as Lightning takes them."""
+    trainer = getattr(module, "_trainer", None)
+    place = f"optimizer[{i}]" if config.several else "optimizer"
+    where = f"{place}.scheduler" if config.several else "scheduler"
+    scheduled = part.scheduler
+    monitored = None
+    depends: dict[str, Any] = {}
+    given = scheduled
+    if scheduled is not None:
+        if scheduled.takes_metric:
+            monitored = infer(trainer, scheduled.monitor, scheduled.mode)
+        run = run_of(trainer, module, len(config.parts)) if is_auto(scheduled) else Run()
+        depends["run"] = run
+        scheduled = settled(scheduled, run, where)
+    optimizer = built if built is not None else build_optimizer(module, part, place)
+    depends["links"] = links(module, config)
+    part = dataclasses.replace(part, scheduler=scheduled)
+    choice = choices[optimizer] = Choice(config, part, where, known(module), depends=depends)
+    if scheduled is None:
+        return {"optimizer": optimizer}
+    scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None, where)
     interval = "validation" if monitored else scheduled.interval
-    choice.plan = plans[scheduler] = Plan(scheduled.offer.name, interval, scheduled.frequency, monitored)
+    length = str(scheduled.length)
+    end = scheduled.arguments[length] if given is not None and given.arguments.get(length) == AUTO else None
+    name = "warmup" if scheduled.name is None else scheduled.offer.name
+    choice.plan = plans[scheduler] = Plan(name, interval, scheduled.frequency, monitored, end, length)
     entry: dict[str, Any] = {"scheduler": scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
     if monitored and getattr(module, "automatic_optimization", True):  # Lightning warns about these in manual mode
         entry["reduce_on_plateau"] = monitored.monitor is not None
         if monitored.monitor is not None:
             entry["monitor"] = monitored.monitor
-    if trainer is not None:
-        from optplug.wiring.callback import ensure_owner
-
-        ensure_owner(trainer)
     return {"optimizer": optimizer, "lr_scheduler": entry}
 
 
 # A plain function behind a partial: Lightning's is_overridden needs its __code__, and pickle and deepcopy take it along
 # with the module it belongs to.
-def _configure(config: Config, module: Any) -> dict[str, Any]:
-    return configure(module, config)
+def _configure(config: Config, override: bool, module: Any) -> Any:
+    built = None if config.parts[0].members else _own_optimizer(module, override=override)
+    return configure(module, config, built)
+
+
+def _own_optimizer(module: Any, *, override: bool) -> Optimizer:
+    """The optimizer that a module's own `configure_optimizers` builds.
+
+    Raises:
+        WiringError: it builds a schedule too, or not exactly one optimizer.
+    """
+    name = type(module).__name__
+    returned = type(module).configure_optimizers(module)
+    found = returned[0] if isinstance(returned, (list, tuple)) and len(returned) == 1 else returned
+    schedule: Any = None
+    if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[0], (list, tuple)):
+        found, schedule = found
+        found = found[0] if len(found) == 1 else found
+    if isinstance(found, Mapping):
+        schedule = found.get("lr_scheduler", schedule)
+        found = found.get("optimizer")
+    if not isinstance(found, Optimizer):
+        raise WiringError(
+            f"scheduler: {name}.configure_optimizers must return one optimizer for the configured schedule, "
+            f"got {type(returned).__name__}: configure the optimizer too"
+        )
+    if schedule and not override:
+        raise WiringError(
+            f"scheduler: {name}.configure_optimizers returns a schedule, and one is configured from outside too: "
+            "remove one, or pass override=True to replace the module's own"
+        )
+    return found
 
 
 def attach(module: Any, config: Config, *, override: bool = False) -> bool:
     """Give a module its `configure_optimizers`, until `detach`.
 
     Args:
-        module: a LightningModule. config: what to build. override: replace a `configure_optimizers` of its own.
+        module: a LightningModule. config: what to build; without an optimizer, a schedule for the module's own.
+        override: replace a `configure_optimizers` of its own, or the schedule that it builds.
 
     Returns:
         False when this very configuration is attached already.
 
     Raises:
-        WiringError: the module has one of its own and `override` is False, or another configuration is attached.
+        WiringError: the module has one of its own and `override` is False, or has none and the configuration has no
+        optimizer, or another configuration is attached; several optimizers in automatic optimisation.
     """
     bound = module.__dict__.get("configure_optimizers")
+    name = type(module).__name__
     if _is_ours(bound):
         if bound.args[0] is config:
             return False
-        raise WiringError(f"two ConfigureOptimizers callbacks want to configure {type(module).__name__}: keep one")
-    if not override and (bound is not None or defines_its_own(type(module))):
+        raise WiringError(f"two ConfigureOptimizers callbacks want to configure {name}: keep one")
+    check_mode(module, config)
+    own = defines_its_own(type(module))
+    if not config.parts[0].members:
+        if not own:
+            raise WiringError(
+                f"scheduler: there is no optimizer to schedule: {name} defines no configure_optimizers, and the "
+                "configuration has none; add e.g. optimizer: adam"
+            )
+    elif not override and (bound is not None or own):
         raise WiringError(
-            f"{type(module).__name__} defines configure_optimizers, and an optimizer is configured from outside too: "
+            f"{name} defines configure_optimizers, and an optimizer is configured from outside too: "
             "remove one, or pass override=True to replace the module's own"
         )
-    module.__dict__["configure_optimizers"] = functools.partial(_configure, config, module)
+    module.__dict__["configure_optimizers"] = functools.partial(_configure, config, override, module)
     return True
 
 

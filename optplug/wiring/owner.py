@@ -21,6 +21,7 @@ from optplug.errors import WiringError, did_you_mean, listing
 from optplug.schedules import Warmup
 from optplug.wiring.monitor import mode_by_name, of_validation, only_validation_loss
 from optplug.wiring.plans import Monitored, Plan, plans
+from optplug.wiring.record import RECORD, record, recorded
 
 NEVER = sys.maxsize
 """A frequency that Lightning, which tests `index % frequency`, never reaches."""
@@ -33,6 +34,7 @@ class Claim:
     Attributes:
         frequency: the entry's own, to be restored. stepped_in: the epoch of a plateau's last step.
         searched: whether everything that could log a plateau's metric has had its turn.
+        seen: how many steps the scheduler had taken. counted: how many steps of its optimizer have been dealt with.
     """
 
     entry: Any
@@ -41,10 +43,25 @@ class Claim:
     stepped_in: int | None = None
     searched: bool = False
     seen: int | None = None
+    counted: int = 0
 
     @property
     def scheduler(self) -> Any:
         return self.entry.scheduler
+
+
+class Steps:
+    """Counts the steps of one optimizer of several; Lightning's `global_step` counts those of all together."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.taken = 0
+        self._handle = optimizer.register_step_post_hook(self)
+
+    def __call__(self, *_: Any) -> None:
+        self.taken += 1
+
+    def forget(self) -> None:
+        self._handle.remove()
 
 
 class Owner:
@@ -59,7 +76,7 @@ class Owner:
         self.foreign = foreign
         self.verbose = verbose
         self._claims: list[Claim] = []
-        self._global_step = 0
+        self._steps: list[Steps] = []
         self._epoch = 0
         self._epoch_over = False
         self._before_epoch: dict[str, Any] = {}
@@ -81,7 +98,24 @@ class Owner:
                 self._claims.append(Claim(entry, plan, entry.frequency, seen=_count(entry.scheduler)))
                 entry.frequency = NEVER
 
+    def _count_steps(self, trainer: Any) -> None:
+        """Begin to count, where Lightning does not do it."""
+        if len(trainer.optimizers) > 1:
+            self._steps = [Steps(optimizer) for optimizer in trainer.optimizers]
+            for steps, before in zip(self._steps, recorded(trainer).get("steps", ()), strict=False):
+                steps.taken = before
+
+    def _steps_of(self, trainer: Any, claim: Claim) -> int:
+        """How many steps the optimizer of a claim has taken since the training began."""
+        for optimizer, steps in zip(trainer.optimizers, self._steps, strict=False):
+            if optimizer is claim.scheduler.optimizer:
+                return steps.taken
+        return int(trainer.global_step)
+
     def _release(self) -> None:
+        for steps in self._steps:
+            steps.forget()
+        self._steps = []
         for claim in self._claims:
             claim.entry.frequency = claim.frequency
         self._claims = []
@@ -98,9 +132,10 @@ class Owner:
         self._claim(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._global_step = trainer.global_step
+        self._count_steps(trainer)
         for claim in self._claims:  # restored by now
             claim.seen = _count(claim.scheduler)
+            claim.counted = self._steps_of(trainer, claim)
         self._begin_epoch(trainer)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -109,9 +144,10 @@ class Owner:
         self._begin_epoch(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        steps = range(self._global_step + 1, trainer.global_step + 1)  # none while accumulating; more by hand
-        self._global_step = trainer.global_step
         for claim in self._live(trainer, "step", "epoch", "validation"):
+            taken = self._steps_of(trainer, claim)
+            steps = range(claim.counted + 1, taken + 1)  # none while accumulating; more by hand
+            claim.counted = taken
             for step in steps:
                 if isinstance(claim.scheduler, Warmup):
                     claim.scheduler.warmup_step()
@@ -122,12 +158,18 @@ class Owner:
                 self._step(pl_module, claim, None)
 
     def _step(self, pl_module: Any, claim: Claim, value: float | None) -> None:
-        """One step of a scheduler, unless somebody else steps it too."""
+        """One step of a scheduler, unless somebody else steps it too, or it is at its end."""
         if _count(claim.scheduler) != claim.seen:
             raise WiringError(
                 f"{claim.plan.name} is stepped by {type(pl_module).__name__} and by optplug, which steps what it "
                 "built in manual optimisation too: take scheduler.step() out of the module"
             )
+        end = claim.plan.end
+        if end is not None and claim.seen is not None:
+            # It is as long as the training was to be; a checkpoint may have brought another length.
+            end = getattr(claim.scheduler, claim.plan.length, end)
+            if claim.seen >= end:
+                return
         pl_module.lr_scheduler_step(claim.scheduler, value)
         claim.seen = _count(claim.scheduler)
 
@@ -148,6 +190,7 @@ class Owner:
         if self._epoch_over and self._listen(trainer, "late"):
             checkpoint["lr_schedulers"] = [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs]
             checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
+        checkpoint[RECORD] = record(trainer, [steps.taken for steps in self._steps])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._listen(trainer, "late")

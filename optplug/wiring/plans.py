@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from optplug.config import Config
+from optplug.config import Config, Part
+from optplug.groups import Known
 
 
 @dataclass
@@ -29,20 +30,33 @@ class Plan:
         interval: `"step"`, `"epoch"` or, for a scheduler that takes a metric, `"validation"`.
         frequency: every how many of them. monitored: the metric, for `"validation"`.
         name: the scheduler's name, for messages.
+        end: its last step, for one that is as long as the training. length: the argument that says so.
     """
 
     name: str
     interval: str
     frequency: int = 1
     monitored: Monitored | None = None
+    end: int | None = None
+    length: str = ""
 
 
 @dataclass
 class Choice:
-    """Everything that was chosen for an optimizer, for the account at the start of a fit."""
+    """Everything that was chosen for an optimizer, for the account at the start of a fit.
+
+    Attributes:
+        config: the whole configuration. part: of this optimizer, with numbers for `auto`. place: of the part.
+        known: the module's parameters when it was built. plan: of its schedule. depends: what was looked up in trainer
+            and module, and may have changed since.
+    """
 
     config: Config
+    part: Part
+    place: str
+    known: list[Known]
     plan: Plan | None = None
+    depends: dict[str, Any] = field(default_factory=dict)
 
 
 plans: WeakKeyDictionary[Any, Plan] = WeakKeyDictionary()

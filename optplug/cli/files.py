@@ -1,0 +1,142 @@
+"""Configuration files: what of them is optplug's, and on which line a place is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from optplug.errors import ConfigError, ConfigTypeError, describe, did_you_mean, listing
+
+KEYS = ("optimizer", "scheduler", "param_groups", "monitor", "mode", "on_resume", "override")
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+OTHERS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose")
+"""Keys beside optplug's that are LightningCLI's or the callback's own."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as LightningCLI does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What of a file is optplug's.
+
+    Attributes:
+        place: of the section in the file, such as `fit`; empty for its top. values: by `KEYS`.
+        whole: the mapping that the section is part of, with a `model` perhaps.
+    """
+
+    place: str
+    values: dict[str, Any]
+    whole: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class File:
+    """A configuration file that has been read."""
+
+    path: Path
+    data: Any
+    node: yaml.Node | None
+
+    def line(self, place: str) -> int:
+        """The line of a place, such as `fit.param_groups[0].lr`, or of the innermost part of it that is there."""
+        node, line = self.node, 1
+        for token in re.findall(r"[^.\[\]]+", place):
+            found = None
+            if isinstance(node, yaml.MappingNode):
+                found = next(((key, value) for key, value in node.value if key.value == token), None)
+            elif isinstance(node, yaml.SequenceNode) and token.isdigit() and int(token) < len(node.value):
+                found = (node.value[int(token)],) * 2
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        return line
+
+    def section(self) -> Section:
+        """The part that is optplug's: at the top, under a subcommand, or the arguments of a ConfigureOptimizers.
+
+        Raises:
+            ConfigError: there is none, or more than one. ConfigTypeError: the file holds no mapping.
+        """
+        if not isinstance(self.data, Mapping):
+            raise ConfigTypeError(f"a configuration is a mapping, got {type(self.data).__name__}")
+        found = list(self._sections())
+        if not found:
+            near = [hint for key in self.data if (hint := did_you_mean(str(key), KEYS[:3]))]
+            raise ConfigError(
+                f"there is no {listing(KEYS[:3])}; there are {listing(self.data)}{near[0] if near else ''}"
+            )
+        if len(found) > 1:
+            raise ConfigError(
+                f"optplug is configured in several places: {listing(s.place or 'the top' for s in found)}"
+            )
+        return found[0]
+
+    def _sections(self) -> Iterator[Section]:
+        for place, mapping in [("", self.data), *((key, self.data.get(key)) for key in SUBCOMMANDS)]:
+            if isinstance(mapping, Mapping) and any(key in mapping for key in KEYS[:3]):
+                yield Section(place, {key: mapping[key] for key in KEYS if key in mapping}, mapping)
+        yield from _callbacks(self.data, "")
+
+
+def near_misses(section: Section) -> Iterator[tuple[str, ConfigError]]:
+    """Keys beside those of a section that are no key of optplug's and look like one."""
+    for key in section.whole:
+        hint = did_you_mean(str(key), KEYS)
+        private = not isinstance(key, str) or key.startswith("_") or key in ("class_path", "init_args")
+        if key not in (*KEYS, *OTHERS, *SUBCOMMANDS) and hint and not private:
+            yield str(key), ConfigError(f"there is no key {key!r}{hint}")
+
+
+def _callbacks(data: Any, place: str) -> Iterator[Section]:
+    """The arguments of ConfigureOptimizers callbacks, as LightningCLI and Hydra write them."""
+    if isinstance(data, Mapping):
+        path = data.get("class_path", data.get("_target_"))
+        if isinstance(path, str) and path.rpartition(".")[2] == "ConfigureOptimizers":
+            inner, where = data, place
+            if "class_path" in data:
+                inner, where = data.get("init_args") or {}, f"{place}.init_args"
+            yield Section(where, {key: inner[key] for key in KEYS if key in inner}, inner)
+            return
+        for key, value in data.items():
+            yield from _callbacks(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(data, list):
+        for i, value in enumerate(data):
+            yield from _callbacks(value, f"{place}[{i}]")
+
+
+def read(path: Path) -> File:
+    """Read a file of YAML or JSON; interpolations (`${...}`) are resolved by OmegaConf.
+
+    Raises:
+        ConfigError: it cannot be read, or an interpolation leads nowhere.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        node = yaml.compose(text, _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot be read: {describe(error)}") from None
+    if "${" in text:
+        try:
+            from omegaconf import OmegaConf
+        except ModuleNotFoundError:
+            raise ConfigError("has interpolations (${...}): pip install omegaconf to have them resolved") from None
+        try:
+            data = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
+        except Exception as error:  # OmegaConf has many ways to fail
+            raise ConfigError(f"an interpolation cannot be resolved: {describe(error)}") from None
+    return File(path, data, node)

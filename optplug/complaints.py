@@ -1,0 +1,63 @@
+"""Everything that is wrong with a configuration, gathered so that it can be said at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optplug.errors import ConfigErrors, OptplugError
+
+
+class Complaints:
+    """What was found wrong so far, each with its place in the configuration."""
+
+    def __init__(self) -> None:
+        self.errors: list[OptplugError] = []
+
+    def add(self, error: OptplugError, place: str) -> None:
+        """Remember an error. One that has a place already keeps it, as part of this one."""
+        if isinstance(error, ConfigErrors):
+            for each in error.errors:
+                self.add(each, place)
+        else:
+            self.errors.append(placed(error, place))
+
+    def at(self, place: str) -> _At:
+        """A context that remembers what its block raises, and goes on after it."""
+        return _At(self, place)
+
+    def settle(self) -> None:
+        """Raise what was found: one error as itself, several as `ConfigErrors`."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise ConfigErrors(self.errors)
+
+
+@dataclass
+class _At:
+    complaints: Complaints
+    place: str
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, OptplugError):
+            self.complaints.add(error, self.place)
+        return isinstance(error, OptplugError)
+
+
+def placed(error: OptplugError, place: str) -> OptplugError:
+    """The same error with a place: its message begins with it."""
+    where = join(place, error.place)
+    says = str(error).removeprefix(f"{error.place}: ") if error.place else str(error)
+    found = type(error)(f"{where}: {says}" if where else says)
+    found.place = where
+    found.__cause__ = error.__cause__
+    return found
+
+
+def join(place: str, inner: str) -> str:
+    """`optimizer` and `lr` -> `optimizer.lr`; `param_groups` and `[0]` -> `param_groups[0]`."""
+    dot = "." if place and inner and not inner.startswith("[") else ""
+    return f"{place}{dot}{inner}"

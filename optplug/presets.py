@@ -1,0 +1,188 @@
+"""Parameter-group rules that have a name: no decay on norms, biases and embeddings; a learning rate for each layer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from optplug.errors import ConfigError, ConfigTypeError, at, did_you_mean, listing
+from optplug.selection import Parameter, Place, numbered, shortened
+
+Take = tuple[str, list[Parameter], dict[str, Any]]
+"""What a rule takes: a name for it, the parameters, and the options they get."""
+
+
+def is_norm(place: Place) -> bool:
+    """Whether the module is a normalisation of torch's, or its class is called so (`LlamaRMSNorm`, `LayerNorm2d`)."""
+    torchs = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.CrossMapLRN2d)
+    return isinstance(place.owner, torchs) or any(re.search(r"(?i)norm(\dd)?$", name) for name in place.classes)
+
+
+def is_bias(place: Place) -> bool:
+    """Whether the parameter's own name has the word bias (`bias`, `in_proj_bias`, `bias_ih_l0`)."""
+    return re.search(r"(^|_)bias(_|\d*$)", place.own_name) is not None
+
+
+def is_embedding(place: Place) -> bool:
+    """Whether the module is an embedding, or the parameter is called so (`pos_embed`, `cls_token`)."""
+    if isinstance(place.owner, (nn.Embedding, nn.EmbeddingBag)):
+        return True
+    named = re.search(r"(^|_)(embed|embedding|embeddings|token|tokens)$", place.own_name) is not None
+    return named or any(re.search(r"Embeddings?$", name) for name in place.classes)
+
+
+KINDS: dict[str, Callable[[Place], bool]] = {"norms": is_norm, "biases": is_bias, "embeddings": is_embedding}
+
+
+@dataclass(frozen=True)
+class NoDecay:
+    """No weight decay where it does harm.
+
+    Attributes:
+        of: of `KINDS`; all of them unless told otherwise.
+    """
+
+    of: tuple[str, ...] = tuple(KINDS)
+
+    name: ClassVar[str] = "no_decay"
+    keys: ClassVar[tuple[str, ...]] = ("of",)
+
+    @classmethod
+    def parsed(cls, given: Mapping[str, Any]) -> NoDecay:
+        of = given.get("of", tuple(KINDS))
+        of = [of] if isinstance(of, str) else of
+        if not isinstance(of, Sequence) or not of or not all(isinstance(kind, str) for kind in of):
+            raise at("of", ConfigTypeError(f"must be a list of {listing(KINDS)}, got {given['of']!r}"))
+        for kind in of:
+            if kind not in KINDS:
+                raise at(
+                    "of", ConfigError(f"there is no {kind!r}; there are {listing(KINDS)}{did_you_mean(kind, KINDS)}")
+                )
+        return cls(tuple(of))
+
+    def takes(self, parameters: Sequence[Parameter], has_weight_decay: bool) -> list[Take]:
+        # An optimizer without weight decay does already what is asked for.
+        kinds = [KINDS[kind] for kind in self.of] if has_weight_decay else []
+        taken = [p for p in parameters if any(kind(place) for kind in kinds for place in p.places)]
+        return [(self.name, taken, {"weight_decay": 0.0})]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"preset": self.name, "of": list(self.of)}
+
+
+@dataclass(frozen=True)
+class LayerDecay:
+    """A learning rate that falls from layer to layer towards the input: times `decay` for each, 1 for the last.
+
+    Attributes:
+        decay: in (0, 1]. layers: globs over parameter names, from the input to the output. In a glob `{}` stands for a
+            number and makes a layer of each. A parameter is in the first layer that matches it.
+
+    Source: Clark, Luong, Le, Manning, ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators,
+    2020, https://arxiv.org/abs/2003.10555 (layerwise learning-rate decay).
+    """
+
+    decay: float
+    layers: tuple[str, ...]
+
+    name: ClassVar[str] = "layer_decay"
+    keys: ClassVar[tuple[str, ...]] = ("decay", "layers")
+
+    @classmethod
+    def parsed(cls, given: Mapping[str, Any]) -> LayerDecay:
+        example = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
+        for key in cls.keys:
+            if key not in given:
+                raise ConfigError(f"layer_decay needs {key}, such as in {example}")
+        decay, layers = given["decay"], given["layers"]
+        if isinstance(decay, bool) or not isinstance(decay, (int, float)):
+            raise at("decay", ConfigTypeError(f"must be a number, got {decay!r}"))
+        if not 0 < decay <= 1 or not math.isfinite(decay):
+            raise at("decay", ConfigError(f"must be above 0 and at most 1, got {decay}"))
+        if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+            raise at("layers", ConfigTypeError(f"must be a list of globs from input to output, got {layers!r}"))
+        if not all(isinstance(layer, str) and layer for layer in layers):
+            raise at("layers", ConfigTypeError(f"must be a list of globs from input to output, got {layers!r}"))
+        return cls(float(decay), tuple(layers))
+
+    def takes(self, parameters: Sequence[Parameter], has_weight_decay: bool) -> list[Take]:
+        found = self._layers(parameters)
+        top = len(found) - 1
+        return [(name, taken, {"lr_mult": self.decay ** (top - i)}) for i, (name, taken) in enumerate(found.items())]
+
+    def _layers(self, parameters: Sequence[Parameter]) -> dict[str, list[Parameter]]:
+        """The layers in their order, each with its parameters; frozen ones count, so that a layer keeps its rate."""
+        ordered: dict[tuple[int, tuple[int, ...]], list[Parameter]] = {}
+        patterns = [numbered(glob) for glob in self.layers]
+        lost = []
+        for p in parameters:
+            key = next((k for i, pattern in enumerate(patterns) if (k := _in(p, pattern, i))), None)
+            if key is None:
+                lost.append(p.name)
+            else:
+                ordered.setdefault(key, []).append(p)
+        for i, glob in enumerate(self.layers):
+            if all(index != i for index, _ in ordered):
+                names = [p.name for p in parameters]
+                raise at(
+                    f"layers[{i}]",
+                    ConfigError(
+                        f"{glob!r} matches no parameter that no layer before it has; they are {shortened(names)}"
+                    ),
+                )
+        if lost:
+            raise at(
+                "layers", ConfigError(f"name no layer for {shortened(lost)}; a last '*' would be a layer of the rest")
+            )
+        return {_filled(self.layers[i], numbers): ordered[i, numbers] for i, numbers in sorted(ordered)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"preset": self.name, "decay": self.decay, "layers": list(self.layers)}
+
+
+def _in(p: Parameter, pattern: re.Pattern[str], i: int) -> tuple[int, tuple[int, ...]] | None:
+    for place in p.places:
+        found = pattern.match(place.name)
+        if found:
+            return i, tuple(map(int, found.groups()))
+    return None
+
+
+def _filled(glob: str, numbers: tuple[int, ...]) -> str:
+    for number in numbers:
+        glob = glob.replace("{}", str(number), 1)
+    return glob
+
+
+PRESETS: dict[str, type[NoDecay] | type[LayerDecay]] = {preset.name: preset for preset in (NoDecay, LayerDecay)}
+
+
+def parsed(given: Mapping[str, Any]) -> NoDecay | LayerDecay:
+    """The preset that a mapping with the key `preset` names.
+
+    Raises:
+        ConfigError: an unknown name, key or value. ConfigTypeError: of the wrong type.
+    """
+    name = given["preset"]
+    if not isinstance(name, str):
+        raise at("preset", ConfigTypeError(f"must be the name of a preset, got {name!r}"))
+    if name not in PRESETS:
+        raise at(
+            "preset",
+            ConfigError(f"there is no preset {name!r}; there are {listing(PRESETS)}{did_you_mean(name, PRESETS)}"),
+        )
+    preset = PRESETS[name]
+    for key in given:
+        if key != "preset" and key not in preset.keys:
+            raise at(
+                str(key),
+                ConfigError(
+                    f"preset {name} has no key {key!r}; it has {listing(preset.keys)}{did_you_mean(key, preset.keys)}"
+                ),
+            )
+    return preset.parsed(given)

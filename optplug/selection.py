@@ -1,0 +1,180 @@
+"""Which parameters: by name, by regular expression, by the type of the module they belong to. Never by their shape."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase, translate
+from typing import Any
+
+from torch import Tensor, nn
+
+from optplug.errors import ConfigError, ConfigTypeError, at, did_you_mean, listing
+
+WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+"""What wrappers put into parameter names; patterns are written against the bare ones."""
+
+KEYS = {
+    "match": "a glob over parameter names",
+    "regex": "a regular expression, searched for in parameter names",
+    "type": "a glob over the names of module classes, base classes included",
+}
+"""The ways to say which parameters."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module has a parameter: its bare name, and the module it is an attribute of."""
+
+    name: str
+    owner: nn.Module
+    own_name: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the owner's class and its bases, without the framework's wrappers around them."""
+        bases = type(self.owner).__mro__
+        return tuple(base.__name__ for base in bases[: bases.index(nn.Module)])
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a module with all its places; a shared one has several."""
+
+    tensor: Tensor
+    places: tuple[Place, ...]
+
+    @property
+    def name(self) -> str:
+        """The bare name of its first place, which is `named_parameters`' name."""
+        return self.places[0].name
+
+    @property
+    def trainable(self) -> bool:
+        return self.tensor.requires_grad
+
+
+def parameters_of(module: nn.Module) -> list[Parameter]:
+    """The parameters of a module, frozen ones too, in the order of `named_parameters`."""
+    found: dict[int, tuple[Tensor, list[Place]]] = {}
+    try:
+        modules = list(module.named_modules(remove_duplicate=False))
+    except RecursionError:  # a module that is inside itself
+        modules = list(module.named_modules())
+    for prefix, owner in modules:
+        for own_name, p in owner.named_parameters(recurse=False):
+            place = _place(module, prefix, owner, own_name)
+            found.setdefault(id(p), (p, []))[1].append(place)
+    return [Parameter(p, tuple(dict.fromkeys(places))) for p, places in found.values()]
+
+
+def _place(root: nn.Module, prefix: str, owner: nn.Module, own_name: str) -> Place:
+    name = WRAPPERS.sub("", f"{prefix}.{own_name}" if prefix else own_name)
+    if isinstance(owner, nn.utils.parametrize.ParametrizationList):
+        # Its parameters make a tensor of the module two levels up: that one's type and name count.
+        outer, _, made = f".{prefix}".rpartition(".parametrizations.")
+        return Place(name, root.get_submodule(outer[1:]), made)
+    return Place(name, owner, own_name)
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A parameter is selected when every way that is used selects it, each by any of its patterns.
+
+    Attributes:
+        match, regex, type: patterns, as `KEYS` says; empty where a way is not used.
+    """
+
+    match: tuple[str, ...] = ()
+    regex: tuple[str, ...] = ()
+    type: tuple[str, ...] = ()
+
+    def patterns(self) -> Iterator[tuple[str, str]]:
+        """Each pattern with its way."""
+        for key in KEYS:
+            for pattern in getattr(self, key):
+                yield key, pattern
+
+    def selects(self, parameter: Parameter) -> bool:
+        return any(self._selects_at(place) for place in parameter.places)
+
+    def _selects_at(self, place: Place) -> bool:
+        return all(
+            any(_WAYS[key](pattern, place) for pattern in patterns) for key in KEYS if (patterns := getattr(self, key))
+        )
+
+    def __str__(self) -> str:
+        return " ".join(pattern for _, pattern in self.patterns())
+
+    def to_dict(self) -> dict[str, list[str]]:
+        return {key: list(getattr(self, key)) for key in KEYS if getattr(self, key)}
+
+
+_WAYS: dict[str, Callable[[str, Place], bool]] = {
+    "match": lambda pattern, place: fnmatchcase(place.name, pattern),
+    "regex": lambda pattern, place: re.search(pattern, place.name) is not None,
+    "type": lambda pattern, place: any(fnmatchcase(name, pattern) for name in place.classes),
+}
+
+
+def parsed(given: Mapping[str, Any]) -> Selector:
+    """The selector of a mapping with some of `KEYS`; its other keys are left alone.
+
+    Raises:
+        ConfigTypeError: a pattern that is no text. ConfigError: an empty list, a regular expression that is none.
+    """
+    ways: dict[str, tuple[str, ...]] = {}
+    for key in KEYS:
+        if key not in given:
+            continue
+        value = given[key]
+        patterns = [value] if isinstance(value, str) else value
+        noun = KEYS[key].partition(",")[0].replace("a glob over the names of module classes", "a glob over class names")
+        if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
+            raise at(key, ConfigTypeError(f"must be {noun}, or a list of them, got {value!r}"))
+        for pattern in patterns if key == "regex" else ():
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as wrong:
+                raise at(key, ConfigError(f"{pattern!r} is no regular expression: {wrong}")) from None
+        ways[key] = tuple(patterns)
+    return Selector(**ways)
+
+
+def check_use(selector: Selector, parameters: Sequence[Parameter], module: nn.Module) -> None:
+    """Refuse a selector with a pattern that no parameter, not even a frozen one, matches.
+
+    Raises:
+        ConfigError: with the nearest names; its place is the way of the pattern.
+    """
+    for key, pattern in selector.patterns():
+        if any(Selector(**{key: (pattern,)}).selects(parameter) for parameter in parameters):
+            continue
+        if key == "type":
+            known = list(dict.fromkeys(p.classes[0] for q in parameters for p in q.places if p.classes))
+            noun = "the classes that have some"
+        else:
+            known = [place.name for q in parameters for place in q.places]
+            noun = "its parameters"
+        raise at(
+            key,
+            ConfigError(
+                f"{pattern!r} matches no parameter of {type(module).__name__}{did_you_mean(pattern, known) or ';'} "
+                f"{noun} are {shortened(known)}"
+            ),
+        )
+    if not any(selector.selects(parameter) for parameter in parameters):
+        ways = listing(f"{key} {pattern!r}" for key, pattern in selector.patterns())
+        raise ConfigError(f"no parameter of {type(module).__name__} is selected by {ways} together")
+
+
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    """The first of many names."""
+    return listing(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def numbered(glob: str) -> re.Pattern[str]:
+    """A glob in which `{}` stands for a whole number, as a pattern with a group for each."""
+    parts = (translate(part).removesuffix(r"\Z").removesuffix(r"\z") for part in glob.split("{}"))
+    return re.compile(r"(\d+)".join(parts) + r"\Z")

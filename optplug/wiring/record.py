@@ -1,0 +1,57 @@
+"""What a checkpoint and a logger keep of the choice: the configuration and the parameter groups, as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optplug.groups import group_table
+from optplug.wiring.plans import choices
+
+RECORD = "optplug"
+"""The key in a checkpoint."""
+
+
+def record(trainer: Any, steps: list[int]) -> dict[str, Any]:
+    """What a checkpoint keeps: numbers, text, lists and mappings.
+
+    Args:
+        trainer: whose optimizers. steps: how many each of several has taken.
+    """
+    return {"steps": steps, "config": configuration(trainer), "groups": tables(trainer)}
+
+
+def recorded(trainer: Any) -> dict[str, Any]:
+    """What the checkpoint that the trainer resumes from keeps; nothing where there is none, or not of optplug's."""
+    # Not through Lightning's hooks: a callback that configure_optimizers adds is there too late for them.
+    connector = getattr(trainer, "_checkpoint_connector", None)
+    found = (getattr(connector, "_loaded_checkpoint", None) or {}).get(RECORD)
+    return found if isinstance(found, dict) else {}
+
+
+def configuration(trainer: Any) -> dict[str, Any]:
+    """The configuration that was trained with, in its one form; empty where optplug chose nothing."""
+    for optimizer in trainer.optimizers:
+        if optimizer in choices:
+            return choices[optimizer].config.to_dict()
+    return {}
+
+
+def tables(trainer: Any) -> list[list[dict[str, Any]]]:
+    """The table of groups of each optimizer that optplug built or schedules."""
+    return [
+        [row.to_dict() for row in group_table(optimizer, choices[optimizer].known)]
+        for optimizer in trainer.optimizers
+        if optimizer in choices
+    ]
+
+
+def log(trainer: Any) -> None:
+    """Tell the loggers: by group, parameters, elements, learning rate and weight decay; and the configuration."""
+    found: dict[str, Any] = {}
+    for rows in tables(trainer):
+        for row in rows:
+            key = row["group"] if row["group"] not in found else f"{row['group']} {len(found)}"
+            found[key] = {**row, "parameters": len(row["parameters"])}
+    if found:
+        for logger in trainer.loggers:
+            logger.log_hyperparams({RECORD: {**configuration(trainer), "groups": found}})

@@ -1,0 +1,49 @@
+"""What was looked up in trainer and module when the optimizers were built, looked up again before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optplug.build import links
+from optplug.lengths import Run, is_auto, settled
+from optplug.wiring.plans import Choice, choices
+from optplug.wiring.run import run_of
+
+
+def refresh(trainer: Any, module: Any) -> None:
+    """Build the optimizers anew where a link or the length of the training has changed since they were built.
+
+    Lightning's learning-rate finder and its batch-size finder, as callbacks, run when the optimizers are there already.
+    """
+    if trainer.fast_dev_run or not any(_is_stale(trainer, module, choice) for choice in _built(trainer)):
+        return
+    # Nothing is restored yet, and no scheduler is claimed.
+    trainer.strategy.setup_optimizers(trainer)
+
+
+def check_units(trainer: Any, module: Any) -> None:
+    """Refuse a schedule whose length is in steps and that counts epochs; the number of both is known by now.
+
+    Raises:
+        ConfigError: with what to say instead.
+    """
+    if trainer.fast_dev_run:
+        return
+    for choice in _built(trainer):
+        scheduled = choice.part.scheduler
+        if scheduled is not None and scheduled.length is not None:
+            settled(scheduled, run_of(trainer, module, len(choice.config.parts)), choice.place)
+
+
+def _built(trainer: Any) -> list[Choice]:
+    return [choices[optimizer] for optimizer in trainer.optimizers if optimizer in choices]
+
+
+def _is_stale(trainer: Any, module: Any, choice: Choice) -> bool:
+    if links(module, choice.config) != choice.depends["links"]:
+        return True
+    given = [part.scheduler for part in choice.config.parts if part.scheduler is not None]
+    if not any(map(is_auto, given)):
+        return False
+    before: Run | None = choice.depends.get("run")
+    return before is not None and before != Run() and run_of(trainer, module, len(choice.config.parts)) != before

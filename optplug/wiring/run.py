@@ -1,0 +1,59 @@
+"""How long a trainer's fit lasts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from optplug.errors import describe
+from optplug.lengths import Run
+
+
+def run_of(trainer: Any, module: Any, optimizers: int = 1) -> Run:
+    """How long a fit lasts, as far as the trainer knows before it begins.
+
+    Args:
+        trainer: a Lightning trainer, or None outside of one. It loads its training data to count them.
+        module: the LightningModule. optimizers: how many it has; in manual optimisation each is taken to step once in
+            every batch, and `max_steps` counts the steps of all.
+    """
+    if trainer is None:
+        return Run()
+    try:
+        estimate = trainer.estimated_stepping_batches
+    except Exception as error:  # the user's data, or accumulation that changes with the epoch
+        return Run(why=f"the trainer cannot tell how long it trains: {describe(error)}")
+    manual = not getattr(module, "automatic_optimization", True)
+    if trainer.max_steps > 0 and not math.isfinite(trainer.num_training_batches):
+        trainer.fit_loop.setup_data()  # the estimate did without
+    batches = trainer.num_training_batches
+    accumulated = 1 if manual else trainer.accumulate_grad_batches
+    per_epoch = math.ceil(batches / accumulated) if math.isfinite(batches) else None
+    limit = math.ceil(trainer.max_steps / optimizers) if trainer.max_steps > 0 else None
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+    if limit is not None and per_epoch:
+        needed = math.ceil(limit / per_epoch)
+        epochs = needed if epochs is None else min(epochs, needed)
+    steps = int(estimate) if 0 < estimate < math.inf else None
+    if steps is not None and limit is not None and optimizers > 1:
+        in_all = limit if epochs is None or not per_epoch else min(limit, epochs * per_epoch)
+        steps = in_all
+    return Run(
+        steps,
+        epochs,
+        per_epoch,
+        _why(trainer, per_epoch),
+        batches=None if per_epoch is None or epochs is None else int(batches) * epochs,
+        processes=trainer.world_size,
+    )
+
+
+def _why(trainer: Any, per_epoch: int | None) -> str:
+    """Why the trainer may not know how long it trains."""
+    if not trainer.max_steps > 0 and not (trainer.max_epochs or 0) > 0:
+        if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):
+            return "the trainer stops by max_time, so nobody knows how many steps there will be"
+        return "the trainer has neither max_epochs nor max_steps"
+    if per_epoch is None:
+        return "the training data have no length (an iterable without __len__), so nobody knows how long an epoch is"
+    return "there are no training batches"
