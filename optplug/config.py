@@ -30,6 +30,9 @@ WIRING_KEYS = {
 }
 """Keys that are optplug's own; an algorithm's argument of the same name goes under `args`."""
 
+KEYS = ("optimizer", "scheduler", "param_groups", "monitor", "mode", "on_resume")
+"""What a configuration has."""
+
 MEMBER_KEYS = (*selection.KEYS, "param_groups", "scheduler")
 """What an optimizer of several has besides."""
 
@@ -233,6 +236,7 @@ def parse(
     monitor: Any = None,
     mode: Any = None,
     on_resume: Any = None,
+    **unknown: Any,
 ) -> Config:
     """Check a configuration and give it its one form.
 
@@ -244,6 +248,7 @@ def parse(
         param_groups: a preset's name, or a list of rules, or None.
         monitor: what `scheduler.monitor` would say. mode: what `scheduler.mode` would say.
         on_resume: of `ON_RESUME`; None for the first.
+        unknown: keys that are none, to be refused with the nearest.
 
     Mappings and lists may be OmegaConf's.
 
@@ -261,6 +266,7 @@ def parse(
         monitor=monitor,
         mode=mode,
         on_resume=on_resume,
+        **unknown,
     )
     complaints.settle()
     return config
@@ -275,8 +281,12 @@ def read(
     monitor: Any = None,
     mode: Any = None,
     on_resume: Any = None,
+    **unknown: Any,
 ) -> Config:
     """As `parse`, with what is wrong added to complaints; the result then lacks it."""
+    for key in unknown:
+        hint = did_you_mean(key, KEYS)
+        complaints.add(ConfigError(f"a configuration has no key {key!r}; it has {listing(KEYS)}{hint}"), key)
     given: dict[str, Any] = {}
     for key, value in (("optimizer", optimizer), ("scheduler", scheduler), ("param_groups", param_groups)):
         given[key] = None
@@ -316,7 +326,7 @@ def read(
         failed = bool(complaints.errors)
         if given["param_groups"] is not None and not failed:
             complaints.add(ConfigError("needs an optimizer beside it: add e.g. optimizer: adam"), "param_groups")
-        if all(value is None for value in (*given.values(), monitor, mode)) and not failed:
+        if all(value is None for value in (*given.values(), monitor, mode, *unknown)) and not failed:
             complaints.add(ConfigTypeError("must be a name or a mapping with a name, got None (NoneType)"), "optimizer")
     else:
         chosen = _optimizer(complaints, given["optimizer"], "optimizer")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 from typer.testing import CliRunner
 
 import optplug
@@ -247,21 +248,34 @@ def test_the_class_is_found_where_it_says(ours: Any, pl: Any):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["--optimizer", "adm"], "no optimizer named 'adm'; did you mean 'adam'"),
-        (["--optimizer", "adam", "--optimizer.lrr", "1"], "optimizer 'adam' has no option 'lrr'; it has amsgrad, "),
-        (["--optimizer", "adam", "--optimizer.lr", "fast"], "Adam: lr must be a number, got 'fast' (str)"),
-        (["--optimizer", "adam", "--optimizer.lr", "-1"], "Invalid learning rate: -1"),
-        (["--optimizer", "adam", "--scheduler", "cosine_annealing_lr"], "scheduler 'cosine_annealing_lr' needs T_max"),
+        (["--optimizer", "adm"], "optimizer.name: no optimizer named 'adm'; did you mean 'adam'"),
+        (
+            ["--optimizer", "adam", "--optimizer.lrr", "1"],
+            "optimizer.lrr: optimizer 'adam' has no option 'lrr'; it has ",
+        ),
+        (
+            ["--optimizer", "adam", "--optimizer.lr", "fast"],
+            "optimizer.lr: Adam: lr must be a number, got 'fast' (str)",
+        ),
+        (["--optimizer", "adam", "--optimizer.lr", "-1"], "optimizer.lr: Invalid learning rate: -1"),
+        (
+            ["--optimizer", "adam", "--scheduler", "cosine_annealing_lr"],
+            "scheduler: scheduler 'cosine_annealing_lr' needs T_max",
+        ),
         (
             ["--optimizer", "{class_path: torch.optim.Adam}"],
-            "optimizer needs a name; it has class_path: write {name: ..., lr: ...}; optplug looks names up",
+            "optimizer: needs a name; it has class_path: write {name: ..., lr: ...}; optplug looks names up",
         ),
         (
             ["--optimizer", "adam", "--param_groups", "[{lr: 1.0}]"],
-            "param_groups[0] needs match, a glob over parameter",
+            "param_groups[0]: needs one of match, regex, type, to say which parameters; it has lr",
         ),
-        (["--scheduler", "cosine_annealing_lr"], "scheduler needs an optimizer beside it: add e.g. `optimizer: adam`"),
-        (["--param_groups", "[{match: '*'}]"], "param_groups needs an optimizer beside it: add e.g. `optimizer: adam`"),
+        (["--param_groups", "[{match: '*'}]"], "param_groups: needs an optimizer beside it: add e.g. optimizer: adam"),
+        (["--param_groups", "no_decay"], "param_groups: needs an optimizer beside it: add e.g. optimizer: adam"),
+        (
+            ["--optimizer", "adam", "--param_groups", "no_dcay"],
+            "param_groups[0]",
+        ),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
@@ -277,8 +291,279 @@ def test_what_is_wrong_ends_with_one_sentence(
 def test_a_wrong_file_ends_with_one_sentence(cli: Any, write: Any, capsys: Any):
     config = write(optimizer={"name": "adam", "weigth_decay": 0.1})
     says = complaint(capsys, lambda: cli(["--config", config]))
-    assert says.startswith("error: optimizer 'adam' has no option 'weigth_decay'; it has")
+    assert says.startswith("error: optimizer.weigth_decay: optimizer 'adam' has no option 'weigth_decay'; it has")
     assert "did you mean 'weight_decay'" in says
+
+
+def complaints(capsys: Any, run: Any) -> list[str]:
+    """The lines from the one with `error:` on; it ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run()
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    return lines[next(i for i, line in enumerate(lines) if line.startswith("error:")) :]
+
+
+def test_everything_that_is_wrong_in_a_file_is_said_at_once(cli: Any, write: Any, capsys: Any):
+    config = write(
+        optimizer={"name": "adam", "lr": -1.0, "foo": 1},
+        scheduler={"name": "cosine_annealing_lr", "T_max": 5, "interval": "batch", "frequency": 0},
+        param_groups=[{"match": 5}],
+    )
+    says = complaints(capsys, lambda: cli(["--config", config]))
+    assert says[0] == "error: 5 things are wrong with the configuration:"
+    assert {line.strip().partition(":")[0] for line in says[1:]} == {
+        "optimizer.lr",
+        "optimizer.foo",
+        "scheduler.interval",
+        "scheduler.frequency",
+        "param_groups[0].match",
+    }
+    assert len(says) == 6
+
+
+def test_what_is_wrong_in_a_file_and_on_the_command_line_is_said_together(cli: Any, write: Any, capsys: Any):
+    config = write(optimizer={"name": "adam", "lr": -1.0}, scheduler={"name": "step_lr", "step_size": 3})
+    says = complaints(capsys, lambda: cli(["--config", config, "--optimizer.foo", "1", "--scheduler.frequency", "0"]))
+    assert {line.strip().partition(":")[0] for line in says[1:]} == {
+        "optimizer.lr",
+        "optimizer.foo",
+        "scheduler.frequency",
+    }
+
+
+@pytest.mark.parametrize("given", ["step_lr", {"name": "step_lr", "step_size": 3}], ids=["name", "mapping"])
+@pytest.mark.parametrize("where", ["file", "file with fit", "file of fit", "arguments", "arguments of fit", "option"])
+def test_the_key_lr_scheduler_is_told_what_it_is_called_here(
+    ours: Any, cli: Any, model: type, write: Any, folder: Path, capsys: Any, where: str, given: Any
+):
+    written = write(optimizer="adam", **({"lr_scheduler": given} if where.startswith("file") else {}))
+    if where == "file of fit":
+        Path(written).write_text(yaml.safe_dump({"fit": yaml.safe_load(Path(written).read_text())}))
+    args = ["--config", written]
+    if where == "option":
+        args += ["--lr_scheduler.name", "step_lr"]
+    elif where.startswith("arguments"):
+        args += ["--lr_scheduler", given if isinstance(given, str) else "{name: step_lr, step_size: 3}"]
+    if where == "file of fit":
+        run = lambda: ours.OptplugCLI(model, args=[*args, "fit"])  # noqa: E731
+    elif where.endswith("fit"):
+        run = lambda: ours.OptplugCLI(model, args=["fit", *args])  # noqa: E731
+    else:
+        run = lambda: cli(args)  # noqa: E731
+    says = "\n".join(complaints(capsys, run))
+    assert "lr_scheduler" in says
+    assert "did you mean 'scheduler'" in says
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"), [("optimiser", "optimizer"), ("param_group", "param_groups"), ("overide", "override")]
+)
+def test_a_misspelt_key_of_ours_has_its_nearest_match(cli: Any, write: Any, capsys: Any, key: str, nearest: str):
+    says = "\n".join(complaints(capsys, lambda: cli(["--config", write(**{key: "adam"})])))
+    assert f"did you mean {nearest!r}" in says
+
+
+# ------------------------------------------------------------------------------ what the form can besides
+
+
+@pytest.mark.parametrize(
+    ("args", "first", "words"),
+    [
+        (["--optimizer.help", "adam"], "adam: adaptive moment estimation", "betas "),
+        (["--optimizer.help=Adam"], "adam: adaptive moment estimation", "betas "),
+        (["--scheduler.help=step_lr"], "step_lr: ", "step_size "),
+        (["--scheduler.help", "optplug-schedules:step_lr"], "step_lr: ", "step_size "),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
+def test_the_command_line_explains_a_name(
+    ours: Any, cli: Any, model: type, capsys: Any, args: list[str], first: str, words: str, subcommand: bool
+):
+    with pytest.raises(SystemExit) as caught:
+        ours.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args)
+    out = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert out.startswith(first)
+    assert words in out
+
+
+@pytest.mark.parametrize("kind", ["optimizer", "scheduler"])
+def test_an_unknown_name_is_explained_by_the_nearest(cli: Any, capsys: Any, kind: str):
+    name = {"optimizer": "adm", "scheduler": "steplr2"}[kind]
+    nearest = {"optimizer": "adam", "scheduler": "step_lr"}[kind]
+    says = complaint(capsys, lambda: cli([f"--{kind}.help", name]))
+    assert says.startswith(f"error: no {kind} named {name!r}; did you mean {nearest!r}")
+
+
+def test_the_help_names_the_keys(cli: Any, capsys: Any):
+    with pytest.raises(SystemExit) as caught:
+        cli(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    for key in ("optimizer", "scheduler", "param_groups", "override", "optimizer.help", "scheduler.help"):
+        assert f"--{key} " in out or f"--{key}\n" in out
+
+
+class Two(nn.Module):
+    """Steps two optimizers by hand."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)  # type: ignore[operator]
+        for optimizer in self.optimizers():  # type: ignore[operator]
+            optimizer.zero_grad()
+        self.manual_backward(loss)  # type: ignore[operator]
+        for optimizer in self.optimizers():  # type: ignore[operator]
+            optimizer.step()
+        return loss
+
+
+def test_a_list_in_a_file_is_several_optimizers(cli: Any, write: Any, scripted: type):
+    class Manual(Two, scripted):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__(automatic=False)
+
+    given = [
+        {"name": "sgd", "match": "*.weight", "lr": 0.5, "scheduler": {"name": "exponential_lr", "gamma": 0.5}},
+        {"name": "adam", "regex": "bias$", "lr": 0.1, "param_groups": ["no_decay"]},
+    ]
+    made = cli(["--config", write(optimizer=given)], module=Manual)
+    one, other = made.trainer.optimizers
+    assert (type(one), type(other)) == (optplug.get_optimizer("sgd"), optplug.get_optimizer("adam"))
+    assert one.param_groups[0]["lr"] == 0.125
+    assert other.param_groups[0]["name"] == "no_decay"
+    saved = Path(made.trainer.log_dir) / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["optimizer"] == given
+    again = cli(["--config", str(saved)], module=Manual)
+    for p, q in zip(made.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_an_optimizer_made_of_several_is_read_from_a_file(cli: Any, write: Any):
+    given = {"combine": [{"name": "sgd", "match": "*.weight", "lr": 0.5}, {"name": "adam", "match": "*.bias"}]}
+    made = cli(["--config", write(optimizer=given, scheduler={"name": "exponential_lr", "gamma": 0.5})])
+    (optimizer,) = made.trainer.optimizers
+    assert [type(member) for member in optimizer.members] == [optplug.get_optimizer(n) for n in ("sgd", "adam")]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.00025]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--param_groups", "no_decay"],
+        ["--param_groups=no_decay"],
+        ["--param_groups", "[no_decay]"],
+        ["--param_groups", "[{preset: no_decay, of: [biases]}]"],
+        ["--param_groups+=no_decay"],
+    ],
+    ids=str,
+)
+def test_presets_are_given_on_the_command_line(cli: Any, write: Any, args: list[str]):
+    made = cli(["--config", write(optimizer={"name": "adamw", "weight_decay": 0.5}), *args])
+    assert [(g["name"], g["weight_decay"]) for g in made.trainer.optimizers[0].param_groups] == [
+        ("default", 0.5),
+        ("no_decay", 0.0),
+    ]
+
+
+def test_presets_and_multipliers_are_read_from_a_file(cli: Any, write: Any):
+    groups = ["no_decay", {"type": "Linear", "match": "*.weight", "lr_mult": 0.5}]
+    made = cli(["--config", write(optimizer={"name": "adamw", "lr": 1.0}, param_groups=groups)])
+    assert {g["name"]: (g["lr"], g["weight_decay"]) for g in made.trainer.optimizers[0].param_groups} == {
+        "*.weight Linear": (0.5, 0.01),
+        "no_decay": (1.0, 0.0),
+    }
+
+
+def test_a_scheduler_alone_schedules_the_model_s_own_optimizer(cli: Any, write: Any, scripted: type):
+    class Own(scripted):  # type: ignore[misc,valid-type]
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    config = write(scheduler={"name": "exponential_lr", "gamma": 0.5})
+    assert cli(["--config", config], module=Own).model.rates == [1.0] * 4 + [0.5] * 4
+    args = ["--config", write(), "--scheduler", "exponential_lr", "--scheduler.gamma", "0.5"]
+    made = cli(args, module=Own)
+    assert made.model.rates == [1.0] * 4 + [0.5] * 4
+    assert type(made.trainer.optimizers[0]) is torch.optim.SGD
+
+
+def test_a_scheduler_alone_needs_a_model_with_an_optimizer(cli: Any, write: Any):
+    config = write(scheduler={"name": "exponential_lr", "gamma": 0.5})
+    with pytest.raises(WiringError, match=r"^scheduler: there is no optimizer to schedule: Model defines no "):
+        cli(["--config", config])
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_a_length_of_auto_is_the_training_s(cli: Any, write: Any, interval: str):
+    scheduler = {"name": "cosine_annealing_lr", "T_max": "auto", "interval": interval}
+    made = cli(["--config", write(optimizer={"name": "sgd", "lr": 1.0}, scheduler=scheduler)])
+    assert made.trainer.lr_scheduler_configs[0].scheduler.T_max == {"epoch": 2, "step": 8}[interval]
+    assert only_group(made)["lr"] == pytest.approx(0, abs=1e-12)
+    saved = yaml.safe_load((Path(made.trainer.log_dir) / "config.yaml").read_text())
+    assert saved["scheduler"] == scheduler
+
+
+def test_auto_and_a_warmup_alone_are_given_on_the_command_line(cli: Any, write: Any):
+    config = write(optimizer={"name": "sgd", "lr": 1.0})
+    args = ["--scheduler", "cosine_annealing_lr", "--scheduler.T_max", "auto"]
+    assert cli(["--config", config, *args]).trainer.lr_scheduler_configs[0].scheduler.T_max == 2
+    made = cli(["--config", config, "--scheduler.warmup", "{ratio: 0.5}"])
+    assert made.model.rates == [0.25, 0.4375, 0.625, 0.8125] + [1.0] * 4
+
+
+def test_a_link_is_read_from_a_file(cli: Any, write: Any, model: type):
+    class Own(model):  # type: ignore[misc,valid-type]
+        def __init__(self, rate: float = 0.25) -> None:
+            super().__init__()
+            self.rate = rate
+
+    config = write(optimizer={"name": "sgd", "lr": "module.rate"}, model={"rate": 0.5})
+    assert cli(["--config", config], module=Own).model.rates == [0.5] * 8
+
+
+@pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
+def test_what_print_config_prints_is_our_form_and_can_be_run_again(
+    ours: Any, cli: Any, model: type, write: Any, folder: Path, capsys: Any, subcommand: bool
+):
+    given = {
+        "optimizer": {"name": "adam", "lr": 0.02, "betas": [0.8, 0.99]},
+        "scheduler": {"name": "cosine_annealing_lr", "T_max": "auto", "warmup": {"steps": 3}},
+        "param_groups": ["no_decay", {"match": "*.bias", "lr_mult": 0.5}],
+    }
+
+    def run(args: list[str], fit: bool = True) -> Any:
+        return ours.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args, fit=fit)
+
+    config = write(**given)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run(["--config", config, "--optimizer.eps", "0.5", "--print_config"])
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0
+    read = yaml.safe_load(printed)
+    given["optimizer"]["eps"] = 0.5  # type: ignore[index]
+    assert {key: read[key] for key in given} == given
+    again = folder / "printed.yaml"
+    again.write_text(printed)
+    first = run(["--config", config, "--optimizer.eps", "0.5"])
+    second = run(["--config", str(again)])
+    assert first.model.rates == second.model.rates
+    for p, q in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_without_anything_of_ours_print_config_prints_nothing_of_ours(cli: Any, write: Any, folder: Path, capsys: Any):
+    config = write()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli(["--config", config, "--print_config"])
+    printed = capsys.readouterr().out
+    read = yaml.safe_load(printed)
+    assert [read[key] for key in ("optimizer", "scheduler", "param_groups", "override")] == [None, None, None, False]
+    assert not [key for key in read if "help" in key]
 
 
 # --------------------------------------------------------------------------------- the optplug command

@@ -757,6 +757,20 @@ def test_the_argument_that_is_wrong_is_blamed(t_max: int):
     assert says.startswith("scheduler.eta_min: ")
 
 
+@pytest.mark.parametrize(
+    ("given", "places"),
+    [
+        ({"name": "step_lr", "step_size": 0, "gamma": -5}, ["scheduler.gamma", "scheduler.step_size"]),
+        ({"name": "multi_step_lr", "milestones": "a", "gamma": "x"}, ["scheduler.gamma", "scheduler.milestones"]),
+        ({"name": "multi_step_lr", "gamma": "x"}, ["scheduler", "scheduler.gamma"]),
+        ({**COSINE, "T_max": 0, "eta_min": "low"}, ["scheduler.T_max", "scheduler.eta_min"]),
+    ],
+    ids=str,
+)
+def test_two_arguments_that_are_wrong_are_two_mistakes(given: dict[str, Any], places: list[str]):
+    assert sorted(error.place for error in refusals("adam", given)) == places
+
+
 def module_with(**attributes: Any) -> nn.Module:
     module = nn.Linear(2, 1)
     for key, value in attributes.items():
@@ -814,6 +828,16 @@ def test_several_links_that_lead_nowhere_are_said_at_once():
 def test_what_a_link_leads_to_is_checked_like_any_value():
     with pytest.raises(HyperparameterError, match=r"^optimizer(\.lr)?: Invalid learning rate: -1"):
         build(module_with(lr=-1), {"name": "adam", "lr": "module.lr"})
+
+
+def test_an_attribute_that_fails_is_an_error_of_ours():
+    class Failing(nn.Linear):
+        @property
+        def lr(self) -> float:
+            raise RuntimeError("not yet")
+
+    with pytest.raises(OptplugError, match=r"^optimizer\.lr: module\.lr .*RuntimeError: not yet"):
+        build(Failing(2, 1), {"name": "adam", "lr": "module.lr"})
 
 
 @pytest.mark.parametrize("text", ["module", "module.", "modul.lr", "module.1", "module.a b", " module.lr"])
@@ -1226,8 +1250,49 @@ VALID = [
         "val_loss",
         "min",
     ),
+    (
+        {"name": "adamw", "lr": "module.lr"},
+        {"name": "cosine_annealing_lr", "T_max": "auto", "warmup": {"ratio": 0.1, "start_factor": 0.5}},
+        [
+            "no_decay",
+            {"preset": "no_decay", "of": ["norms"]},
+            {"preset": "layer_decay", "decay": 0.5, "layers": ["a", "b.{}.*"]},
+            {"type": "Linear", "regex": ["a"], "name": "y", "lr_mult": 0.5, "wd_mult": 2},
+        ],
+        None,
+        None,
+    ),
+    (
+        [
+            {"name": "adam", "match": "a", "scheduler": {"name": "step_lr", "step_size": 3, "warmup": {"epochs": 2}}},
+            {"name": "sgd", "type": ["B"], "lr": 0.1, "param_groups": [{"regex": "c", "lr_mult": 2}, "no_decay"]},
+        ],
+        None,
+        None,
+        None,
+        None,
+    ),
+    (
+        {"combine": [{"name": "adam", "match": "a"}, {"name": "rprop", "regex": "b", "args": {"lr": 0.1}}]},
+        {"name": "exponential_lr", "gamma": 0.5},
+        None,
+        None,
+        None,
+    ),
+    (None, {"warmup": {"steps": 3, "start_factor": 1}}, None, None, None),
 ]
 WORDS = [
+    "combine",
+    "scheduler",
+    "param_groups",
+    "type",
+    "regex",
+    "preset",
+    "of",
+    "decay",
+    "layers",
+    "epochs",
+    "lr_mult",
     "name",
     "args",
     "lr",
@@ -1248,7 +1313,9 @@ SCALARS = (
     | st.sampled_from([10**400, -1, 0, 1])
     | st.floats()
     | st.text(max_size=4)
-    | st.sampled_from(["1e-3", "adam", "step", "min", "*", "torch.optim.SGD", "a:b"])
+    | st.sampled_from(
+        ["1e-3", "adam", "step", "min", "*", "torch.optim.SGD", "a:b", "auto", "module.lr", "no_decay", "("]
+    )
     | st.binary(max_size=2)
     | st.complex_numbers()
 )
@@ -1287,7 +1354,7 @@ def mutated(draw: Any) -> list[Any]:
 
 
 @given(mutated())
-@settings(max_examples=400)
+@settings(max_examples=800)
 @pytest.mark.filterwarnings("ignore:verbose does nothing:DeprecationWarning")
 def test_a_configuration_parses_or_is_refused_by_an_error_of_ours(config: list[Any]):
     optimizer, scheduler, groups, monitor, mode = config
@@ -1297,9 +1364,13 @@ def test_a_configuration_parses_or_is_refused_by_an_error_of_ours(config: list[A
         return
     built = checked(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)
     assert repr(built) == repr(parsed)
+    saved = parsed.to_dict()
+    assert plain_data(saved)
+    if saved:
+        assert repr(parse(**saved).to_dict()) == repr(saved)
 
 
-@pytest.mark.parametrize("valid", VALID, ids=lambda valid: valid[0]["name"])
+@pytest.mark.parametrize("valid", VALID, ids=lambda valid: str(valid[0]))
 def test_the_configurations_that_are_mutated_are_valid(valid: Any):
     optimizer, scheduler, groups, monitor, mode = valid
     checked(optimizer, scheduler, param_groups=groups, monitor=monitor, mode=mode)

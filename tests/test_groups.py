@@ -13,9 +13,11 @@ from torch import nn
 
 import optplug
 from optplug.config import parse
-from optplug.errors import ConfigError, ConfigErrors
+from optplug.errors import ConfigError, ConfigErrors, OptplugError
 from optplug.groups import Row, group_table, param_groups, trainable
+from optplug.registry import Offer, Plugin, registry
 from optplug.selection import Selector
+from optplug.specs import OptimizerSpec
 
 
 def network() -> nn.Module:
@@ -98,7 +100,8 @@ def test_a_rule_without_options_changes_nothing():
 def test_two_groups_of_one_name_are_refused():
     with pytest.raises(ConfigError) as caught:
         group(network(), {"match": "*.bias", "name": "default", "lr": 1.0})
-    assert str(caught.value) == "param_groups make two groups named 'default': rename the rule of that name"
+    assert str(caught.value).endswith("two groups named 'default': rename the rule of that name")
+    assert caught.value.place == "param_groups"
     rules = [("*.bias", "a"), ("head.*", "b"), ("body.1.weight", "a + b")]
     with pytest.raises(ConfigError, match=r"two groups named 'a \+ b'"):
         group(
@@ -262,6 +265,45 @@ def test_what_the_optimizer_has_not_cannot_be_multiplied():
         optplug.configure_optimizers(network(), "rprop", param_groups=[{"match": "*", "wd_mult": 2}])
     with pytest.raises(ConfigError, match=r"^param_groups\[0\]\.lr_mult: multiplies lr, which this entry gives too"):
         optplug.configure_optimizers(network(), "adam", param_groups=[{"match": "*", "lr_mult": 2, "lr": 1}])
+
+
+class Guessing(torch.optim.SGD):
+    """Somebody else's, which finds its learning rate itself."""
+
+    def __init__(self, params: Any, lr: float | str | None = None, weight_decay: float | None = None) -> None:
+        super().__init__(params, lr=0.1)
+
+
+@pytest.fixture
+def guessing(monkeypatch: pytest.MonkeyPatch):
+    registry.names("optimizer")
+    offer = Offer(OptimizerSpec("guessing", Guessing), Plugin("strangers", "strangers", "1"))
+    monkeypatch.setitem(registry._catalogue().offers["optimizer"], "guessing", [offer])
+
+
+LAYERED = {"preset": "layer_decay", "decay": 0.5, "layers": ["body.*", "*"]}
+
+
+@pytest.mark.usefixtures("guessing")
+@pytest.mark.parametrize("lr", [None, "auto"])
+@pytest.mark.parametrize(
+    "rule", [{"match": "*.bias", "lr_mult": 2}, {"match": "*.bias", "lr_mult": 0.5}, LAYERED], ids=str
+)
+def test_a_rate_that_is_no_number_cannot_be_multiplied(lr: Any, rule: dict[str, Any]):
+    with pytest.raises(OptplugError, match=r"^param_groups\[0\]"):
+        optplug.configure_optimizers(network(), {"name": "guessing", "lr": lr}, param_groups=[rule])
+
+
+@pytest.mark.parametrize("multiplier", ["lr_mult", "wd_mult"])
+def test_a_multiplier_too_large_for_a_float_is_refused(multiplier: str):
+    with pytest.raises(ConfigError, match=rf"^param_groups\[0\]\.{multiplier}: must be "):
+        optplug.configure_optimizers(network(), "adam", param_groups=[{"match": "*", multiplier: 10**400}])
+
+
+def test_a_rule_is_not_to_be_called_like_another_group():
+    rules = [{"match": "body.*", "name": "no_decay", "lr": 3.0}, "no_decay"]
+    with pytest.raises(ConfigError, match="two groups named 'no_decay'"):
+        optplug.configure_optimizers(network(), "adam", param_groups=rules)
 
 
 # ---------------------------------------------------------------------------------- several optimizers
