@@ -15,6 +15,7 @@ from optplug.specs import API_VERSION, FunctionSpec, OptimizerSpec, SchedulerSpe
 if TYPE_CHECKING:
     from optplug import errors, lightning, ops, pytorch_lightning, ranges, testing
     from optplug.build import create_optimizer, create_scheduler
+    from optplug.groups import group_table
     from optplug.rules.driver import RuleOptimizer
     from optplug.rules.execution import Engine
     from optplug.rules.parameters import Params
@@ -31,6 +32,7 @@ _LATER = {
     "configure_optimizers": "optplug.wiring.configure",
     "create_optimizer": "optplug.build",
     "create_scheduler": "optplug.build",
+    "group_table": "optplug.groups",
 }
 _MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "ranges", "testing")
 
@@ -50,6 +52,7 @@ __all__ = [
     "errors",
     "get_optimizer",
     "get_scheduler",
+    "group_table",
     "hookimpl",
     "lightning",
     "list_optimizers",

@@ -254,6 +254,23 @@ def test_what_the_wiring_supplies_is_no_option(key: str):
     refusal(ConfigError, "adam", {**COSINE, key: 1})
 
 
+def test_an_unknown_key_beside_optimizer_has_its_nearest_match():
+    assert refusal(ConfigError, "adam", lr_scheduler="step_lr") == (
+        "lr_scheduler: a configuration has no key 'lr_scheduler'; it has optimizer, scheduler, param_groups, "
+        "monitor, mode, on_resume; did you mean 'scheduler'?"
+    )
+
+
+def test_on_resume_is_checked():
+    assert checked("adam").on_resume == checked("adam", on_resume=None).on_resume == "keep"
+    assert checked("adam", on_resume="override_hparams").on_resume == "override_hparams"
+    assert refusal(ConfigError, "adam", on_resume="reset_schedule") == (
+        "on_resume: must be one of keep, override_hparams, reset_scheduler, reset_all, got 'reset_schedule'; did you "
+        "mean 'reset_scheduler', 'reset_all'?"
+    )
+    assert refusal(ConfigError, "adam", on_resume=["keep"]).endswith("got ['keep']")
+
+
 def test_a_required_argument_is_missed():
     assert refusal(ConfigError, "adam", "cosine_annealing_lr") == (
         "scheduler: scheduler 'cosine_annealing_lr' needs T_max"
@@ -957,6 +974,34 @@ def test_a_wrong_name_hides_no_mistake_elsewhere():
     assert {error.place for error in errors} == {"optimizer", "scheduler.frequency", "param_groups[1].match"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "places"),
+    [
+        ({"scheduler": {**PLATEAU, "monitor": 3, "mode": "low"}}, ["scheduler.mode", "scheduler.monitor"]),
+        (
+            {"scheduler": {**COSINE, "warmup": {"epochs": -1, "start_factor": 0, "foo": 1}}},
+            ["scheduler.warmup.epochs", "scheduler.warmup.foo", "scheduler.warmup.start_factor"],
+        ),
+        ({"scheduler": {"name": "stp_lr", "frequency": 0}}, ["scheduler.frequency", "scheduler.name"]),
+        (
+            {"param_groups": [{"match": 5, "regex": "(", "name": 3}]},
+            ["param_groups[0].match", "param_groups[0].name", "param_groups[0].regex"],
+        ),
+        (
+            {"param_groups": [{"preset": "layer_decay", "decay": 5, "layers": []}]},
+            ["param_groups[0].decay", "param_groups[0].layers"],
+        ),
+        (
+            {"param_groups": [{"preset": "no_decay", "of": ["norm"], "lr": 1}]},
+            ["param_groups[0].lr", "param_groups[0].of"],
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_side_by_side_in_one_mapping_are_all_said(arguments: dict[str, Any], places: list[str]):
+    assert sorted(error.place for error in refusals("adam", **arguments)) == places
+
+
 def test_mistakes_are_in_the_order_of_the_configuration():
     errors = refusals(
         {"name": "adam", "lr": -1, "foo": 1, "eps": -1},
@@ -1106,10 +1151,14 @@ CONFIGS = st.one_of(
 )
 
 
-@given(CONFIGS)
+POLICIES = st.sampled_from([{}, {}, {"on_resume": "keep"}, {"on_resume": "reset_all"}])
+
+
+@given(CONFIGS, POLICIES)
 @settings(max_examples=300)
-def test_a_configuration_comes_back_from_its_plain_form(given: dict[str, Any]):
-    config = parse(**given)
+def test_a_configuration_comes_back_from_its_plain_form(given: dict[str, Any], policy: dict[str, str]):
+    config = parse(**given, **policy)
+    assert config.on_resume == policy.get("on_resume", "keep")
     assert_comes_back(config)
     assert checked(**config.to_dict()).to_dict() == config.to_dict()
 

@@ -1025,3 +1025,34 @@ def test_the_learning_rate_finder_reaches_the_configuration_through_a_link(
     assert module.lr != 0.5
     assert [group["initial_lr"] for group in made.optimizers[0].param_groups] == [module.lr, 2 * module.lr]
     assert schedule(made).base_lrs == [module.lr, 2 * module.lr]
+
+
+def test_steps_of_several_optimizers_are_counted_on_when_a_run_is_resumed(
+    fit: Any, scripted: type, tmp_path: Path
+) -> None:
+    class Critic(scripted):  # type: ignore[misc,valid-type]
+        """Steps its second optimizer in every second batch only."""
+
+        def __init__(self) -> None:
+            super().__init__(automatic=False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            first, second = self.optimizers()
+            self.manual_backward(self.loss(batch))
+            first.step()
+            if batch_idx % 2:
+                second.step()
+            self.rates.append([o.param_groups[0]["lr"] for o in (first, second)])
+
+    halving = {"name": "exponential_lr", "gamma": 0.5, "interval": "step", "frequency": 3}
+    two = [
+        {"name": "sgd", "lr": 1.0, "match": "*.weight", "scheduler": halving},
+        {"name": "sgd", "lr": 1.0, "match": "*.bias", "scheduler": halving},
+    ]
+    _, whole = fit(two, module=Critic(), max_epochs=4)
+    assert [first for first, _ in whole.rates] == [0.5 ** (step // 3) for step in range(16)]
+    assert [second for _, second in whole.rates] == [0.5 ** (step // 2 // 3) for step in range(16)]
+    made, _ = fit(two, module=Critic(), max_epochs=2)
+    made.save_checkpoint(tmp_path / "half.ckpt")
+    _, rest = fit(two, module=Critic(), max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert rest.rates == whole.rates[8:]

@@ -77,6 +77,7 @@ class Owner:
         self.verbose = verbose
         self._claims: list[Claim] = []
         self._steps: list[Steps] = []
+        self._recorded: dict[str, Any] = {}
         self._epoch = 0
         self._epoch_over = False
         self._before_epoch: dict[str, Any] = {}
@@ -100,9 +101,10 @@ class Owner:
 
     def _count_steps(self, trainer: Any) -> None:
         """Begin to count, where Lightning does not do it."""
+        self._steps = []
         if len(trainer.optimizers) > 1:
             self._steps = [Steps(optimizer) for optimizer in trainer.optimizers]
-            for steps, before in zip(self._steps, recorded(trainer).get("steps", ()), strict=False):
+            for steps, before in zip(self._steps, self._recorded.get("steps", ()), strict=False):
                 steps.taken = before
 
     def _steps_of(self, trainer: Any, claim: Claim) -> int:
@@ -113,9 +115,8 @@ class Owner:
         return int(trainer.global_step)
 
     def _release(self) -> None:
-        for steps in self._steps:
+        for steps in self._steps:  # kept: a checkpoint may be saved after the fit
             steps.forget()
-        self._steps = []
         for claim in self._claims:
             claim.entry.frequency = claim.frequency
         self._claims = []
@@ -129,7 +130,11 @@ class Owner:
     # --------------------------------------------------------------------- hooks
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._recorded = recorded(trainer)  # gone when training starts
         self._claim(trainer)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self._recorded = checkpoint.get(RECORD, {})  # where a sharded strategy restores, after on_fit_start
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._count_steps(trainer)

@@ -40,9 +40,16 @@ def prepare(trainer: Any) -> Resumption | None:
     connector = getattr(trainer, "_checkpoint_connector", None)
     checkpoint = getattr(connector, "_loaded_checkpoint", None)
     chosen = [choices[optimizer] for optimizer in trainer.optimizers if optimizer in choices]
-    if not checkpoint or not chosen:
+    if not chosen:
         return None
     policy = chosen[0].config.on_resume
+    if not checkpoint:
+        if getattr(trainer, "ckpt_path", None) and policy != "keep":
+            raise WiringError(
+                f"on_resume: {policy} cannot be had with {type(trainer.strategy).__name__}, which restores its "
+                "checkpoints by itself: leave on_resume out, or start from the weights alone"
+            )
+        return None
     found = Resumption(policy)
     saved, now = recorded(trainer), configuration(trainer)
     if saved.get("config"):
