@@ -252,11 +252,12 @@ def checked(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Con
 
 def _rehearse(complaints: Complaints, config: Config) -> None:
     """Build once on parameters of one element, so that wrong values show before there is a model."""
-    for i, part in enumerate(config.parts):
-        place = f"optimizer[{i}]" if config.several else "optimizer"
+    for part in config.parts:
+        several = config.several and part.members
+        place = f"optimizer[{part.members[0].index}]" if several else "optimizer"
         combined = len(part.members) > 1
-        for j, member in enumerate(part.members):
-            where = f"{place}.combine[{j}]" if combined else place
+        for member in part.members:
+            where = f"{place}.combine[{member.index}]" if combined else place
             # Groups of an ordinary optimizer stand beside it, those of a member inside it.
             _rehearse_member(
                 complaints, member, where, f"{where}.param_groups" if config.several or combined else "param_groups"

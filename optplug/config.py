@@ -127,11 +127,13 @@ class Member:
 
     Attributes:
         select: which of the module's; None for all. param_groups: the rules of its groups.
+        index: its number among several, as they were given.
     """
 
     optimizer: OptimizerConfig
     param_groups: tuple[AnyRule, ...] = ()
     select: Selector | None = None
+    index: int = field(default=0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As an entry of several."""
@@ -417,7 +419,7 @@ def _members(
         if with_schedulers:
             schedule = _scheduler(complaints, entry.get("scheduler"), f"{where}.scheduler")
         if chosen is not None:
-            found.append((Member(chosen, rules, select), schedule))
+            found.append((Member(chosen, rules, select, i), schedule))
     return found
 
 
@@ -594,14 +596,12 @@ def _param_groups(
     for i, each in enumerate(entries):
         where = f"{place}[{i}]"
         entry = {"preset": each} if isinstance(each, str) else each
-        if not isinstance(entry, Mapping):
-            example = "{match: '*.bias', weight_decay: 0.0}"
-            complaints.add(
-                ConfigTypeError(f"must be a mapping such as {example}, or the name of a preset, got {entry!r}"), where
-            )
-            continue
+        rules.append(Rule(Selector(), f"[{i}]", {}))  # holds the place of one that is refused
         with complaints.at(where):
-            rules.append(presets.parsed(entry) if "preset" in entry else _rule(complaints, entry, where, optimizer))
+            if not isinstance(entry, Mapping):
+                example = "{match: '*.bias', weight_decay: 0.0}"
+                raise ConfigTypeError(f"must be a mapping such as {example}, or the name of a preset, got {entry!r}")
+            rules[-1] = presets.parsed(entry) if "preset" in entry else _rule(complaints, entry, where, optimizer)
     names = [rule.name for rule in rules if isinstance(rule, Rule)]
     for name in dict.fromkeys(names):
         if names.count(name) > 1:

@@ -164,7 +164,8 @@ def _built(given: Mapping[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "model", required=True)
     try:
-        module = parser.instantiate_classes(parser.parse_object({"model": dict(given)})).model
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # older versions have no other
+        module = instantiate(parser.parse_object({"model": dict(given)})).model
         for method in _late(module):
             method()
     except Exception as error:  # jsonargparse's and the model's own
