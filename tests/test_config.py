@@ -1172,6 +1172,11 @@ def test_a_configuration_comes_back_from_its_plain_form(given: dict[str, Any], p
         {"optimizer": {"name": "Optplug-Classic:ADAM", "betas": [0.8, 0.9]}},
         {"optimizer": "adam", "scheduler": {"name": "lambda_lr", "lr_lambda": "0.9 ** epoch"}},
         {"optimizer": "adam", "scheduler": {"warmup_steps": 0}},
+        {"scheduler": {**COSINE, "interval": "step", "frequency": 3, "warmup": {"ratio": 0.1, "start_factor": 0.5}}},
+        {"scheduler": {**PLATEAU, "monitor": "x", "mode": "max", "warmup_steps": 3}},
+        {"scheduler": {"warmup": {"epochs": 2, "start_factor": 1}}, "on_resume": "reset_all"},
+        {"optimizer": [GENERATOR, CRITIC], "on_resume": "reset_all"},
+        {"optimizer": {"combine": [CRITIC, {"name": "adam", "regex": "a"}]}, "scheduler": COSINE},
     ],
     ids=str,
 )
@@ -1180,13 +1185,24 @@ def test_unusual_configurations_come_back_too(given: dict[str, Any]):
 
 
 @pytest.mark.usefixtures("strangers")
-def test_arguments_that_are_called_like_a_key_of_ours_come_back():
-    arguments = {"interval": 7}
-    assert_comes_back(parse("adam", {"name": "deaf", "args": arguments}))
-    config = parse([{"name": "namesake", "type": "Linear", "args": {"type": 5, "match": 6}}])
-    assert config.parts[0].members[0].optimizer.hyperparameters == {"type": 5, "match": 6}
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"optimizer": "adam", "scheduler": {"name": "deaf", "args": {"interval": 7}}},
+        {"optimizer": {"name": "namesake", "args": {"type": 5, "match": 6}}},
+        {"optimizer": [{"name": "namesake", "type": "Linear", "args": {"match": 6}}]},
+        {"optimizer": [{"name": "namesake", "type": "Linear", "args": {"type": 5, "match": 6}}]},
+    ],
+    ids=str,
+)
+def test_arguments_that_are_called_like_a_key_of_ours_come_back(given: dict[str, Any]):
+    config = parse(**given)
+    choice = given.get("scheduler", given["optimizer"])
+    arguments = (choice[0] if isinstance(choice, list) else choice)["args"]
+    part = config.parts[0]
+    found = part.members[0].optimizer.hyperparameters if part.scheduler is None else part.scheduler.arguments
+    assert found == arguments
     assert_comes_back(config)
-    assert_comes_back(parse({"name": "namesake", "args": {"type": 5, "match": 6}}))
 
 
 def test_what_a_file_cannot_hold_is_saved_as_what_it_can():

@@ -125,6 +125,8 @@ ROOMS = (
     ),
     Room("optplug/shims/*.py", "optplug.shims"),
     # On top of everything.
+    Room("optplug/cli/files.py", f"yaml {WHOLE_FRAMEWORK}", "omegaconf"),
+    Room("optplug/cli/configs.py", f"typer yaml {WHOLE_FRAMEWORK}", "torch jsonargparse"),
     Room("optplug/cli/*.py", f"typer rich torch numpy {WHOLE_FRAMEWORK}", "matplotlib"),
     Room("optplug/bench/*.py", f"torch {WHOLE_FRAMEWORK}", "matplotlib"),
     Room("optplug/testing/*.py", f"torch pytest {WHOLE_FRAMEWORK}"),
@@ -145,6 +147,7 @@ DYNAMIC = {
     "optplug/registry.py": "a plugin's target",
     "optplug/wiring/callback.py": "the installed names of Lightning",
     "optplug/wiring/cli.py": "the installed names of Lightning",
+    "optplug/cli/configs.py": "the model that --model names",
 }
 """The files that may import what is named at run time, and what that is."""
 
