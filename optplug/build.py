@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,24 +11,15 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.arguments import configurable
+from optplug.arguments import configurable, constructor
 from optplug.combined import Combined
-from optplug.complaints import Complaints, placed
-from optplug.config import (
-    AUTO,
-    LINK,
-    Config,
-    Member,
-    OptimizerConfig,
-    Part,
-    SchedulerConfig,
-    check_arguments,
-    read,
-    refusals,
-)
-from optplug.errors import ConfigError, OptplugError, at, did_you_mean
-from optplug.groups import MULTIPLIERS, Rule, param_groups, trainable
+from optplug.complaints import Complaints, join, placed
+from optplug.config import AUTO, LINK, Config, Member, OptimizerConfig, Part, SchedulerConfig
+from optplug.errors import ConfigError, OptplugError, at, describe, did_you_mean
+from optplug.groups import MULTIPLIERS, AnyRule, Rule, param_groups, trainable
 from optplug.keywords import CheckedKeywords
+from optplug.parsing import check_arguments, read, refusals
+from optplug.plain import plain
 from optplug.presets import LayerDecay
 from optplug.registry import registry
 from optplug.schedules import Unscheduled, Warmup
@@ -88,35 +81,52 @@ def build_optimizer(module: nn.Module, part: Part, place: str = "optimizer") -> 
 
     Args:
         module: whose trainable parameters to optimize.
-        part: from `optplug.config.parse`, with at least one member.
+        part: from `optplug.parsing.parse`, with at least one member.
         place: of the part in the configuration.
 
     Raises:
         ConfigError, ConfigErrors: what needs parameters to be found wrong: patterns that match nothing, links that lead
         nowhere; and what the class raises.
     """
-    if len(part.members) == 1:
-        return _member(module, part.members[0], place)
-    return Combined([_member(module, member, f"{place}.combine[{i}]") for i, member in enumerate(part.members)])
+    if not part.combined:
+        return _member(module, part.members[0], place, place if part.members[0].select is not None else "")
+    members = [(member, f"{place}.combine[{member.index}]") for member in part.members]
+    try:
+        return Combined([_member(module, member, where, where) for member, where in members])
+    except OptplugError as error:
+        raise placed(error, "" if error.place else place) from error.__cause__
 
 
-def _member(module: nn.Module, member: Member, place: str) -> torch.optim.Optimizer:
-    chosen = member.optimizer
-    complaints = Complaints()
+def _member(module: nn.Module, member: Member, place: str, groups_place: str) -> torch.optim.Optimizer:
+    chosen, complaints = member.optimizer, Complaints()
     hyperparameters = _linked(complaints, module, chosen.hyperparameters, place)
-    outer = place if member.select is not None or place != "optimizer" else ""
-    groups: list[dict[str, Any]] = []
-    with complaints.at(outer):
-        groups = param_groups(module, member.param_groups, _base(chosen, hyperparameters), member.select)
-    for group in groups:
-        group.update(_linked(complaints, module, {k: v for k, v in group.items() if k != "params"}, place))
+    rules: list[AnyRule] = []
+    for i, rule in enumerate(member.param_groups):
+        if isinstance(rule, Rule):
+            options = _linked(complaints, module, rule.options, join(groups_place, f"param_groups[{i}]"))
+            rule = dataclasses.replace(rule, options=options)
+        rules.append(rule)
     complaints.settle()
-    params: list[Any] = groups if member.param_groups else groups[0]["params"]
+    if hyperparameters != chosen.hyperparameters:  # what links lead to has not been checked yet
+        linked = dataclasses.replace(chosen, hyperparameters=hyperparameters)
+        _rehearse_member(
+            complaints, dataclasses.replace(member, optimizer=linked), place, join(groups_place, "param_groups")
+        )
+        complaints.settle()
+    with complaints.at(groups_place):
+        groups = param_groups(module, rules, _base(chosen, hyperparameters), member.select)
+    complaints.settle()
+    params: list[Any] = groups if rules else groups[0]["params"]
     try:
         with refusals(chosen.offer.spec, hyperparameters):
-            return create_optimizer(chosen.name, params, **hyperparameters)
+            optimizer = create_optimizer(chosen.name, params, **hyperparameters)
     except OptplugError as error:
         raise placed(error, place) from error.__cause__
+    for (
+        group
+    ) in optimizer.param_groups:  # schedules write into tensors: neither the configuration's nor another group's
+        group.update({key: value.detach().clone() for key, value in group.items() if isinstance(value, torch.Tensor)})
+    return optimizer
 
 
 def _base(chosen: OptimizerConfig, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +141,7 @@ def _linked(complaints: Complaints, module: nn.Module, options: Mapping[str, Any
     for key, value in options.items():
         if is_link(value):
             with complaints.at(f"{place}.{key}"):
-                result[key] = follow(module, value)
+                result[key] = plain(follow(module, value))
     return result
 
 
@@ -144,16 +154,20 @@ def follow(module: nn.Module, link: str) -> Any:
     """What a link leads to.
 
     Raises:
-        ConfigError: nothing; with the nearest attribute.
+        ConfigError: nothing, with the nearest attribute; or something that cannot be read.
     """
     found: Any = module
     for name in link.split(".")[1:]:
-        known = found.keys() if isinstance(found, Mapping) else dir(found)
+        known = [
+            key for key in map(str, found if isinstance(found, Mapping) else dir(found)) if not key.startswith("_")
+        ]
         try:
             found = found[name] if isinstance(found, Mapping) else getattr(found, name)
-        except (AttributeError, KeyError):
-            near = did_you_mean(name, [k for k in map(str, known) if not k.startswith("_")])
-            raise ConfigError(f"{link} leads nowhere: {type(found).__name__} has no {name!r}{near}") from None
+        except Exception as error:  # a property may raise anything
+            owner = type(found).__name__
+            if name in known:
+                raise ConfigError(f"{link} cannot be read: {describe(error)}") from error
+            raise ConfigError(f"{link} leads nowhere: {owner} has no {name!r}{did_you_mean(name, known)}") from None
     return found
 
 
@@ -176,7 +190,7 @@ def build_scheduler(
 
     Args:
         optimizer: whose learning rates to schedule.
-        scheduled: from `optplug.config.parse`, with numbers for lengths (`optplug.lengths.settled`).
+        scheduled: from `optplug.parsing.parse`, with numbers for lengths (`optplug.lengths.settled`).
         mode: for a scheduler that has an argument `mode` and takes a metric.
         place: of the scheduler in the configuration.
     """
@@ -191,7 +205,9 @@ def build_scheduler(
                 scheduler = create_scheduler(scheduled.name, optimizer, **arguments)
         except OptplugError as error:
             raise placed(error, place) from error.__cause__
-    if scheduled.warmup is not None:
+    for group in optimizer.param_groups:  # a plateau keeps no base rates of its own
+        group.setdefault("initial_lr", float(group["lr"]))
+    if scheduled.warmup is not None and scheduled.warmup.length:
         scheduler = Warmup(scheduler, int(scheduled.warmup.length), scheduled.warmup.start_factor)
     return scheduler
 
@@ -203,11 +219,11 @@ def check_shares(module: nn.Module, config: Config) -> None:
         ConfigError, ConfigErrors: with the names of the parameters.
     """
     members = [
-        (f"optimizer[{i}]" if config.several else f"optimizer.combine[{j}]", member)
-        for i, part in enumerate(config.parts)
-        for j, member in enumerate(part.members)
+        (f"optimizer[{member.index}]" if config.several else f"optimizer.combine[{member.index}]", member)
+        for part in config.parts
+        for member in part.members
     ]
-    if len(members) < 2:
+    if all(member.select is None for _, member in members):
         return
     complaints = Complaints()
     parameters = parameters_of(module)
@@ -237,15 +253,16 @@ def checked(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Con
     """A configuration with everything checked that needs no parameters: parsed, and rehearsed.
 
     Args:
-        optimizer, scheduler, options: as in `optplug.config.parse`.
+        optimizer, scheduler, options: as in `optplug.parsing.parse`.
 
     Raises:
-        As `optplug.config.parse`; and HyperparameterError, HyperparameterTypeError, EngineError: what a class refuses.
+        As `optplug.parsing.parse`; and HyperparameterError, HyperparameterTypeError, EngineError: what a class refuses.
         All that is wrong is said at once.
     """
     complaints = Complaints()
     config = read(complaints, optimizer, scheduler, **options)
     _rehearse(complaints, config)
+    complaints.sort({"optimizer": optimizer, "scheduler": scheduler, **options})
     complaints.settle()
     return config
 
@@ -255,7 +272,7 @@ def _rehearse(complaints: Complaints, config: Config) -> None:
     for part in config.parts:
         several = config.several and part.members
         place = f"optimizer[{part.members[0].index}]" if several else "optimizer"
-        combined = len(part.members) > 1
+        combined = part.combined
         for member in part.members:
             where = f"{place}.combine[{member.index}]" if combined else place
             # Groups of an ordinary optimizer stand beside it, those of a member inside it.
@@ -279,7 +296,7 @@ def _rehearse_member(complaints: Complaints, member: Member, place: str, groups_
         with refusals(chosen.offer.spec, arguments):
             return create_optimizer(chosen.name, _parameters(1), **arguments)
 
-    good = _blamed(complaints, make, given, _stand_ins(cls), place)
+    good = _blamed(complaints, make, given, place, cls)
     if good is None:
         return
     for i, rule in enumerate(member.param_groups):
@@ -300,7 +317,7 @@ def _rehearse_member(complaints: Complaints, member: Member, place: str, groups_
                 make(optimizer).add_param_group({"params": [torch.zeros(1, requires_grad=True)], **arguments})
 
         if options:
-            _blamed(complaints, add, options, {}, where)
+            _blamed(complaints, add, options, where)
 
 
 def _rehearse_scheduler(complaints: Complaints, part: Part, scheduled: SchedulerConfig, place: str) -> None:
@@ -329,7 +346,7 @@ def _rehearse_scheduler(complaints: Complaints, part: Part, scheduled: Scheduler
         except (TypeError, ValueError, LookupError, ArithmeticError):
             pass  # it may miss what only the real optimizer has, and will say so when it is built
 
-    _blamed(complaints, make, given, _stand_ins(cls), place)
+    _blamed(complaints, make, given, place, cls)
 
 
 def _parameters(many: int) -> list[torch.Tensor]:
@@ -340,46 +357,44 @@ def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not is_link(value)}
 
 
-def _stand_ins(cls: type) -> Mapping[str, Any]:
-    """Good values, for arguments that cannot be left out, from the settings that a class declares worth testing."""
-    cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", ())
-    return cases[0] if cases else {}
-
-
 def _blamed(
     complaints: Complaints,
     make: Callable[[Mapping[str, Any]], Any],
     given: Mapping[str, Any],
-    stand_ins: Mapping[str, Any],
     place: str,
+    cls: Any = None,
 ) -> dict[str, Any] | None:
     """Find every argument that a constructor refuses, by leaving out one after the other.
+
+    Args:
+        complaints: where they go. make: builds from arguments. given: the arguments. place: of them.
+        cls: the class, where arguments can be required: `cases` has good values for these.
 
     Returns:
         Arguments that are not refused; None where even none are.
     """
-    left = {**{k: v for k, v in stand_ins.items() if k not in given and _needed(make, given, k)}, **given}
-    while True:
-        complaint = _complaint(make, left)
-        if complaint is None:
-            return left
-        for key in left:
-            without = {k: v for k, v in left.items() if k != key}
-            if key in stand_ins and _complaint(make, without) is not None and left[key] is not stand_ins[key]:
-                without = {**left, key: stand_ins[key]}
+    required = (
+        [] if cls is None else [name for name, p in constructor(cls)[0].items() if p.default is inspect.Parameter.empty]
+    )
+    cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", None) or ({},)
+    good = {name: cases[0][name] for name in required if name in cases[0]}
+    left = {**good, **given}
+    suspects = [name for name in left if name in given and (name in good or name not in required)]
+    while (complaint := _complaint(make, left)) is not None:
+        for name in suspects:
+            without = {
+                **{key: value for key, value in left.items() if key != name},
+                **{k: good[k] for k in good if k == name},
+            }
             if str(_complaint(make, without)) != str(complaint):
-                complaints.add(at(key, complaint), place)
+                complaints.add(at(name, complaint), place)
+                suspects.remove(name)
                 left = without
                 break
         else:
             complaints.add(complaint, place)
             return None
-
-
-def _needed(make: Callable[[Mapping[str, Any]], Any], given: Mapping[str, Any], key: str) -> bool:
-    """Whether a constructor misses an argument."""
-    complaint = _complaint(make, given)
-    return complaint is not None and f"needs {key}" in str(complaint)
+    return left
 
 
 def _complaint(make: Callable[[Mapping[str, Any]], Any], arguments: Mapping[str, Any]) -> OptplugError | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optplug.errors import ConfigErrors, OptplugError
 
@@ -24,6 +27,17 @@ class Complaints:
     def at(self, place: str) -> _At:
         """A context that remembers what its block raises, and goes on after it."""
         return _At(self, place)
+
+    def sort(self, config: Any) -> None:
+        """Put what was found in the order of the configuration that it is about."""
+        order = {place: i for i, place in enumerate(_places(config))}
+
+        def position(error: OptplugError) -> int:
+            parts = re.split(r"(?=[.\[])", error.place)
+            prefixes = ("".join(parts[:n]) for n in range(len(parts), 0, -1))
+            return next((order[prefix] for prefix in prefixes if prefix in order), -1)
+
+        self.errors.sort(key=position)
 
     def settle(self) -> None:
         """Raise what was found: one error as itself, several as `ConfigErrors`."""
@@ -55,6 +69,23 @@ def placed(error: OptplugError, place: str) -> OptplugError:
     found.place = where
     found.__cause__ = error.__cause__
     return found
+
+
+def _places(node: Any, place: str = "", depth: int = 0) -> Iterator[str]:
+    """The places of everything in mappings and lists, in their order."""
+    yield place
+    keys: Iterable[Any] = ()
+    if depth < 10 and isinstance(node, Mapping):
+        keys = list(node)
+    elif depth < 10 and isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
+        keys = range(len(node))
+    for key in keys:
+        where = join(place, str(key) if isinstance(node, Mapping) else f"[{key}]")
+        try:
+            child = node[key]
+        except Exception:  # a value that cannot be read is among the complaints
+            child = None
+        yield from _places(child, where, depth + 1)
 
 
 def join(place: str, inner: str) -> str:

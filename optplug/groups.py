@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optplug.complaints import Complaints
+from optplug.complaints import Complaints, placed
 from optplug.errors import ConfigError
+from optplug.plain import saved
 from optplug.presets import LayerDecay, NoDecay, Take
 from optplug.selection import Parameter, Selector, check_use, parameters_of
 
@@ -34,7 +36,11 @@ class Rule:
         return [(self.name, [p for p in parameters if self.select.selects(p)], dict(self.options))]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.select.to_dict(), "name": self.name, **self.options}
+        return {
+            **self.select.to_dict(),
+            "name": self.name,
+            **{key: saved(value) for key, value in self.options.items()},
+        }
 
 
 AnyRule = Rule | NoDecay | LayerDecay
@@ -106,27 +112,41 @@ def param_groups(
             if p.trainable and given:
                 origins[id(p.tensor)].append(name)
                 options[id(p.tensor)].update(given)
-    groups: list[dict[str, Any]] = []
+    groups: dict[Any, dict[str, Any]] = {}
     for p in trained:
-        effective = multiplied(options[id(p.tensor)], base or {})
-        group = next((g for g in groups if {k: g[k] for k in g if k not in ("params", "name")} == effective), None)
-        if group is None:
-            group = {"params": [], "name": " + ".join(origins[id(p.tensor)]) or "default", **effective}
-            groups.append(group)
-        group["params"].append(p.tensor)
-    names = [group["name"] for group in groups]
-    for name in names:
-        if names.count(name) > 1:  # a rule named "default", or "a + b" beside "a" and "b"
-            raise ConfigError(f"param_groups make two groups named {name!r}: rename the rule of that name")
-    return groups
+        with complaints.at("param_groups"):
+            effective = multiplied(options[id(p.tensor)], base or {})
+            name = " + ".join(origins[id(p.tensor)]) or "default"
+            group = groups.setdefault(_key(effective), {"params": [], "name": name, **effective})
+            group["params"].append(p.tensor)
+        complaints.settle()
+    for name, count in Counter(group["name"] for group in groups.values()).items():
+        if count > 1:  # a rule named "default", or "a + b" beside "a" and "b"
+            twice = ConfigError(f"two groups would be named {name!r}: give the rule of that name another one")
+            raise placed(twice, "param_groups")
+    return list(groups.values())
+
+
+def _key(value: Any) -> Any:
+    """Options as something to look up by: equal for equal options."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _key(inner)) for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_key, value))
+    return value if isinstance(value, Hashable) else repr(value)
 
 
 def multiplied(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with multipliers carried out."""
+    """The options with multipliers carried out; ConfigError where there is no number to multiply."""
     result = {key: value for key, value in options.items() if key not in MULTIPLIERS}
     for multiplier, key in MULTIPLIERS.items():
         if multiplier in options:
-            result[key] = result.get(key, base.get(key)) * options[multiplier]
+            value = result.get(key, base.get(key))
+            if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+                raise ConfigError(
+                    f"{multiplier} multiplies {key}, which is {value!r} here: give the optimizer a number"
+                )
+            result[key] = value * options[multiplier]
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from optplug.errors import ConfigError, ConfigTypeError, at, did_you_mean, listing
+from optplug.complaints import Complaints
+from optplug.errors import ConfigError, ConfigTypeError, at, did_you_mean, listing, number_hint
 from optplug.selection import Parameter, Place, numbered, shortened
 
 Take = tuple[str, list[Parameter], dict[str, Any]]
@@ -18,9 +18,8 @@ Take = tuple[str, list[Parameter], dict[str, Any]]
 
 
 def is_norm(place: Place) -> bool:
-    """Whether the module is a normalisation of torch's, or its class is called so (`LlamaRMSNorm`, `LayerNorm2d`)."""
-    torchs = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.CrossMapLRN2d)
-    return isinstance(place.owner, torchs) or any(re.search(r"(?i)norm(\dd)?$", name) for name in place.classes)
+    """Whether the module's class, or a base of it, is called a norm (`LayerNorm`, `LlamaRMSNorm`, `BatchNorm2d`)."""
+    return any(re.search(r"(?i)norm(\dd)?$", name) for name in place.classes)
 
 
 def is_bias(place: Place) -> bool:
@@ -53,17 +52,17 @@ class NoDecay:
     keys: ClassVar[tuple[str, ...]] = ("of",)
 
     @classmethod
-    def parsed(cls, given: Mapping[str, Any]) -> NoDecay:
+    def parsed(cls, given: Mapping[str, Any], complaints: Complaints, place: str) -> NoDecay:
         of = given.get("of", tuple(KINDS))
         of = [of] if isinstance(of, str) else of
         if not isinstance(of, Sequence) or not of or not all(isinstance(kind, str) for kind in of):
-            raise at("of", ConfigTypeError(f"must be a list of {listing(KINDS)}, got {given['of']!r}"))
+            complaints.add(ConfigTypeError(f"must be a list of {listing(KINDS)}, got {given['of']!r}"), f"{place}.of")
+            return cls()
         for kind in of:
             if kind not in KINDS:
-                raise at(
-                    "of", ConfigError(f"there is no {kind!r}; there are {listing(KINDS)}{did_you_mean(kind, KINDS)}")
-                )
-        return cls(tuple(of))
+                hint = did_you_mean(kind, KINDS)
+                complaints.add(ConfigError(f"there is no {kind!r}; there are {listing(KINDS)}{hint}"), f"{place}.of")
+        return cls(tuple(kind for kind in of if kind in KINDS))
 
     def takes(self, parameters: Sequence[Parameter], has_weight_decay: bool) -> list[Take]:
         # An optimizer without weight decay does already what is asked for.
@@ -94,21 +93,24 @@ class LayerDecay:
     keys: ClassVar[tuple[str, ...]] = ("decay", "layers")
 
     @classmethod
-    def parsed(cls, given: Mapping[str, Any]) -> LayerDecay:
+    def parsed(cls, given: Mapping[str, Any], complaints: Complaints, place: str) -> LayerDecay:
         example = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
         for key in cls.keys:
             if key not in given:
-                raise ConfigError(f"layer_decay needs {key}, such as in {example}")
-        decay, layers = given["decay"], given["layers"]
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)):
-            raise at("decay", ConfigTypeError(f"must be a number, got {decay!r}"))
-        if not 0 < decay <= 1 or not math.isfinite(decay):
-            raise at("decay", ConfigError(f"must be above 0 and at most 1, got {decay}"))
-        if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
-            raise at("layers", ConfigTypeError(f"must be a list of globs from input to output, got {layers!r}"))
-        if not all(isinstance(layer, str) and layer for layer in layers):
-            raise at("layers", ConfigTypeError(f"must be a list of globs from input to output, got {layers!r}"))
-        return cls(float(decay), tuple(layers))
+                complaints.add(ConfigError(f"layer_decay needs {key}, such as in {example}"), place)
+        decay, layers, rate = given.get("decay", 1.0), given.get("layers", ["*"]), 1.0
+        with complaints.at(f"{place}.decay"):
+            if isinstance(decay, bool) or not isinstance(decay, (int, float)):
+                raise ConfigTypeError(f"must be a number, got {decay!r}{number_hint(decay)}")
+            if not 0 < decay <= 1:
+                raise ConfigError(f"must be above 0 and at most 1, got {str(decay)[:20]}")
+            rate = float(decay)
+        with complaints.at(f"{place}.layers"):
+            many = isinstance(layers, Sequence) and not isinstance(layers, str)
+            if not many or not layers or not all(isinstance(layer, str) and layer for layer in layers):
+                raise ConfigTypeError(f"must be a list of globs from input to output, got {layers!r}")
+            return cls(rate, tuple(layers))
+        return cls(rate, ("*",))
 
     def takes(self, parameters: Sequence[Parameter], has_weight_decay: bool) -> list[Take]:
         found = self._layers(parameters)
@@ -162,27 +164,23 @@ def _filled(glob: str, numbers: tuple[int, ...]) -> str:
 PRESETS: dict[str, type[NoDecay] | type[LayerDecay]] = {preset.name: preset for preset in (NoDecay, LayerDecay)}
 
 
-def parsed(given: Mapping[str, Any]) -> NoDecay | LayerDecay:
-    """The preset that a mapping with the key `preset` names.
-
-    Raises:
-        ConfigError: an unknown name, key or value. ConfigTypeError: of the wrong type.
-    """
+def parsed(given: Mapping[str, Any], complaints: Complaints, place: str) -> NoDecay | LayerDecay | None:
+    """The preset that a mapping with the key `preset` names, or None; what is wrong becomes complaints."""
     name = given["preset"]
     if not isinstance(name, str):
-        raise at("preset", ConfigTypeError(f"must be the name of a preset, got {name!r}"))
+        complaints.add(ConfigTypeError(f"must be the name of a preset, got {name!r}"), f"{place}.preset")
+        return None
     if name not in PRESETS:
-        raise at(
-            "preset",
-            ConfigError(f"there is no preset {name!r}; there are {listing(PRESETS)}{did_you_mean(name, PRESETS)}"),
+        hint = did_you_mean(name, PRESETS)
+        complaints.add(
+            ConfigError(f"there is no preset {name!r}; there are {listing(PRESETS)}{hint}"), f"{place}.preset"
         )
+        return None
     preset = PRESETS[name]
     for key in given:
         if key != "preset" and key not in preset.keys:
-            raise at(
-                str(key),
-                ConfigError(
-                    f"preset {name} has no key {key!r}; it has {listing(preset.keys)}{did_you_mean(key, preset.keys)}"
-                ),
+            hint = did_you_mean(key, preset.keys)
+            complaints.add(
+                ConfigError(f"preset {name} has no key {key!r}; it has {listing(preset.keys)}{hint}"), f"{place}.{key}"
             )
-    return preset.parsed(given)
+    return preset.parsed(given, complaints, place)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase, translate
+from fnmatch import translate
 from typing import Any
 
 from torch import Tensor, nn
 
+from optplug.complaints import Complaints
 from optplug.errors import ConfigError, ConfigTypeError, at, did_you_mean, listing
 
-WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+WRAPPERS = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 """What wrappers put into parameter names; patterns are written against the bare ones."""
 
 KEYS = {
@@ -31,7 +34,7 @@ class Place:
     owner: nn.Module
     own_name: str
 
-    @property
+    @functools.cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the owner's class and its bases, without the framework's wrappers around them."""
         bases = type(self.owner).__mro__
@@ -58,21 +61,30 @@ class Parameter:
 def parameters_of(module: nn.Module) -> list[Parameter]:
     """The parameters of a module, frozen ones too, in the order of `named_parameters`."""
     found: dict[int, tuple[Tensor, list[Place]]] = {}
-    try:
-        modules = list(module.named_modules(remove_duplicate=False))
-    except RecursionError:  # a module that is inside itself
-        modules = list(module.named_modules())
-    for prefix, owner in modules:
+    for prefix, owner in _modules(module):
         for own_name, p in owner.named_parameters(recurse=False):
             place = _place(module, prefix, owner, own_name)
             found.setdefault(id(p), (p, []))[1].append(place)
     return [Parameter(p, tuple(dict.fromkeys(places))) for p, places in found.values()]
 
 
+MOST = 100_000
+"""Ways through a module that are followed, so that shared modules within shared modules do not take forever."""
+
+
+def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules with their names, shared ones under each of their names."""
+    try:
+        found = list(itertools.islice(module.named_modules(remove_duplicate=False), MOST))
+    except RecursionError:  # a module that is inside itself
+        found = []
+    return found if 0 < len(found) < MOST else list(module.named_modules())
+
+
 def _place(root: nn.Module, prefix: str, owner: nn.Module, own_name: str) -> Place:
     name = WRAPPERS.sub("", f"{prefix}.{own_name}" if prefix else own_name)
     if isinstance(owner, nn.utils.parametrize.ParametrizationList):
-        # Its parameters make a tensor of the module two levels up: that one's type and name count.
+        # Its parameters make a tensor of the module two levels up: that one's type and own name count.
         outer, _, made = f".{prefix}".rpartition(".parametrizations.")
         return Place(name, root.get_submodule(outer[1:]), made)
     return Place(name, owner, own_name)
@@ -101,7 +113,7 @@ class Selector:
 
     def _selects_at(self, place: Place) -> bool:
         return all(
-            any(_WAYS[key](pattern, place) for pattern in patterns) for key in KEYS if (patterns := getattr(self, key))
+            any(_way(key, pattern)(place) for pattern in patterns) for key in KEYS if (patterns := getattr(self, key))
         )
 
     def __str__(self) -> str:
@@ -111,34 +123,42 @@ class Selector:
         return {key: list(getattr(self, key)) for key in KEYS if getattr(self, key)}
 
 
-_WAYS: dict[str, Callable[[str, Place], bool]] = {
-    "match": lambda pattern, place: fnmatchcase(place.name, pattern),
-    "regex": lambda pattern, place: re.search(pattern, place.name) is not None,
-    "type": lambda pattern, place: any(fnmatchcase(name, pattern) for name in place.classes),
-}
+@functools.lru_cache(maxsize=4096)
+def _way(key: str, pattern: str) -> Callable[[Place], bool]:
+    """Whether a pattern selects a place, as a function."""
+    if key == "match" and not re.search(r"[*?\[]", pattern):
+        return lambda place: place.name == pattern
+    compiled = re.compile(pattern if key == "regex" else translate(pattern))
+    if key == "match":
+        return lambda place: compiled.match(place.name) is not None
+    if key == "regex":
+        return lambda place: compiled.search(place.name) is not None
+    return lambda place: any(map(compiled.match, place.classes))
 
 
-def parsed(given: Mapping[str, Any]) -> Selector:
+def parsed(given: Mapping[str, Any], complaints: Complaints, place: str) -> Selector:
     """The selector of a mapping with some of `KEYS`; its other keys are left alone.
 
-    Raises:
-        ConfigTypeError: a pattern that is no text. ConfigError: an empty list, a regular expression that is none.
+    What is wrong becomes complaints: a pattern that is no text, an empty list, a regular expression that is none.
     """
+    nouns = {"match": "a glob", "regex": "a regular expression", "type": "a glob over class names"}
     ways: dict[str, tuple[str, ...]] = {}
-    for key in KEYS:
-        if key not in given:
-            continue
+    for key in (key for key in KEYS if key in given):
         value = given[key]
         patterns = [value] if isinstance(value, str) else value
-        noun = KEYS[key].partition(",")[0].replace("a glob over the names of module classes", "a glob over class names")
-        if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
-            raise at(key, ConfigTypeError(f"must be {noun}, or a list of them, got {value!r}"))
-        for pattern in patterns if key == "regex" else ():
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as wrong:
-                raise at(key, ConfigError(f"{pattern!r} is no regular expression: {wrong}")) from None
-        ways[key] = tuple(patterns)
+        with complaints.at(f"{place}.{key}"):
+            if (
+                not isinstance(patterns, Sequence)
+                or not patterns
+                or not all(isinstance(p, str) and p for p in patterns)
+            ):
+                raise ConfigTypeError(f"must be {nouns[key]}, or a list of them, got {value!r}")
+            for pattern in patterns if key == "regex" else ():
+                try:
+                    re.compile(pattern)
+                except (re.error, RecursionError, OverflowError) as wrong:
+                    raise ConfigError(f"{pattern!r} is no regular expression: {wrong}") from None
+            ways[key] = tuple(patterns)
     return Selector(**ways)
 
 
@@ -149,7 +169,8 @@ def check_use(selector: Selector, parameters: Sequence[Parameter], module: nn.Mo
         ConfigError: with the nearest names; its place is the way of the pattern.
     """
     for key, pattern in selector.patterns():
-        if any(Selector(**{key: (pattern,)}).selects(parameter) for parameter in parameters):
+        selects = _way(key, pattern)
+        if any(selects(place) for parameter in parameters for place in parameter.places):
             continue
         if key == "type":
             known = list(dict.fromkeys(p.classes[0] for q in parameters for p in q.places if p.classes))
@@ -160,8 +181,8 @@ def check_use(selector: Selector, parameters: Sequence[Parameter], module: nn.Mo
         raise at(
             key,
             ConfigError(
-                f"{pattern!r} matches no parameter of {type(module).__name__}{did_you_mean(pattern, known) or ';'} "
-                f"{noun} are {shortened(known)}"
+                f"{pattern!r} matches no parameter of {type(module).__name__}; {noun} are "
+                f"{shortened(known)}{did_you_mean(pattern, known)}"
             ),
         )
     if not any(selector.selects(parameter) for parameter in parameters):

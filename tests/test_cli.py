@@ -208,6 +208,19 @@ def test_subcommands_take_names(ours: Any, model: type, write: Any):
     assert made.trainer.callback_metrics["val_loss"] == 1.0
 
 
+def test_a_bare_name_in_the_section_of_a_subcommand_is_added_to(ours: Any, model: type, write: Any):
+    config = Path(write())
+    whole = yaml.safe_load(config.read_text())
+    for choice in ({"optimizer": "adam", "scheduler": "cosine_annealing_lr"}, {"optimizer": {"name": "adam"}}):
+        config.write_text(yaml.safe_dump({"fit": {**whole, **choice}}))
+        args = ["--config", str(config), "fit", "--optimizer.lr", "0.02"]
+        if "scheduler" in choice:
+            args += ["--scheduler.T_max", "7"]
+        made = ours.OptplugCLI(model, args=args)
+        assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
+        assert made.trainer.optimizers[0].defaults["lr"] == 0.02
+
+
 def test_arguments_may_come_as_a_mapping(ours: Any, model: type, folder: Path):
     config = {"optimizer": {"name": "adam", "lr": 0.02}, "trainer": {**QUIET, "logger": False}}
     made = ours.OptplugCLI(model, run=False, args=config, save_config_callback=None)

@@ -22,7 +22,7 @@ from torch import nn
 
 import optplug
 from optplug.build import build_optimizer, checked
-from optplug.config import Config, Member, OptimizerConfig, Part, SchedulerConfig, WarmupConfig, parse
+from optplug.config import Config, Member, OptimizerConfig, Part, SchedulerConfig, WarmupConfig
 from optplug.errors import (
     ConfigError,
     ConfigErrors,
@@ -34,6 +34,7 @@ from optplug.errors import (
     UnknownNameError,
 )
 from optplug.groups import Rule
+from optplug.parsing import parse
 from optplug.presets import NoDecay
 from optplug.registry import registry
 from optplug.selection import Selector
@@ -1134,7 +1135,7 @@ MEMBERS = st.builds(
 )
 CONFIGS = st.one_of(
     st.fixed_dictionaries(
-        {"optimizer": OPTIMIZERS | st.just("sgd")}, optional={"scheduler": SCHEDULERS, "param_groups": GROUPS}
+        {"optimizer": OPTIMIZERS | st.just("adam")}, optional={"scheduler": SCHEDULERS, "param_groups": GROUPS}
     ),
     st.fixed_dictionaries(
         {"optimizer": st.lists(MEMBERS, min_size=1, max_size=3).map(lambda members: {"combine": members})},

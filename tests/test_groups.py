@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import optplug
-from optplug.config import parse
 from optplug.errors import ConfigError, ConfigErrors, OptplugError
 from optplug.groups import Row, group_table, param_groups, trainable
+from optplug.parsing import parse
 from optplug.registry import Offer, Plugin, registry
 from optplug.selection import Selector
 from optplug.specs import OptimizerSpec

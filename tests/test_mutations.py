@@ -178,7 +178,7 @@ def faulty(draw: Any) -> tuple[str, dict[str, Any], tuple[Any, ...], str]:
         parent(config, path)[path[-1]] = draw(wrong) if many else draw(st.sampled_from([3, True, [], {}, [3], b"adam"]))
         return kind, config, path, ""
     if kind == "range":
-        many = [p for p in numbers(config) if p[-1] not in ("step_size",)]
+        many = [p for p in numbers(config) if p[-1] not in ("step_size", "dampening")]
         path = draw(st.sampled_from(many)) if many else ("optimizer",)
         if not many:
             config["optimizer"] = {"name": "adam", "lr": -1.0}

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import optplug
-from optplug.config import parse
 from optplug.errors import ConfigError, OptplugError
+from optplug.parsing import parse
 from optplug.presets import LayerDecay, NoDecay
 
 

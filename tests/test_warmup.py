@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 import optplug
-from optplug.config import WarmupConfig, parse
+from optplug.config import WarmupConfig
 from optplug.errors import ConfigError, ConfigTypeError
 from optplug.lengths import Run, settled
+from optplug.parsing import parse
 from optplug.schedules import Warmup
 
 SCHEDULES: dict[str, Callable[[Any], Any]] = {

@@ -16,8 +16,8 @@ from jsonargparse.typing import register_type
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.arguments import Argument, documented
-from optplug.config import refusals
 from optplug.errors import ConfigError, ConfigTypeError, describe
+from optplug.parsing import refusals
 from optplug.registry import Offer, registry
 from optplug.specs import LENGTHS
 

@@ -143,6 +143,10 @@ def _entry(module: Any, config: Config, part: Part, i: int, built: Optimizer | N
         run = run_of(trainer, module, len(config.parts)) if is_auto(scheduled) else Run()
         depends["run"] = run
         scheduled = settled(scheduled, run, where)
+    if built is None and not part.members:
+        raise WiringError(
+            f"scheduler: there is no optimizer to schedule for {type(module).__name__}: add e.g. optimizer: adam"
+        )
     optimizer = built if built is not None else build_optimizer(module, part, place)
     depends["links"] = links(module, config)
     part = dataclasses.replace(part, scheduler=scheduled)
