@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +69,7 @@ def _auto(scheduled: SchedulerConfig, run: Run) -> int:
     """The run's length in the schedule's own steps, at least 1."""
     known = run.steps if scheduled.interval == "step" else run.epochs
     if known is not None:
-        return max(1, math.ceil(known / scheduled.frequency))
+        return max(1, known // scheduled.frequency)
     other = run.epochs if scheduled.interval == "step" else run.steps
     unit = "epoch" if scheduled.interval == "step" else "step"
     remedy = (

@@ -138,6 +138,8 @@ def read(
         members = () if parsed is None else (Member(parsed, rules),)
     elif given["param_groups"] is not None:
         complaints.add(ConfigError("needs an optimizer beside it: add e.g. optimizer: adam"), "param_groups")
+    elif given["scheduler"] is None and not beside and not complaints.errors and on_resume is not None:
+        complaints.add(ConfigError("needs an optimizer or a scheduler beside it"), "on_resume")
     elif given["scheduler"] is None and not beside and not complaints.errors:
         complaints.add(ConfigTypeError("must be a name or a mapping with a name, got None (NoneType)"), "optimizer")
     schedule = _scheduler(complaints, given["scheduler"], "scheduler", beside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -39,8 +39,8 @@ def number(
     """
     place = f"{type(owner).__name__}: {name} must be"
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-        noun = "a whole number" if whole else noun
-        raise HyperparameterTypeError(f"{place} {noun}, got {value!r}{number_hint(value)}")
+        hint = _whole_hint(value) if whole else number_hint(value)
+        raise HyperparameterTypeError(f"{place} {'a whole number' if whole else noun}, got {value!r}{hint}")
     plain = int(value) if isinstance(value, Integral) else float(value)
     if not math.isfinite(plain):
         raise HyperparameterError(f"{place} finite, got {value}")
@@ -220,32 +220,63 @@ def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: C
 
 POSITION = frozenset(
     {"last_epoch", "_step_count", "_is_initial", "_last_lr", "_get_lr_called_within_step", "best", "num_bad_epochs"}
-    | {"cooldown_counter"}
+    | {"cooldown_counter", "base_lrs"}
 )
 """What a scheduler keeps about where it is; the rest is about what it does."""
 
 
-def overruled(scheduler: LRScheduler, fresh: Mapping[str, Any]) -> None:
+def overruled(
+    scheduler: LRScheduler, fresh: Mapping[str, Any], bases: Sequence[float], ratios: Sequence[float]
+) -> bool:
     """Give a restored scheduler the settings of a fresh one, and leave it where it is.
 
     Args:
-        scheduler: restored; its groups' rates are scaled to the fresh base rates already.
+        scheduler: restored.
         fresh: the `state_dict` it had before it was restored.
+        bases: the base rates to be, by group. ratios: what they are to the base rates of the checkpoint.
+
+    Returns:
+        Whether its settings could be had; a scheduler of somebody else's keeps its own, and follows the base rates.
     """
     if isinstance(scheduler, Warmup):
-        scale = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
-        now = scheduler.factor(scheduler.warmed)
-        scheduler._inner_lrs = [lr / now for lr in scale]
-        scheduler._shown_lrs = scale
         with scheduler._without_warmup():
-            overruled(scheduler.scheduler, fresh["scheduler"])
-        return
+            done = overruled(scheduler.scheduler, fresh["scheduler"], bases, ratios)
+            scheduler.warmup_steps = fresh["warmup"]["steps"]
+            scheduler.start_factor = fresh["warmup"]["start_factor"]
+        return done
+    groups = scheduler.optimizer.param_groups
+    for group, ratio in zip(groups, ratios, strict=False):
+        set_lr(group, float(group["lr"]) * ratio)
     state = scheduler.state_dict()
-    settings = {key: value for key, value in fresh.items() if key not in POSITION}
-    scheduler.load_state_dict({**state, **settings})
+    if "base_lrs" in state:
+        scheduler.base_lrs = [*bases, *state["base_lrs"][len(bases) :]]
+    ours = isinstance(scheduler, (ClosedFormLR, ReduceLROnPlateau))
+    if ours:
+        settings = {key: value for key, value in fresh.items() if key not in POSITION}
+        scheduler.load_state_dict(
+            {**scheduler.state_dict(), **settings, "base_lrs": getattr(scheduler, "base_lrs", [])}
+        )
     if isinstance(scheduler, ClosedFormLR):
-        for group, lr in zip(scheduler.optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
+        for group, lr in zip(groups, scheduler._get_closed_form_lr(), strict=True):
             set_lr(group, float(lr))
+    scheduler._last_lr = [float(group["lr"]) for group in groups]
+    return ours
+
+
+def rebased(scheduler: LRScheduler, bases: Sequence[float]) -> None:
+    """Give a scheduler that has not been stepped other base rates."""
+    if isinstance(scheduler, Warmup):
+        scheduler._inner_lrs = list(bases)
+        scheduler._shown_lrs = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+        with scheduler._without_warmup():
+            rebased(scheduler.scheduler, bases)
+        return
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = list(bases)
+    lrs = scheduler._get_closed_form_lr() if isinstance(scheduler, ClosedFormLR) else bases
+    for group, base, lr in zip(scheduler.optimizer.param_groups, bases, lrs, strict=True):
+        group["initial_lr"] = base
+        set_lr(group, float(lr))
     scheduler._last_lr = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
 
 
@@ -368,12 +399,15 @@ class Warmup(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         own = {"warmed": self.warmed, "inner_lrs": list(self._inner_lrs), "shown_lrs": list(self._shown_lrs)}
+        own |= {"steps": self.warmup_steps, "start_factor": self.start_factor}
         return {"warmup": own, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_state(self, state_dict, ("warmup", "scheduler"))
         own = state_dict["warmup"]
         self.warmed = own["warmed"]
+        self.warmup_steps = own.get("steps", self.warmup_steps)
+        self.start_factor = own.get("start_factor", self.start_factor)
         self._inner_lrs = list(own["inner_lrs"])
         self._shown_lrs = list(own["shown_lrs"])
         self.scheduler.load_state_dict(state_dict["scheduler"])
@@ -395,10 +429,19 @@ def check_warmup_steps(steps: Any, least: int = 1) -> None:
     """Raise ConfigError or ConfigTypeError for what is no number of steps, at least `least`."""
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise ConfigTypeError(
-            f"warmup steps must be a whole number of optimizer steps, got {steps!r}{number_hint(steps)}"
+            f"warmup steps must be a whole number of optimizer steps, got {steps!r}{_whole_hint(steps)}"
         )
     if steps < least:
         raise ConfigError(f"warmup steps must be at least {least}, got {steps}" + "; leave warmup out for none" * least)
+
+
+def _whole_hint(value: Any) -> str:
+    """`; write 1000` for what is a whole number in another form."""
+    try:
+        number = float(value) if isinstance(value, (str, float)) else math.nan
+    except ValueError:
+        number = math.nan
+    return f"; write {int(number)}" if number.is_integer() else ""
 
 
 def check_start_factor(start_factor: Any) -> None:

@@ -648,7 +648,7 @@ def test_a_cell_that_failed_is_told_at_the_end(report: Report, tmp_path: Path):
             ["--profile", "resnet"],
             "error: no profile named 'resnet'; there are tiny, resnet50, gpt2, one; did you mean",
         ),
-        (["adam:amsgrd=True"], "error: optimizer.amsgrd: optimizer 'adam' has no option 'amsgrd'"),
+        (["adam:amsgrd=True"], "error: optimizer.args.amsgrd: adam has no option 'amsgrd'; it has amsgrad, "),
         (["adam", "--dtype", "float31"], "error: no dtype 'float31' for bench; there are float32, "),
         (["adam", "--engine", "lop"], "error: no engine named 'lop'; "),
         (["adam", "--json", "nowhere/out.json"], "error: there is no folder 'nowhere' to write out.json to"),

@@ -199,9 +199,9 @@ def test_an_unknown_name_has_its_nearest_match():
     [{"class_path": "os.system"}, {"class_path": "torch.optim.Adam", "init_args": {"lr": 1}}, {"init_args": {}}],
 )
 def test_a_class_path_is_refused(key: str, given: Any):
-    args = (given,) if key == "optimizer" else ("adam", given)
+    args, example = ((given,), "lr: ...") if key == "optimizer" else (("adam", given), "...")
     assert refusal(ConfigError, *args) == (
-        f"{key}: needs a name; it has {', '.join(given)}: write {{name: ..., lr: ...}}; optplug looks names up and "
+        f"{key}: needs a name; it has {', '.join(given)}: write {{name: ..., {example}}}; optplug looks names up and "
         "imports no path"
     )
 
@@ -222,11 +222,11 @@ def test_no_name_imports_a_path(path: str, monkeypatch: pytest.MonkeyPatch):
 
 def test_an_unknown_key_has_its_nearest_match():
     assert refusal(ConfigError, {"name": "adam", "weigth_decay": 0.1}) == (
-        f"optimizer.weigth_decay: optimizer 'adam' has no option 'weigth_decay'; it has {ADAM_OPTIONS}, and in a "
+        f"optimizer.weigth_decay: adam has no option 'weigth_decay'; it has {ADAM_OPTIONS}, and in a "
         "configuration args; did you mean 'weight_decay', 'decoupled_weight_decay'?"
     )
     assert refusal(ConfigError, "adam", {**COSINE, "t_max": 3}) == (
-        "scheduler.t_max: scheduler 'cosine_annealing_lr' has no option 't_max'; it has T_max, eta_min, and in a "
+        "scheduler.t_max: cosine_annealing_lr has no option 't_max'; it has T_max, eta_min, and in a "
         "configuration args, interval, frequency, warmup, warmup_steps, monitor, mode; did you mean 'T_max'?"
     )
     assert refusal(ConfigError, "adam", {**COSINE, "warmup_step": 3}).endswith(
@@ -234,7 +234,7 @@ def test_an_unknown_key_has_its_nearest_match():
     )
     assert refusal(ConfigError, "adam", {**PLATEAU, "monitr": "val_loss"}).endswith("; did you mean 'monitor'?")
     assert refusal(ConfigError, "adam", {**COSINE, "args": {"name": 1}}).partition("; it has")[0] == (
-        "scheduler.name: scheduler 'cosine_annealing_lr' has no option 'name'"
+        "scheduler.args.name: cosine_annealing_lr has no option 'name'"
     )
 
 
@@ -274,13 +274,14 @@ def test_on_resume_is_checked():
 
 def test_a_required_argument_is_missed():
     assert refusal(ConfigError, "adam", "cosine_annealing_lr") == (
-        "scheduler: scheduler 'cosine_annealing_lr' needs T_max"
+        "scheduler: cosine_annealing_lr needs T_max (T_max may be auto: as long as the training)"
     )
+    assert refusal(ConfigError, "adam", "step_lr") == "scheduler: step_lr needs step_size"
 
 
 def test_an_argument_given_twice_is_refused():
     assert refusal(ConfigError, {"name": "adam", "lr": 1, "args": {"lr": 1}}) == (
-        "optimizer.args.lr: lr is given both directly and under args"
+        "optimizer.args.lr: is given directly too: give it once"
     )
 
 
@@ -366,7 +367,7 @@ UNITS = "needs one of steps (of the optimizer), epochs, ratio (of all steps)"
         (
             {"warmup_steps": 1, "warmup": {"steps": 1}},
             ConfigError,
-            "_steps: is short for warmup: {steps: ...}: give one of them",
+            "_steps: is given beside warmup, and means warmup.steps: keep one",
         ),
         ({"warmup": 5}, ConfigTypeError, ": must be a mapping such as {steps: 100}, got 5"),
         ({"warmup": {}}, ConfigError, f": {UNITS}, got none"),
@@ -375,7 +376,7 @@ UNITS = "needs one of steps (of the optimizer), epochs, ratio (of all steps)"
         (
             {"warmup": {"step": 5}},
             ConfigError,
-            ".step: warmup has no key 'step'; it has steps, epochs, ratio, start_factor; did you mean 'steps'?",
+            ".step: there is no 'step' here; there are steps, epochs, ratio, start_factor; did you mean 'steps'?",
         ),
         ({"warmup_steps": -1}, ConfigError, "_steps: warmup steps must be at least 0, got -1"),
         (
@@ -396,7 +397,7 @@ UNITS = "needs one of steps (of the optimizer), epochs, ratio (of all steps)"
         (
             {"warmup_steps": None},
             ConfigTypeError,
-            "_steps: warmup steps must be a whole number of optimizer steps, got None",
+            "_steps: must be a whole number of optimizer steps, got None",
         ),
         (
             {"warmup": {"steps": 1.5}},
@@ -461,7 +462,13 @@ def test_monitor_and_mode_are_checked():
         "scheduler.monitor: must be the name of a metric, got 3"
     )
     assert refusal(ConfigError, "adam", PLATEAU, monitor="") == (
+        "monitor: is empty: name a metric, or leave it out to have it inferred"
+    )
+    assert refusal(ConfigError, "adam", {**PLATEAU, "monitor": ""}) == (
         "scheduler.monitor: is empty: name a metric, or leave it out to have it inferred"
+    )
+    assert refusal(ConfigError, "adam", {**PLATEAU, "args": {"mode": "low"}}) == (
+        "scheduler.args.mode: must be 'min' or 'max', got 'low'"
     )
     assert refusal(ConfigError, "adam", {**PLATEAU, "mode": "low"}) == (
         "scheduler.mode: must be 'min' or 'max', got 'low'"
@@ -477,12 +484,15 @@ def test_monitor_and_mode_given_twice_must_agree():
         "mode: is 'max' and scheduler.mode is 'min': give it once"
     )
     assert refusal(ConfigError, "adam", {**PLATEAU, "mode": "min", "args": {"mode": "max"}}) == (
-        "scheduler.mode: is 'min' and args.mode is 'max': give it once"
+        "scheduler.args.mode: is 'max' and scheduler.mode is 'min': give it once"
     )
 
 
 def test_a_metric_for_a_schedule_that_takes_none_is_refused():
     assert refusal(ConfigError, "adam", COSINE, monitor="val_loss") == (
+        "monitor: cosine_annealing_lr takes no metric: monitor='val_loss' has no use"
+    )
+    assert refusal(ConfigError, "adam", {**COSINE, "monitor": "val_loss"}) == (
         "scheduler.monitor: cosine_annealing_lr takes no metric: monitor='val_loss' has no use"
     )
     assert refusal(ConfigError, "adam", monitor="val_loss") == (
@@ -493,7 +503,7 @@ def test_a_metric_for_a_schedule_that_takes_none_is_refused():
     )
 
 
-GLOBS = "a glob over parameter names, or a list of them"
+GLOBS = "a glob, or a list of them"
 LAYERS = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
 
 
@@ -545,7 +555,8 @@ LAYERS = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 
         (
             [{"match": "a", "name": "x"}, {"match": "b", "name": "x"}],
             ConfigError,
-            ": two entries are named 'x': give each its own name",
+            ": entries 0, 1 are both called 'x'; without a name they are called after their patterns: give each its "
+            "own name",
         ),
         (
             [{"match": "*", "lr": 1, "lr_mult": 2}],
@@ -564,7 +575,17 @@ LAYERS = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 
         ),
         ([{"match": "*", "lr_mult": -1}], ConfigError, "[0].lr_mult: must be at least 0 and finite, got -1"),
         ([{"match": "*", "wd_mult": True}], ConfigTypeError, "[0].wd_mult: must be a number, got True"),
-        (["no_dcay"], ConfigError, None),
+        (
+            ["no_dcay"],
+            ConfigError,
+            "[0]: there is no preset 'no_dcay'; there are no_decay, layer_decay; did you mean 'no_decay'?",
+        ),
+        (
+            ["*.bias"],
+            ConfigError,
+            "[0]: there is no preset '*.bias'; there are no_decay, layer_decay; a glob goes into a mapping: "
+            "{match: '*.bias', ...}",
+        ),
         (
             [{"preset": "no_dcay"}],
             ConfigError,
@@ -586,7 +607,11 @@ LAYERS = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 
             ConfigTypeError,
             "[0].of: must be a list of norms, biases, embeddings, got []",
         ),
-        (["layer_decay"], ConfigError, f"[0]: layer_decay needs decay, such as in {LAYERS}"),
+        (
+            [{"preset": "layer_decay", "layers": ["*"]}],
+            ConfigError,
+            f"[0]: layer_decay needs decay, such as in {LAYERS}",
+        ),
         (
             [{"preset": "layer_decay", "decay": 0.5}],
             ConfigError,
@@ -610,25 +635,28 @@ LAYERS = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 
     ],
     ids=str,
 )
-def test_param_groups_are_checked(given: Any, error: type[OptplugError], message: str | None):
-    says = refusal(error, "adam", param_groups=given)
-    if message is None:  # only where it is does not matter
-        assert says.endswith("there is no preset 'no_dcay'; there are no_decay, layer_decay; did you mean 'no_decay'?")
-    else:
-        assert says == f"param_groups{message}"
-        # A member of several has the same rules, and the same words.
-        entry = {"name": "adam", "match": "*", "param_groups": given}
-        assert refusal(error, [entry]) == f"optimizer[0].param_groups{message}"
-        assert refusal(error, {"combine": [entry]}) == f"optimizer.combine[0].param_groups{message}"
+def test_param_groups_are_checked(given: Any, error: type[OptplugError], message: str):
+    assert refusal(error, "adam", param_groups=given) == f"param_groups{message}"
+    # A member of several has the same rules, and the same words.
+    entry = {"name": "adam", "match": "*", "param_groups": given}
+    assert refusal(error, [entry]) == f"optimizer[0].param_groups{message}"
+    assert refusal(error, {"combine": [entry]}) == f"optimizer.combine[0].param_groups{message}"
 
 
-def test_a_glob_where_a_preset_may_stand_is_told_that_it_needs_match():
-    assert "match" in refusal(ConfigError, "adam", param_groups=["*.bias"])
+@pytest.mark.parametrize("given", ["layer_decay", ["layer_decay"], [{"preset": "layer_decay"}]], ids=str)
+def test_everything_that_a_preset_needs_is_missed(given: Any):
+    assert list(map(str, refusals("adam", param_groups=given))) == [
+        f"param_groups[0]: layer_decay needs decay, such as in {LAYERS}",
+        f"param_groups[0]: layer_decay needs layers, such as in {LAYERS}",
+    ]
 
 
 def test_a_misspelt_way_to_select_is_one_mistake():
     says = refusal(ConfigError, "adam", param_groups=[{"mach": "*", "lr": 1}])
-    assert "'match'" in says
+    assert says == (
+        "param_groups[0]: needs one of match, regex, type, to say which parameters; it has mach, lr: is 'mach' meant "
+        "to be one of them; did you mean 'match'?"
+    )
 
 
 def test_a_weight_decay_that_is_not_there_cannot_be_multiplied():
@@ -734,7 +762,8 @@ def test_beside_combine_there_is_nothing():
 
 def test_members_of_one_optimizer_have_no_schedules_of_their_own():
     says = refusal(ConfigError, {"combine": [{"name": "adam", "scheduler": "step_lr"}]})
-    assert says.startswith("optimizer.combine[0].scheduler: optimizer 'adam' has no option 'scheduler'")
+    assert says.startswith("optimizer.combine[0].scheduler: adam has no option 'scheduler'; it has ")
+    assert says.endswith("; scheduler stands beside optimizer, or in an entry of a list of several")
 
 
 def test_a_wrong_name_leaves_the_places_of_the_other_entries_right():
@@ -1277,9 +1306,9 @@ def strangers(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("strangers")
 def test_what_a_stranger_says_becomes_an_error_of_ours():
     module = nn.Linear(1, 1)
-    with pytest.raises(ConfigError, match=r"^optimizer: optimizer 'fussy' refused mood='bad': not today$"):
+    with pytest.raises(ConfigError, match=r"^optimizer: fussy refused mood='bad': not today$"):
         optplug.configure_optimizers(module, {"name": "fussy", "mood": "bad"})
-    with pytest.raises(ConfigTypeError, match=r"^optimizer: optimizer 'fussy' refused mood='worse': never$"):
+    with pytest.raises(ConfigTypeError, match=r"^optimizer: fussy refused mood='worse': never$"):
         optplug.configure_optimizers(module, {"name": "fussy", "mood": "worse"})
 
 

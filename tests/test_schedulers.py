@@ -1042,11 +1042,11 @@ def test_a_list_has_one_for_each_group_of_the_configuration():
 @pytest.mark.parametrize(
     ("value", "kind", "complaint"),
     [
-        ("0.95 ** epch", ConfigError, "lr_lambda: expression '0.95 ** epch': there is no name 'epch'"),
-        ("decay", UnknownNameError, "lr_lambda: no function named 'decay'"),
-        (["1", "oops(epoch)"], ConfigError, "lr_lambda: expression 'oops(epoch)': there is no function 'oops'"),
-        (None, ConfigTypeError, "lr_lambda: a function of the epoch must be"),
-        ("1 / epoch", ConfigError, "lr_lambda: expression '1 / epoch' has no value at epoch 0"),
+        ("0.95 ** epch", ConfigError, "scheduler.lr_lambda: expression '0.95 ** epch': there is no name 'epch'"),
+        ("decay", UnknownNameError, "scheduler.lr_lambda: no function named 'decay'"),
+        (["1", "oops(epoch)"], ConfigError, "scheduler.lr_lambda: expression 'oops(epoch)': there is no function 'oops'"),
+        (None, ConfigTypeError, "scheduler.lr_lambda: a function of the epoch must be"),
+        ("1 / epoch", ConfigError, "scheduler.lr_lambda: expression '1 / epoch' has no value at epoch 0"),
     ],
 )
 def test_a_wrong_function_is_refused_before_training(value, kind, complaint):

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from optplug.errors import ConfigError, ConfigTypeError, OptplugError
-from optplug.selection import Selector, check_use, numbered, parameters_of, parsed, shortened
+from optplug import selection
+from optplug.complaints import Complaints
+from optplug.errors import ConfigError, ConfigErrors, ConfigTypeError, OptplugError
+from optplug.selection import Selector, check_use, numbered, parameters_of, shortened
 
 WRAPPERS = ["_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"]
 
@@ -38,6 +40,14 @@ def network() -> nn.Module:
 
 
 BLOCK = ["linear.weight", "linear.bias", "norm.weight", "norm.bias"]
+
+
+def parsed(given: Any) -> Selector:
+    """The selector of an entry, or what is wrong with it."""
+    complaints = Complaints()
+    selector = selection.parsed(given, complaints, "entry")
+    complaints.settle()
+    return selector
 
 
 def names(module: nn.Module, **ways: Any) -> list[str]:
@@ -283,13 +293,13 @@ def test_a_pattern_that_selects_nothing_is_refused_with_the_nearest():
     error = refusal(ConfigError, network()["head"], match=["weight", "wieght"])
     assert error.place == "match"
     assert str(error) == (
-        "'wieght' matches no parameter of MyLinear; did you mean 'weight'? its parameters are weight, bias"
+        "'wieght' matches no parameter of MyLinear; its parameters are weight, bias; did you mean 'weight'?"
     )
     error = refusal(ConfigError, network(), type="MyLinaer")
     assert error.place == "type"
     assert str(error) == (
-        "'MyLinaer' matches no parameter of ModuleDict; did you mean 'MyLinear', 'Linear'? the classes that have some "
-        "are Block, Linear, LayerNorm, WideBlock, MyLinear"
+        "'MyLinaer' matches no parameter of ModuleDict; the classes that have some are Block, Linear, LayerNorm, "
+        "WideBlock, MyLinear; did you mean 'MyLinear', 'Linear'?"
     )
 
 
@@ -310,9 +320,9 @@ def test_a_pattern_that_selects_only_what_is_frozen_is_used():
 @pytest.mark.parametrize(
     ("way", "value", "error", "words"),
     [
-        ("match", 5, ConfigTypeError, "must be a glob over parameter names, or a list of them, got 5"),
-        ("match", "", ConfigTypeError, "must be a glob over parameter names, or a list of them, got ''"),
-        ("match", None, ConfigTypeError, "must be a glob over parameter names, or a list of them, got None"),
+        ("match", 5, ConfigTypeError, "must be a glob, or a list of them, got 5"),
+        ("match", "", ConfigTypeError, "must be a glob, or a list of them, got ''"),
+        ("match", None, ConfigTypeError, "must be a glob, or a list of them, got None"),
         ("regex", [], ConfigTypeError, "must be a regular expression, or a list of them, got []"),
         ("regex", "a(", ConfigError, "'a(' is no regular expression: missing ), unterminated subpattern at position 1"),
         ("regex", "a{99999999999999999999}", ConfigError, "'a{99999999999999999999}' is no regular expression: "),
@@ -330,8 +340,14 @@ def test_what_is_no_pattern_is_refused(way: str, value: Any, error: type[Optplug
     with pytest.raises(error) as caught:
         parsed({way: value, "lr": 1})
     assert type(caught.value) is error
-    assert caught.value.place == way
-    assert str(caught.value).startswith(words)
+    assert caught.value.place == f"entry.{way}"
+    assert str(caught.value).startswith(f"entry.{way}: {words}")
+
+
+def test_every_way_that_is_wrong_is_said():
+    with pytest.raises(ConfigErrors) as caught:
+        parsed({"type": [], "match": "a", "regex": "("})
+    assert [error.place for error in caught.value.errors] == ["entry.regex", "entry.type"]
 
 
 def test_a_selector_keeps_to_its_own_keys_and_comes_back():

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from optplug.errors import ConfigError, ConfigTypeError, describe, did_you_mean, listing
+from optplug.arguments import configurable
+from optplug.errors import ConfigError, ConfigTypeError, OptplugError, describe, did_you_mean, listing
+from optplug.plain import plain
+from optplug.registry import registry
 
 KEYS = ("optimizer", "scheduler", "param_groups", "monitor", "mode", "on_resume", "override")
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-OTHERS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose")
+OTHERS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose", "print_config", "config")
 """Keys beside optplug's that are LightningCLI's or the callback's own."""
 
 
 class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as a number, as LightningCLI does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML does, but a key that stands twice is no matter of luck."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in lines:
+                    says = f"the key {key.value!r} stands twice in one mapping, in line {lines[key.value]} and {line}"
+                    raise yaml.MarkedYAMLError(problem=says)
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -71,6 +87,8 @@ class File:
         Raises:
             ConfigError: there is none, or more than one. ConfigTypeError: the file holds no mapping.
         """
+        if self.data is None:
+            raise ConfigError("is empty: a configuration has e.g. optimizer: adam")
         if not isinstance(self.data, Mapping):
             raise ConfigTypeError(f"a configuration is a mapping, got {type(self.data).__name__}")
         found = list(self._sections())
@@ -89,7 +107,7 @@ class File:
         for place, mapping in [("", self.data), *((key, self.data.get(key)) for key in SUBCOMMANDS)]:
             if isinstance(mapping, Mapping) and any(key in mapping for key in KEYS[:3]):
                 yield Section(place, {key: mapping[key] for key in KEYS if key in mapping}, mapping)
-        yield from _callbacks(self.data, "")
+        yield from _callbacks(plain(self.data), "")
 
 
 def near_misses(section: Section) -> Iterator[tuple[str, ConfigError]]:
@@ -99,6 +117,13 @@ def near_misses(section: Section) -> Iterator[tuple[str, ConfigError]]:
         private = not isinstance(key, str) or key.startswith("_") or key in ("class_path", "init_args")
         if key not in (*KEYS, *OTHERS, *SUBCOMMANDS) and hint and not private:
             yield str(key), ConfigError(f"there is no key {key!r}{hint}")
+    for kind in ("optimizer", "scheduler"):
+        given = section.values.get(kind)
+        name = given.get("name") if isinstance(given, Mapping) else given
+        with suppress(OptplugError):
+            for key in configurable(registry.find(kind, str(name))):
+                if key in section.whole and key not in (*KEYS, *OTHERS):
+                    yield key, ConfigError(f"{key} belongs under {kind}: is it indented too little?")
 
 
 def _callbacks(data: Any, place: str) -> Iterator[Section]:

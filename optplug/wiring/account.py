@@ -47,14 +47,17 @@ def _of_optimizer(optimizer: Any, choice: Choice, trainer: Any) -> Iterator[str]
         return
     warmup = "" if scheduled.warmup is None else f"a warmup of {scheduled.warmup.length} steps"
     if scheduled.name is None:
-        yield f"{warmup}, then the learning rate stays as it is"
+        yield f"{warmup or 'no warmup'}, then the learning rate stays as it is"
         return
     every = plan.interval if plan.frequency == 1 else f"{plan.frequency} {plan.interval}s"
     when = "each completed validation" if plan.interval == "validation" else f"every {every}"
     offer = scheduled.offer
     yield f"scheduler {offer.name} from plugin {offer.plugin}, stepped {when}{warmup and ', after ' + warmup}"
     if plan.end is not None:
-        yield f"  {scheduled.length} is {plan.end}: as long as the training"
+        entry = next(entry for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
+        end = getattr(entry.scheduler, plan.length, plan.end)
+        also = "as long as the training" if end == plan.end else f"the checkpoint's; the training has {plan.end}"
+        yield f"  {scheduled.length} is {end}: {also}"
     if plan.monitored is not None:
         yield f"  {plan.monitored}"
     for remark in remarks(scheduled, run_of(trainer, trainer.lightning_module, len(choice.config.parts))):

@@ -89,16 +89,21 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
         self._injected = False
         self._resumption: Resumption | None = None
         given = {"scheduler": scheduler, "param_groups": param_groups, "monitor": monitor, "mode": mode}
+        given["on_resume"] = on_resume
         if optimizer is not None or any(value is not None for value in given.values()):
-            self.config = checked(optimizer, **given, on_resume=on_resume)
+            self.config = checked(optimizer, **given)
 
     def _bind(self, module: Any) -> None:
         trainer = getattr(module, "_trainer", None)
         fitting = trainer is not None and trainer.state.fn == "fit"
-        if self.config is not None and fitting and attach(module, self.config, override=self.override):
+        if self.config is None or not fitting:
+            return
+        others = [getattr(callback, "config", None) for callback in getattr(trainer, "callbacks", ())]
+        if attach(module, self.config, override=self.override, others=others):
             self._module = module
 
     def _restore(self, trainer: Any) -> None:
+        self._resumption = None
         if self._module is not None:
             detach(self._module)
             self._module = None

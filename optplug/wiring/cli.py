@@ -28,6 +28,8 @@ KEYS: dict[str, tuple[Any, str]] = {
         str | list[str | dict[str, Any]] | None,
         "Options by parameter: [no_decay, {match: 'head.*', lr_mult: 10}, ...].",
     ),
+    "monitor": (str | None, "The metric that a plateau watches; see the documentation for how it is found."),
+    "mode": (str | None, "Whether less of it is better (min) or more (max)."),
     "on_resume": (
         str | None,
         "What counts on resuming: keep (the checkpoint), override_hparams, reset_scheduler or reset_all.",
@@ -76,7 +78,7 @@ class _BareNames:
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
         # jsonargparse knows no nearest match, and `lr_scheduler` is LightningCLI's word for `scheduler`.
-        unknown = re.search(r"(?:Option '|Key '|Key \"|unrecognized arguments: --)(\w+)", message)
+        unknown = re.search(r"(?:[Oo]ption '|[Kk]ey '|[Kk]ey \"|unrecognized arguments: --)(\w+)", message)
         hint = did_you_mean(unknown[1], KEYS) if unknown and unknown[1] not in KEYS else ""
         return super().error(message + hint, *args, **kwargs)  # type: ignore[misc]
 
@@ -105,7 +107,7 @@ class _Explain(argparse.Action):
 
 
 def _configures(given: dict[str, Any]) -> bool:
-    return any(given[key] is not None for key in ("optimizer", "scheduler", "param_groups"))
+    return any(value is not None for key, value in given.items() if key != "override")
 
 
 def _as_mapping(word: str) -> str:
@@ -115,8 +117,8 @@ def _as_mapping(word: str) -> str:
 class _OptplugCLI:
     """LightningCLI that takes optimizers, schedules and parameter groups by name.
 
-    Adds the keys `optimizer`, `scheduler`, `param_groups` and `override` to a configuration, in the form they have
-    everywhere in optplug, and saves them back in it. Arguments are LightningCLI's.
+    Adds the keys `optimizer`, `scheduler`, `param_groups`, `monitor`, `mode`, `on_resume` and `override` to a
+    configuration, in the form they have everywhere in optplug, and saves them back in it. Arguments are LightningCLI's.
 
     A configuration with `optimizer` adds a `ConfigureOptimizers` callback to the trainer; one with `scheduler` alone
     adds one that schedules the model's own optimizer; one with neither leaves the model to itself. Wrong names, keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -15,6 +15,7 @@ from optplug.config import AUTO, Config, Part
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.groups import known
 from optplug.lengths import Run, is_auto, settled
+from optplug.schedules import set_lr
 from optplug.wiring.monitor import infer
 from optplug.wiring.plans import Choice, Plan, choices, plans
 from optplug.wiring.run import run_of
@@ -61,18 +62,18 @@ def configure_optimizers(
     given = {"monitor": monitor, "mode": mode, "on_resume": on_resume}
     if built is not None:
         if param_groups is not None:
-            raise ConfigError(f"param_groups: the optimizer is built already, a {type(built).__name__}: give its name")
-        config = Config((Part(),)) if scheduler is None else checked(None, scheduler, **given)
+            raise ConfigError("param_groups: the optimizer is built already: give a name and its options instead")
+        alone = scheduler is None and all(value is None for value in given.values())
+        config = Config((Part(),)) if alone else checked(None, scheduler, **given)
     else:
         config = checked(optimizer, scheduler, param_groups=param_groups, **given)
         if not config.parts[0].members:
             raise ConfigTypeError(
                 "optimizer: must be a name, a mapping with a name, or an optimizer, got None (NoneType)"
             )
-    # A submodule knows no trainer, so nobody would step the schedule; only the calling method shows that it is one.
+    # A submodule knows no trainer, and leaves the rest untrained; only the calling method shows that it is one.
     caller = sys._getframe(1).f_locals.get("self")
-    scheduled = any(part.scheduler is not None for part in config.parts)
-    if scheduled and caller is not module and hasattr(caller, "lr_scheduler_step"):
+    if caller is not module and hasattr(caller, "lr_scheduler_step"):
         raise WiringError(
             f"configure_optimizers takes the LightningModule itself, got {type(module).__name__} from "
             f"{type(caller).__name__}: pass self, and tell parameters apart with param_groups"
@@ -90,7 +91,7 @@ def configure(module: Any, config: Config, built: Optimizer | None = None) -> An
     check_shares(module, config)
     entries = [_entry(module, config, part, i, built) for i, part in enumerate(config.parts)]
     trainer = getattr(module, "_trainer", None)
-    if trainer is not None and any("lr_scheduler" in entry for entry in entries):
+    if trainer is not None:
         from optplug.wiring.callback import ensure_owner
 
         ensure_owner(trainer)
@@ -112,6 +113,10 @@ def optimizers(module: Any, config: Config, *, override: bool = False) -> list[O
     check_shares(module, config)
     places = [f"optimizer[{i}]" if config.several else "optimizer" for i in range(len(config.parts))]
     return [build_optimizer(module, part, place) for part, place in zip(config.parts, places, strict=True)]
+
+
+def _rates(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
 
 
 def check_mode(module: Any, config: Config) -> None:
@@ -148,7 +153,7 @@ def _entry(module: Any, config: Config, part: Part, i: int, built: Optimizer | N
             f"scheduler: there is no optimizer to schedule for {type(module).__name__}: add e.g. optimizer: adam"
         )
     optimizer = built if built is not None else build_optimizer(module, part, place)
-    depends["links"] = links(module, config)
+    depends |= {"links": links(module, config), "rates": _rates(optimizer)}
     part = dataclasses.replace(part, scheduler=scheduled)
     choice = choices[optimizer] = Choice(config, part, where, known(module), depends=depends)
     if scheduled is None:
@@ -159,6 +164,7 @@ def _entry(module: Any, config: Config, part: Part, i: int, built: Optimizer | N
     end = scheduled.arguments[length] if given is not None and given.arguments.get(length) == AUTO else None
     name = "warmup" if scheduled.name is None else scheduled.offer.name
     choice.plan = plans[scheduler] = Plan(name, interval, scheduled.frequency, monitored, end, length)
+    depends["rates"] = _rates(optimizer)
     entry: dict[str, Any] = {"scheduler": scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
     if monitored and getattr(module, "automatic_optimization", True):  # Lightning warns about these in manual mode
         entry["reduce_on_plateau"] = monitored.monitor is not None
@@ -200,15 +206,19 @@ def _own_optimizer(module: Any, *, override: bool) -> Optimizer:
             f"scheduler: {name}.configure_optimizers returns a schedule, and one is configured from outside too: "
             "remove one, or pass override=True to replace the module's own"
         )
+    if schedule:  # it has set the rates of its first step
+        for group in found.param_groups:
+            set_lr(group, float(group.pop("initial_lr", group["lr"])))
     return found
 
 
-def attach(module: Any, config: Config, *, override: bool = False) -> bool:
+def attach(module: Any, config: Config, *, override: bool = False, others: Collection[Any] = ()) -> bool:
     """Give a module its `configure_optimizers`, until `detach`.
 
     Args:
         module: a LightningModule. config: what to build; without an optimizer, a schedule for the module's own.
         override: replace a `configure_optimizers` of its own, or the schedule that it builds.
+        others: the other configurations of the trainer's callbacks.
 
     Returns:
         False when this very configuration is attached already.
@@ -222,7 +232,9 @@ def attach(module: Any, config: Config, *, override: bool = False) -> bool:
     if _is_ours(bound):
         if bound.args[0] is config:
             return False
-        raise WiringError(f"two ConfigureOptimizers callbacks want to configure {name}: keep one")
+        if any(bound.args[0] is other for other in others):
+            raise WiringError(f"two ConfigureOptimizers callbacks want to configure {name}: keep one")
+        bound = None  # left over: the module is a copy that somebody made of one in training
     check_mode(module, config)
     own = defines_its_own(type(module))
     if not config.parts[0].members:

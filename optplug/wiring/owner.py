@@ -51,7 +51,7 @@ class Claim:
 
 
 class Steps:
-    """Counts the steps of one optimizer of several; Lightning's `global_step` counts those of all together."""
+    """Counts the steps of an optimizer in manual optimisation, where Lightning counts all together, or none."""
 
     def __init__(self, optimizer: Any) -> None:
         self.taken = 0
@@ -102,9 +102,10 @@ class Owner:
     def _count_steps(self, trainer: Any) -> None:
         """Begin to count, where Lightning does not do it."""
         self._steps = []
-        if len(trainer.optimizers) > 1:
+        if not trainer.lightning_module.automatic_optimization:
             self._steps = [Steps(optimizer) for optimizer in trainer.optimizers]
-            for steps, before in zip(self._steps, self._recorded.get("steps", ()), strict=False):
+            only = [trainer.global_step] if len(trainer.optimizers) == 1 else []  # for checkpoints that count none
+            for steps, before in zip(self._steps, self._recorded.get("steps") or only, strict=False):
                 steps.taken = before
 
     def _steps_of(self, trainer: Any, claim: Claim) -> int:

@@ -17,7 +17,8 @@ def record(trainer: Any, steps: list[int]) -> dict[str, Any]:
     Args:
         trainer: whose optimizers. steps: how many each of several has taken.
     """
-    return {"steps": steps, "config": configuration(trainer), "groups": tables(trainer)}
+    classes = [type(optimizer).__name__ for optimizer in trainer.optimizers]
+    return {"steps": steps, "config": configuration(trainer), "classes": classes, "groups": tables(trainer)}
 
 
 def recorded(trainer: Any) -> dict[str, Any]:

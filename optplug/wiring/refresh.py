@@ -6,6 +6,7 @@ from typing import Any
 
 from optplug.build import links
 from optplug.lengths import Run, is_auto, settled
+from optplug.schedules import rebased
 from optplug.wiring.plans import Choice, choices
 from optplug.wiring.run import run_of
 
@@ -15,10 +16,23 @@ def refresh(trainer: Any, module: Any) -> None:
 
     Lightning's learning-rate finder and its batch-size finder, as callbacks, run when the optimizers are there already.
     """
-    if trainer.fast_dev_run or not any(_is_stale(trainer, module, choice) for choice in _built(trainer)):
+    if trainer.fast_dev_run:
         return
-    # Nothing is restored yet, and no scheduler is claimed.
-    trainer.strategy.setup_optimizers(trainer)
+    if any(_is_stale(trainer, module, choice) for choice in _built(trainer)):
+        # Nothing is restored yet, and no scheduler is claimed.
+        trainer.strategy.setup_optimizers(trainer)
+        return
+    for optimizer in trainer.optimizers:
+        rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+        if optimizer not in choices or rates == choices[optimizer].depends["rates"]:
+            continue
+        # The learning-rate finder's: what it found is the base rate, whatever a warmup made of the one before.
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            if "initial_lr" in group:
+                group["initial_lr"] = rate
+        for entry in trainer.lr_scheduler_configs:
+            if entry.scheduler.optimizer is optimizer:
+                rebased(entry.scheduler, rates)
 
 
 def check_units(trainer: Any, module: Any) -> None:

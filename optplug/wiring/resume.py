@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from optplug.complaints import join
 from optplug.errors import WiringError, listing
 from optplug.schedules import overruled, set_lr
-from optplug.wiring.plans import choices
-from optplug.wiring.record import configuration, recorded, tables
+from optplug.wiring.plans import choices, plans
+from optplug.wiring.record import record, recorded
 
 
 @dataclass
@@ -18,13 +21,14 @@ class Resumption:
     """A run that goes on from a checkpoint.
 
     Attributes:
-        policy: of `optplug.config.ON_RESUME`.
+        policy: of `optplug.config.ON_RESUME`. config: the checkpoint's configuration; empty where it keeps none.
         groups: by optimizer, the options of its groups as the configuration has them. schedules: by scheduler, its
             state.
         lines: what to say about it.
     """
 
     policy: str
+    config: dict[str, Any] = field(default_factory=dict)
     groups: list[list[dict[str, Any]]] = field(default_factory=list)
     schedules: list[dict[str, Any]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -50,13 +54,12 @@ def prepare(trainer: Any) -> Resumption | None:
                 "checkpoints by itself: leave on_resume out, or start from the weights alone"
             )
         return None
-    found = Resumption(policy)
-    saved, now = recorded(trainer), configuration(trainer)
+    saved = recorded(trainer)
+    found = Resumption(policy, saved.get("config", {}))
     if saved.get("config"):
-        _refuse_others(saved, {"config": now, "groups": tables(trainer)}, policy)
-        found.lines = list(_differences(saved, {"config": now, "groups": tables(trainer)}, policy))
-    if policy == "keep":
-        return found
+        now = record(trainer, [])
+        _refuse_others(trainer, saved, now, policy)
+        found.lines = list(_differences(saved, now, policy))
     found.groups = [
         [{key: copy.copy(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         for optimizer in trainer.optimizers
@@ -71,67 +74,99 @@ def prepare(trainer: Any) -> Resumption | None:
 
 def finish(trainer: Any, found: Resumption) -> None:
     """Put the configuration's values where the policy wants them; optimizers and schedules are restored by now."""
+    if found.policy == "keep":
+        _keep_intervals(trainer, found)
     if found.policy == "reset_scheduler":
         for optimizer, groups in zip(trainer.optimizers, found.groups, strict=True):
-            for group, fresh in zip(optimizer.param_groups, groups, strict=True):
+            for group, fresh in zip(optimizer.param_groups, groups, strict=False):
                 set_lr(group, float(fresh["lr"]))
                 if "initial_lr" in fresh:
                     group["initial_lr"] = fresh["initial_lr"]
     if found.policy != "override_hparams":
         return
-    scheduled = [entry.scheduler.optimizer for entry in trainer.lr_scheduler_configs]
+    rates: dict[int, tuple[list[float], list[float]]] = {}
     for optimizer, groups in zip(trainer.optimizers, found.groups, strict=True):
-        for group, fresh in zip(optimizer.param_groups, groups, strict=True):
+        bases, ratios = rates.setdefault(id(optimizer), ([], []))
+        # A callback that thaws layers may have added groups of its own: these stay as they are.
+        for group, fresh in zip(optimizer.param_groups, groups, strict=False):
             before = float(group.get("initial_lr", group["lr"]))
             after = float(fresh.get("initial_lr", fresh["lr"]))
             group.update({key: value for key, value in fresh.items() if key not in ("lr", "initial_lr")})
             if "initial_lr" in group:
-                group["initial_lr"] = fresh.get("initial_lr", after)
-            if not any(optimizer is o for o in scheduled):
-                set_lr(group, after)
-            elif before != after:
-                set_lr(group, float(group["lr"]) * after / before if before else after)
-    for entry, fresh_state in zip(trainer.lr_scheduler_configs, found.schedules, strict=True):
-        overruled(entry.scheduler, fresh_state)
+                group["initial_lr"] = after
+            bases.append(after)
+            ratios.append(after / before if before else 1.0)
+    entries = trainer.lr_scheduler_configs
+    for entry, fresh_state in zip(entries, found.schedules, strict=False):
+        bases, ratios = rates[id(entry.scheduler.optimizer)]
+        if not overruled(entry.scheduler, fresh_state, bases, ratios):
+            name = type(entry.scheduler).__name__
+            found.lines.append(f"the numbers of {name}, which is not optplug's, stay the checkpoint's")
+    for optimizer in trainer.optimizers:
+        if not any(entry.scheduler.optimizer is optimizer for entry in entries):
+            for group, base in zip(optimizer.param_groups, rates[id(optimizer)][0], strict=False):
+                set_lr(group, base)
+
+
+def _keep_intervals(trainer: Any, found: Resumption) -> None:
+    """Interval and frequency are the checkpoint's too; no scheduler keeps them."""
+    config = found.config
+    several = config.get("optimizer") if isinstance(config.get("optimizer"), list) else None
+    given = [entry.get("scheduler") for entry in several] if several is not None else [config.get("scheduler")]
+    for entry, saved in zip(trainer.lr_scheduler_configs, [one for one in given if one], strict=False):
+        plan = plans.get(entry.scheduler)
+        if plan is not None and plan.interval != "validation" and "interval" in saved:
+            plan.interval, plan.frequency = saved["interval"], saved["frequency"]
 
 
 # -------------------------------------------------------------------------------------- comparing
 
 
-def _refuse_others(saved: Mapping[str, Any], now: Mapping[str, Any], policy: str) -> None:
+def _refuse_others(trainer: Any, saved: Mapping[str, Any], now: Mapping[str, Any], policy: str) -> None:
     """Refuse what cannot go on: other optimizers or other groups, and other schedules."""
     if policy == "reset_all":
         return
     remedy = "; on_resume: reset_all keeps the weights and starts optimizer and schedule anew"
-    for what, before, after in (
-        ("the optimizer", _names(saved["config"], "optimizer"), _names(now["config"], "optimizer")),
-        ("the schedule", _names(saved["config"], "scheduler"), _names(now["config"], "scheduler")),
-    ):
-        if before == after or (what == "the schedule" and policy == "reset_scheduler"):
-            continue
-        other = "" if what == "the optimizer" else ", reset_scheduler the schedule alone"
-        raise WiringError(
-            f"{what} of the checkpoint is {listing(before)}, and the configuration says {listing(after)}{remedy}{other}"
-        )
+    kinds = [
+        ("the optimizer", _names(saved["config"], "optimizer"), _names(now["config"], "optimizer"), ""),
+        ("the optimizer", saved.get("classes", now["classes"]), now["classes"], ""),
+    ]
+    if policy != "reset_scheduler":
+        other = ", reset_scheduler the schedule alone"
+        kinds.append(("the schedule", _names(saved["config"], "scheduler"), _names(now["config"], "scheduler"), other))
+    for what, before, after, other in kinds:
+        if before != after:
+            raise WiringError(
+                f"{what} of the checkpoint is {listing(before)}, and the configuration says {listing(after)}"
+                f"{remedy}{other}"
+            )
     for before_rows, after_rows in zip(saved["groups"], now["groups"], strict=False):
-        before_groups = {row["group"]: row["parameters"] for row in before_rows}
-        after_groups = {row["group"]: row["parameters"] for row in after_rows}
-        if list(before_groups.values()) == list(after_groups.values()):
+        before_groups, after_groups = _groups(before_rows), _groups(after_rows)
+        names = list(after_groups)
+        # Groups that a callback adds when it thaws layers are not there yet.
+        thawing = any("BaseFinetuning" in [c.__name__ for c in type(cb).__mro__] for cb in trainer.callbacks)
+        compared = list(before_groups.values())[: len(names)] if thawing else list(before_groups.values())
+        if compared == list(after_groups.values()):
             continue
         changed = [
             name for name in {**before_groups, **after_groups} if before_groups.get(name) != after_groups.get(name)
         ]
-        group = changed[0] if changed else next(iter(after_groups))
+        group = changed[0] if changed else names[0]
         was, is_ = set(before_groups.get(group, ())), set(after_groups.get(group, ()))
         moved = "; ".join(
-            f"{word} {listing(sorted(names)[:5])}"
-            for word, names in (("without", was - is_), ("with", is_ - was))
-            if names
+            f"{word} {listing(sorted(members)[:5])}"
+            for word, members in (("without", was - is_), ("with", is_ - was))
+            if members
         )
         raise WiringError(
             f"the checkpoint's parameter groups are {listing(before_groups)}, now there are {listing(after_groups)}; "
             f"group {group} is now {moved or 'elsewhere'}{remedy}"
         )
+
+
+def _groups(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The parameters by group; rows in parentheses are about others."""
+    return {row["group"]: row["parameters"] for row in rows if not row["group"].startswith("(")}
 
 
 def _names(config: Mapping[str, Any], kind: str) -> list[str]:
@@ -147,34 +182,43 @@ def _names(config: Mapping[str, Any], kind: str) -> list[str]:
         entries = [entry.get("scheduler") for entry in several] if isinstance(several, list) else [given]
     names = []
     for entry in entries:
-        name = entry.get("name", "warmup") if isinstance(entry, dict) else "none"
-        try:
-            names.append(registry.find(kind, name).name)
-        except LookupError:  # a plugin that has gone
-            names.append(name)
+        name = entry.get("name", "constant") if isinstance(entry, dict) else "none"
+        with contextlib.suppress(LookupError):  # a plugin that has gone, or no name
+            name = registry.find(kind, name).name
+        names.append(f"{name} with a warmup" if isinstance(entry, dict) and "warmup" in entry else name)
     return names
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], policy: str) -> Iterator[str]:
     """What the configuration and the checkpoint say differently, and which counts."""
-    counts = {"keep": "the checkpoint's", "override_hparams": "the configuration's"}
     before, after = dict(_flat(saved["config"])), dict(_flat(now["config"]))
-    for rows, fresh in zip(saved["groups"], now["groups"], strict=False):
-        for row, other in zip(rows, fresh, strict=False):
-            for key in ("lr", "weight_decay"):
-                before[f"group {row['group']}.{key}"] = row[key]
-                after[f"group {other['group']}.{key}"] = other[key]
+    titles: dict[str, str] = {}
+    for found, tables in ((before, saved["groups"]), (after, now["groups"])):
+        found.pop("on_resume", None)
+        for i, rows in enumerate(tables):
+            for j, row in enumerate(row for row in rows if not row["group"].startswith("(")):
+                name = f"group {row['group']}" if found is after else None
+                place = f"{i}.{j}"
+                found |= {f"{place} lr": row["lr"], f"{place} weight_decay": row["weight_decay"]}
+                if name is not None:
+                    titles[place] = f"optimizer {i}, {name}" if len(tables) > 1 else name
     for place in {**before, **after}:
-        if before.get(place) != after.get(place):
-            which = counts.get(policy, "the configuration's" if place.startswith("scheduler") else "the checkpoint's")
-            which = "the configuration's" if policy == "reset_all" else which
-            shown = [repr(values[place]) if place in values else "the default" for values in (after, before)]
-            yield f"{place} is {shown[0]} in the configuration and {shown[1]} in the checkpoint: {which} counts"
+        if before.get(place) == after.get(place):
+            continue
+        checkpoints = policy == "keep" or (policy == "reset_scheduler" and not re.search(r"scheduler|\blr$", place))
+        which = "the checkpoint's" if checkpoints else "the configuration's"
+        shown = [repr(values[place]) if place in values else "the default" for values in (after, before)]
+        head, _, option = place.partition(" ")
+        title = f"{titles.get(head, head)}: {option}" if option else place
+        yield f"{title} is {shown[0]} in the configuration and {shown[1]} in the checkpoint: {which} counts"
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(inner, f"{place}.{key}" if place else str(key))
+            yield from _flat(inner, join(place, str(key)))
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for i, inner in enumerate(value):
+            yield from _flat(inner, join(place, f"[{i}]"))
     else:
         yield place, value

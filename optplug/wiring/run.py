@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from optplug.errors import describe
 from optplug.lengths import Run
 
 
@@ -19,10 +18,10 @@ def run_of(trainer: Any, module: Any, optimizers: int = 1) -> Run:
     """
     if trainer is None:
         return Run()
-    try:
-        estimate = trainer.estimated_stepping_batches
-    except Exception as error:  # the user's data, or accumulation that changes with the epoch
-        return Run(why=f"the trainer cannot tell how long it trains: {describe(error)}")
+    for callback in trainer.callbacks:
+        if type(callback).__name__ == "GradientAccumulationScheduler" and len(callback.scheduling) > 1:
+            return Run(why="accumulation changes from epoch to epoch")
+    estimate = trainer.estimated_stepping_batches
     manual = not getattr(module, "automatic_optimization", True)
     if trainer.max_steps > 0 and not math.isfinite(trainer.num_training_batches):
         trainer.fit_loop.setup_data()  # the estimate did without
