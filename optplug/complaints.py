@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.errors import ConfigErrors, OptplugError
+from optplug.errors import ConfigErrors, OptplugError, at
 
 
 class Complaints:
@@ -31,6 +31,11 @@ class Complaints:
     def sort(self, config: Any) -> None:
         """Put what was found in the order of the configuration that it is about."""
         order = {place: i for i, place in enumerate(_places(config))}
+        for i, error in enumerate(self.errors):  # what stands under args is looked at without it
+            outer, _, key = error.place.rpartition(".")
+            nested = f"{outer}.args.{key}"
+            if error.place not in order and nested in order:
+                self.errors[i] = placed(at("", type(error)(_unplaced(error))), nested)
 
         def position(error: OptplugError) -> int:
             parts = re.split(r"(?=[.\[])", error.place)
@@ -64,11 +69,16 @@ class _At:
 def placed(error: OptplugError, place: str) -> OptplugError:
     """The same error with a place: its message begins with it."""
     where = join(place, error.place)
-    says = str(error).removeprefix(f"{error.place}: ") if error.place else str(error)
+    says = _unplaced(error)
     found = type(error)(f"{where}: {says}" if where else says)
     found.place = where
     found.__cause__ = error.__cause__
     return found
+
+
+def _unplaced(error: OptplugError) -> str:
+    """What an error says without its place."""
+    return str(error).removeprefix(f"{error.place}: ") if error.place else str(error)
 
 
 def _places(node: Any, place: str = "", depth: int = 0) -> Iterator[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optplug.complaints import Complaints, placed
-from optplug.errors import ConfigError
+from optplug.errors import ConfigError, at
 from optplug.plain import saved
 from optplug.presets import LayerDecay, NoDecay, Take
 from optplug.selection import Parameter, Selector, check_use, parameters_of
@@ -97,25 +98,28 @@ def param_groups(
         return [{"params": [p.tensor for p in trained]}]
     complaints = Complaints()
     everything = [p for p in parameters_of(module) if select is None or select.selects(p)]
-    takes: list[Take] = []
+    takes: list[tuple[str, Take]] = []
     for i, rule in enumerate(rules):
-        with complaints.at(f"param_groups[{i}]"):
+        place = f"param_groups[{i}]"
+        with complaints.at(place):
             if isinstance(rule, Rule):
                 check_use(rule.select, everything, module)
-            takes += rule.takes(everything, base is None or "weight_decay" in base)
+            takes += [(place, take) for take in rule.takes(everything, base is None or "weight_decay" in base)]
     complaints.settle()
 
     origins: dict[int, list[str]] = {id(p.tensor): [] for p in trained}
     options: dict[int, dict[str, Any]] = {id(p.tensor): {} for p in trained}
-    for name, taken, given in takes:
+    sources: dict[int, dict[str, str]] = {id(p.tensor): {} for p in trained}
+    for place, (name, taken, given) in takes:
         for p in taken:
             if p.trainable and given:
                 origins[id(p.tensor)].append(name)
                 options[id(p.tensor)].update(given)
+                sources[id(p.tensor)].update(dict.fromkeys(given, place))
     groups: dict[Any, dict[str, Any]] = {}
     for p in trained:
-        with complaints.at("param_groups"):
-            effective = multiplied(options[id(p.tensor)], base or {})
+        with complaints.at(""):
+            effective = multiplied(options[id(p.tensor)], base or {}, sources[id(p.tensor)])
             name = " + ".join(origins[id(p.tensor)]) or "default"
             group = groups.setdefault(_key(effective), {"params": [], "name": name, **effective})
             group["params"].append(p.tensor)
@@ -136,16 +140,24 @@ def _key(value: Any) -> Any:
     return value if isinstance(value, Hashable) else repr(value)
 
 
-def multiplied(options: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with multipliers carried out; ConfigError where there is no number to multiply."""
+def multiplied(
+    options: Mapping[str, Any], base: Mapping[str, Any], places: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The options with multipliers carried out.
+
+    Args:
+        options: of a group. base: of the optimizer. places: where each option stands in the configuration.
+
+    Raises:
+        ConfigError: there is no number to multiply.
+    """
     result = {key: value for key, value in options.items() if key not in MULTIPLIERS}
     for multiplier, key in MULTIPLIERS.items():
         if multiplier in options:
             value = result.get(key, base.get(key))
             if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-                raise ConfigError(
-                    f"{multiplier} multiplies {key}, which is {value!r} here: give the optimizer a number"
-                )
+                says = f"{multiplier} multiplies {key}, which is {value!r} here: give the optimizer a number"
+                raise at(places.get(multiplier, ""), ConfigError(says))
             result[key] = value * options[multiplier]
     return result
 

@@ -102,6 +102,7 @@ def read(
         given[key] = None
         with complaints.at(key):
             given[key] = plain(value)
+    unread = {error.place.partition(".")[0] for error in complaints.errors}
     beside = {key: value for key, value in (("monitor", monitor), ("mode", mode)) if value is not None}
     policy = ON_RESUME[0] if on_resume is None else on_resume
     if policy not in ON_RESUME:
@@ -136,7 +137,7 @@ def read(
         parsed = _optimizer(complaints, chosen, "optimizer")
         rules = _param_groups(complaints, given["param_groups"], "param_groups", parsed)
         members = () if parsed is None else (Member(parsed, rules),)
-    elif given["param_groups"] is not None:
+    elif given["param_groups"] is not None and "optimizer" not in unread:
         complaints.add(ConfigError("needs an optimizer beside it: add e.g. optimizer: adam"), "param_groups")
     elif given["scheduler"] is None and not beside and not complaints.errors and on_resume is not None:
         complaints.add(ConfigError("needs an optimizer or a scheduler beside it"), "on_resume")
@@ -151,7 +152,7 @@ def read(
 
 def _optimizer(complaints: Complaints, given: Any, place: str, beside: Sequence[str] = ()) -> OptimizerConfig | None:
     """One optimizer; `beside` are keys that the entry has for others to read."""
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and "name" in given:
         given = {key: value for key, value in given.items() if key not in beside}
     split = None
     with complaints.at(place):
@@ -502,6 +503,8 @@ def _known(
     for key, value in arguments.items():
         if offer.spec.kind == "scheduler" and isinstance(value, str) and value.lower() == AUTO:
             which = f"only {length} can be auto" if length else f"{offer.name} has no argument that can be auto"
+            if key in wrong:
+                continue
             if key != length:
                 wrong[key] = ConfigError(f"{which}, the length of the schedule")
             elif value != AUTO:

@@ -256,7 +256,7 @@ def overruled(
         scheduler.load_state_dict(
             {**scheduler.state_dict(), **settings, "base_lrs": getattr(scheduler, "base_lrs", [])}
         )
-    if isinstance(scheduler, ClosedFormLR):
+    if isinstance(scheduler, ClosedFormLR) and len(groups) == len(scheduler.base_lrs):
         for group, lr in zip(groups, scheduler._get_closed_form_lr(), strict=True):
             set_lr(group, float(lr))
     scheduler._last_lr = [float(group["lr"]) for group in groups]

@@ -149,6 +149,21 @@ def trainer(pl: Any, tmp_path: Any) -> Any:
     return make
 
 
+@pytest.fixture
+def fit(ours: Any, scripted: type, trainer: Any) -> Any:
+    """Fits a module with what ConfigureOptimizers takes; returns the trainer and the module."""
+
+    def run(optimizer: Any, scheduler: Any = None, *, module: Any = None, ckpt_path: Any = None, **given: Any) -> Any:
+        names = ("param_groups", "monitor", "mode", "on_resume", "override", "verbose")
+        own = {"verbose": False, **{key: given.pop(key) for key in names if key in given}}
+        module = scripted() if module is None else module
+        made = trainer(**{"callbacks": [ours.ConfigureOptimizers(optimizer, scheduler, **own)], **given})
+        made.fit(module, ckpt_path=ckpt_path)
+        return made, module
+
+    return run
+
+
 def _digits() -> tuple[TensorDataset, TensorDataset]:
     from sklearn.datasets import load_digits
 

@@ -387,7 +387,7 @@ UNITS = "needs one of steps (of the optimizer), epochs, ratio (of all steps)"
         (
             {"warmup_steps": 0.0},
             ConfigTypeError,
-            "_steps: warmup steps must be a whole number of optimizer steps, got 0.0",
+            "_steps: warmup steps must be a whole number of optimizer steps, got 0.0; write 0",
         ),
         (
             {"warmup_steps": False},

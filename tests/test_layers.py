@@ -33,8 +33,8 @@ class Room(NamedTuple):
 WHOLE_FRAMEWORK = "optplug"
 LIGHTNING = "lightning pytorch_lightning"
 WIRING = (
-    "torch optplug.build optplug.config optplug.errors optplug.groups optplug.lengths optplug.registry "
-    "optplug.schedules optplug.wiring"
+    "torch optplug.build optplug.complaints optplug.config optplug.errors optplug.groups optplug.lengths "
+    "optplug.registry optplug.schedules optplug.wiring"
 )
 
 ROOMS = (
@@ -84,13 +84,17 @@ ROOMS = (
     # One schema -> parameter groups -> optimizer and scheduler.
     Room("optplug/arguments.py", "optplug.registry", "docstring_parser"),
     Room("optplug/complaints.py", "optplug.errors"),
-    Room("optplug/selection.py", "torch optplug.errors"),
-    Room("optplug/presets.py", "torch optplug.errors optplug.selection"),
+    Room("optplug/plain.py", "optplug.complaints optplug.errors"),
+    Room("optplug/selection.py", "torch optplug.complaints optplug.errors"),
+    Room("optplug/presets.py", "torch optplug.complaints optplug.errors optplug.selection"),
     Room(
         "optplug/config.py",
-        "optplug.arguments optplug.complaints optplug.errors optplug.groups optplug.presets optplug.registry "
-        "optplug.selection optplug.specs",
-        "optplug.schedules",
+        "optplug.arguments optplug.groups optplug.plain optplug.registry optplug.selection optplug.specs",
+    ),
+    Room(
+        "optplug/parsing.py",
+        "optplug.arguments optplug.complaints optplug.config optplug.errors optplug.groups optplug.plain "
+        "optplug.presets optplug.registry optplug.schedules optplug.selection optplug.specs",
     ),
     Room("optplug/lengths.py", "optplug.complaints optplug.config optplug.errors"),
     Room(
@@ -103,12 +107,13 @@ ROOMS = (
     Room("optplug/combined.py", "torch optplug.errors optplug.specs"),
     Room(
         "optplug/groups.py",
-        "torch optplug.complaints optplug.errors optplug.presets optplug.selection",
+        "torch optplug.complaints optplug.errors optplug.plain optplug.presets optplug.selection",
     ),
     Room(
         "optplug/build.py",
         "torch optplug.arguments optplug.combined optplug.complaints optplug.config optplug.errors optplug.groups "
-        "optplug.keywords optplug.presets optplug.registry optplug.schedules optplug.selection",
+        "optplug.keywords optplug.parsing optplug.plain optplug.presets optplug.registry optplug.schedules "
+        "optplug.selection",
         "optplug.functions",
     ),
     # What knows Lightning. The wiring finds out which of its two names is installed, see DYNAMIC.
@@ -120,7 +125,8 @@ ROOMS = (
     # Names for a command line that is not ours: jsonargparse, and no Lightning.
     Room(
         "optplug/shims/making.py",
-        "torch jsonargparse optplug.arguments optplug.config optplug.errors optplug.registry optplug.specs",
+        "torch jsonargparse optplug.arguments optplug.config optplug.errors optplug.parsing optplug.registry "
+        "optplug.specs",
         "optplug.build",
     ),
     Room("optplug/shims/*.py", "optplug.shims"),

@@ -72,21 +72,6 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(offers, lookup_key(spec.name), [Offer(spec, plugin)])
 
 
-@pytest.fixture
-def fit(ours: Any, scripted: type, trainer: Any) -> Any:
-    """Fits a module with what ConfigureOptimizers takes; returns the trainer and the module."""
-
-    def run(optimizer: Any, scheduler: Any = None, *, module: Any = None, ckpt_path: Any = None, **given: Any) -> Any:
-        names = ("param_groups", "monitor", "mode", "on_resume", "override", "verbose")
-        own = {"verbose": False, **{key: given.pop(key) for key in names if key in given}}
-        module = scripted() if module is None else module
-        made = trainer(**{"callbacks": [ours.ConfigureOptimizers(optimizer, scheduler, **own)], **given})
-        made.fit(module, ckpt_path=ckpt_path)
-        return made, module
-
-    return run
-
-
 def rounded(rates: Any) -> list[float]:
     return [round(float(rate), 9) for rate in rates]
 

@@ -209,7 +209,13 @@ def test_the_state_is_plain_and_one():
     warmup = Warmup(plateau(sgd(0.5, 0.1)), 4)
     warmup.warmup_step()
     state = warmup.state_dict()
-    assert state["warmup"] == {"warmed": 1, "inner_lrs": [0.5, 0.1], "shown_lrs": [0.5 * 0.4375, 0.1 * 0.4375]}
+    assert state["warmup"] == {
+        "warmed": 1,
+        "inner_lrs": [0.5, 0.1],
+        "shown_lrs": [0.5 * 0.4375, 0.1 * 0.4375],
+        "steps": 4,
+        "start_factor": 0.25,
+    }
     assert state["scheduler"] == warmup.scheduler.state_dict()
     warmup.warmup_step()
     assert state["warmup"]["warmed"] == 1
@@ -295,7 +301,7 @@ def test_what_the_scheduler_inside_tells_is_asked_of_the_whole():
     ("steps", "start", "error", "message"),
     [
         (0, None, ConfigError, "warmup steps must be at least 1, got 0; leave warmup out for none"),
-        (1.0, None, ConfigTypeError, "warmup steps must be a whole number of optimizer steps, got 1.0"),
+        (1.0, None, ConfigTypeError, "warmup steps must be a whole number of optimizer steps, got 1.0; write 1"),
         (True, None, ConfigTypeError, "warmup steps must be a whole number of optimizer steps, got True"),
         (1, 0.0, ConfigError, "warmup start_factor must be above 0 and at most 1, got 0.0"),
         (1, 1.5, ConfigError, "warmup start_factor must be above 0 and at most 1, got 1.5"),
