@@ -273,3 +273,26 @@ def test_the_examples_are_valid_for_their_model(run: Any, name: str) -> None:
     model = f"{examples / 'digits.py'}:DigitsClassifier"
     result = CliRunner().invoke(app, ["validate", str(examples / f"{name}.yaml"), "--model", model])
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optimizer: adam\noptimizer: sgd\n", "the key 'optimizer' stands twice in one mapping, in line 1 and 2"),
+        ("optimizer:\n  name: adam\n  lr: 1\n  lr: 2\n", "the key 'lr' stands twice in one mapping, in line 3 and 4"),
+        ("optimizer:\n  name: adam\nlr: 1.0e-3\n", "config.yaml:3: lr: lr belongs under optimizer: is it indented too"),
+        (
+            "optimizer: adam\nscheduler: exponential_lr\ngamma: 0.5\n",
+            "config.yaml:3: gamma: gamma belongs under scheduler",
+        ),
+        ("a: &a [*a]\noptimizer: adam\n", "config.yaml:1: is nested too deeply, or contains itself"),
+    ],
+)
+def test_what_a_reader_of_yaml_would_overlook_is_refused(run: Any, text: str, words: str) -> None:
+    assert words in "\n".join(said(run("validate", text)))
+
+
+def test_a_callback_that_only_owns_is_valid(run: Any) -> None:
+    result = run("validate", "callbacks: [{class_path: optplug.lightning.ConfigureOptimizers}]\n")
+    assert result.exit_code == 0, result.output
+    assert "the callback owns the schedules of the module's own configure_optimizers" in result.stdout
