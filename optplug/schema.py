@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optplug.arguments import Argument, constructor, documented
-from optplug.config import AUTO, LINK, MEMBER_KEYS, OF_THE_WHOLE, WIRING_KEYS, length_of
+from optplug.config import AUTO, LINK, MEMBER_KEYS, OF_THE_WHOLE, ON_RESUME, WIRING_KEYS, length_of
 from optplug.errors import PluginError
 from optplug.explaining import readable
 from optplug.groups import MULTIPLIERS
@@ -236,13 +236,15 @@ def _configuration(optimizers: list[_Known]) -> Schema:
         "optimizer": {"description": "A name, or {name: ..., lr: ...}.", **_ref("optimizer")},
         "scheduler": {"description": "A name, or {name: ..., warmup_steps: ...}.", **_ref("scheduler")},
         "param_groups": {"description": "A preset's name, or a list of rules: {match: '*.bias', weight_decay: 0.0}."},
+        "monitor": {"type": ["string", "null"], "minLength": 1, "description": "The metric that a plateau watches."},
+        "mode": {"enum": ["min", "max", None], "description": "Whether less of the metric is better, or more."},
         "override": {
             "type": "boolean",
             "default": False,
             "description": "Replace a configure_optimizers that the model defines itself.",
         },
         "on_resume": {
-            "enum": ["keep", "override_hparams", "reset_scheduler", "reset_all"],
+            "enum": [*ON_RESUME, None],
             "description": "What of a checkpoint counts when a run resumes.",
         },
     }
@@ -250,7 +252,8 @@ def _configuration(optimizers: list[_Known]) -> Schema:
         properties[wrong] = {"description": f"The key is {right}.", "not": {}, "doNotSuggest": True}
     branches = []
     mapping = {"type": "object", "required": ["combine"]}
-    several = {"properties": {"param_groups": NONE, "scheduler": NONE}}  # they belong to its entries
+    belong = ("param_groups", "scheduler", "monitor", "mode")
+    several = {"properties": dict.fromkeys(belong, NONE)}  # they belong to its entries
     for found, then in (({"type": "array"}, several), (mapping, {"properties": {"param_groups": NONE}})):
         branches.append({"if": _has_optimizer(found), "then": then})
     chosen = []
