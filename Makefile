@@ -29,6 +29,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/test_schedulers.py
 	$(BIN)/python tests/test_bad_inputs.py
 	$(BIN)/python tests/test_bad_scheduler_inputs.py
+	$(BIN)/python tests/test_mutations.py
 	wc -l plugins/optplug_classic/*.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png
