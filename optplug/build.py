@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.arguments import configurable, constructor
 from optplug.combined import Combined
-from optplug.complaints import Complaints, join, placed
+from optplug.complaints import Complaints, join, placed, refusals
 from optplug.config import AUTO, LINK, Config, Member, OptimizerConfig, Part, SchedulerConfig
 from optplug.errors import ConfigError, OptplugError, at, describe, did_you_mean
 from optplug.groups import MULTIPLIERS, AnyRule, Rule, param_groups, trainable
 from optplug.keywords import CheckedKeywords
-from optplug.parsing import check_arguments, read, refusals
+from optplug.parsing import check_arguments, read
 from optplug.plain import plain
 from optplug.presets import LayerDecay
 from optplug.registry import registry
@@ -118,7 +118,7 @@ def _member(module: nn.Module, member: Member, place: str, groups_place: str) ->
     complaints.settle()
     params: list[Any] = groups if rules else groups[0]["params"]
     try:
-        with refusals(chosen.offer.spec, hyperparameters):
+        with refusals(chosen.offer.spec.name, hyperparameters):
             optimizer = create_optimizer(chosen.name, params, **hyperparameters)
     except OptplugError as error:
         raise placed(error, place) from error.__cause__
@@ -201,7 +201,7 @@ def build_scheduler(
         if mode is not None and scheduled.takes_metric and "mode" in configurable(scheduled.offer):
             arguments["mode"] = mode
         try:
-            with refusals(scheduled.offer.spec, arguments):
+            with refusals(scheduled.offer.spec.name, arguments):
                 scheduler = create_scheduler(scheduled.name, optimizer, **arguments)
         except OptplugError as error:
             raise placed(error, place) from error.__cause__
@@ -293,7 +293,7 @@ def _rehearse_member(complaints: Complaints, member: Member, place: str, groups_
     given = _without_links(chosen.hyperparameters)
 
     def make(arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
-        with refusals(chosen.offer.spec, arguments):
+        with refusals(chosen.offer.spec.name, arguments):
             return create_optimizer(chosen.name, _parameters(1), **arguments)
 
     good = _blamed(complaints, make, given, place, cls)
@@ -313,7 +313,7 @@ def _rehearse_member(complaints: Complaints, member: Member, place: str, groups_
             )
 
         def add(arguments: Mapping[str, Any], optimizer: Mapping[str, Any] = good) -> None:
-            with refusals(chosen.offer.spec, arguments):
+            with refusals(chosen.offer.spec.name, arguments):
                 make(optimizer).add_param_group({"params": [torch.zeros(1, requires_grad=True)], **arguments})
 
         if options:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.errors import ConfigErrors, OptplugError, at
+from optplug.errors import ConfigError, ConfigErrors, ConfigTypeError, OptplugError, at
 
 
 class Complaints:
@@ -102,3 +103,16 @@ def join(place: str, inner: str) -> str:
     """`optimizer` and `lr` -> `optimizer.lr`; `param_groups` and `[0]` -> `param_groups[0]`."""
     dot = "." if place and inner and not inner.startswith("[") else ""
     return f"{place}{dot}{inner}"
+
+
+@contextmanager
+def refusals(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Make one of our errors of what a class of somebody else's says to its arguments."""
+    try:
+        yield
+    except OptplugError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
+        given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
+        raise kind(f"{name} refused {given}: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -29,13 +28,13 @@ from optplug.config import (
     WarmupConfig,
     length_of,
 )
-from optplug.errors import ConfigError, ConfigTypeError, OptplugError, at, did_you_mean, listing, number_hint
+from optplug.errors import ConfigError, ConfigTypeError, at, did_you_mean, listing, number_hint
 from optplug.groups import MULTIPLIERS, AnyRule, Rule
 from optplug.plain import plain
 from optplug.registry import Offer, registry
 from optplug.schedules import check_start_factor, check_warmup_steps
 from optplug.selection import Selector
-from optplug.specs import SchedulerSpec, Spec
+from optplug.specs import SchedulerSpec
 
 
 def parse(
@@ -557,16 +556,3 @@ def check_arguments(offer: Offer, arguments: Mapping[str, Any]) -> None:
     """
     for _, error in wrong_arguments(offer, arguments):
         raise error
-
-
-@contextmanager
-def refusals(spec: Spec, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Make one of our errors of what a class of somebody else's says to its arguments."""
-    try:
-        yield
-    except OptplugError:
-        raise
-    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
-        kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
-        given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
-        raise kind(f"{spec.name} refused {given}: {error}") from error

@@ -260,7 +260,7 @@ def test_the_words_are_torch_s_where_torch_refuses_it_too(name, action, kind, te
             "got an unexpected keyword argument 'stepsize'; it has optimizer, step_size, gamma, ",
         ),
         ("StepLR", {"stepsize": 3}, "; did you mean 'step_size'?"),
-        ("StepLR", {"step_size": "3"}, "StepLR: step_size must be a whole number, got '3'; write it without quotes"),
+        ("StepLR", {"step_size": "3"}, "StepLR: step_size must be a whole number, got '3'; write 3"),
         ("StepLR", {"step_size": 0}, "StepLR: step_size must be at least 1, got 0"),
         ("ExponentialLR", {"gamma": "1e-3"}, "ExponentialLR: gamma must be a number, got '1e-3'; YAML reads 1e-3 as"),
         ("ExponentialLR", {"gama": 0.1}, "did you mean 'gamma'?"),

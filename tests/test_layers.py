@@ -125,7 +125,7 @@ ROOMS = (
     # Names for a command line that is not ours: jsonargparse, and no Lightning.
     Room(
         "optplug/shims/making.py",
-        "torch jsonargparse optplug.arguments optplug.config optplug.errors optplug.parsing optplug.registry "
+        "torch jsonargparse optplug.arguments optplug.complaints optplug.config optplug.errors optplug.registry "
         "optplug.specs",
         "optplug.build",
     ),

@@ -98,7 +98,9 @@ def options_of(flag: str, given: Any) -> list[str]:
 
 
 def groups_of(trainer: Any) -> list[dict[str, Any]]:
-    return [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizers[0].param_groups]
+    """The options of each group; the base rate that optplug notes under a plateau is no option."""
+    left_out = ("params", "initial_lr")
+    return [{k: v for k, v in g.items() if k not in left_out} for g in trainer.optimizers[0].param_groups]
 
 
 def dtypes_of(trainer: Any) -> list[dict[str, Any]]:
@@ -374,7 +376,7 @@ def test_a_value_out_of_range_is_our_error(run: Any):
 
 
 def test_called_by_hand_it_takes_no_unknown_option():
-    with pytest.raises(ConfigError, match=r"optimizer 'adam' has no option 'lrr'.*did you mean 'lr'"):
+    with pytest.raises(ConfigError, match=r"adam has no option 'lrr'.*did you mean 'lr'"):
         optplug.shims.optimizers.adam([torch.zeros(1, requires_grad=True)], lrr=1)
 
 
@@ -458,9 +460,9 @@ def test_what_a_stranger_s_class_says_is_our_error(run: Any, offered: Any, capsy
     made.trainer.fit(made.model)
     assert type(made.trainer.optimizers[0]) is Fussy
     assert "Expected a <class 'float'>" in complaint(capsys, lambda: run("--optimizer=fussy", "--optimizer.lr=x"))
-    with pytest.raises(ConfigError, match=r"optimizer 'fussy' refused .*: not today"):
+    with pytest.raises(ConfigError, match=r"fussy refused .*: not today"):
         run("--optimizer=fussy", "--optimizer.mood=bad")
-    with pytest.raises(ConfigTypeError, match=r"optimizer 'fussy' refused .*: never"):
+    with pytest.raises(ConfigTypeError, match=r"fussy refused .*: never"):
         run("--optimizer=fussy", "--optimizer.mood=worse")
 
 

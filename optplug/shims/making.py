@@ -16,8 +16,8 @@ from jsonargparse.typing import register_type
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.arguments import Argument, documented
+from optplug.complaints import refusals
 from optplug.errors import ConfigError, ConfigTypeError, describe
-from optplug.parsing import refusals
 from optplug.registry import Offer, registry
 from optplug.specs import LENGTHS
 
@@ -104,7 +104,7 @@ class Optimizer:
     def build(self, target: Any, given: dict[str, Any]) -> Any:
         from optplug.build import create_optimizer  # here, for what it loads has names of torch's
 
-        with refusals(self.offer.spec, given):
+        with refusals(self.offer.spec.name, given):
             return create_optimizer(self.offer.qualified, target, **given)
 
 
@@ -141,7 +141,7 @@ class Scheduler(Optimizer):
             given = {key: value for key, value in given.items() if key != MONITOR.name}
             if not isinstance(monitor, str) or not monitor:
                 raise ConfigError(f"scheduler {self.offer.name!r} needs monitor, the name of a metric, got {monitor!r}")
-        with refusals(self.offer.spec, given):
+        with refusals(self.offer.spec.name, given):
             scheduler = create_scheduler(self.offer.qualified, target, **given)
             if self.takes_metric:
                 _make_lightning_cli_s(scheduler, monitor)
