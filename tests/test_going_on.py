@@ -12,7 +12,7 @@ from torch import nn
 
 import optplug
 from optplug.build import checked
-from optplug.errors import ConfigError, WiringError
+from optplug.errors import ConfigError, ConfigTypeError, WiringError
 
 BATCHES = 4
 SGD = {"name": "sgd", "lr": 1.0}
@@ -297,6 +297,12 @@ def test_one_entry_with_a_selector_leaves_nothing_out_silently(given: Any) -> No
     module["a"].weight.requires_grad_(False)
     assert checked(**checked(given).to_dict()) == checked(given)
     optplug.configure_optimizers(module, given)
+
+
+@pytest.mark.parametrize("name", ["override", "verbose"])
+def test_flags_are_flags(ours: Any, name: str) -> None:
+    with pytest.raises(ConfigTypeError, match=f"^{name}: must be True or False, got 'no'"):
+        ours.ConfigureOptimizers("adam", **{name: "no"})
 
 
 @pytest.mark.parametrize("given", [{"on_resume": "reset_al"}, {"on_resume": "reset_all"}, {"monitor": "x"}], ids=str)

@@ -7,6 +7,7 @@ import importlib.util
 from typing import Any
 
 from optplug.build import checked
+from optplug.errors import ConfigTypeError
 from optplug.wiring.account import account
 from optplug.wiring.configure import attach, detach
 from optplug.wiring.owner import Owner
@@ -82,6 +83,9 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
         override: bool = False,
         verbose: bool = True,
     ) -> None:
+        for name, flag in (("override", override), ("verbose", verbose)):
+            if not isinstance(flag, bool):
+                raise ConfigTypeError(f"{name}: must be True or False, got {flag!r} ({type(flag).__name__})")
         super().__init__(foreign=optimizer is None and scheduler is None, verbose=verbose)
         self.config = None
         self.override = override
