@@ -219,7 +219,7 @@ def check_shares(module: nn.Module, config: Config) -> None:
         ConfigError, ConfigErrors: with the names of the parameters.
     """
     members = [
-        (f"optimizer[{member.index}]" if config.several else f"optimizer.combine[{member.index}]", member)
+        (config.place(part) if config.several else f"optimizer.combine[{member.index}]", member)
         for part in config.parts
         for member in part.members
     ]
@@ -270,9 +270,7 @@ def checked(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Con
 def _rehearse(complaints: Complaints, config: Config) -> None:
     """Build once on parameters of one element, so that wrong values show before there is a model."""
     for part in config.parts:
-        several = config.several and part.members
-        place = f"optimizer[{part.members[0].index}]" if several else "optimizer"
-        combined = part.combined
+        place, combined = config.place(part), part.combined
         for member in part.members:
             where = f"{place}.combine[{member.index}]" if combined else place
             # Groups of an ordinary optimizer stand beside it, those of a member inside it.
@@ -280,8 +278,7 @@ def _rehearse(complaints: Complaints, config: Config) -> None:
                 complaints, member, where, f"{where}.param_groups" if config.several or combined else "param_groups"
             )
         if part.scheduler is not None and part.scheduler.name is not None:
-            where = f"{place}.scheduler" if config.several else "scheduler"
-            _rehearse_scheduler(complaints, part, part.scheduler, where)
+            _rehearse_scheduler(complaints, part, part.scheduler, config.scheduler_place(part))
 
 
 def _rehearse_member(complaints: Complaints, member: Member, place: str, groups_place: str) -> None:

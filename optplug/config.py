@@ -30,6 +30,9 @@ WIRING_KEYS = {
 KEYS = ("optimizer", "scheduler", "param_groups", "monitor", "mode", "on_resume")
 """What a configuration has."""
 
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+"""LightningCLI's, under which a file may have the keys too."""
+
 MEMBER_KEYS = (*selection.KEYS, "param_groups", "scheduler")
 """What an optimizer of several has besides."""
 
@@ -159,6 +162,14 @@ class Config:
     parts: tuple[Part, ...]
     several: bool = False
     on_resume: str = ON_RESUME[0]
+
+    def place(self, part: Part) -> str:
+        """Where a part stands in the configuration."""
+        return f"optimizer[{part.members[0].index}]" if self.several and part.members else "optimizer"
+
+    def scheduler_place(self, part: Part) -> str:
+        """Where the schedule of a part stands in the configuration."""
+        return f"{self.place(part)}.scheduler" if self.several else "scheduler"
 
     @property
     def part(self) -> Part:

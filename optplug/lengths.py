@@ -86,9 +86,10 @@ def _check_unit(scheduled: SchedulerConfig, run: Run) -> None:
         return
     for count, words in _counts(scheduled, run):
         if length * scheduled.frequency == count:
+            every = "an epoch" if scheduled.frequency == 1 else f"{scheduled.frequency} epochs"
             raise ConfigError(
-                f"is {length}, which is the number of {words}, and the schedule is stepped once in "
-                f"{_every(scheduled)}, of which there are {run.epochs}: say interval: step, or {scheduled.length}: auto"
+                f"is {length}, which is the number of {words}, and the schedule is stepped once in {every}, of which "
+                f"there are {run.epochs}: say interval: step, or {scheduled.length}: auto"
             )
 
 
@@ -103,17 +104,6 @@ def _counts(scheduled: SchedulerConfig, run: Run) -> Iterator[tuple[int, str]]:
             yield count * run.processes, f"{words} of this training on all processes together"
         if warmup is not None and warmup.unit == "steps":
             yield count - int(warmup.length), f"{words} of this training after the warmup"
-
-
-def _every(scheduled: SchedulerConfig) -> str:
-    unit = scheduled.interval
-    return (
-        f"{scheduled.frequency} {unit}s"
-        if scheduled.frequency > 1
-        else f"an {unit}"
-        if unit == "epoch"
-        else f"a {unit}"
-    )
 
 
 def remarks(scheduled: SchedulerConfig, run: Run) -> Iterator[str]:

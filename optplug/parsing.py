@@ -37,16 +37,7 @@ from optplug.selection import Selector
 from optplug.specs import SchedulerSpec
 
 
-def parse(
-    optimizer: Any = None,
-    scheduler: Any = None,
-    *,
-    param_groups: Any = None,
-    monitor: Any = None,
-    mode: Any = None,
-    on_resume: Any = None,
-    **unknown: Any,
-) -> Config:
+def parse(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Config:
     """Check a configuration and give it its one form.
 
     Args:
@@ -54,10 +45,8 @@ def parse(
             `regex` or `type` and perhaps its own `param_groups` and `scheduler`, for several optimizers; or
             `{combine: [...]}` with such a list, for one optimizer made of several. None: the module has one.
         scheduler: a name, a mapping with `name`, arguments and wiring keys, or None.
-        param_groups: a preset's name, or a list of rules, or None.
-        monitor: what `scheduler.monitor` would say. mode: what `scheduler.mode` would say.
-        on_resume: of `ON_RESUME`; None for the first.
-        unknown: keys that are none, to be refused with the nearest.
+        options: `param_groups`, a preset's name or a list of rules; `monitor` and `mode`, what the scheduler's would
+            say; `on_resume`, of `ON_RESUME`. Others are refused with the nearest.
 
     Mappings and lists may be OmegaConf's.
 
@@ -67,16 +56,7 @@ def parse(
         `optplug.build.checked` to find wrong.
     """
     complaints = Complaints()
-    config = read(
-        complaints,
-        optimizer,
-        scheduler,
-        param_groups=param_groups,
-        monitor=monitor,
-        mode=mode,
-        on_resume=on_resume,
-        **unknown,
-    )
+    config = read(complaints, optimizer, scheduler, **options)
     complaints.settle()
     return config
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optplug.arguments import Argument, constructor, documented
-from optplug.config import AUTO, LINK, MEMBER_KEYS, OF_THE_WHOLE, ON_RESUME, WIRING_KEYS, length_of
+from optplug.config import AUTO, LINK, MEMBER_KEYS, OF_THE_WHOLE, ON_RESUME, SUBCOMMANDS, WIRING_KEYS, length_of
 from optplug.errors import PluginError
 from optplug.explaining import readable
 from optplug.groups import MULTIPLIERS
@@ -26,7 +26,6 @@ from optplug.specs import lookup_key
 Schema = dict[str, Any]
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
 WRONG = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
 NONE: Schema = {"type": "null"}
 TEXT: Schema = {"type": "string", "minLength": 1}

@@ -8,14 +8,15 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-import yaml
 
-from optplug.cli.files import File, Section, near_misses, read
 from optplug.complaints import join
 from optplug.errors import ConfigError, ConfigErrors, OptplugError, describe, did_you_mean
+
+if TYPE_CHECKING:  # it imports torch, which `optplug list` does without
+    from optplug.cli.files import File, Section
 
 ConfigArgument = Annotated[Path, typer.Argument(help="A file of YAML or JSON.", metavar="CONFIG")]
 ModelOption = Annotated[
@@ -31,6 +32,8 @@ ModelOption = Annotated[
 
 def validate(config: ConfigArgument, model: ModelOption = None) -> None:
     """Check a configuration file and show it in full; with a model, the patterns of its groups too."""
+    import yaml
+
     file, section, checked = _checked(config)
     module = _module(file, section, model, needed=False)
     if module is not None:
@@ -66,6 +69,7 @@ def schema() -> None:
 def _checked(path: Path) -> tuple[File, Section, Any]:
     """The parsed configuration of a file; what is wrong ends the command, with its lines."""
     from optplug.build import checked
+    from optplug.cli.files import File, near_misses, read
     from optplug.complaints import Complaints
 
     file = File(path, None, None)

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
+from optplug import config
 from optplug.arguments import configurable
+from optplug.config import SUBCOMMANDS
 from optplug.errors import ConfigError, ConfigTypeError, OptplugError, describe, did_you_mean, listing
 from optplug.plain import plain
 from optplug.registry import registry
 
-KEYS = ("optimizer", "scheduler", "param_groups", "monitor", "mode", "on_resume", "override")
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
+KEYS = (*config.KEYS, "override")
 OTHERS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose", "print_config", "config")
 """Keys beside optplug's that are LightningCLI's or the callback's own."""
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from optplug.build import checked
+from optplug.config import SUBCOMMANDS
 from optplug.errors import OptplugError, did_you_mean
 from optplug.explaining import explain
 from optplug.registry import registry
@@ -84,7 +85,7 @@ class _BareNames:
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         config = super().parse_string(*args, **kwargs)  # type: ignore[misc]
-        for section in ("", "fit.", "validate.", "test.", "predict."):  # in a file, at its top or for a subcommand
+        for section in ("", *(f"{subcommand}." for subcommand in SUBCOMMANDS)):
             for key in NAMED:
                 if isinstance(config.get(section + key), str):
                     config[section + key] = {"name": config[section + key]}

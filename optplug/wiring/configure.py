@@ -17,7 +17,7 @@ from optplug.groups import known
 from optplug.lengths import Run, is_auto, settled
 from optplug.schedules import set_lr
 from optplug.wiring.monitor import infer
-from optplug.wiring.plans import Choice, Plan, choices, plans
+from optplug.wiring.plans import Choice, Plan, choices, plans, rates_of
 from optplug.wiring.run import run_of
 
 
@@ -89,7 +89,7 @@ def configure(module: Any, config: Config, built: Optimizer | None = None) -> An
     """
     check_mode(module, config)
     check_shares(module, config)
-    entries = [_entry(module, config, part, i, built) for i, part in enumerate(config.parts)]
+    entries = [_entry(module, config, part, built) for part in config.parts]
     trainer = getattr(module, "_trainer", None)
     if trainer is not None:
         from optplug.wiring.callback import ensure_owner
@@ -111,12 +111,7 @@ def optimizers(module: Any, config: Config, *, override: bool = False) -> list[O
     if not config.parts[0].members:
         return [_own_optimizer(module, override=override)]
     check_shares(module, config)
-    places = [f"optimizer[{i}]" if config.several else "optimizer" for i in range(len(config.parts))]
-    return [build_optimizer(module, part, place) for part, place in zip(config.parts, places, strict=True)]
-
-
-def _rates(optimizer: Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    return [build_optimizer(module, part, config.place(part)) for part in config.parts]
 
 
 def check_mode(module: Any, config: Config) -> None:
@@ -133,38 +128,36 @@ def check_mode(module: Any, config: Config) -> None:
         )
 
 
-def _entry(module: Any, config: Config, part: Part, i: int, built: Optimizer | None) -> dict[str, Any]:
+def _entry(module: Any, config: Config, part: Part, built: Optimizer | None) -> dict[str, Any]:
     """One optimizer and its schedule, as Lightning takes them."""
     trainer = getattr(module, "_trainer", None)
-    place = f"optimizer[{i}]" if config.several else "optimizer"
-    where = f"{place}.scheduler" if config.several else "scheduler"
-    scheduled = part.scheduler
-    monitored = None
-    depends: dict[str, Any] = {}
-    given = scheduled
+    where = config.scheduler_place(part)
+    given = scheduled = part.scheduler
+    monitored = run = None
     if scheduled is not None:
         if scheduled.takes_metric:
             monitored = infer(trainer, scheduled.monitor, scheduled.mode)
-        run = run_of(trainer, module, len(config.parts)) if is_auto(scheduled) else Run()
-        depends["run"] = run
-        scheduled = settled(scheduled, run, where)
+        if is_auto(scheduled):
+            run = run_of(trainer, module, len(config.parts))
+        scheduled = settled(scheduled, run or Run(), where)
     if built is None and not part.members:
         raise WiringError(
             f"scheduler: there is no optimizer to schedule for {type(module).__name__}: add e.g. optimizer: adam"
         )
-    optimizer = built if built is not None else build_optimizer(module, part, place)
-    depends |= {"links": links(module, config), "rates": _rates(optimizer)}
+    optimizer = built if built is not None else build_optimizer(module, part, config.place(part))
+    scheduler = None
+    if scheduled is not None:
+        scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None, where)
+    depends = {"run": run, "links": links(module, config), "rates": rates_of(optimizer)}
     part = dataclasses.replace(part, scheduler=scheduled)
     choice = choices[optimizer] = Choice(config, part, where, known(module), depends=depends)
-    if scheduled is None:
+    if scheduled is None or scheduler is None:
         return {"optimizer": optimizer}
-    scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None, where)
     interval = "validation" if monitored else scheduled.interval
     length = str(scheduled.length)
     end = scheduled.arguments[length] if given is not None and given.arguments.get(length) == AUTO else None
     name = "warmup" if scheduled.name is None else scheduled.offer.name
     choice.plan = plans[scheduler] = Plan(name, interval, scheduled.frequency, monitored, end, length)
-    depends["rates"] = _rates(optimizer)
     entry: dict[str, Any] = {"scheduler": scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
     if monitored and getattr(module, "automatic_optimization", True):  # Lightning warns about these in manual mode
         entry["reduce_on_plateau"] = monitored.monitor is not None

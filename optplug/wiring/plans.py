@@ -10,6 +10,11 @@ from optplug.config import Config, Part
 from optplug.groups import Known
 
 
+def rates_of(optimizer: Any) -> list[float]:
+    """The learning rates of an optimizer, by group."""
+    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+
+
 @dataclass
 class Monitored:
     """The metric a scheduler listens to, its mode, and who said so. `monitor` may be None until a validation tells."""

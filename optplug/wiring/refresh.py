@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from optplug.build import links
-from optplug.lengths import Run, is_auto, settled
+from optplug.lengths import settled
 from optplug.schedules import rebased
-from optplug.wiring.plans import Choice, choices
+from optplug.wiring.plans import Choice, choices, rates_of
 from optplug.wiring.run import run_of
 
 
@@ -23,13 +23,10 @@ def refresh(trainer: Any, module: Any) -> None:
         trainer.strategy.setup_optimizers(trainer)
         return
     for optimizer in trainer.optimizers:
-        rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+        rates = rates_of(optimizer)
         if optimizer not in choices or rates == choices[optimizer].depends["rates"]:
             continue
         # The learning-rate finder's: what it found is the base rate, whatever a warmup made of the one before.
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            if "initial_lr" in group:
-                group["initial_lr"] = rate
         for entry in trainer.lr_scheduler_configs:
             if entry.scheduler.optimizer is optimizer:
                 rebased(entry.scheduler, rates)
@@ -56,8 +53,5 @@ def _built(trainer: Any) -> list[Choice]:
 def _is_stale(trainer: Any, module: Any, choice: Choice) -> bool:
     if links(module, choice.config) != choice.depends["links"]:
         return True
-    given = [part.scheduler for part in choice.config.parts if part.scheduler is not None]
-    if not any(map(is_auto, given)):
-        return False
-    before: Run | None = choice.depends.get("run")
-    return before is not None and before != Run() and run_of(trainer, module, len(choice.config.parts)) != before
+    before = choice.depends["run"]  # looked up for lengths that depend on it
+    return before is not None and run_of(trainer, module, len(choice.config.parts)) != before

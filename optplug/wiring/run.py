@@ -35,8 +35,7 @@ def run_of(trainer: Any, module: Any, optimizers: int = 1) -> Run:
         epochs = needed if epochs is None else min(epochs, needed)
     steps = int(estimate) if 0 < estimate < math.inf else None
     if steps is not None and limit is not None and optimizers > 1:
-        in_all = limit if epochs is None or not per_epoch else min(limit, epochs * per_epoch)
-        steps = in_all
+        steps = limit if epochs is None or not per_epoch else min(limit, epochs * per_epoch)
     return Run(
         steps,
         epochs,
