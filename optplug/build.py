@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from optplug.arguments import configurable, constructor
 from optplug.combined import Combined
 from optplug.complaints import Complaints, join, placed, refusals
-from optplug.config import AUTO, LINK, Config, Member, OptimizerConfig, Part, SchedulerConfig
+from optplug.config import AUTO, LINK, PATIENCE_UNITS, Config, Member, OptimizerConfig, Part, SchedulerConfig
 from optplug.errors import ConfigError, OptplugError, at, describe, did_you_mean
 from optplug.groups import MULTIPLIERS, AnyRule, Rule, param_groups, trainable
 from optplug.keywords import CheckedKeywords
@@ -193,6 +193,9 @@ def build_scheduler(
         scheduled: from `optplug.parsing.parse`, with numbers for lengths (`optplug.lengths.settled`).
         mode: for a scheduler that has an argument `mode` and takes a metric.
         place: of the scheduler in the configuration.
+
+    Raises:
+        ConfigError: a `patience_unit` that the scheduler cannot count in; and what the class raises.
     """
     if scheduled.name is None:
         scheduler: LRScheduler = Unscheduled(optimizer)
@@ -203,6 +206,12 @@ def build_scheduler(
         try:
             with refusals(scheduled.offer.spec.name, arguments):
                 scheduler = create_scheduler(scheduled.name, optimizer, **arguments)
+            if scheduled.patience_unit != PATIENCE_UNITS[0] and not callable(getattr(scheduler, "at", None)):
+                says = (
+                    f"{scheduled.offer.spec.name} has no method at(position) and counts {PATIENCE_UNITS[0]} only, got "
+                    f"{scheduled.patience_unit!r}: leave it out"
+                )
+                raise at("patience_unit", ConfigError(says))
         except OptplugError as error:
             raise placed(error, place) from error.__cause__
     for group in optimizer.param_groups:  # a plateau keeps no base rates of its own

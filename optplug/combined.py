@@ -6,6 +6,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,12 @@ class Combined(Optimizer):
 
     The groups are the members' own. Each gets a `name` that no other has: its own, or its member's class name in snake
     case, numbered where it is taken. `defaults` has the keys that all members have, with the first one's values.
+    `train()` and `eval()` are there if a member has both, and put all such members into that mode.
     """
 
     members: list[Optimizer]
+    train: Callable[[], None]
+    eval: Callable[[], None]
     _order: list[int]  # for each group, whose it is: new groups go last, as schedulers expect
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -52,6 +56,10 @@ class Combined(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._settle()
+        moody: list[Any] = [member for member in self.members if has_modes(member)]
+        if moody:  # else there must be nothing that looks like modes
+            self.train = partial(_call_all, [member.train for member in moody])
+            self.eval = partial(_call_all, [member.eval for member in moody])
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -180,16 +188,6 @@ class Combined(Optimizer):
             member.step()
         return loss
 
-    def train(self) -> None:
-        """Put the members that have modes into training mode."""
-        for member in self.members:
-            getattr(member, "train", bool)()
-
-    def eval(self) -> None:
-        """Put the members that have modes into evaluation mode."""
-        for member in self.members:
-            getattr(member, "eval", bool)()
-
     def engine_report(self) -> list[BucketReport]:
         """The reports of the members that have one; their `group` is the index here."""
         reports: list[BucketReport] = []
@@ -197,6 +195,16 @@ class Combined(Optimizer):
             indices = self._of(number, range(len(self.param_groups)))
             reports += [replace(r, group=indices[r.group]) for r in getattr(member, "engine_report", list)()]
         return reports
+
+
+def has_modes(optimizer: Any) -> bool:
+    """Whether an optimizer has `train()` and `eval()`, as schedule-free ones have."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+def _call_all(functions: Iterable[Callable[[], object]]) -> None:
+    for function in functions:
+        function()
 
 
 def _params(member: Optimizer) -> list[Tensor]:

@@ -21,9 +21,12 @@ from optplug.selection import Selector
 from optplug.specs import LENGTHS, SchedulerSpec
 
 ARGS = "args"
+METRIC_KEYS = ("monitor", "mode", "patience_unit", "on_nonfinite")
+"""Those of a scheduler that takes a metric."""
+
 WIRING_KEYS = {
     "optimizer": ("name", ARGS),
-    "scheduler": ("name", ARGS, "interval", "frequency", "warmup", "warmup_steps", "monitor", "mode"),
+    "scheduler": ("name", ARGS, "interval", "frequency", "warmup", "warmup_steps", *METRIC_KEYS),
 }
 """Keys that are optplug's own; an algorithm's argument of the same name goes under `args`."""
 
@@ -43,6 +46,14 @@ OF_THE_WHOLE = ("engine", "state_dtype")
 ON_RESUME = ("keep", "override_hparams", "reset_scheduler", "reset_all")
 """What counts when a run goes on from a checkpoint: everything of the checkpoint; the configuration's numbers; its
 schedule, from the start; its optimizer and schedule, from the start."""
+
+PATIENCE_UNITS = ("validations", "epochs", "steps")
+"""What the patience of a scheduler that takes a metric counts since the last improvement: completed validations that
+logged the metric (for a training metric, epochs); epochs; optimizer steps. It acts at a validation in any case."""
+
+ON_NONFINITE = ("bad", "ignore", "raise")
+"""What a metric that is NaN or infinite does, which is never the best: it counts as a bad value; it is not heard, and
+patience does not count it; it ends the training with an error."""
 
 AUTO = "auto"
 LINK = re.compile(r"module(\.[A-Za-z_]\w*)+")
@@ -87,6 +98,7 @@ class SchedulerConfig:
         frequency: every how many epochs, or optimizer steps.
         warmup: None for none.
         monitor: the metric a plateau watches, or None to infer it. mode: `"min"`, `"max"` or None to infer it.
+        patience_unit: of `PATIENCE_UNITS`. on_nonfinite: of `ON_NONFINITE`. Both for a scheduler that takes a metric.
     """
 
     name: str | None
@@ -96,6 +108,8 @@ class SchedulerConfig:
     warmup: WarmupConfig | None = None
     monitor: str | None = None
     mode: str | None = None
+    patience_unit: str = PATIENCE_UNITS[0]
+    on_nonfinite: str = ON_NONFINITE[0]
 
     @property
     def offer(self) -> Offer:
@@ -115,7 +129,8 @@ class SchedulerConfig:
         wiring: dict[str, Any] = {}
         if self.name is not None and not self.takes_metric:
             wiring |= {"interval": self.interval, "frequency": self.frequency}
-        wiring |= {key: value for key in ("monitor", "mode") if (value := getattr(self, key)) is not None}
+        heard = {key: getattr(self, key) for key in METRIC_KEYS}
+        wiring |= {key: value for key, value in heard.items() if value != getattr(SchedulerConfig, key)}  # its default
         if self.warmup is not None:
             wiring["warmup"] = self.warmup.to_dict()
         return {**_with_arguments("scheduler", self.name, self.arguments), **wiring}

@@ -43,9 +43,20 @@ def _facts(offer: Offer, found: Any) -> Iterator[str]:
         "capabilities": "; ".join(f"{c}: {spec.CAPABILITIES[c]}" for c in sorted(spec.capabilities)) or "none declared",
     }
     if isinstance(spec, SchedulerSpec):
-        facts["interval"] = "validation" if "metric" in spec.capabilities else spec.interval
+        facts["interval"] = spec.interval
+        if "metric" in spec.capabilities:
+            facts |= {"interval": "validation", **_hearing(found)}
     for key, value in facts.items():
         yield f"  {key:<13} {value}"
+
+
+def _hearing(found: Any) -> dict[str, str]:
+    """What a configuration may say of how a scheduler hears its metric."""
+    from optplug.config import ON_NONFINITE, PATIENCE_UNITS  # it loads torch, which listing does without
+
+    units = PATIENCE_UNITS if callable(getattr(found, "at", None)) else PATIENCE_UNITS[:1]
+    choices = {"patience_unit": units, "on_nonfinite": ON_NONFINITE}
+    return {key: f"{' | '.join(values)} (default: {values[0]})" for key, values in choices.items()}
 
 
 def _path(found: Any) -> str:

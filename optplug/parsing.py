@@ -16,8 +16,11 @@ from optplug.config import (
     AUTO,
     KEYS,
     MEMBER_KEYS,
+    METRIC_KEYS,
     OF_THE_WHOLE,
+    ON_NONFINITE,
     ON_RESUME,
+    PATIENCE_UNITS,
     WARMUP_UNITS,
     WIRING_KEYS,
     Config,
@@ -85,8 +88,7 @@ def read(
     beside = {key: value for key, value in (("monitor", monitor), ("mode", mode)) if value is not None}
     policy = ON_RESUME[0] if on_resume is None else on_resume
     if policy not in ON_RESUME:
-        hint = did_you_mean(str(policy), ON_RESUME)
-        complaints.add(ConfigError(f"must be one of {listing(ON_RESUME)}, got {policy!r}{hint}"), "on_resume")
+        complaints.add(_none_of(ON_RESUME, policy), "on_resume")
         policy = ON_RESUME[0]
     chosen = given["optimizer"]
     several = isinstance(chosen, (list, tuple))
@@ -199,8 +201,8 @@ def _scheduler(
     if offer is None:
         return None
     known = _known(complaints, offer, given, arguments, place)
-    monitor, mode = _metric(complaints, offer, wiring, known, place, beside)
-    return SchedulerConfig(name, known, interval, frequency, warmup, monitor, mode)
+    heard = _metric(complaints, offer, wiring, known, place, beside)
+    return SchedulerConfig(name, known, interval, frequency, warmup, **heard)
 
 
 def _warmup_alone(
@@ -290,6 +292,10 @@ def _warmup_length(complaints: Complaints, unit: str, length: Any, start: Any, p
     return None
 
 
+_CHOICES = {"patience_unit": PATIENCE_UNITS, "on_nonfinite": ON_NONFINITE}
+"""Keys of a scheduler that takes a metric, with the values they may have."""
+
+
 def _metric(
     complaints: Complaints,
     offer: Offer,
@@ -297,16 +303,16 @@ def _metric(
     arguments: dict[str, Any],
     place: str,
     beside: Mapping[str, Any],
-) -> tuple[str | None, str | None]:
-    """Monitor and mode, from wherever they stand; `mode` leaves the arguments, where it means the same."""
+) -> dict[str, Any]:
+    """The metric and how it is heard, from wherever that stands; `mode` leaves the arguments, where it is the same."""
     takes_metric = "metric" in offer.spec.capabilities
     found: dict[str, Any] = {}
-    for key in ("monitor", "mode"):
+    for key in METRIC_KEYS:
         stands = {f"{place}.{key}": wiring.get(key), key: beside.get(key)}
         if takes_metric and key == "mode":
             stands[f"{place}.{ARGS}.{key}"] = arguments.pop("mode", None)
         stands = {where: value for where, value in stands.items() if value is not None}
-        found[key] = next(iter(stands.values()), None)
+        found[key] = next(iter(stands.values()), getattr(SchedulerConfig, key))
         for where, value in stands.items():
             with complaints.at(where):
                 if not takes_metric:
@@ -318,11 +324,16 @@ def _metric(
                 if key == "mode" and value not in ("min", "max"):
                     hint = did_you_mean(str(value), ("min", "max"))
                     raise ConfigError(f"must be 'min' or 'max', got {value!r}{hint}")
+                if key in _CHOICES and value not in _CHOICES[key]:
+                    raise _none_of(_CHOICES[key], value)
                 if key == "monitor" and not isinstance(value, str):
                     raise ConfigTypeError(f"must be the name of a metric, got {value!r}")
                 if value == "":
                     raise ConfigError("is empty: name a metric, or leave it out to have it inferred")
-    return found["monitor"], found["mode"]
+                if key == "monitor" and value.startswith("lr-"):
+                    says = f"is {value!r}, a learning rate, which {offer.name} sets: name a metric of the model"
+                    raise ConfigError(says)
+    return found
 
 
 # -------------------------------------------------------------------------------- param groups
@@ -423,6 +434,11 @@ def _group_options(
 
 
 # -------------------------------------------------------------------------------------- shared
+
+
+def _none_of(known: Sequence[str], value: Any) -> ConfigError:
+    """The error for a value that is none of the words it may be."""
+    return ConfigError(f"must be one of {listing(known)}, got {value!r}{did_you_mean(str(value), known)}")
 
 
 def _offer(complaints: Complaints, kind: str, name: str, place: str) -> Offer | None:

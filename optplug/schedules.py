@@ -22,7 +22,9 @@ from optplug.errors import (
     listing,
     number_hint,
 )
+from optplug.following import OTHERS, follow_groups
 from optplug.keywords import CheckedKeywords
+from optplug.rates import copied, set_lr
 
 
 def number(
@@ -60,6 +62,10 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
 
     Each step multiplies the group's *current* distance from the floor by :math:`f(t) / f(t-1)`, so that several
     schedulers on one optimizer compose; where :math:`f(t-1) = 0` it adds :math:`(base - floor) \, f(t)`.
+
+    Groups that are added to the optimizer are followed, see `optplug.following.follow_groups`. With a floor of 0 a new
+    group's rate keeps its ratio to that of the last group before it; above a floor the base rates have that ratio, and
+    the new group's rate is as defined above, at once.
 
     Args:
         optimizer: whose groups' learning rates to set.
@@ -99,13 +105,17 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
         before = [1.0] * len(now) if self._is_initial and t == 0 else self.multipliers(t - 1)
         return [1.0 if f == b else f / b if b else None for f, b in zip(now, before, strict=True)]
 
+    def _update_lr(self, epoch: int | None = None) -> None:
+        follow_groups(self)
+        super()._update_lr(epoch)
+
     def get_lr(self) -> list[float | Tensor]:
         """The learning rates of this step, per group, from the current ones; torch's warning when called by hand."""
         warn_by_hand(self)
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         t = self.last_epoch
         if self._is_initial and t > 0 and not self.steps_when_resumed:
-            return [_copy(lr) for lr in lrs]
+            return [copied(lr) for lr in lrs]
         with self._refusing_overflow():
             ratios = self.ratios(t)
             heights = self._heights(t) if None in ratios else lrs
@@ -118,7 +128,7 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
     def _moved(self, lr: float | Tensor, ratio: float | None, height: float | Tensor) -> float | Tensor:
         if ratio is None:
             return lr + height
-        return _copy(lr) if ratio == 1 else ratio * (lr - self.floor) + self.floor
+        return copied(lr) if ratio == 1 else ratio * (lr - self.floor) + self.floor
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """The learning rates by definition; `step(epoch)` asks for them."""
@@ -127,11 +137,12 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
 
     def _heights(self, t: int) -> list[float | Tensor]:
         """How high above the floor the learning rates are by definition."""
+        follow_groups(self)
         groups = self.optimizer.param_groups
-        if len(groups) != len(self.base_lrs):
+        if len(groups) < len(self.base_lrs):
             raise ConfigError(
                 f"{type(self).__name__} has {len(self.base_lrs)} base rates and the optimizer {len(groups)} groups: "
-                "add groups before the schedule is built"
+                "groups may be added, not removed; give the optimizer all groups before it loads a checkpoint"
             )
         return [(base - self.floor) * f for base, f in zip(self.base_lrs, self.multipliers(t), strict=True)]
 
@@ -220,7 +231,7 @@ def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: C
 
 POSITION = frozenset(
     {"last_epoch", "_step_count", "_is_initial", "_last_lr", "_get_lr_called_within_step", "best", "num_bad_epochs"}
-    | {"cooldown_counter", "base_lrs"}
+    | {"cooldown_counter", "base_lrs", "position", "elapsed"}
 )
 """What a scheduler keeps about where it is; the rest is about what it does."""
 
@@ -253,9 +264,9 @@ def overruled(
     ours = isinstance(scheduler, (ClosedFormLR, ReduceLROnPlateau))
     if ours:
         settings = {key: value for key, value in fresh.items() if key not in POSITION}
-        scheduler.load_state_dict(
-            {**scheduler.state_dict(), **settings, "base_lrs": getattr(scheduler, "base_lrs", [])}
-        )
+        for key in settings.keys() & set(OTHERS):  # of groups that were added before the checkpoint
+            settings[key] = [*settings[key], *settings[key][-1:] * (len(groups) - len(settings[key]))]
+        scheduler.load_state_dict({**scheduler.state_dict(), **settings})
     if isinstance(scheduler, ClosedFormLR) and len(groups) == len(scheduler.base_lrs):
         for group, lr in zip(groups, scheduler._get_closed_form_lr(), strict=True):
             set_lr(group, float(lr))
@@ -278,18 +289,6 @@ def rebased(scheduler: LRScheduler, bases: Sequence[float]) -> None:
         group["initial_lr"] = base
         set_lr(group, float(lr))
     scheduler._last_lr = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
-
-
-def _copy(lr: float | Tensor) -> float | Tensor:
-    return lr.clone() if isinstance(lr, Tensor) else lr
-
-
-def set_lr(group: dict[str, Any], lr: float) -> None:
-    """Set a group's learning rate, in place where it is a tensor."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)
-    else:
-        group["lr"] = lr
 
 
 class Warmup(LRScheduler):
@@ -321,7 +320,7 @@ class Warmup(LRScheduler):
         self._inner_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._shown_lrs = list(self._inner_lrs)
         for group in self.optimizer.param_groups:  # a plateau keeps no base rates
-            group.setdefault("initial_lr", _copy(group["lr"]))
+            group.setdefault("initial_lr", copied(group["lr"]))
         self._show()
 
     @property
@@ -359,6 +358,12 @@ class Warmup(LRScheduler):
         with self._without_warmup(), self._lenient():
             self.scheduler.step(*args, **kwargs)
 
+    def follow_groups(self) -> None:
+        """Take up groups that were added since; the rates they have are those without warmup."""
+        if len(self._inner_lrs) < len(self.optimizer.param_groups):
+            with self._without_warmup():
+                pass  # which does it
+
     @contextmanager
     def _lenient(self) -> Iterator[None]:
         """While warming up a plateau counts no bad values, but remembers the best."""
@@ -380,12 +385,13 @@ class Warmup(LRScheduler):
         now = self.factor(self.warmed)
         for i, group in enumerate(groups):
             lr = float(group["lr"])
-            if i == len(self._inner_lrs):  # a group added since, with its base rate
+            if i == len(self._inner_lrs):  # a group added since, with its rate without warmup
                 self._inner_lrs.append(lr)
             elif lr != self._shown_lrs[i]:  # somebody else set the rate: that is the rate as it is now
                 self._inner_lrs[i] = lr / now
             set_lr(group, self._inner_lrs[i])
         try:
+            follow_groups(self.scheduler)
             yield
         finally:
             self._inner_lrs = [float(group["lr"]) for group in groups]

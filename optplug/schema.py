@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from optplug.arguments import Argument, constructor, documented
-from optplug.config import AUTO, LINK, MEMBER_KEYS, OF_THE_WHOLE, ON_RESUME, SUBCOMMANDS, WIRING_KEYS, length_of
+from optplug.config import (
+    AUTO,
+    LINK,
+    MEMBER_KEYS,
+    OF_THE_WHOLE,
+    ON_NONFINITE,
+    ON_RESUME,
+    PATIENCE_UNITS,
+    SUBCOMMANDS,
+    WIRING_KEYS,
+    length_of,
+)
 from optplug.errors import PluginError
 from optplug.explaining import readable
 from optplug.groups import MULTIPLIERS
@@ -29,6 +40,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 WRONG = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
 NONE: Schema = {"type": "null"}
 TEXT: Schema = {"type": "string", "minLength": 1}
+METRIC: Schema = {"type": ["string", "null"], "minLength": 1, "pattern": "^(?!lr-)"}
 MAPPING: Schema = {"type": "object"}
 
 
@@ -235,7 +247,7 @@ def _configuration(optimizers: list[_Known]) -> Schema:
         "optimizer": {"description": "A name, or {name: ..., lr: ...}.", **_ref("optimizer")},
         "scheduler": {"description": "A name, or {name: ..., warmup_steps: ...}.", **_ref("scheduler")},
         "param_groups": {"description": "A preset's name, or a list of rules: {match: '*.bias', weight_decay: 0.0}."},
-        "monitor": {"type": ["string", "null"], "minLength": 1, "description": "The metric that a plateau watches."},
+        "monitor": {**METRIC, "description": "The metric that a plateau watches."},
         "mode": {"enum": ["min", "max", None], "description": "Whether less of the metric is better, or more."},
         "override": {
             "type": "boolean",
@@ -329,10 +341,16 @@ def _wiring_of(known: _Known) -> dict[str, Any]:
     if known.kind == "optimizer":
         return {**_selectors(), "param_groups": _ref(f"{known.key}.param_groups"), "scheduler": _ref("scheduler")}
     mode = {"enum": ["min", "max", None], "description": "Whether a lower or a higher metric is better."}
-    monitor = {**_any_of([TEXT, NONE]), "description": "The metric; inferred unless given."}
+    monitor = {**METRIC, "description": "The metric; inferred unless given."}
+    unit = {"enum": [*PATIENCE_UNITS, None], "description": "What patience and cooldown count; validations if absent."}
+    nonfinite = {
+        "enum": [*ON_NONFINITE, None],
+        "description": "What a NaN or infinite metric does: counts as bad, if absent; is ignored; ends the training.",
+    }
+    metric = {"monitor": monitor, "mode": mode, "patience_unit": unit, "on_nonfinite": nonfinite}
     if known.takes_metric:  # it steps once per completed validation
-        return {**_steps("epoch", 1), **_warmups(), "monitor": monitor, "mode": mode}
-    return {**_steps(), **_warmups(), "monitor": NONE, "mode": NONE}
+        return {**_steps("epoch", 1), **_warmups(), **metric}
+    return {**_steps(), **_warmups(), **dict.fromkeys(metric, NONE)}
 
 
 def _steps(interval: str | None = None, frequency: int | None = None) -> dict[str, Schema]:

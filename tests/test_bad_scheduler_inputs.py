@@ -115,16 +115,16 @@ def stepped(value):
     return take
 
 
-def grown(cls):
+def shrunk(cls):
     scheduler = cls(sgd(), [returning(1.0)] * 2)
-    scheduler.optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+    del scheduler.optimizer.param_groups[1]
     scheduler.optimizer.step()
     scheduler.step()
 
 
-def grown_plateau(cls):
+def shrunk_plateau(cls):
     scheduler = cls(sgd(), min_lr=[0.0, 0.0], patience=0)
-    scheduler.optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+    del scheduler.optimizer.param_groups[1]
     for _ in range(3):
         scheduler.step(1.0)
 
@@ -173,7 +173,7 @@ BAD_INPUTS = {
         ("too many", {"lr_lambda": [abs] * 3}, RANGE, "Expected 2 lr_lambdas, but got 3"),
         ("too few", {"lr_lambda": (abs,)}, RANGE, "Expected 2 lr_lambdas, but got 1"),
         ("none", {"lr_lambda": []}, RANGE, "Expected 2 lr_lambdas, but got 0"),
-        ("a group more", grown, ConfigError, None),
+        ("a group less", shrunk, ConfigError, None),
         ("text", {"lr_lambda": "0.95 ** epoch"}, KIND, None),
         ("a number", {"lr_lambda": 0.95}, KIND, None),
         ("None", {"lr_lambda": None}, KIND, None),
@@ -201,7 +201,7 @@ BAD_INPUTS = {
         ("too few min_lr", {"min_lr": (0.0,)}, RANGE, "expected 2 min_lrs, got 1"),
         ("a min_lr that is text", {"min_lr": [0.0, "1e-3"]}, KIND, None),
         ("a min_lr below 0", {"min_lr": [0.0, -1]}, RANGE, None),
-        ("a group more", grown_plateau, WiringError, "The number of param groups in the `optimizer` (3) differs from"),
+        ("a group less", shrunk_plateau, WiringError, "The number of param groups in the `optimizer` (1) differs from"),
         *common(),
     ],
 }

@@ -483,12 +483,33 @@ class Moody(torch.optim.SGD):
         self.mode = "eval"
 
 
-def test_modes_are_handed_to_the_members_that_have_them():
-    optimizer = Combined([Adam(one()), Moody(one())])
-    optimizer.eval()
-    assert optimizer.members[1].mode == "eval"
-    optimizer.train()
-    assert optimizer.members[1].mode == "train"
+class Half(torch.optim.SGD):
+    def eval(self) -> None:
+        pytest.fail("a method without its other half is no mode")
+
+
+COPIES: dict[str, Any] = {
+    "itself": lambda o: o,
+    "copy": copy.deepcopy,
+    "pickle": lambda o: pickle.loads(pickle.dumps(o)),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_modes_are_handed_to_the_members_that_have_them(copied):
+    original = Combined([Adam(one()), Moody(one()), Half(one()), Moody(one())])
+    optimizer = COPIES[copied](original)
+    for mode in ("eval", "train"):
+        getattr(optimizer, mode)()
+        assert [getattr(member, "mode", None) for member in optimizer.members] == [None, mode, None, mode]
+    assert (original.members[1].mode == "train") == (optimizer is original)
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_combination_of_members_without_modes_has_none(copied):
+    optimizer = COPIES[copied](Combined([Adam(one()), Half(one())]))
+    assert not hasattr(optimizer, "train")
+    assert not hasattr(optimizer, "eval")
 
 
 def test_engine_reports_count_the_groups_of_all_members():
@@ -595,6 +616,7 @@ def test_lightning_s_wrapper_reads_and_writes_through(pl):
     wrapped = pl.core.optimizer.LightningOptimizer(optimizer)
     assert isinstance(wrapped, Combined)
     assert type(wrapped).__name__ == "LightningCombined"
+    assert not hasattr(wrapped, "train")
     train(net, [optimizer], range(1))
     assert wrapped.state is optimizer.state
     assert all(a is b for a, b in zip(wrapped.param_groups, optimizer.param_groups, strict=True))

@@ -90,6 +90,31 @@ def test_a_valid_file_is_shown_in_full(run: Any) -> None:
     }
 
 
+def test_how_a_plateau_hears_its_metric_is_shown_where_it_is_unusual_and_refused_with_its_line(run: Any) -> None:
+    text = """
+    optimizer: adam
+    scheduler:
+      name: reduce_lr_on_plateau
+      patience_unit: {}
+      on_nonfinite: {}
+      monitor: {}
+    """
+    result = run("validate", text.format("epochs", "bad", "val_loss"))
+    assert yaml.safe_load(result.stdout.partition("\n\n")[2])["scheduler"] == {
+        "name": "reduce_lr_on_plateau",
+        "patience_unit": "epochs",
+        "monitor": "val_loss",
+    }
+    lines = said(run("validate", text.format("epoch", "rais", "lr-Adam")))
+    assert [line.partition(": must be")[0].partition(": is ")[0] for line in lines] == [
+        "config.yaml:4: scheduler.patience_unit",
+        "config.yaml:5: scheduler.on_nonfinite",
+        "config.yaml:6: scheduler.monitor",
+    ]
+    assert lines[0].endswith("did you mean 'epochs'?")
+    assert lines[1].endswith("did you mean 'raise'?")
+
+
 def test_every_error_is_said_with_its_line(run: Any) -> None:
     lines = said(
         run(

@@ -21,8 +21,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import optplug
-from optplug.build import build_optimizer, checked
-from optplug.config import Config, Member, OptimizerConfig, Part, SchedulerConfig, WarmupConfig
+from optplug.build import build_optimizer, build_scheduler, checked
+from optplug.config import (
+    ON_NONFINITE,
+    PATIENCE_UNITS,
+    Config,
+    Member,
+    OptimizerConfig,
+    Part,
+    SchedulerConfig,
+    WarmupConfig,
+)
 from optplug.errors import (
     ConfigError,
     ConfigErrors,
@@ -135,6 +144,7 @@ def test_wiring_keys_have_defaults():
     parsed = scheduler(COSINE)
     assert (parsed.interval, parsed.frequency, parsed.warmup) == ("epoch", 1, None)
     assert (parsed.monitor, parsed.mode) == (None, None)
+    assert (parsed.patience_unit, parsed.on_nonfinite) == ("validations", "bad")
     assert not parsed.takes_metric
     assert scheduler(PLATEAU).takes_metric
 
@@ -154,6 +164,16 @@ def test_monitor_and_mode_beside_the_scheduler_are_its_own():
     assert scheduler(PLATEAU, monitor="val_acc", mode="max") == inside
     assert scheduler({**PLATEAU, "monitor": "val_acc"}, monitor="val_acc", mode="max") == inside
     assert scheduler({**PLATEAU, "monitor": "val_acc", "args": {"mode": "max"}}) == inside
+
+
+@pytest.mark.parametrize(("key", "values"), [("patience_unit", PATIENCE_UNITS), ("on_nonfinite", ON_NONFINITE)])
+def test_what_patience_counts_and_what_is_no_number_does_can_be_said(key: str, values: tuple[str, ...]):
+    assert scheduler({**PLATEAU, key: None}) == scheduler({**PLATEAU, key: values[0]}) == scheduler(PLATEAU)
+    assert scheduler({**COSINE, key: None}) == scheduler(COSINE)
+    for value in values:
+        parsed = scheduler({**PLATEAU, key: value})
+        assert getattr(parsed, key) == value
+        assert parsed.to_dict() == {**PLATEAU, **({} if value == values[0] else {key: value})}
 
 
 def test_a_match_may_be_one_glob_or_several():
@@ -227,7 +247,8 @@ def test_an_unknown_key_has_its_nearest_match():
     )
     assert refusal(ConfigError, "adam", {**COSINE, "t_max": 3}) == (
         "scheduler.t_max: cosine_annealing_lr has no option 't_max'; it has T_max, eta_min, and in a "
-        "configuration args, interval, frequency, warmup, warmup_steps, monitor, mode; did you mean 'T_max'?"
+        "configuration args, interval, frequency, warmup, warmup_steps, monitor, mode, patience_unit, on_nonfinite; "
+        "did you mean 'T_max'?"
     )
     assert refusal(ConfigError, "adam", {**COSINE, "warmup_step": 3}).endswith(
         "; did you mean 'warmup_steps', 'warmup'?"
@@ -244,7 +265,10 @@ def test_a_key_under_args_that_is_no_text_is_refused():
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-@pytest.mark.parametrize("key", ["monitor", "mode", "interval", "frequency", "warmup", "warmup_steps"])
+@pytest.mark.parametrize(
+    "key",
+    ["monitor", "mode", "patience_unit", "on_nonfinite", "interval", "frequency", "warmup", "warmup_steps"],
+)
 def test_a_key_of_the_scheduler_at_the_optimizer_is_told_where_it_belongs(name: str, key: str):
     assert refusal(ConfigError, {"name": name, key: 1}).endswith(f"; {key!r} belongs to scheduler")
 
@@ -445,7 +469,8 @@ def test_a_warmup_may_be_alone():
     alone = scheduler({"warmup": {"steps": 3}})
     assert alone == scheduler({"warmup_steps": 3}) == SchedulerConfig(None, interval="step", warmup=WarmupConfig(3))
     assert (alone.takes_metric, alone.length) == (False, None)
-    for key, value in (("interval", "step"), ("T_max", 3), ("monitor", "x")):
+    refused = [("interval", "step"), ("T_max", 3), ("monitor", "x"), ("patience_unit", "steps"), ("on_nonfinite", None)]
+    for key, value in refused:
         assert refusal(ConfigError, "adam", {"warmup_steps": 3, key: value}) == (
             f"scheduler.{key}: without a name a scheduler is a warmup alone, which has no {key!r}"
         )
@@ -474,6 +499,45 @@ def test_monitor_and_mode_are_checked():
         "scheduler.mode: must be 'min' or 'max', got 'low'"
     )
     assert refusal(ConfigError, "adam", {**PLATEAU, "mode": "mni"}).endswith("got 'mni'; did you mean 'min'?")
+
+
+@pytest.mark.parametrize("name", ["lr-Adam", "lr-", "lr-SGD/pg1"])
+def test_a_learning_rate_is_no_metric(name: str):
+    says = f"is {name!r}, a learning rate, which reduce_lr_on_plateau sets: name a metric of the model"
+    assert refusal(ConfigError, "adam", {**PLATEAU, "monitor": name}) == f"scheduler.monitor: {says}"
+    assert refusal(ConfigError, "adam", PLATEAU, monitor=name) == f"monitor: {says}"
+    for metric in ("lr_loss", "lr", "val/lr-loss"):
+        assert scheduler({**PLATEAU, "monitor": metric}).monitor == metric
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "words"),
+    [
+        ("patience_unit", "epoch", "validations, epochs, steps, got 'epoch'; did you mean 'epochs'?"),
+        ("patience_unit", "Steps", "validations, epochs, steps, got 'Steps'; did you mean 'steps'?"),
+        ("patience_unit", "", "validations, epochs, steps, got ''"),
+        ("patience_unit", 1, "validations, epochs, steps, got 1"),
+        ("patience_unit", [3], "validations, epochs, steps, got [3]"),
+        ("on_nonfinite", "ignored", "bad, ignore, raise, got 'ignored'; did you mean 'ignore'?"),
+        ("on_nonfinite", 0, "bad, ignore, raise, got 0"),
+    ],
+)
+def test_what_patience_counts_and_what_is_no_number_does_are_checked(key: str, given: Any, words: str):
+    says = f"scheduler.{key}: must be one of {words}"
+    assert refusal(ConfigError, "adam", {**PLATEAU, key: given}) == says
+    entry = {"name": "adam", "match": "*", "scheduler": {**PLATEAU, key: given}}
+    assert refusal(ConfigError, [entry]).startswith(f"optimizer[0].scheduler.{key}: must be one of")
+
+
+@pytest.mark.parametrize(("key", "value"), [("patience_unit", "epochs"), ("on_nonfinite", "bad")])
+def test_how_a_metric_is_heard_belongs_to_a_schedule_that_takes_one(key: str, value: str):
+    assert refusal(ConfigError, "adam", {**COSINE, key: value}) == (
+        f"scheduler.{key}: cosine_annealing_lr takes no metric: {key}={value!r} has no use"
+    )
+    assert refusal(ConfigError, "adam", PLATEAU, **{key: value}).startswith(
+        f"{key}: a configuration has no key {key!r}; it has optimizer, scheduler"
+    )
+    refusal(ConfigError, "adam", {**PLATEAU, "args": {key: value}})
 
 
 def test_monitor_and_mode_given_twice_must_agree():
@@ -1009,6 +1073,10 @@ def test_a_wrong_name_hides_no_mistake_elsewhere():
     [
         ({"scheduler": {**PLATEAU, "monitor": 3, "mode": "low"}}, ["scheduler.mode", "scheduler.monitor"]),
         (
+            {"scheduler": {**PLATEAU, "monitor": "lr-Adam", "patience_unit": "epoch", "on_nonfinite": 3, "factor": -1}},
+            ["scheduler.factor", "scheduler.monitor", "scheduler.on_nonfinite", "scheduler.patience_unit"],
+        ),
+        (
             {"scheduler": {**COSINE, "warmup": {"epochs": -1, "start_factor": 0, "foo": 1}}},
             ["scheduler.warmup.epochs", "scheduler.warmup.foo", "scheduler.warmup.start_factor"],
         ),
@@ -1146,13 +1214,23 @@ WARMUPS = st.sampled_from(
     ]
 )
 CALENDAR = st.sampled_from([{}, {"interval": "step"}, {"interval": "epoch", "frequency": 3}])
+HEARD = st.fixed_dictionaries(
+    {},
+    optional={
+        "patience_unit": st.sampled_from([None, *PATIENCE_UNITS]),
+        "on_nonfinite": st.sampled_from([None, *ON_NONFINITE]),
+    },
+)
 SCHEDULERS = st.one_of(
     st.none(),
     st.just("reduce_lr_on_plateau"),
     st.builds(lambda w, c: {**COSINE, "eta_min": 0.01, **w, **c}, WARMUPS, CALENDAR),
     st.builds(lambda w, c: {"name": "cosine_annealing_lr", "args": {"T_max": "auto"}, **w, **c}, WARMUPS, CALENDAR),
     st.builds(
-        lambda w, m: {**PLATEAU, **w, **m}, WARMUPS, st.sampled_from([{}, {"monitor": "x"}, {"args": {"mode": "max"}}])
+        lambda w, m, h: {**PLATEAU, **w, **m, **h},
+        WARMUPS,
+        st.sampled_from([{}, {"monitor": "x"}, {"args": {"mode": "max"}}]),
+        HEARD,
     ),
     st.sampled_from([{"warmup_steps": 3}, {"warmup": {"ratio": 0.5, "start_factor": 1}}]),
 )
@@ -1204,6 +1282,7 @@ def test_a_configuration_comes_back_from_its_plain_form(given: dict[str, Any], p
         {"optimizer": "adam", "scheduler": {"warmup_steps": 0}},
         {"scheduler": {**COSINE, "interval": "step", "frequency": 3, "warmup": {"ratio": 0.1, "start_factor": 0.5}}},
         {"scheduler": {**PLATEAU, "monitor": "x", "mode": "max", "warmup_steps": 3}},
+        {"scheduler": {**PLATEAU, "patience_unit": "steps", "on_nonfinite": "ignore"}},
         {"scheduler": {"warmup": {"epochs": 2, "start_factor": 1}}, "on_resume": "reset_all"},
         {"optimizer": [GENERATOR, CRITIC], "on_resume": "reset_all"},
         {"optimizer": {"combine": [CRITIC, {"name": "adam", "regex": "a"}]}, "scheduler": COSINE},
@@ -1283,6 +1362,12 @@ class Deaf(torch.optim.lr_scheduler.LRScheduler):
         super().step()
 
 
+class Placed(Deaf):
+    """Takes a metric, and is told where it is."""
+
+    def at(self, position: int) -> None: ...
+
+
 class Namesake(torch.optim.SGD):
     """Its own arguments are called like keys of a configuration."""
 
@@ -1299,8 +1384,9 @@ def strangers(monkeypatch: pytest.MonkeyPatch):
     offers = registry._catalogue().offers
     monkeypatch.setitem(offers["optimizer"], "fussy", [Offer(OptimizerSpec("fussy", Fussy), plugin)])
     monkeypatch.setitem(offers["optimizer"], "namesake", [Offer(OptimizerSpec("namesake", Namesake), plugin)])
-    spec = SchedulerSpec("deaf", Deaf, capabilities=frozenset({"metric"}))
-    monkeypatch.setitem(offers["scheduler"], "deaf", [Offer(spec, plugin)])
+    for name, cls in (("deaf", Deaf), ("placed", Placed)):
+        spec = SchedulerSpec(name, cls, capabilities=frozenset({"metric"}))
+        monkeypatch.setitem(offers["scheduler"], name, [Offer(spec, plugin)])
 
 
 @pytest.mark.usefixtures("strangers")
@@ -1325,6 +1411,26 @@ def test_a_schedule_with_a_metric_and_no_mode_is_built():
     entry = optplug.configure_optimizers(nn.Linear(1, 1), "adam", choice)["lr_scheduler"]
     assert entry["scheduler"].own == 7
     assert entry["monitor"] == "val_loss"
+
+
+@pytest.mark.usefixtures("strangers")
+@pytest.mark.parametrize("warmup", [{}, {"warmup_steps": 3}], ids=str)
+def test_a_schedule_that_is_told_no_position_counts_validations_only(warmup: dict[str, int]):
+    def build(name: str, **wiring: str) -> Any:
+        given = {"name": name, "monitor": "val_loss", **warmup, **wiring}
+        return build_scheduler(torch.optim.SGD([torch.zeros(1)], lr=0.1), scheduler(given))
+
+    for unit in ("epochs", "steps"):
+        with pytest.raises(ConfigError) as caught:
+            build("deaf", patience_unit=unit)
+        assert caught.value.place == "scheduler.patience_unit"
+        assert str(caught.value) == (
+            "scheduler.patience_unit: deaf has no method at(position) and counts validations only, got "
+            f"{unit!r}: leave it out"
+        )
+        for name in ("placed", "reduce_lr_on_plateau"):
+            assert callable(build(name, patience_unit=unit).at)
+    assert not hasattr(build("deaf", patience_unit="validations", on_nonfinite="raise"), "at")
 
 
 @pytest.mark.parametrize(

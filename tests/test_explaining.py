@@ -83,6 +83,9 @@ def test_the_explanation_of_a_scheduler():
     assert row.split() == ["T_max", "int", "required"]
     assert "  interval      validation" in of("scheduler", "reduce_lr_on_plateau")
     lines = of("scheduler", "reduce_lr_on_plateau")
+    assert "  patience_unit validations | epochs | steps (default: validations)" in lines
+    assert "  on_nonfinite  bad | ignore | raise (default: bad)" in lines
+    assert not any("nonfinite" in line or "patience_unit" in line for line in of("scheduler", "step_lr"))
     assert re.search(r"^mode +'min' \| 'max' +'min'$", "\n".join(lines), re.MULTILINE)
 
 
@@ -167,6 +170,7 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.names("optimizer")
     offers = registry._catalogue().offers
     specs = [SchedulerSpec("bare", Bare), OptimizerSpec("numpy_style", Numpy), FunctionSpec("half", half, "halves")]
+    specs.append(SchedulerSpec("deaf", Bare, capabilities=frozenset({"metric"})))
     specs.append(OptimizerSpec("lost", "nowhere.to:Be_Found"))
     for spec in specs:
         monkeypatch.setitem(offers[spec.kind], spec.name.replace("_", ""), [Offer(spec, STRANGERS)])
@@ -177,6 +181,11 @@ def test_a_class_without_a_word_is_explained():
     lines = of("scheduler", "bare")
     assert lines[0] == "bare"
     assert next(line for line in lines if line.startswith("speed")).split() == ["speed", "required"]
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_schedule_that_is_told_no_position_counts_validations():
+    assert "  patience_unit validations (default: validations)" in of("scheduler", "deaf")
 
 
 @pytest.mark.usefixtures("strangers")

@@ -33,8 +33,8 @@ class Room(NamedTuple):
 WHOLE_FRAMEWORK = "optplug"
 LIGHTNING = "lightning pytorch_lightning"
 WIRING = (
-    "torch optplug.build optplug.complaints optplug.config optplug.errors optplug.groups optplug.lengths "
-    "optplug.registry optplug.schedules optplug.wiring"
+    "torch optplug.build optplug.combined optplug.complaints optplug.config optplug.errors optplug.following "
+    "optplug.groups optplug.lengths optplug.rates optplug.registry optplug.schedules optplug.wiring"
 )
 
 ROOMS = (
@@ -79,7 +79,9 @@ ROOMS = (
         "optplug/engines/[!_]*.py",
         "torch numba llvmlite numpy optplug.errors optplug.ops optplug.rules.graph optplug.rules.trace optplug.engines",
     ),
-    Room("optplug/schedules.py", "torch optplug.errors optplug.keywords"),
+    Room("optplug/rates.py", "torch"),
+    Room("optplug/following.py", "torch optplug.groups optplug.rates"),
+    Room("optplug/schedules.py", "torch optplug.errors optplug.following optplug.keywords optplug.rates"),
     Room("optplug/curvature.py", "torch optplug.engines", "optplug.engines.history"),
     # One schema -> parameter groups -> optimizer and scheduler.
     Room("optplug/arguments.py", "optplug.registry", "docstring_parser"),
@@ -102,7 +104,7 @@ ROOMS = (
         "optplug.arguments optplug.config optplug.errors optplug.explaining optplug.groups optplug.presets "
         "optplug.ranges optplug.registry optplug.selection optplug.specs",
     ),
-    Room("optplug/explaining.py", "optplug.arguments optplug.ranges optplug.registry optplug.specs"),
+    Room("optplug/explaining.py", "optplug.arguments optplug.ranges optplug.registry optplug.specs", "optplug.config"),
     Room("optplug/functions.py", "simpleeval optplug.errors optplug.registry"),
     Room("optplug/combined.py", "torch optplug.errors optplug.specs"),
     Room(
@@ -145,7 +147,10 @@ ROOMS = (
         "optplug.rules.execution optplug.rules.constructors optplug.rules.hypers optplug.rules.parameters "
         "optplug.rules.state optplug_classic",
     ),
-    Room("plugins/optplug_schedules/*.py", "torch optplug.errors optplug.keywords optplug.schedules optplug_schedules"),
+    Room(
+        "plugins/optplug_schedules/*.py",
+        "torch optplug.errors optplug.following optplug.keywords optplug.rates optplug.schedules optplug_schedules",
+    ),
 )
 
 DYNAMIC = {

@@ -16,7 +16,7 @@ from torch import nn
 import optplug
 from optplug.errors import ConfigError, WiringError
 from optplug.wiring.monitor import mode_by_name, only_validation_loss
-from optplug.wiring.owner import NEVER
+from optplug.wiring.claims import NEVER
 
 ADAM = {"name": "adam", "lr": 1.0}
 SGD = {"name": "sgd", "lr": 1.0}
@@ -565,14 +565,30 @@ def test_a_foreign_plateau_is_taken_over_and_released(own: type, trainer: Any, c
     assert run.optimizers[0].param_groups[0]["lr"] == 0.5**5
 
 
-def test_foreign_schedules_by_step_and_without_metric_are_left_to_lightning(
-    own: type, trainer: Any, callback: Any, spy: Any
+@pytest.mark.parametrize("frequency", [1, 4])
+def test_a_foreign_plateau_by_step_hears_each_validation_once(
+    own: type, trainer: Any, callback: Any, spy: Any, frequency: int
 ):
     module = own(val=RISING)
-    module.entry = {"monitor": "val_loss", "interval": "step", "frequency": 4}
-    trainer(callbacks=[callback(), watch := spy()], num_sanity_val_steps=0).fit(module)
-    assert watch.frequencies == [4]
-    assert values(module) == [1.0, 2.0, 3.0]
+    module.entry = {"monitor": "val_loss", "interval": "step", "frequency": frequency}
+    trainer(callbacks=[callback(), watch := spy()], val_check_interval=0.5).fit(module)
+    assert watch.frequencies == [NEVER]
+    assert values(module) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_a_foreign_plateau_on_a_metric_of_each_batch_is_left_to_lightning(
+    scripted: type, own: type, trainer: Any, callback: Any, spy: Any
+):
+    class PerBatch(own):  # type: ignore[misc,valid-type]
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("train_loss", 1.0)
+            return super().training_step(batch, batch_idx)
+
+    module = PerBatch()
+    module.entry = {"monitor": "train_loss", "interval": "step", "frequency": 2}
+    trainer(callbacks=[callback(), watch := spy()]).fit(module)
+    assert watch.frequencies == [2]
+    assert values(module) == [1.0] * 6
 
 
 def test_the_owner_that_the_helper_adds_leaves_foreign_plateaus_alone(own: type, trainer: Any, spy: Any):
@@ -672,40 +688,31 @@ def test_the_only_validation_loss_is_found_aloud(scripted: type, trainer: Any, o
 
 
 @pytest.mark.parametrize(
-    ("val", "message"),
+    ("val", "message", "batches"),
     [
         (
             {"val_loss_a": [1.0], "val_loss_b": [1.0], "val_acc": [1.0]},
             "the validation logged the validation losses val_loss_a, val_loss_b; set scheduler.monitor to one of "
             "val_acc, val_loss_a, val_loss_b",
+            0,  # the sanity check tells
         ),
         (
             {"val_acc": [1.0]},
             "the validation logged no validation loss; set scheduler.monitor to one of val_acc",
+            4,
         ),
-        ({}, "the validation logged no validation loss; set scheduler.monitor to one of none"),
+        ({}, "the validation logged no validation loss; set scheduler.monitor to one of none", 4),
     ],
     ids=["two", "none", "nothing"],
 )
-def test_no_or_two_validation_losses_are_refused(scripted: type, trainer: Any, callback: Any, val: Any, message: str):
+def test_no_or_two_validation_losses_are_refused(
+    scripted: type, trainer: Any, callback: Any, val: Any, message: str, batches: int
+):
     module = scripted(val=val, train={"train_loss": [1.0]})
     with pytest.raises(WiringError) as caught:
         trainer(callbacks=callback(SGD, PLATEAU)).fit(module)
     assert str(caught.value) == message
-    assert len(module.rates) == 4
-
-
-def test_a_plateau_without_monitor_and_validation_is_refused_before_the_first_batch(
-    scripted: type, trainer: Any, callback: Any
-):
-    module = scripted(train={"train_loss": [1.0]})
-    with pytest.raises(WiringError) as caught:
-        trainer(callbacks=callback(SGD, PLATEAU), limit_val_batches=0).fit(module)
-    assert str(caught.value) == (
-        "reduce_lr_on_plateau found no validation loss to monitor, since no validation runs; logged are none: set "
-        "scheduler.monitor"
-    )
-    assert module.rates == []
+    assert len(module.rates) == batches
 
 
 @pytest.mark.parametrize("arguments", [{}, {"val_check_interval": 0.5}, {"max_epochs": 1}], ids=str)
@@ -723,9 +730,14 @@ def test_a_validation_metric_that_nothing_logs_is_refused_after_the_first_valida
 
 
 def test_a_plateau_that_never_had_a_value_says_so_at_the_end(scripted: type, trainer: Any, callback: Any):
-    run = trainer(callbacks=callback(SGD, PLATEAU, monitor="val_loss"), check_val_every_n_epoch=9)
+    class Stops(scripted):  # type: ignore[misc,valid-type]
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.trainer.should_stop = True
+            self.trainer.limit_val_batches = 0
+
+    run = trainer(callbacks=callback(SGD, PLATEAU, monitor="val_loss"))
     with pytest.warns(UserWarning, match="reduce_lr_on_plateau was never stepped: monitor val_loss"):
-        run.fit(scripted(val={"val_loss": [1.0]}))
+        run.fit(Stops(val={"val_loss": [1.0]}))
 
 
 def test_the_helper_wants_the_module_itself(pl: Any, trainer: Any):
@@ -800,17 +812,6 @@ def test_the_account_does_without_a_learning_rate(scripted: type, trainer: Any, 
     monkeypatch.setattr(registry, "find", lambda kind, name: offer)
     monkeypatch.setattr(registry, "get", lambda kind, name: Steps)
     trainer(callbacks=callback("steps"), max_epochs=1).fit(scripted())
-
-
-def test_a_validation_metric_without_validation_is_refused_after_one_epoch(scripted: type, trainer: Any, callback: Any):
-    module = scripted(val={"val_loss": [1.0]}, train={"error": [1.0]})
-    with pytest.raises(WiringError) as caught:
-        trainer(callbacks=callback(SGD, PLATEAU, monitor="val_loss"), limit_val_batches=0).fit(module)
-    assert str(caught.value) == (
-        "reduce_lr_on_plateau monitors 'val_loss' (from the configuration), which nothing logs; logged are error: set "
-        "scheduler.monitor"
-    )
-    assert len(module.rates) == 4
 
 
 def test_a_metric_of_a_late_validation_is_waited_for(scripted: type, trainer: Any, callback: Any):
@@ -916,6 +917,7 @@ def test_the_account_is_exact(scripted: type, trainer: Any, ours: Any, capsys: A
         "optplug:   monitor val_loss (min) from the configuration",
         "optplug: epoch 1: val_loss is 2, not better than 1: learning rate 0.5 -> 0.25",
         "optplug: epoch 2: val_loss is 3, not better than 1: learning rate 0.25 -> 0.125",
+        "optplug: plateau: 3 validations seen, 2 cuts (epochs 1, 2), monitor val_loss (min) from the configuration",
     ]
 
 

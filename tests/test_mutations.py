@@ -58,6 +58,8 @@ VALID: list[dict[str, Any]] = [
             "mode": "min",
             "min_lr": 0.0,
             "threshold_mode": "abs",
+            "patience_unit": "epochs",
+            "on_nonfinite": "raise",
         },
         "param_groups": [
             {"preset": "layer_decay", "decay": 0.75, "layers": ["{}.*"]},
@@ -74,7 +76,18 @@ VALID: list[dict[str, Any]] = [
                 "scheduler": {"name": "step_lr", "step_size": 3, "gamma": 0.5},
                 "param_groups": [{"match": "0.bias", "eps": 0.1}],
             },
-            {"name": "rmsprop", "match": "1.*", "alpha": 0.9, "centered": True},
+            {
+                "name": "rmsprop",
+                "match": "1.*",
+                "alpha": 0.9,
+                "centered": True,
+                "scheduler": {
+                    "name": "reduce_lr_on_plateau",
+                    "monitor": "loss",
+                    "patience_unit": "steps",
+                    "on_nonfinite": "ignore",
+                },
+            },
         ]
     },
     {
@@ -150,7 +163,9 @@ def misspelt(draw: Any, word: str) -> str:
 def faulty(draw: Any) -> tuple[str, dict[str, Any], tuple[Any, ...], str]:
     """A kind of fault, a configuration with one, its path, and a word that a message about it must have."""
     config: dict[str, Any] = copy.deepcopy(draw(st.sampled_from(VALID)))
-    kind = draw(st.sampled_from(["key", "unknown key", "name", "type", "range", "lost", "combination", "pattern"]))
+    kind = draw(
+        st.sampled_from(["key", "unknown key", "name", "word", "type", "range", "lost", "combination", "pattern"])
+    )
     if kind == "key":
         path = draw(st.sampled_from(keyed(config)))
         where, old = parent(config, path), path[-1]
@@ -171,6 +186,15 @@ def faulty(draw: Any) -> tuple[str, dict[str, Any], tuple[Any, ...], str]:
         right = where[path[-1]]
         where[path[-1]] = draw(misspelt(right).filter(lambda w: optplug.specs.lookup_key(w) not in LOOKED_UP))
         return kind, config, path, ""
+    if kind == "word":
+        many = [p for p in keyed(config) if p[-1] in CHOSEN]
+        if not many:
+            return kind, {"optimizer": "adam", "on_resume": "kep"}, ("on_resume",), "keep"
+        path = draw(st.sampled_from(many))
+        where = parent(config, path)
+        right = where[path[-1]]
+        where[path[-1]] = draw(misspelt(right).filter(lambda w: w != right))
+        return kind, config, path, right
     if kind == "type":
         many = [p for p in numbers(config) if p[-1] != "start_factor"]  # which may be None
         path = draw(st.sampled_from(many)) if many else ("optimizer",)
@@ -215,6 +239,9 @@ def faulty(draw: Any) -> tuple[str, dict[str, Any], tuple[Any, ...], str]:
     return kind, config, path, ""
 
 
+CHOSEN = ("interval", "mode", "threshold_mode", "patience_unit", "on_nonfinite", "on_resume")
+"""Keys of which the value is one of some words."""
+
 LOOKED_UP = {optplug.specs.lookup_key(name) for name in (*NAMES, "adadelta")}
 COMBINATIONS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     ({"optimizer": {"name": "sgd", "nesterov": True}}, ("optimizer", "nesterov")),
@@ -223,6 +250,16 @@ COMBINATIONS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
         {"optimizer": "adam", "scheduler": {"name": "step_lr", "step_size": 1, "monitor": "val_loss"}},
         ("scheduler", "monitor"),
     ),
+    (
+        {"optimizer": "adam", "scheduler": {"name": "step_lr", "step_size": 1, "patience_unit": "epochs"}},
+        ("scheduler", "patience_unit"),
+    ),
+    ({"optimizer": "adam", "scheduler": {"warmup_steps": 1, "on_nonfinite": "bad"}}, ("scheduler", "on_nonfinite")),
+    (
+        {"optimizer": "adam", "scheduler": {"name": "reduce_lr_on_plateau", "monitor": "lr-Adam"}},
+        ("scheduler", "monitor"),
+    ),
+    ({"optimizer": "adam", "scheduler": "reduce_lr_on_plateau", "patience_unit": "epochs"}, ("patience_unit",)),
     (
         {
             "optimizer": "adam",
@@ -295,6 +332,8 @@ WORDS = [
     "lr",
     "mode",
     "monitor",
+    "patience_unit",
+    "on_nonfinite",
     "warmup",
     "steps",
     "match",
@@ -315,6 +354,7 @@ SCALARS = (
     | st.sampled_from(
         ["1e-3", "adam", "step", "min", "*", "torch.optim.SGD", "a:b", "auto", "module.lr", "no_decay", "(", "{}"]
     )
+    | st.sampled_from(["epochs", "ignore", "lr-Adam"])
     | st.binary(max_size=2)
     | st.complex_numbers()
 )

@@ -86,7 +86,7 @@ def schedule(made: Any) -> Any:
 @pytest.mark.usefixtures("plugins")
 def test_row_14_the_interval_is_declared_by_the_scheduler_plugin(fit: Any) -> None:
     made, module = fit(ADAM, {"name": "one_cycle_lr", "max_lr": 0.1, "total_steps": 12})
-    assert schedule(made).last_epoch == 12
+    assert schedule(made).last_epoch == 11  # its twelfth rate, from 0 on; there is no thirteenth
     assert len(set(rounded(module.rates))) == 12
     made, module = fit(ADAM, {"name": "cosine_warmup", "total_steps": 12})
     assert schedule(made).last_epoch == 12

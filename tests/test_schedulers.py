@@ -40,6 +40,7 @@ from optplug.errors import (
 )
 from optplug.functions import FUNCTIONS, LONGEST, NAMES, Expression, as_function
 from optplug.registry import Offer, Plugin, Registry, registry
+from optplug.schedules import Warmup, overruled
 
 LIMIT = 1e-12
 
@@ -354,9 +355,17 @@ def test_groups_may_be_added_later_as_in_torch():
         optimizer.step()
         scheduler.step()
         told.append([lrs_of(optimizer)])
-        with pytest.raises(ValueError), pytest.warns(UserWarning, match="epoch parameter"):  # noqa: PT011
-            scheduler.step(4)
     assert_equal_rates(*told)
+
+
+def test_groups_that_were_added_have_a_closed_form_too():
+    optimizer = sgd(0.1)
+    scheduler = Exponential(optimizer, 0.9)
+    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 3.0})
+    optimizer.step()
+    with pytest.warns(UserWarning, match="epoch parameter"):
+        scheduler.step(4)
+    assert lrs_of(optimizer) == pytest.approx([0.1 * 0.9**4, 3.0 * 0.9**4], rel=1e-15)
 
 
 # ------------------------------------------------------------------------------------------------ state dicts
@@ -1099,6 +1108,155 @@ def test_any_scheduler_may_declare_arguments_that_are_functions(monkeypatch):
     made = optplug.create_scheduler("twofold", sgd(0.1), up="1 + epoch", down="0.5 ** epoch")
     assert go(made, 2) == [[0.1], [pytest.approx(0.1)], [pytest.approx(0.075)]]
     assert optplug.create_scheduler("twofold", sgd(0.1), up=2).down == "1"  # a default is the class's own affair
+
+
+# ------------------------------------------------------------------------------------------ positions of a plateau
+
+
+SETTINGS = {
+    "mode": st.sampled_from(["min", "max"]),
+    "factor": st.sampled_from([0.0, 0.1, 0.5, 0.99]),
+    "patience": st.integers(0, 4),
+}
+POSITIONED = {"position", "elapsed"}
+
+
+def assert_alike(ours, theirs, but=()):
+    """Whether two plateaus are in the same state, and so are their rates."""
+    states = [
+        {key: value for key, value in plateau.state_dict().items() if key not in {*but, *POSITIONED}}
+        for plateau in (ours, theirs)
+    ]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[1].items():
+        assert same(states[0][name], value), name
+    assert same(lrs_of(ours.optimizer), lrs_of(theirs.optimizer))
+
+
+@settings(max_examples=150)
+@given(
+    metrics=st.lists(METRICS, min_size=1, max_size=40),
+    arguments=st.fixed_dictionaries({**SETTINGS, "cooldown": st.integers(0, 3)}),
+    unit=st.integers(1, 50),
+)
+def test_a_plateau_at_even_positions_follows_torch(metrics, arguments, unit):
+    theirs = lr_scheduler.ReduceLROnPlateau(sgd(0.1, 0.02), **arguments)
+    plain = Plateau(sgd(0.1, 0.02), **arguments)
+    # As one unit is many of another: patience of 3 epochs is patience of 3 x 50 steps.
+    scaled = {**arguments, "patience": arguments["patience"] * unit, "cooldown": arguments["cooldown"] * unit}
+    longer = Plateau(sgd(0.1, 0.02), **scaled)
+    for i, metric in enumerate(metrics, 1):
+        plain.at(i)
+        longer.at(i * unit)
+        for plateau in (theirs, plain, longer):
+            plateau.step(metric)
+        assert_alike(plain, theirs)
+        assert_alike(longer, theirs, but=("patience", "cooldown", "num_bad_epochs", "cooldown_counter"))
+        assert longer.num_bad_epochs == theirs.num_bad_epochs * unit
+        assert longer.cooldown_counter == theirs.cooldown_counter * unit
+
+
+@settings(max_examples=150)
+@given(
+    heard=st.lists(st.tuples(st.integers(0, 4), METRICS), min_size=1, max_size=40),
+    arguments=st.fixed_dictionaries(SETTINGS),
+)
+def test_patience_is_the_way_since_the_last_improvement_or_cut(heard, arguments):
+    plateau = Plateau(sgd(1.0), **arguments)
+    position = last = 0
+    rate, best = 1.0, math.inf if arguments["mode"] == "min" else -math.inf
+    for more, metric in heard:
+        position += more
+        if better := plateau._is_better(metric, best):
+            best = metric
+        if better or position - last > arguments["patience"]:
+            if not better and rate - rate * arguments["factor"] > plateau.eps:
+                rate *= arguments["factor"]
+            last = position
+        plateau.at(position)
+        plateau.step(metric)
+        assert lrs_of(plateau.optimizer) == [rate]
+        assert same(plateau.best, best)
+
+
+def test_two_values_at_one_position_count_once_and_cool_once():
+    plateau = Plateau(sgd(1.0), factor=0.5, patience=1, cooldown=2)
+    bad, cool = [], []
+    for position in (1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6):
+        plateau.at(position)
+        plateau.step(1.0)
+        bad.append(plateau.num_bad_epochs)
+        cool.append(plateau.cooldown_counter)
+    assert bad == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert cool == [0, 0, 0, 0, 2, 2, 1, 1, 0, 0, 0, 0]
+
+
+def test_a_cooldown_that_is_passed_in_one_go_is_over():
+    plateau = Plateau(sgd(1.0), factor=0.5, patience=0, cooldown=10)
+    for position, cooldown in ((1, 0), (2, 10), (100, 0), (101, 10), (108, 3), (109, 2)):
+        plateau.at(position)
+        plateau.step(1.0)
+        assert plateau.cooldown_counter == cooldown
+    assert lrs_of(plateau.optimizer) == [0.25]
+
+
+def test_a_position_is_in_the_state_once_there_is_one_and_comes_back():
+    def go_on(plateau, positions):
+        for position in positions:
+            plateau.at(position)
+            plateau.step(1.0)
+
+    plateau = Plateau(sgd(1.0), factor=0.5, patience=30)
+    plateau.step(1.0)
+    assert not POSITIONED & plateau.state_dict().keys()
+    go_on(plateau, (10, 20))
+    plateau.at(25)
+    state = saved_and_loaded(plateau.state_dict())
+    assert (state["position"], state["elapsed"]) == (25, 5)
+    resumed = Plateau(sgd(1.0), factor=0.5, patience=30)
+    resumed.load_state_dict(state)
+    for one in (plateau, resumed):
+        one.step(1.0)
+        go_on(one, (26, 31, 32))
+    assert_alike(resumed, plateau)
+    assert (resumed.position, resumed.num_bad_epochs) == (32, 1)
+    assert lrs_of(resumed.optimizer) == [0.5]
+    resumed.load_state_dict(saved_and_loaded(lr_scheduler.ReduceLROnPlateau(sgd(1.0)).state_dict()))
+
+
+def test_a_position_is_of_one_step_and_one_that_goes_back_counts_nothing():
+    plateau = Plateau(sgd(1.0), patience=100)
+    plateau.step(1.0)
+    for position, bad in ((7, 7), (None, 8), (3, 8), (5, 10)):
+        if position is not None:
+            plateau.at(position)
+        plateau.step(1.0)
+        assert plateau.num_bad_epochs == bad
+    assert "elapsed" in plateau.state_dict()
+    plateau.at(15)
+    plateau.at(16)  # nothing was heard at 15, and patience does not count the way there
+    plateau.step(1.0)
+    assert plateau.num_bad_epochs == 11
+
+
+def test_settings_of_another_run_leave_a_plateau_where_it_is():
+    fresh, restored = (Plateau(sgd(0.1), patience=patience) for patience in (7, 3))
+    for plateau, position in ((fresh, 2), (restored, 9)):
+        plateau.step(1.0)
+        plateau.at(position)
+    overruled(restored, fresh.state_dict(), [0.1], [1.0])
+    assert (restored.patience, restored.position, restored.elapsed) == (7, 9, 9)
+
+
+def test_a_plateau_under_warmup_is_told_its_position_too():
+    plateau = Plateau(sgd(1.0), factor=0.5, patience=3)
+    warmup = Warmup(plateau, 1)
+    warmup.warmup_step()
+    for position in (4, 7, 8):
+        warmup.at(position)
+        warmup.step(1.0)
+    assert lrs_of(warmup.optimizer) == [0.5]
+    assert warmup.state_dict()["scheduler"]["position"] == 8
 
 
 def worst(kind):

@@ -132,6 +132,10 @@ GOOD = [
     {"optimizer": "adam", "scheduler": "reduce_lr_on_plateau"},
     {"optimizer": "adam", "scheduler": {**PLATEAU, "monitor": "x", "mode": "max", "min_lr": [0.1], "patience": 3}},
     {"optimizer": "adam", "scheduler": {**PLATEAU, "args": {"mode": "max"}, "frequency": 1, "interval": "epoch"}},
+    {"optimizer": "adam", "scheduler": {**PLATEAU, "patience_unit": "steps", "on_nonfinite": "ignore"}},
+    {"optimizer": "adam", "scheduler": {**PLATEAU, "patience_unit": None, "on_nonfinite": None, "monitor": "lr_loss"}},
+    {"optimizer": "adam", "scheduler": {**COSINE, "patience_unit": None, "on_nonfinite": None}},
+    {"optimizer": "adam", "scheduler": PLATEAU, "monitor": "lr"},
     {"optimizer": "adam", "scheduler": {**COSINE, "interval": "step", "frequency": 2, "warmup_steps": 0}},
     {"optimizer": "adam", "scheduler": {**COSINE, "T_max": "auto", "warmup": None, "monitor": None}},
     {"optimizer": "adam", "scheduler": {**COSINE, "warmup": {"steps": 5, "start_factor": 0.5}}},
@@ -252,6 +256,8 @@ BAD_SCHEDULERS = [
     {**COSINE, "frequency": 1.5},
     {**COSINE, "frequency": True},
     {**COSINE, "monitor": "val_loss"},
+    {**COSINE, "patience_unit": "validations"},
+    {**COSINE, "on_nonfinite": "bad"},
     {**COSINE, "warmup_steps": -1},
     {**COSINE, "warmup_steps": None},
     {**COSINE, "warmup_steps": 1.5},
@@ -264,7 +270,14 @@ BAD_SCHEDULERS = [
     {**COSINE, "warmup": {"steps": 5, "start_factor": 0}},
     {**COSINE, "warmup_steps": 1, "warmup": {"steps": 1}},
     {"warmup_steps": 5, "T_max": 10},
+    {"warmup_steps": 5, "patience_unit": "steps"},
+    {"warmup_steps": 5, "on_nonfinite": "bad"},
     {**PLATEAU, "monitor": ""},
+    {**PLATEAU, "monitor": "lr-Adam"},
+    {**PLATEAU, "patience_unit": "epoch"},
+    {**PLATEAU, "patience_unit": 1},
+    {**PLATEAU, "on_nonfinite": "ignored"},
+    {**PLATEAU, "args": {"on_nonfinite": "bad"}},
     {**PLATEAU, "mode": "low"},
     {**PLATEAU, "interval": "step"},
     {**PLATEAU, "frequency": 2},
@@ -329,6 +342,7 @@ def test_a_bad_configuration_is_refused_and_by_checked_too(config: dict[str, Any
         {"schedulers": None},
         {"override": "yes"},
         {"on_resume": "forget"},
+        {"scheduler": PLATEAU, "monitor": "lr-Adam"},
     ],
     ids=json.dumps,
 )
@@ -371,6 +385,13 @@ def test_an_argument_has_its_type_default_words_and_range():
     assert arguments["betas"]["default"] == [0.9, 0.999]
     assert arguments["engine"]["default"] == "auto"
     assert "default" not in SCHEMA["$defs"]["scheduler:cosine_annealing_lr.arguments"]["properties"]["T_max"]
+
+
+def test_how_a_metric_is_heard_is_offered_and_described():
+    of_plateau = SCHEMA["$defs"]["scheduler:reduce_lr_on_plateau"]["properties"]
+    assert of_plateau["patience_unit"]["enum"] == ["validations", "epochs", "steps", None]
+    assert of_plateau["on_nonfinite"]["enum"] == ["bad", "ignore", "raise", None]
+    assert all(of_plateau[key]["description"] for key in ("monitor", "mode", "patience_unit", "on_nonfinite"))
 
 
 def test_bounds_say_what_the_range_says_and_a_range_is_still_a_key():
@@ -539,6 +560,7 @@ VALID: list[dict[str, Any]] = [
         "param_groups": [{"match": "*.bias", "weight_decay": 0.0}, {"regex": ["a", "b"], "name": "x", "lr_mult": 0.5}],
     },
     {"optimizer": {"name": "adamw"}, "scheduler": {**PLATEAU, "patience": 3, "monitor": "loss", "warmup_steps": 5}},
+    {"optimizer": "sgd", "scheduler": {**PLATEAU, "patience_unit": "steps", "on_nonfinite": "raise", "mode": "min"}},
     {"optimizer": [{**SGD, "scheduler": COSINE}, {**ADAM, "param_groups": [LAYERS]}]},
     {"optimizer": {"combine": [SGD, ADAM]}, "scheduler": {"warmup": {"ratio": 0.1}}},
 ]
@@ -548,6 +570,8 @@ WORDS = [
     "lr",
     "mode",
     "monitor",
+    "patience_unit",
+    "on_nonfinite",
     "warmup",
     "steps",
     "match",
@@ -564,6 +588,7 @@ SCALARS = (
     | st.sampled_from(
         ["1e-3", "adam", "step", "min", "*", "torch.optim.SGD", "a:b", "auto", "module.lr", "no_decay", ""]
     )
+    | st.sampled_from(["epochs", "epoch", "ignore", "lr-Adam"])
 )
 VALUES = SCALARS | st.recursive(
     SCALARS,

@@ -12,8 +12,8 @@ from optplug.wiring.account import account
 from optplug.wiring.configure import attach, detach
 from optplug.wiring.owner import Owner
 from optplug.wiring.record import log
-from optplug.wiring.refresh import check_units, refresh
-from optplug.wiring.resume import Resumption, finish, prepare
+from optplug.wiring.refresh import check_units, refresh, resume_data
+from optplug.wiring.resume import Resumption, compare, finish, prepare
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -122,9 +122,14 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
         self._resumption = prepare(trainer)
         super().on_fit_start(trainer, pl_module)
 
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        compare(trainer, checkpoint)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self._resumption is not None:  # a checkpoint is restored by now, under every strategy
             finish(trainer, self._resumption)
+        resume_data(trainer)
         super().on_train_start(trainer, pl_module)
         check_units(trainer, pl_module)
         log(trainer)

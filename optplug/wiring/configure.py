@@ -9,15 +9,17 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.build import build_optimizer, build_scheduler, check_shares, checked, links
-from optplug.config import AUTO, Config, Part
+from optplug.config import AUTO, Config, Part, SchedulerConfig
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.groups import known
 from optplug.lengths import Run, is_auto, settled
-from optplug.schedules import set_lr
+from optplug.rates import rates_of, set_lr
+from optplug.registry import registry
 from optplug.wiring.monitor import infer
-from optplug.wiring.plans import Choice, Plan, choices, plans, rates_of
+from optplug.wiring.plans import Choice, Plan, choices, plans
 from optplug.wiring.run import run_of
 
 
@@ -136,7 +138,7 @@ def _entry(module: Any, config: Config, part: Part, built: Optimizer | None) -> 
     monitored = run = None
     if scheduled is not None:
         if scheduled.takes_metric:
-            monitored = infer(trainer, scheduled.monitor, scheduled.mode)
+            monitored = infer(trainer, scheduled.monitor, scheduled.mode, measured=_is_measured(module, scheduled))
         if is_auto(scheduled):
             run = run_of(trainer, module, len(config.parts))
         scheduled = settled(scheduled, run or Run(), where)
@@ -157,13 +159,29 @@ def _entry(module: Any, config: Config, part: Part, built: Optimizer | None) -> 
     length = str(scheduled.length)
     end = scheduled.arguments[length] if given is not None and given.arguments.get(length) == AUTO else None
     name = "warmup" if scheduled.name is None else scheduled.offer.name
-    choice.plan = plans[scheduler] = Plan(name, interval, scheduled.frequency, monitored, end, length)
+    choice.plan = plans[scheduler] = Plan(
+        name,
+        interval,
+        scheduled.frequency,
+        monitored,
+        end,
+        length,
+        scheduled.patience_unit,
+        scheduled.on_nonfinite,
+    )
     entry: dict[str, Any] = {"scheduler": scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
     if monitored and getattr(module, "automatic_optimization", True):  # Lightning warns about these in manual mode
         entry["reduce_on_plateau"] = monitored.monitor is not None
         if monitored.monitor is not None:
             entry["monitor"] = monitored.monitor
     return {"optimizer": optimizer, "lr_scheduler": entry}
+
+
+def _is_measured(module: Any, scheduled: SchedulerConfig) -> bool:
+    """Whether a metric of torchmetrics that the module has may tell the mode, to a scheduler that can be told late."""
+    cls = registry.get("scheduler", scheduled.offer.qualified)
+    late = isinstance(cls, type) and issubclass(cls, ReduceLROnPlateau)
+    return late and any(isinstance(getattr(m, "higher_is_better", None), bool) for m in module.modules())
 
 
 # A plain function behind a partial: Lightning's is_overridden needs its __code__, and pickle and deepcopy take it along

@@ -6,25 +6,28 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from optplug.config import Config, Part
+from optplug.config import ON_NONFINITE, PATIENCE_UNITS, Config, Part
 from optplug.groups import Known
-
-
-def rates_of(optimizer: Any) -> list[float]:
-    """The learning rates of an optimizer, by group."""
-    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
 
 
 @dataclass
 class Monitored:
-    """The metric a scheduler listens to, its mode, and who said so. `monitor` may be None until a validation tells."""
+    """The metric a scheduler listens to, whether more of it is better, and who said so.
+
+    Attributes:
+        monitor: None until a validation tells. mode: `"min"`, `"max"`, or None until a validation tells.
+        source: who named the metric. guessed: whether the mode is but the name's, which the logged metric may correct.
+        found: whether the metric has been logged under this very name.
+    """
 
     monitor: str | None
-    mode: str
+    mode: str | None
     source: str
+    guessed: bool = False
+    found: bool = False
 
     def __str__(self) -> str:
-        return f"monitor {self.monitor or 'to come'} ({self.mode}) from {self.source}"
+        return f"monitor {self.monitor or 'to come'} ({self.mode or 'mode to come'}) from {self.source}"
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Plan:
         interval: `"step"`, `"epoch"` or, for a scheduler that takes a metric, `"validation"`.
         frequency: every how many of them. monitored: the metric, for `"validation"`.
         name: the scheduler's name, for messages.
+        unit: what its patience counts, of `PATIENCE_UNITS`. on_nonfinite: of `ON_NONFINITE`.
         end: its last step, for one that is as long as the training. length: the argument that says so.
     """
 
@@ -44,6 +48,8 @@ class Plan:
     monitored: Monitored | None = None
     end: int | None = None
     length: str = ""
+    unit: str = PATIENCE_UNITS[0]
+    on_nonfinite: str = ON_NONFINITE[0]
 
 
 @dataclass

@@ -11,14 +11,10 @@ RECORD = "optplug"
 """The key in a checkpoint."""
 
 
-def record(trainer: Any, steps: list[int]) -> dict[str, Any]:
-    """What a checkpoint keeps: numbers, text, lists and mappings.
-
-    Args:
-        trainer: whose optimizers. steps: how many each of several has taken.
-    """
+def record(trainer: Any) -> dict[str, Any]:
+    """What a checkpoint keeps of the choice: numbers, text, lists and mappings."""
     classes = [type(optimizer).__name__ for optimizer in trainer.optimizers]
-    return {"steps": steps, "config": configuration(trainer), "classes": classes, "groups": tables(trainer)}
+    return {"config": configuration(trainer), "classes": classes, "groups": tables(trainer)}
 
 
 def recorded(trainer: Any) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from optplug.build import links
 from optplug.lengths import settled
+from optplug.rates import rates_of
 from optplug.schedules import rebased
-from optplug.wiring.plans import Choice, choices, rates_of
+from optplug.wiring.plans import Choice, choices
 from optplug.wiring.run import run_of
 
 
@@ -30,6 +31,17 @@ def refresh(trainer: Any, module: Any) -> None:
         for entry in trainer.lr_scheduler_configs:
             if entry.scheduler.optimizer is optimizer:
                 rebased(entry.scheduler, rates)
+
+
+def resume_data(trainer: Any) -> None:
+    """Let data that can go on where they were do so, where asking for the training's length has set them up too early.
+
+    Lightning sets data up once, and gives a stateful loader its state then; the checkpoint is restored afterwards.
+    """
+    loop = trainer.fit_loop
+    if getattr(loop, "_combined_loader_states_to_load", None):
+        loop._load_combined_loader_states()
+        iter(loop._data_fetcher)
 
 
 def check_units(trainer: Any, module: Any) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from optplug.complaints import join
+from optplug.config import ON_NONFINITE, PATIENCE_UNITS
 from optplug.errors import WiringError, listing
-from optplug.schedules import overruled, set_lr
-from optplug.wiring.plans import choices, plans
-from optplug.wiring.record import record, recorded
+from optplug.rates import set_lr
+from optplug.schedules import overruled
+from optplug.wiring.plans import Monitored, choices, plans
+from optplug.wiring.record import RECORD, record, recorded
 
 
 @dataclass
@@ -24,11 +27,12 @@ class Resumption:
         policy: of `optplug.config.ON_RESUME`. config: the checkpoint's configuration; empty where it keeps none.
         groups: by optimizer, the options of its groups as the configuration has them. schedules: by scheduler, its
             state.
-        lines: what to say about it.
+        audits: what its plateaus have heard. lines: what to say about it.
     """
 
     policy: str
     config: dict[str, Any] = field(default_factory=dict)
+    audits: list[dict[str, Any]] = field(default_factory=list)
     groups: list[list[dict[str, Any]]] = field(default_factory=list)
     schedules: list[dict[str, Any]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -55,9 +59,9 @@ def prepare(trainer: Any) -> Resumption | None:
             )
         return None
     saved = recorded(trainer)
-    found = Resumption(policy, saved.get("config", {}))
+    found = Resumption(policy, saved.get("config", {}), saved.get("audits", []))
     if saved.get("config"):
-        now = record(trainer, [])
+        now = record(trainer)
         _refuse_others(trainer, saved, now, policy)
         found.lines = list(_differences(saved, now, policy))
     found.groups = [
@@ -72,10 +76,39 @@ def prepare(trainer: Any) -> Resumption | None:
     return found
 
 
+def compare(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Compare as `prepare` does, where a sharded strategy restores after the optimizers are built.
+
+    Raises:
+        WiringError: as `prepare`.
+    """
+    saved = checkpoint.get(RECORD, {})
+    there = trainer.strategy.restore_checkpoint_after_setup and any(one in choices for one in trainer.optimizers)
+    if there and saved.get("config"):
+        _refuse_others(trainer, saved, record(trainer), "keep")
+
+
+def lost(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:
+    """Why a plateau misses a value of a `"validation"`, or of an `"epoch"`, that Lightning does not repeat.
+
+    Args:
+        saved: by the checkpoint. epoch: in which the training goes on.
+    """
+    found = {}
+    if saved.get("validation_due"):
+        found["validation"] = (
+            "the checkpoint was written after a batch and before the validation that was due, which Lightning does not "
+            "run when it resumes"
+        )
+    if not saved.get("epoch_over", True):
+        found["epoch"] = f"the checkpoint was written within epoch {epoch}, and what was logged in it is gone"
+    return found
+
+
 def finish(trainer: Any, found: Resumption) -> None:
     """Put the configuration's values where the policy wants them; optimizers and schedules are restored by now."""
     if found.policy == "keep":
-        _keep_intervals(trainer, found)
+        _keep_plans(trainer, found)
     if found.policy == "reset_scheduler":
         for optimizer, groups in zip(trainer.optimizers, found.groups, strict=True):
             for group, fresh in zip(optimizer.param_groups, groups, strict=False):
@@ -87,11 +120,12 @@ def finish(trainer: Any, found: Resumption) -> None:
     rates: dict[int, tuple[list[float], list[float]]] = {}
     for optimizer, groups in zip(trainer.optimizers, found.groups, strict=True):
         bases, ratios = rates.setdefault(id(optimizer), ([], []))
+        options = _options(optimizer) - {"lr"}
         # A callback that thaws layers may have added groups of its own: these stay as they are.
         for group, fresh in zip(optimizer.param_groups, groups, strict=False):
             before = float(group.get("initial_lr", group["lr"]))
             after = float(fresh.get("initial_lr", fresh["lr"]))
-            group.update({key: value for key, value in fresh.items() if key not in ("lr", "initial_lr")})
+            group.update({key: value for key, value in fresh.items() if key in options})
             if "initial_lr" in group:
                 group["initial_lr"] = after
             bases.append(after)
@@ -108,15 +142,38 @@ def finish(trainer: Any, found: Resumption) -> None:
                 set_lr(group, base)
 
 
-def _keep_intervals(trainer: Any, found: Resumption) -> None:
-    """Interval and frequency are the checkpoint's too; no scheduler keeps them."""
+def _options(optimizer: Any) -> set[str]:
+    """What an optimizer is told; its groups may also hold what it counts."""
+    options: set[str] = set()
+    for member in getattr(optimizer, "members", [optimizer]):
+        parameters = inspect.signature(type(member)).parameters.values()
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        options |= set(member.defaults) if open_ended else {p.name for p in parameters}
+    return options
+
+
+def _keep_plans(trainer: Any, found: Resumption) -> None:
+    """What the owner does with a schedule is the checkpoint's too; no scheduler keeps it."""
     config = found.config
     several = config.get("optimizer") if isinstance(config.get("optimizer"), list) else None
     given = [entry.get("scheduler") for entry in several] if several is not None else [config.get("scheduler")]
+    audits = iter(found.audits)
     for entry, saved in zip(trainer.lr_scheduler_configs, [one for one in given if one], strict=False):
         plan = plans.get(entry.scheduler)
         if plan is not None and plan.interval != "validation" and "interval" in saved:
             plan.interval, plan.frequency = saved["interval"], saved["frequency"]
+        elif plan is not None:
+            plan.unit = saved.get("patience_unit", PATIENCE_UNITS[0])
+            plan.on_nonfinite = saved.get("on_nonfinite", ON_NONFINITE[0])
+            heard = next(audits, {})
+            if plan.monitored is not None and heard.get("monitor") is not None:
+                plan.monitored = _kept(plan.monitored, heard)
+
+
+def _kept(now: Monitored, heard: Mapping[str, Any]) -> Monitored:
+    """The metric that a plateau heard before, which its best value is of."""
+    same = now.monitor in (None, heard["monitor"]) and now.mode in (None, heard["mode"])
+    return Monitored(heard["monitor"], heard["mode"], heard["source"] if same else "the checkpoint")
 
 
 # -------------------------------------------------------------------------------------- comparing

@@ -55,3 +55,29 @@ def _why(trainer: Any, per_epoch: int | None) -> str:
     if per_epoch is None:
         return "the training data have no length (an iterable without __len__), so nobody knows how long an epoch is"
     return "there are no training batches"
+
+
+def no_validation(trainer: Any) -> str | None:
+    """Why no validation is completed before the training ends; None where one may be. Asked when training begins."""
+    if not trainer.enable_validation:
+        return "no validation runs (there is no validation_step, no data for it, or limit_val_batches is 0)"
+    every, epochs, batch = trainer.check_val_every_n_epoch, trainer.max_epochs, trainer.val_check_batch
+    if every is None or batch is None:  # batches counted across epochs; a time
+        return None
+    first = (trainer.current_epoch // every + 1) * every - 1  # the next epoch with a validation
+    if epochs is not None and 0 <= epochs <= first:
+        return f"a validation comes every {every} epochs, and there are {epochs}"
+    batches = trainer.num_training_batches
+    if trainer.max_steps > 0 and math.isfinite(batches) and trainer.lightning_module.automatic_optimization:
+        accumulated = trainer.accumulate_grad_batches
+        needed = first * math.ceil(batches / accumulated) + math.ceil(min(batch, batches) / accumulated)
+        if trainer.max_steps < needed:
+            return f"the first validation comes after {needed} optimizer steps, and max_steps is {trainer.max_steps}"
+    return None
+
+
+def validation_is_due(trainer: Any) -> bool:
+    """Whether Lightning validates after the batch that is just over. Asked in `on_train_batch_end`."""
+    loop = trainer.fit_loop
+    asked = getattr(loop.epoch_loop, "_should_check_val_fx", None)  # nothing public says so
+    return bool(trainer.enable_validation and asked is not None and asked(loop._data_fetcher))

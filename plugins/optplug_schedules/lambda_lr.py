@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from optplug import ClosedFormLR
 from optplug.errors import ConfigError, HyperparameterError, HyperparameterTypeError
+from optplug.following import follow_groups
 from optplug.schedules import check_optimizer, check_state, warn_by_hand
 
 STATELESS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
@@ -25,8 +26,8 @@ class LambdaLR(ClosedFormLR):
     Args:
         optimizer: whose groups' learning rates to set.
         lr_lambda: a function that takes the number of steps and returns a finite number, or a list with one for each
-            group. A configuration gives it as an expression in `epoch`, such as `"0.95 ** epoch"`, or by the name of a
-            function of a plugin.
+            group, the last for groups that are added later, too. A configuration gives it as an expression in `epoch`,
+            such as `"0.95 ** epoch"`, or by the name of a function of a plugin.
         last_epoch: index of the last step taken; -1 to start. The step after it is taken at once.
 
     Raises:
@@ -91,7 +92,10 @@ class LambdaLR(ClosedFormLR):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a `state_dict`, of this class or of torch's; ConfigError for one that does not fit."""
         check_state(self, state_dict)
-        saved, functions = state_dict["lr_lambdas"], self.lr_lambdas
+        saved = state_dict["lr_lambdas"]
+        if len(saved) > len(self.lr_lambdas):
+            follow_groups(self)
+        functions = self.lr_lambdas
         if len(saved) != len(functions):
             raise ConfigError(f"the checkpoint's scheduler has {len(saved)} lr_lambdas, this one {len(functions)}")
         for function, own in zip(functions, saved, strict=True):

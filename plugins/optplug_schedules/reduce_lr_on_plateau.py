@@ -10,8 +10,10 @@ from typing import Any, Literal, SupportsFloat
 from torch.optim import Optimizer, lr_scheduler
 
 from optplug.errors import HyperparameterError, WiringError
+from optplug.following import follow_groups
 from optplug.keywords import CheckedKeywords
-from optplug.schedules import check_optimizer, check_state, number, set_lr
+from optplug.rates import set_lr
+from optplug.schedules import check_optimizer, check_state, number
 
 
 class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
@@ -25,7 +27,8 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         threshold: how much better counts as better, at least 0; relative to the best value or absolute.
         threshold_mode: `"rel"`: better than best * (1 -+ threshold); `"abs"`: better than best -+ threshold.
         cooldown: steps after a cut during which bad values do not count, at least 0.
-        min_lr: lower bound of the learning rates, one for all groups or a list with one for each.
+        min_lr: lower bound of the learning rates, one for all groups or a list with one for each, the last for
+            groups that are added later, too.
         eps: cuts smaller than this are not made.
         verbose: documented once and gone from torch; ignored, with a DeprecationWarning.
 
@@ -33,9 +36,13 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         HyperparameterError: a value out of range. HyperparameterTypeError: of the wrong type; a misspelt keyword.
         TypeError: `optimizer` is not a `torch.optim.Optimizer`.
 
-    Under Lightning one step is one completed validation (or one epoch, for a training metric). It is torch's class by
-    descent, because Lightning asks for that; everything it does is written here.
+    Under Lightning one step is one completed validation (or one epoch, for a training metric); what `patience` and
+    `cooldown` count may be something else, see `at`. It is torch's class by descent, because Lightning asks for that;
+    everything it does is written here.
     """
+
+    position = 0
+    elapsed = 1
 
     cases = (
         {"patience": 1},
@@ -98,6 +105,16 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         self.cooldown_counter = 0
         self.num_bad_epochs = 0
 
+    def at(self, position: int) -> None:
+        """Say where the next step is, in the unit of `patience`; without it each step counts one.
+
+        Args:
+            position: in epochs, optimizer steps or whatever is to be counted, since the training began. The next step
+                counts what has passed since the position before, and nothing where that was further on.
+        """
+        self.elapsed = max(position - self.position, 0)
+        self.position = position
+
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take one value of the metric into account.
 
@@ -114,8 +131,11 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         if better:
             self.best = value
         cooling = self.in_cooldown
-        self.cooldown_counter -= cooling
-        self.num_bad_epochs = 0 if better or cooling else self.num_bad_epochs + 1
+        if cooling:
+            self.cooldown_counter = max(self.cooldown_counter - self.elapsed, 0)
+        self.num_bad_epochs = 0 if better or cooling else self.num_bad_epochs + self.elapsed
+        if "elapsed" in vars(self):  # it was said of this step alone
+            self.elapsed = 1
         if self.num_bad_epochs > self.patience:
             self._reduce_lr(self.last_epoch)
             self.num_bad_epochs, self.cooldown_counter = 0, self.cooldown
@@ -133,8 +153,9 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         return value < bound if self.mode == "min" else value > bound
 
     def _reduce_lr(self, epoch: int) -> None:
+        follow_groups(self)
         groups = self.optimizer.param_groups
-        if len(groups) != len(self.min_lrs):  # groups were added since
+        if len(groups) < len(self.min_lrs):  # groups were removed
             if self.default_min_lr is None:
                 raise WiringError(
                     f"The number of param groups in the `optimizer` ({len(groups)}) differs from when "
