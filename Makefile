@@ -10,6 +10,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py --config examples/adam_plateau.yaml
 	$(BIN)/python examples/digits.py --config examples/sgd_cosine.yaml
+	$(BIN)/python examples/gan.py
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
@@ -38,6 +39,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/lbfgs.py
 	$(BIN)/python benchmarks/foreach.py
 	$(BIN)/python benchmarks/wiring.py
+	$(BIN)/python benchmarks/callback.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

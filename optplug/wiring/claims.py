@@ -55,24 +55,33 @@ class Claim:
 
     Attributes:
         frequency: the entry's own, to be restored.
-        seen: how many steps the scheduler had taken. counted: how many steps of its optimizer have been dealt with.
+        seen: how many steps the scheduler had taken.
+        steps: those of its optimizer. counted: how many of these have been dealt with.
         stepped_in: the epoch of a plateau's last step. searched: whether everything that could log a plateau's metric
-            has had its turn. told: whether it has been said that nothing logs it. audit: of a plateau.
+            has had its turn. told: whether it has been said that nothing logs it.
+        audit: of a plateau. number: what tells it from others, such as "_1".
     """
 
     entry: Any
     plan: Plan
     frequency: int
     seen: int | None = None
+    steps: Steps | GlobalSteps | None = None
     counted: int = 0
     stepped_in: int | None = None
     searched: bool = False
     told: bool = False
     audit: Audit = field(default_factory=Audit)
+    number: str = ""
 
     @property
     def scheduler(self) -> Any:
         return self.entry.scheduler
+
+    @property
+    def taken(self) -> int:
+        """How many steps the optimizer has taken since the training began."""
+        return 0 if self.steps is None else self.steps.taken
 
 
 def claimed(entry: Any, plan: Plan) -> Claim:
@@ -80,7 +89,9 @@ def claimed(entry: Any, plan: Plan) -> Claim:
     if plan.interval != "validation":
         plan.interval, plan.frequency = entry.interval, entry.frequency
     elif entry.monitor is not None and plan.monitored is not None and entry.monitor != plan.monitored.monitor:
-        plan.monitored.monitor, plan.monitored.source = entry.monitor, "the module's configure_optimizers"
+        mode, told = plan.monitored.mode, plan.monitored.told
+        mode = mode if told else mode_by_name(entry.monitor, may_fail=True)
+        plan.monitored = Monitored(entry.monitor, mode, "the module's configure_optimizers", told, guessed=not told)
     claim = Claim(entry, plan, entry.frequency, seen=count(entry.scheduler))
     entry.frequency = NEVER
     return claim

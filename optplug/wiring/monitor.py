@@ -57,9 +57,9 @@ def infer(trainer: Any, monitor: str | None, mode: str | None, measured: bool = 
                 break
     if monitor is None:
         only = "the only validation loss that the first validation logs"
-        return Monitored(None, mode or "min", only, guessed=mode is None)
+        return Monitored(None, mode or "min", only, told=mode is not None, guessed=mode is None)
     if mode is not None:
-        return Monitored(monitor, mode, source)
+        return Monitored(monitor, mode, source, told=True)
     # The callback that watches the same metric knows; EarlyStopping is asked first.
     said = [(k, m) for k, name, m in watchers if name == monitor and m in ("min", "max")]
     if len({m for _, m in said}) > 1:

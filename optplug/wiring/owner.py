@@ -21,10 +21,10 @@ from optplug.following import follow_groups, name_groups
 from optplug.groups import known
 from optplug.schedules import Warmup
 from optplug.wiring import modes
-from optplug.wiring.claims import Audit, Claim, GlobalSteps, Steps, claimed, count, foreign_plan
+from optplug.wiring.claims import NEVER, Audit, Claim, GlobalSteps, Steps, claimed, count, foreign_plan
 from optplug.wiring.monitor import candidates
 from optplug.wiring.plans import choices, plans
-from optplug.wiring.plateaus import Plateaus, title
+from optplug.wiring.plateaus import Plateaus
 from optplug.wiring.record import RECORD, record, recorded
 from optplug.wiring.resume import lost
 from optplug.wiring.run import validation_is_due
@@ -66,15 +66,20 @@ class Owner:
                 stacklevel=2,
             )
         for entry in there:
-            if any(entry is claim.entry for claim in self._claims):
+            if entry.frequency == NEVER:  # taken, if not by this callback
                 continue
             plan = plans.get(entry.scheduler)
             if plan is None and self.foreign and trainer.lightning_module.automatic_optimization:
                 plan = foreign_plan(entry)
             if plan is not None:
                 self._claims.append(claimed(entry, plan))
+                self._count_for(trainer, self._claims[-1])
                 if plan.monitored is not None:
                     self._audits.append(self._claims[-1].audit)
+        plateaus = [claim for claim in self._claims if claim.plan.monitored is not None]
+        for claim in plateaus if len(plateaus) > 1 else ():
+            numbers = [i for i, optimizer in enumerate(trainer.optimizers) if optimizer is claim.scheduler.optimizer]
+            claim.number = f"_{numbers[0]}" if numbers else ""
 
     def _release(self) -> None:
         for steps in self._steps:  # their numbers stay, and the audits: a checkpoint may be saved after the fit
@@ -107,18 +112,17 @@ class Owner:
         self._modal = list(filter(has_modes, trainer.optimizers))
         for claim in self._claims:
             claim.seen = count(claim.scheduler)
-            claim.counted = self._taken(trainer, claim)
+            self._count_for(trainer, claim)
             if claim.plan.unit != claim.audit.unit:  # it counts from here
                 claim.audit.unit = claim.plan.unit
                 if claim.plan.unit != PATIENCE_UNITS[0]:
                     claim.scheduler.at(trainer.current_epoch if claim.plan.unit == "epochs" else claim.counted)
 
-    def _taken(self, trainer: Any, claim: Claim) -> int:
-        """How many steps the optimizer of a claim has taken since the training began."""
-        for optimizer, steps in zip(trainer.optimizers, self._steps, strict=True):
-            if optimizer is claim.scheduler.optimizer:
-                return steps.taken
-        return int(trainer.global_step)
+    def _count_for(self, trainer: Any, claim: Claim) -> None:
+        whose = claim.scheduler.optimizer
+        found = (steps for optimizer, steps in zip(trainer.optimizers, self._steps, strict=False) if optimizer is whose)
+        claim.steps = next(found, GlobalSteps(trainer))  # a strategy may have wrapped the optimizer
+        claim.counted = claim.taken
 
     def _follow_groups(self, trainer: Any) -> None:
         """Groups that a callback or the module has added since are named, and their schedules follow."""
@@ -170,7 +174,7 @@ class Owner:
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         for claim in self._live(trainer, "step", "epoch", "validation"):
-            taken = self._taken(trainer, claim)
+            taken = claim.taken
             steps = range(claim.counted + 1, taken + 1)  # none while accumulating; more by hand
             claim.counted = taken
             for step in steps:
@@ -197,13 +201,13 @@ class Owner:
 
     def _step_plateau(self, trainer: Any, claim: Claim, value: float | None) -> None:
         if claim.plan.unit != PATIENCE_UNITS[0]:
-            claim.scheduler.at(self._position(trainer, claim))
+            claim.scheduler.at(self._position(claim))
         if value is not None:
             self._step(trainer.lightning_module, claim, value)
 
-    def _position(self, trainer: Any, claim: Claim) -> int:
+    def _position(self, claim: Claim) -> int:
         """Where the training is, in the unit of patience: epochs begun, or steps of the optimizer."""
-        return self._plateaus.epoch + 1 if claim.plan.unit == "epochs" else self._taken(trainer, claim)
+        return self._plateaus.epoch + 1 if claim.plan.unit == "epochs" else claim.taken
 
     def _listen(self, trainer: Any, moment: str) -> bool:
         return self._plateaus.listen(trainer, self._live(trainer, "validation"), moment)
@@ -256,8 +260,7 @@ class Owner:
     def _sum_up(self, trainer: Any) -> None:
         for claim in self._live(trainer, "validation"):
             assert claim.plan.monitored is not None
-            name = title(trainer, claim).replace(claim.plan.name, "plateau")
-            self._plateaus.say(trainer, claim.audit.line(name, claim.plan.monitored))
+            self._plateaus.say(trainer, claim.audit.line(f"plateau{claim.number}", claim.plan.monitored))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._release()

@@ -16,13 +16,15 @@ class Monitored:
 
     Attributes:
         monitor: None until a validation tells. mode: `"min"`, `"max"`, or None until a validation tells.
-        source: who named the metric. guessed: whether the mode is but the name's, which the logged metric may correct.
+        source: who named the metric. told: whether the configuration says the mode.
+        guessed: whether the mode is but the name's, which the logged metric may correct.
         found: whether the metric has been logged under this very name.
     """
 
     monitor: str | None
     mode: str | None
     source: str
+    told: bool = False
     guessed: bool = False
     found: bool = False
 

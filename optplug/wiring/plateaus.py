@@ -15,7 +15,7 @@ from optplug.rates import rates_of
 from optplug.schedules import Warmup
 from optplug.wiring import monitor
 from optplug.wiring.claims import Claim
-from optplug.wiring.plans import Monitored, plans
+from optplug.wiring.plans import Monitored
 from optplug.wiring.run import no_validation
 
 
@@ -191,8 +191,11 @@ class Plateaus:
             best = getattr(claim.scheduler, "best", None)
             than = f", not better than {best:.4g}" if isinstance(best, float) else ""
             self.say(trainer, f"epoch {self.epoch}: {name} is {value:.4g}{than}: learning rate {cuts}")
+            step = getattr(
+                trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step
+            )  # as Lightning logs
             for logger in trainer.loggers:
-                logger.log_metrics({f"{title(trainer, claim)}/cuts": len(audit.cuts)}, step=trainer.global_step)
+                logger.log_metrics({f"{plan.name}{claim.number}/cuts": len(audit.cuts)}, step=step)
 
     def say(self, trainer: Any, text: str) -> None:
         if self.verbose:
@@ -204,15 +207,6 @@ class Plateaus:
 
 
 _BETTER = {"min": "less", "max": "more"}
-
-
-def title(trainer: Any, claim: Claim) -> str:
-    """A plateau's name, with its optimizer's number where there are several plateaus."""
-    plateaus = [e for e in trainer.lr_scheduler_configs if e.scheduler in plans and plans[e.scheduler].monitored]
-    if len(plateaus) < 2:
-        return claim.plan.name
-    number = next(i for i, optimizer in enumerate(trainer.optimizers) if optimizer is claim.scheduler.optimizer)
-    return f"{claim.plan.name}_{number}"
 
 
 def _of_all_ranks(trainer: Any, value: Any) -> list[Any]:
