@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
@@ -19,6 +22,19 @@ settings.load_profile("optplug")
 
 NAMESPACES = {"lightning.pytorch": "optplug.lightning", "pytorch_lightning": "optplug.pytorch_lightning"}
 BATCHES = 4
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_are_plain(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test, loads the checkpoints it has written with `weights_only=True`; those in shards are folders."""
+    folder: Path | None = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    for path in folder.rglob("*.ckpt") if folder else ():
+        if path.is_file():
+            try:
+                torch.load(path, weights_only=True)
+            except UnpicklingError as error:
+                pytest.fail(f"{path} holds more than plain data: {error}", pytrace=False)
 
 
 @pytest.fixture(params=NAMESPACES)

@@ -79,6 +79,10 @@ class Claim:
         return self.entry.scheduler
 
     @property
+    def name(self) -> str:
+        return self.plan.name + self.number
+
+    @property
     def taken(self) -> int:
         """How many steps the optimizer has taken since the training began."""
         return 0 if self.steps is None else self.steps.taken

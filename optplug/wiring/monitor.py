@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,9 +65,21 @@ def infer(trainer: Any, monitor: str | None, mode: str | None, measured: bool = 
     said = [(k, m) for k, name, m in watchers if name == monitor and m in ("min", "max")]
     if len({m for _, m in said}) > 1:
         raise WiringError(f"{listing(f'{k} says {m}' for k, m in said)} for {monitor!r}: say which with scheduler.mode")
+    by_name = mode_by_name(monitor, may_fail=measured or bool(said))
     if said:
-        return Monitored(monitor, said[0][1], source)
-    return Monitored(monitor, mode_by_name(monitor, may_fail=measured), source, guessed=True)
+        kind, said_mode = said[0]
+        found = Monitored(monitor, said_mode, source)
+        if by_name not in (None, said_mode):
+            warn_of_contradiction(found, f"{kind} says {said_mode}, and the name {by_name}")
+        return found
+    return Monitored(monitor, by_name, source, guessed=True)
+
+
+def warn_of_contradiction(monitored: Monitored, says: str) -> None:
+    """A callback is believed, though `min` may be but its default."""
+    warnings.warn(
+        f"{monitored.monitor}: {says}; {monitored.mode} counts, unless scheduler.mode is set", UserWarning, stacklevel=2
+    )
 
 
 def mode_by_name(monitor: str, *, may_fail: bool = False) -> str | None:

@@ -88,10 +88,10 @@ class Plateaus:
             losses = monitor.validation_losses(logged) if in_validation else []
             if losses or moment == "validation":
                 monitored.monitor, monitored.found = monitor.only_validation_loss(logged), True
-                self.say(trainer, f"{claim.plan.name} will follow {monitored}")
+                self.say(trainer, f"{claim.name} will follow {monitored}")
         elif monitor.of_validation(monitored.monitor) if in_validation else moment == "late":
             nearly = monitor.nearly(monitored.monitor, logged)
-            asked = f"{claim.plan.name} monitors {monitored.monitor!r} (from {monitored.source})"
+            asked = f"{claim.name} monitors {monitored.monitor!r} (from {monitored.source})"
             if len(nearly) > 1:
                 raise WiringError(f"{asked}, and logged are {listing(nearly)}: say which with scheduler.monitor")
             if nearly:
@@ -105,17 +105,19 @@ class Plateaus:
     def _settle(self, trainer: Any, claim: Claim, monitored: Monitored) -> None:
         """Learn the mode: a metric of torchmetrics knows it better than its name. Forget the best of another metric."""
         name, audit = str(monitored.monitor), claim.audit
+        said = [mode for mode in _of_all_ranks(trainer, monitor.mode_by_metric(trainer, name)) if mode is not None]
         if monitored.guessed:
-            said = [mode for mode in _of_all_ranks(trainer, monitor.mode_by_metric(trainer, name)) if mode is not None]
             before, monitored.mode = monitored.mode, said[0] if said else monitor.mode_by_name(name)
             if before != monitored.mode:
-                self.say(trainer, f"{claim.plan.name}: {name} is better the {_BETTER[str(monitored.mode)]} it is")
+                self.say(trainer, f"{claim.name}: {name} is better the {_BETTER[str(monitored.mode)]} it is")
+        elif not monitored.told and said and said[0] != monitored.mode:
+            monitor.warn_of_contradiction(
+                monitored, f"a callback says {monitored.mode}, and the metric itself {said[0]}"
+            )
         scheduler = claim.scheduler.scheduler if isinstance(claim.scheduler, Warmup) else claim.scheduler
         another = audit.monitor is not None and (audit.monitor, audit.mode) != (name, monitored.mode)
         if another:
-            self.say(
-                trainer, f"{claim.plan.name}: its best value was of {audit.monitor} ({audit.mode}), and is forgotten"
-            )
+            self.say(trainer, f"{claim.name}: its best value was of {audit.monitor} ({audit.mode}), and is forgotten")
         if isinstance(scheduler, ReduceLROnPlateau) and (another or scheduler.mode != monitored.mode):
             scheduler._init_is_better(monitored.mode, scheduler.threshold, scheduler.threshold_mode)
             scheduler.best, scheduler.num_bad_epochs = scheduler.mode_worse, 0
@@ -137,7 +139,7 @@ class Plateaus:
         if monitored.monitor is None:
             what = f"looks for a validation loss to monitor, which {where}"
         hint = did_you_mean(str(monitored.monitor), shown) or ": set scheduler.monitor"
-        says = f"{claim.plan.name} {what}; logged are {listing(shown)}{hint}"
+        says = f"{claim.name} {what}; logged are {listing(shown)}{hint}"
         if moment != "sanity":
             raise WiringError(says)
         self.say(trainer, says)  # the first validation has the last word
@@ -148,7 +150,7 @@ class Plateaus:
         Args:
             lost: why a metric of a `"validation"`, or of an `"epoch"`, is lost on resume.
         """
-        name, monitored = claim.plan.name, claim.plan.monitored
+        name, monitored = claim.name, claim.plan.monitored
         assert monitored is not None
         if trainer.fast_dev_run:
             self.say(trainer, f"fast_dev_run: {name} is not stepped")
@@ -161,9 +163,10 @@ class Plateaus:
                 f"{name} misses a value of {monitored.monitor or 'its metric'}: {why}", UserWarning, stacklevel=2
             )
         why = no_validation(trainer)
-        if why is not None and of_validation and not monitored.found:
+        if why is not None and of_validation:
+            ever = "not stepped any more" if claim.audit.seen else "never stepped"
             metric = monitored.monitor or "a validation loss"
-            self.warn(claim, f"{name} is never stepped, unless training itself logs {metric}: {why}")
+            self.warn(claim, f"{name} is {ever}, unless training itself logs {metric}: {why}")
 
     # ------------------------------------------------------------------- hearing
 
@@ -174,28 +177,29 @@ class Plateaus:
         if not math.isfinite(value):
             what = f"epoch {self.epoch}: {name} is {value}"
             if plan.on_nonfinite == "raise":
-                raise WiringError(f"{what}, and {plan.name} has on_nonfinite: raise")
+                raise WiringError(f"{what}, and {claim.name} has on_nonfinite: raise")
             if plan.on_nonfinite == "ignore":
                 audit.ignored += 1
-                self.say(trainer, f"{what}: {plan.name} ignores it")
+                self.say(trainer, f"{what}: {claim.name} ignores it")
                 self.step(trainer, claim, None)
                 return
-            value = math.nan  # which is better than nothing, not even where infinity would be
         groups = claim.scheduler.optimizer
         before = rates_of(groups)
-        self.step(trainer, claim, value)
+        # NaN is better than nothing; infinity may be.
+        self.step(trainer, claim, value if math.isfinite(value) else math.nan)
         after = rates_of(groups)
         if before != after:
             audit.cuts.append(self.epoch)
             cuts = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
             best = getattr(claim.scheduler, "best", None)
-            than = f", not better than {best:.4g}" if isinstance(best, float) else ""
-            self.say(trainer, f"epoch {self.epoch}: {name} is {value:.4g}{than}: learning rate {cuts}")
+            than = f", not better than {best:.4g}" if isinstance(best, float) and math.isfinite(best) else ""
+            whose = f" of optimizer {claim.number[1:]}" if claim.number else ""
+            self.say(trainer, f"epoch {self.epoch}: {name} is {value:.4g}{than}: learning rate{whose} {cuts}")
             step = getattr(
                 trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step
             )  # as Lightning logs
             for logger in trainer.loggers:
-                logger.log_metrics({f"{plan.name}{claim.number}/cuts": len(audit.cuts)}, step=step)
+                logger.log_metrics({f"{claim.name}/cuts": len(audit.cuts)}, step=step)
 
     def say(self, trainer: Any, text: str) -> None:
         if self.verbose:
