@@ -88,6 +88,10 @@ class RecordingError(EngineError, AssertionError):
     """A step cannot be recorded as it is asked to be: by autograd, or in a device's graph."""
 
 
+class MissingLightningError(OptplugError, ImportError):
+    """Lightning is not installed, and this serves nothing else."""
+
+
 class SparseGradientError(OptplugError, RuntimeError):
     """A gradient is sparse and the optimizer takes dense ones only."""
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import optplug
 from optplug.errors import ConfigError, WiringError
-from optplug.wiring.monitor import mode_by_name, only_validation_loss
 from optplug.wiring.claims import NEVER
+from optplug.wiring.monitor import mode_by_name, only_validation_loss
 
 ADAM = {"name": "adam", "lr": 1.0}
 SGD = {"name": "sgd", "lr": 1.0}

@@ -233,8 +233,8 @@ def test_row_2_max_steps_before_the_first_validation(
     made = trainer(callbacks=configure, max_steps=2, num_sanity_val_steps=sanity)
     metric = "val_loss" if monitor or sanity else "a validation loss"  # which the sanity check has shown
     assert foretold(made, module) == [
-        f"reduce_lr_on_plateau is never stepped, unless training itself logs {metric}: the first validation comes after "
-        "4 optimizer steps, and max_steps is 2"
+        f"reduce_lr_on_plateau is never stepped, unless training itself logs {metric}: the first validation comes "
+        "after 4 optimizer steps, and max_steps is 2"
     ]
     assert made.global_step == 2
     assert module.stepped == []

@@ -34,8 +34,9 @@ class Setting(NamedTuple):
     """Where a checkpoint is written, and under which schedule.
 
     Attributes:
-        saver: of ModelCheckpoint. step: of the checkpoint to go on from. trainer: its arguments. logs: where the metric
-            is logged; the true loss, or values that are told. data: whether they go on in the middle of an epoch. lost: what the warning says; "" for none.
+        saver: of ModelCheckpoint. step: of the checkpoint to go on from. trainer: its arguments.
+        logs: where the metric is logged; the true loss, or values that are told.
+        data: whether they go on in the middle of an epoch. lost: what the warning says; "" for none.
     """
 
     saver: dict[str, Any]

@@ -7,20 +7,27 @@ import importlib.util
 from typing import Any
 
 from optplug.build import checked
-from optplug.errors import ConfigTypeError
+from optplug.errors import ConfigTypeError, MissingLightningError
 from optplug.wiring.account import account
 from optplug.wiring.configure import attach, detach
 from optplug.wiring.owner import Owner
 from optplug.wiring.record import log
 from optplug.wiring.refresh import check_units, refresh, resume_data
-from optplug.wiring.resume import Resumption, compare, finish, prepare
+from optplug.wiring.resume import Resumption, finish, prepare
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def installed() -> list[str]:
-    """The import names of Lightning that are installed."""
-    return [name for name in NAMESPACES if importlib.util.find_spec(name.split(".")[0]) is not None]
+    """The import names of Lightning that are installed.
+
+    Raises:
+        MissingLightningError: there is none.
+    """
+    found = [name for name in NAMESPACES if importlib.util.find_spec(name.split(".")[0]) is not None]
+    if not found:
+        raise MissingLightningError("this needs Lightning: pip install lightning, or pip install pytorch-lightning")
+    return found
 
 
 _Callbacks: Any = tuple(importlib.import_module(name).Callback for name in installed())
@@ -121,10 +128,6 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
         refresh(trainer, pl_module)  # the tuners' callbacks have run before
         self._resumption = prepare(trainer)
         super().on_fit_start(trainer, pl_module)
-
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        compare(trainer, checkpoint)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self._resumption is not None:  # a checkpoint is restored by now, under every strategy

@@ -111,6 +111,7 @@ class Owner:
         self._groups = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
         self._modal = list(filter(has_modes, trainer.optimizers))
         for claim in self._claims:
+            follow_groups(claim.scheduler)  # a checkpoint brings no functions of groups that were added before
             claim.seen = count(claim.scheduler)
             self._count_for(trainer, claim)
             if claim.plan.unit != claim.audit.unit:  # it counts from here
@@ -173,6 +174,7 @@ class Owner:
         self._follow_groups(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._follow_groups(trainer)
         for claim in self._live(trainer, "step", "epoch", "validation"):
             taken = claim.taken
             steps = range(claim.counted + 1, taken + 1)  # none while accumulating; more by hand

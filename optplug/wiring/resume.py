@@ -16,7 +16,7 @@ from optplug.errors import WiringError, listing
 from optplug.rates import set_lr
 from optplug.schedules import overruled
 from optplug.wiring.plans import Monitored, choices, plans
-from optplug.wiring.record import RECORD, record, recorded
+from optplug.wiring.record import peeked, record, recorded
 
 
 @dataclass
@@ -48,17 +48,16 @@ def prepare(trainer: Any) -> Resumption | None:
     connector = getattr(trainer, "_checkpoint_connector", None)
     checkpoint = getattr(connector, "_loaded_checkpoint", None)
     chosen = [choices[optimizer] for optimizer in trainer.optimizers if optimizer in choices]
-    if not chosen:
+    path = getattr(trainer, "ckpt_path", None)
+    if not chosen or not (checkpoint or path):
         return None
     policy = chosen[0].config.on_resume
-    if not checkpoint:
-        if getattr(trainer, "ckpt_path", None) and policy != "keep":
-            raise WiringError(
-                f"on_resume: {policy} cannot be had with {type(trainer.strategy).__name__}, which restores its "
-                "checkpoints by itself: leave on_resume out, or start from the weights alone"
-            )
-        return None
-    saved = recorded(trainer)
+    if not checkpoint and policy != "keep":
+        raise WiringError(
+            f"on_resume: {policy} cannot be had with {type(trainer.strategy).__name__}, which restores its "
+            "checkpoints by itself: leave on_resume out, or start from the weights alone"
+        )
+    saved = recorded(trainer) if checkpoint else peeked(path)
     found = Resumption(policy, saved.get("config", {}), saved.get("audits", []))
     if saved.get("config"):
         now = record(trainer)
@@ -69,23 +68,11 @@ def prepare(trainer: Any) -> Resumption | None:
         for optimizer in trainer.optimizers
     ]
     found.schedules = [copy.deepcopy(entry.scheduler.state_dict()) for entry in trainer.lr_scheduler_configs]
-    if policy == "reset_all":
+    if checkpoint and policy == "reset_all":
         checkpoint["optimizer_states"] = []
-    if policy in ("reset_all", "reset_scheduler"):
+    if checkpoint and policy in ("reset_all", "reset_scheduler"):
         checkpoint["lr_schedulers"] = []  # Lightning restores as many as there are
     return found
-
-
-def compare(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
-    """Compare as `prepare` does, where a sharded strategy restores after the optimizers are built.
-
-    Raises:
-        WiringError: as `prepare`.
-    """
-    saved = checkpoint.get(RECORD, {})
-    there = trainer.strategy.restore_checkpoint_after_setup and any(one in choices for one in trainer.optimizers)
-    if there and saved.get("config"):
-        _refuse_others(trainer, saved, record(trainer), "keep")
 
 
 def lost(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:

@@ -1,0 +1,152 @@
+"""Either import name of Lightning alone, both, or none: each in a process that finds no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+NAMES = ("lightning", "pytorch_lightning")
+
+HIDE = """
+import importlib.machinery, sys
+
+hidden = set(sys.argv[1].split())
+find_spec = importlib.machinery.PathFinder.find_spec
+
+
+def find_others(name, path=None, target=None):
+    return None if name.partition(".")[0] in hidden else find_spec(name, path, target)
+
+
+importlib.machinery.PathFinder.find_spec = find_others
+"""
+
+FIT = """
+import importlib
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+for name in ("lightning", "pytorch_lightning"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        assert name in hidden
+    else:
+        assert name not in hidden
+
+
+def fitted(namespace, callback):
+    \"\"\"The learning rate of each epoch.\"\"\"
+    pl = importlib.import_module(namespace)
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.rates = torch.nn.Linear(4, 1), []
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch[0]).square().mean()
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", float(self.current_epoch), batch_size=2)
+
+        def on_train_epoch_start(self):
+            self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    data = DataLoader(TensorDataset(torch.ones(4, 4)), batch_size=2)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    module = Module()
+    trainer = pl.Trainer(accelerator="cpu", devices=1, max_epochs=4, callbacks=callback, **quiet)
+    trainer.fit(module, data, data)
+    assert "configure_optimizers" not in vars(module)
+    return module.rates
+
+
+def callback_of(name):
+    ours = importlib.import_module(f"optplug.{name}")
+    plateau = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5, "monitor": "val_loss"}
+    return ours.ConfigureOptimizers({"name": "adam", "lr": 0.1}, plateau, verbose=False)
+
+
+FALLING = [0.1, 0.1, 0.05, 0.025]
+NAMESPACES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
+"""
+
+
+def run(program: str, *hidden: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", HIDE + program, " ".join(hidden)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_row_31_one_name_alone(name: str) -> None:
+    (other,) = set(NAMES) - {name}
+    ran = run(
+        f"""{FIT}
+import optplug
+
+for module in ("lightning", "pytorch_lightning"):  # either module of ours serves the one that is there
+    assert fitted(NAMESPACES[{name!r}], [callback_of(module)]) == FALLING
+    assert fitted(NAMESPACES[{name!r}], callback_of(module)) == FALLING
+    cli = importlib.import_module(f"optplug.{{module}}").OptplugCLI
+    assert issubclass(cli, importlib.import_module(NAMESPACES[{name!r}] + ".cli").LightningCLI)
+assert {other!r} not in sys.modules
+""",
+        other,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_row_31_both_names_take_either_callback() -> None:
+    ran = run(
+        f"""{FIT}
+for name, namespace in NAMESPACES.items():
+    for module in NAMESPACES:
+        assert fitted(namespace, [callback_of(module)]) == FALLING
+        bare = callback_of(module)
+        assert fitted(namespace, bare) == FALLING
+        assert fitted(namespace, bare) == FALLING  # once more
+    cli = importlib.import_module(f"optplug.{{name}}").OptplugCLI
+    assert issubclass(cli, importlib.import_module(namespace + ".cli").LightningCLI)
+"""
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_row_31_without_any_all_but_the_callback_works() -> None:
+    ran = run(
+        """
+import optplug, torch
+
+module = torch.nn.Linear(2, 1)
+optimizer = optplug.create_optimizer("adam", module.parameters(), lr=0.1)
+optplug.create_scheduler("reduce_lr_on_plateau", optimizer, mode="min")
+made = optplug.configure_optimizers(module, "adam", {"name": "exponential_lr", "gamma": 0.5})
+assert made["lr_scheduler"]["scheduler"].optimizer is made["optimizer"]
+""",
+        *NAMES,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_row_31_without_any_the_error_says_what_to_install() -> None:
+    ran = run(
+        """
+import optplug
+
+for name in ("lightning", "pytorch_lightning"):
+    try:
+        getattr(optplug, name)
+    except (ImportError, optplug.errors.OptplugError) as error:
+        print(error)
+""",
+        *NAMES,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) == 2
+    for line in ran.stdout.splitlines():
+        assert "lightning" in line
+        assert "install" in line
