@@ -13,7 +13,7 @@ from optplug.wiring.configure import attach, detach
 from optplug.wiring.owner import Owner
 from optplug.wiring.record import log
 from optplug.wiring.refresh import check_units, refresh, resume_data
-from optplug.wiring.resume import Resumption, finish, prepare
+from optplug.wiring.resume import Resumption, finish, loaded, prepare
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -126,8 +126,13 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         refresh(trainer, pl_module)  # the tuners' callbacks have run before
-        self._resumption = prepare(trainer)
+        self._resumption = prepare(trainer, loaded(trainer))
         super().on_fit_start(trainer, pl_module)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if trainer.strategy.restore_checkpoint_after_setup:  # only now is it there
+            self._resumption = prepare(trainer, checkpoint, sharded=True)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self._resumption is not None:  # a checkpoint is restored by now, under every strategy

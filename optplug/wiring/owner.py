@@ -26,7 +26,7 @@ from optplug.wiring.monitor import candidates
 from optplug.wiring.plans import choices, plans
 from optplug.wiring.plateaus import Plateaus
 from optplug.wiring.record import RECORD, record, recorded
-from optplug.wiring.resume import lost
+from optplug.wiring.resume import loaded, lost
 from optplug.wiring.run import validation_is_due
 
 
@@ -144,13 +144,13 @@ class Owner:
     # --------------------------------------------------------------------- hooks
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        self._recorded = recorded(trainer)  # gone when training starts
+        self._recorded = recorded(loaded(trainer))  # gone when training starts
         self._audits = []
         modes.switch(trainer.optimizers, "eval")  # a mode that a checkpoint does not tell is that of its weights
         self._claim(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self._recorded = checkpoint.get(RECORD, {})  # where a sharded strategy restores, after on_fit_start
+        self._recorded = recorded(checkpoint)  # where a sharded strategy restores, after on_fit_start
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         for audit, before in zip(self._audits, self._recorded.get("audits", []), strict=False):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from optplug.groups import group_table
 from optplug.wiring.plans import choices
@@ -20,24 +18,9 @@ def record(trainer: Any) -> dict[str, Any]:
     return {"config": configuration(trainer), "classes": classes, "groups": tables(trainer)}
 
 
-def recorded(trainer: Any) -> dict[str, Any]:
-    """What the checkpoint that the trainer resumes from keeps; nothing where there is none, or not of optplug's."""
-    # Not through Lightning's hooks: a callback that configure_optimizers adds is there too late for them.
-    connector = getattr(trainer, "_checkpoint_connector", None)
-    found = (getattr(connector, "_loaded_checkpoint", None) or {}).get(RECORD)
-    return found if isinstance(found, dict) else {}
-
-
-def peeked(path: Any) -> dict[str, Any]:
-    """What the checkpoint at a path keeps, which a sharded strategy loads later; nothing where it cannot be read."""
-    file = Path(path)
-    if file.is_dir():
-        file /= "meta.pt"  # beside the shards, by all of Lightning's strategies
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # the strategy will say what is wrong with it
-        return {}
-    found = loaded.get(RECORD) if isinstance(loaded, dict) else None
+def recorded(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a checkpoint keeps; nothing where there is none, or not of optplug's."""
+    found = (checkpoint or {}).get(RECORD)
     return found if isinstance(found, dict) else {}
 
 

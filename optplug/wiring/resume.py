@@ -16,7 +16,7 @@ from optplug.errors import WiringError, listing
 from optplug.rates import set_lr
 from optplug.schedules import overruled
 from optplug.wiring.plans import Monitored, choices, plans
-from optplug.wiring.record import peeked, record, recorded
+from optplug.wiring.record import record, recorded
 
 
 @dataclass
@@ -38,26 +38,33 @@ class Resumption:
     lines: list[str] = field(default_factory=list)
 
 
-def prepare(trainer: Any) -> Resumption | None:
+def loaded(trainer: Any) -> dict[str, Any] | None:
+    """The checkpoint to be restored, where Lightning loads it before the optimizers exist."""
+    # Not through Lightning's hooks: a callback that configure_optimizers adds is there too late for them.
+    return getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", None) or None
+
+
+def prepare(trainer: Any, checkpoint: dict[str, Any] | None, *, sharded: bool = False) -> Resumption | None:
     """Compare the checkpoint with the configuration, before anything is restored; None where there is no checkpoint.
+
+    Args:
+        trainer: with its optimizers and schedules. checkpoint: what it resumes from.
+        sharded: whether the strategy has restored the optimizers by itself.
 
     Raises:
         WiringError: the checkpoint's optimizers, groups or schedules are not the configuration's, and the policy is to
-        go on with them.
+        go on with them; a policy that the strategy makes impossible.
     """
-    connector = getattr(trainer, "_checkpoint_connector", None)
-    checkpoint = getattr(connector, "_loaded_checkpoint", None)
     chosen = [choices[optimizer] for optimizer in trainer.optimizers if optimizer in choices]
-    path = getattr(trainer, "ckpt_path", None)
-    if not chosen or not (checkpoint or path):
+    if not chosen or not checkpoint:
         return None
     policy = chosen[0].config.on_resume
-    if not checkpoint and policy != "keep":
+    if sharded and policy != "keep":
         raise WiringError(
             f"on_resume: {policy} cannot be had with {type(trainer.strategy).__name__}, which restores its "
             "checkpoints by itself: leave on_resume out, or start from the weights alone"
         )
-    saved = recorded(trainer) if checkpoint else peeked(path)
+    saved = recorded(checkpoint)
     found = Resumption(policy, saved.get("config", {}), saved.get("audits", []))
     if saved.get("config"):
         now = record(trainer)
@@ -68,9 +75,9 @@ def prepare(trainer: Any) -> Resumption | None:
         for optimizer in trainer.optimizers
     ]
     found.schedules = [copy.deepcopy(entry.scheduler.state_dict()) for entry in trainer.lr_scheduler_configs]
-    if checkpoint and policy == "reset_all":
+    if policy == "reset_all":
         checkpoint["optimizer_states"] = []
-    if checkpoint and policy in ("reset_all", "reset_scheduler"):
+    if policy in ("reset_all", "reset_scheduler"):
         checkpoint["lr_schedulers"] = []  # Lightning restores as many as there are
     return found
 
