@@ -59,6 +59,97 @@ def test_cuts_of_a_plateau_stay_when_hyperparameters_are_overridden(
     assert set(module.rates) == {0.125 * lr}
 
 
+TWO = {"val_loss": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "val_mse": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]}
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+@pytest.mark.parametrize("policy", ["override_hparams", "reset_scheduler", "reset_all"])
+def test_another_metric_is_not_measured_by_the_best_of_the_one_before(
+    fit: Any, scripted: type, saved: Any, tmp_path: Path, policy: str, sanity: int
+) -> None:
+    _, _, path = saved(SGD, {**PLATEAU, "patience": 9}, module=scripted(val=TWO), monitor="val_loss")
+    given = {"monitor": "val_mse", "num_sanity_val_steps": sanity}  # a resumed run may have a sanity check, too
+    patient = {**PLATEAU, "patience": 0}
+    made, module = fit(SGD, patient, module=scripted(val=TWO), ckpt_path=path, max_epochs=5, on_resume=policy, **given)
+    assert rates(made) == [1.0]
+    assert [metric for *_, metric in module.stepped] == [7.0, 6.0, 5.0]
+    made.save_checkpoint(tmp_path / "again.ckpt")
+    _, module = fit(SGD, patient, module=scripted(val=TWO), ckpt_path=tmp_path / "again.ckpt", max_epochs=6, **given)
+    assert [metric for *_, metric in module.stepped] == [4.0]
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+@pytest.mark.parametrize("other", [{"monitor": "val_mse"}, {"monitor": "val_loss", "mode": "max"}], ids=str)
+def test_keep_keeps_the_metric_and_its_best(
+    fit: Any, scripted: type, saved: Any, capsys: Any, other: Any, sanity: int
+) -> None:
+    _, _, path = saved(SGD, {**PLATEAU, "patience": 1}, module=scripted(val=TWO), monitor="val_loss")
+    made, module = fit(
+        SGD,
+        {**PLATEAU, "patience": 1},
+        module=scripted(val=TWO),
+        ckpt_path=path,
+        max_epochs=4,
+        num_sanity_val_steps=sanity,
+        verbose=True,
+        **other,
+    )
+    assert [metric for *_, metric in module.stepped] == pytest.approx([0.3, 0.4])
+    assert rates(made) == [0.5]
+    assert capsys.readouterr().out.endswith(
+        "plateau: 4 validations seen, 1 cut (epoch 2), monitor val_loss (min) from the checkpoint\n"
+    )
+
+
+@pytest.mark.parametrize("unit", ["epochs", "steps"])
+def test_a_plateau_that_starts_anew_is_patient_from_there(fit: Any, scripted: type, saved: Any, unit: str) -> None:
+    given = {"scheduler": {**PLATEAU, "patience": 3, "patience_unit": unit}, "monitor": "val_loss"}
+    _, _, path = saved(SGD, module=scripted(val=WORSE), max_epochs=5, **given)
+    nothing = scripted(val={"val_loss": [float("nan")]})
+    given["scheduler"]["patience"] = 3 if unit == "epochs" else 3 * BATCHES
+    made, _ = fit(SGD, module=nothing, ckpt_path=path, max_epochs=8, on_resume="reset_scheduler", **given)
+    assert rates(made) == [1.0]
+
+
+def test_the_rate_of_somebody_else_s_plateau_stays_when_hyperparameters_are_overridden(
+    fit: Any, scripted: type, trainer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    class Own(scripted):  # type: ignore[misc,valid-type]
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+    plain = trainer(max_epochs=3)
+    plain.fit(Own(val=WORSE))
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    assert rates(plain) == [0.25]
+    better = scripted(val={"val_loss": [0.5]})
+    given = {"ckpt_path": tmp_path / "plain.ckpt", "max_epochs": 4, "on_resume": "override_hparams", "verbose": True}
+    made, _ = fit(SGD, PLATEAU, module=better, **given)
+    assert rates(made) == [0.25]
+    assert "the checkpoint does not tell its base learning rate: 0.25 stays\n" in capsys.readouterr().out
+
+
+def test_two_owners_are_refused(ours: Any, scripted: type, trainer: Any) -> None:
+    callbacks = [ours.ConfigureOptimizers(SGD, PLATEAU, verbose=False), ours.ConfigureOptimizers(verbose=False)]
+    module = scripted(val=WORSE)
+    with pytest.raises(WiringError, match="two ConfigureOptimizers callbacks are among the trainer's: keep one"):
+        trainer(callbacks=callbacks).fit(module)
+    assert module.rates == []
+
+
+def test_an_error_does_not_cost_the_checkpoint(fit: Any, pl: Any, ours: Any, scripted: type, tmp_path: Path) -> None:
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
+    callbacks = [ours.ConfigureOptimizers(SGD, {**PLATEAU, "on_nonfinite": "raise"}, monitor="train_loss"), saver]
+    module = scripted(late={"train_loss": [1.0, float("nan")]})
+    with pytest.raises(WiringError, match="epoch 1: train_loss is nan"):
+        fit(SGD, module=module, callbacks=callbacks, enable_checkpointing=True)
+    assert (tmp_path / "epoch=1.ckpt").exists()
+    with pytest.warns(UserWarning, match="epoch 1: train_loss is nan"):  # the training is done
+        fit(SGD, module=scripted(late=module.late), callbacks=callbacks, enable_checkpointing=True, max_epochs=2)
+
+
 def test_a_changed_warmup_under_a_plateau_ends_at_the_base_rate(fit: Any, scripted: type, saved: Any) -> None:
     better = {"val_loss": [5.0, 4.0, 3.0, 2.0, 1.0, 0.5]}
     _, _, path = saved(SGD, {**PLATEAU, "warmup_steps": 8}, module=scripted(val=better), max_epochs=1)

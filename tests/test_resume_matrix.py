@@ -37,6 +37,7 @@ class Setting(NamedTuple):
         saver: of ModelCheckpoint. step: of the checkpoint to go on from. trainer: its arguments.
         logs: where the metric is logged; the true loss, or values that are told.
         data: whether they go on in the middle of an epoch. lost: what the warning says; "" for none.
+        by_hand: the hook in which another callback, listed before ours, saves too.
     """
 
     saver: dict[str, Any]
@@ -47,6 +48,7 @@ class Setting(NamedTuple):
     data: bool = False
     optimizer: dict[str, Any] = ADAM
     lost: str = ""
+    by_hand: str = "on_train_batch_end"
 
 
 EPOCH_END = {"save_on_train_epoch_end": True}
@@ -85,6 +87,9 @@ SETTINGS = {
     "true loss, first of two validations": Setting(
         VALIDATION_END, 6, {**PLATEAU, "threshold": 0.9}, HALVES, logs="true val", data=True
     ),
+    "metric now and then, epoch end": Setting(EPOCH_END, 4, logs="now and then"),
+    "saved by hand, by step": Setting({"every_n_epochs": 9}, 6, {**COSINE, "T_max": 20, "interval": "step"}, data=True),
+    "saved by hand, after a validation": Setting({"every_n_epochs": 9}, 8, by_hand="on_validation_end"),
     "patience in epochs": Setting(VALIDATION_END, 8, {**PLATEAU, "patience": 1, "patience_unit": "epochs"}, HALVES),
     "patience in steps": Setting(VALIDATION_END, 8, {**PLATEAU, "patience": 3, "patience_unit": "steps"}, HALVES),
     "cooldown": Setting(EPOCH_END, 8, {**PLATEAU, "cooldown": 2}, trainer=HALVES),
@@ -104,6 +109,19 @@ SETTINGS = {
     ),
     "impossible: a batch before a validation": Setting(
         {"every_n_train_steps": 2}, 6, trainer=HALVES, data=True, lost="before the validation that was due"
+    ),
+    "impossible: by hand, before a validation": Setting(
+        {"every_n_epochs": 9}, 8, by_hand="on_train_batch_end", lost="before the validation that was due"
+    ),
+    "impossible: by hand, within a validation": Setting(
+        {"every_n_epochs": 9}, 8, by_hand="on_validation_epoch_end", lost="before the validation that was due"
+    ),
+    "impossible: by hand, before on_train_epoch_end": Setting(
+        {"every_n_epochs": 9},
+        8,
+        logs="late",
+        by_hand="on_train_epoch_end",
+        lost="before the module's on_train_epoch_end",
     ),
     "impossible: training metric, validation end": Setting(VALIDATION_END, 8, logs="train", lost="within epoch 1"),
     "impossible: training metric, middle": Setting(
@@ -158,16 +176,29 @@ def test_row_9_a_resumed_run_equals_an_uninterrupted_one(
             kind = GoingOn if setting.data else DataLoader
             return kind(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=2)
 
+        def on_validation_epoch_end(self) -> None:
+            if setting.logs == "now and then" and self.current_epoch % 2 == 0:
+                self.log("val_err", VALUES[self.current_epoch // 2])
+            super().on_validation_epoch_end()
+
     def fit(**kwargs: Any) -> tuple[Any, Any, str]:
         _, true, where = setting.logs.rpartition("true ")
         metric = "val_loss" if where == "val" else "train_loss"
         logs = {"val": {"val_other": None}, where: {metric: None if true else VALUES}}
+        if where == "now and then":
+            metric, logs = "val_err", {"val": {"val_other": None}}
         module = Module(**logs, automatic=automatic)
         monitor = metric if "plateau" in setting.scheduler["name"] else None
         own = ours.ConfigureOptimizers(setting.optimizer, setting.scheduler, monitor=monitor)
+
+        def save(callback: Any, run: Any, *_: Any) -> None:
+            if run.global_step and not run.sanity_checking:
+                run.save_checkpoint(tmp_path / f"by_hand-step={run.global_step}.ckpt")
+
+        other = type("Other", (pl.callbacks.Callback,), {setting.by_hand: save})()
         saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **setting.saver)
         run = trainer(
-            **{"max_epochs": EPOCHS, "enable_checkpointing": True, "callbacks": [own, saver], **setting.trainer}
+            **{"max_epochs": EPOCHS, "enable_checkpointing": True, "callbacks": [other, own, saver], **setting.trainer}
         )
         run.fit(module, **kwargs)
         last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("optplug: plateau: ")]
@@ -176,7 +207,8 @@ def test_row_9_a_resumed_run_equals_an_uninterrupted_one(
     whole, straight, said = fit()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        resumed, rest, said_again = fit(ckpt_path=tmp_path / f"step={setting.step}.ckpt")
+        by_hand = "by_hand-" if "every_n_epochs" in setting.saver else ""
+        resumed, rest, said_again = fit(ckpt_path=tmp_path / f"{by_hand}step={setting.step}.ckpt")
     missed = [str(w.message) for w in caught if "misses a value" in str(w.message)]
     schedules = [[entry.scheduler.state_dict() for entry in one.lr_scheduler_configs] for one in (whole, resumed)]
     equal = (

@@ -7,6 +7,7 @@ from typing import Any
 
 from optplug.groups import group_table
 from optplug.lengths import remarks
+from optplug.wiring.monitor import of_validation
 from optplug.wiring.plans import Choice, choices
 from optplug.wiring.resume import Resumption
 from optplug.wiring.run import run_of
@@ -50,7 +51,9 @@ def _of_optimizer(optimizer: Any, choice: Choice, trainer: Any) -> Iterator[str]
         yield f"{warmup or 'no warmup'}, then the learning rate stays as it is"
         return
     every = plan.interval if plan.frequency == 1 else f"{plan.frequency} {plan.interval}s"
-    when = "each completed validation" if plan.interval == "validation" else f"every {every}"
+    when = f"every {every}"
+    if plan.monitored is not None:
+        when = "each completed validation" if of_validation(plan.monitored.monitor) else "when the metric is logged"
     offer = scheduled.offer
     yield f"scheduler {offer.name} from plugin {offer.plugin}, stepped {when}{warmup and ', after ' + warmup}"
     if plan.end is not None:

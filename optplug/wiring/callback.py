@@ -134,16 +134,18 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
         if trainer.strategy.restore_checkpoint_after_setup:  # only now is it there
             self._resumption = prepare(trainer, checkpoint, sharded=True)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._resumption is not None:  # a checkpoint is restored by now, under every strategy
+    def _resume(self, trainer: Any) -> None:
+        if self._resumption is not None:
             finish(trainer, self._resumption)
+        super()._resume(trainer)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         resume_data(trainer)
         super().on_train_start(trainer, pl_module)
         check_units(trainer, pl_module)
         log(trainer)
-        if self.verbose:
-            for line in account(trainer, self._resumption):
-                pl_module.print(f"optplug: {line}")
+        for line in account(trainer, self._resumption):
+            self._plateaus.say(trainer, line)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
@@ -154,18 +156,10 @@ class ConfigureOptimizers(Owner, *_Callbacks):  # type: ignore[misc]
         self._restore(trainer)
 
 
-def add_callback(trainer: Any, callback: Any) -> None:
-    """Add a callback to a trainer, before the checkpoint callbacks, which Lightning keeps last."""
-    callbacks = list(trainer.callbacks)  # not the list in place: it may be the user's own
-    checkpoints = trainer.checkpoint_callbacks
-    position = next((i for i, c in enumerate(callbacks) if any(c is k for k in checkpoints)), len(callbacks))
-    trainer.callbacks = [*callbacks[:position], callback, *callbacks[position:]]
-
-
 def ensure_owner(trainer: Any) -> None:
     """Give a trainer an owner for this fit if it has none."""
     if not any(isinstance(callback, Owner) for callback in trainer.callbacks):
         callback = ConfigureOptimizers()
         callback.foreign = False
         callback._injected = True
-        add_callback(trainer, callback)
+        trainer.callbacks = [callback, *trainer.callbacks]  # not the list in place: it may be the user's own

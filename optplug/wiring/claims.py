@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.config import PATIENCE_UNITS
+from optplug.schedules import Warmup
 from optplug.wiring.monitor import mode_by_name, of_validation
 from optplug.wiring.plans import Monitored, Plan
 
@@ -59,7 +60,7 @@ class Claim:
         steps: those of its optimizer. counted: how many of these have been dealt with.
         stepped_in: the epoch of a plateau's last step. searched: whether everything that could log a plateau's metric
             has had its turn. told: whether it has been said that nothing logs it.
-        audit: of a plateau. number: what tells it from others, such as "_1".
+        audit: of a plateau. number: of its optimizer, where there are several plateaus.
     """
 
     entry: Any
@@ -72,7 +73,7 @@ class Claim:
     searched: bool = False
     told: bool = False
     audit: Audit = field(default_factory=Audit)
-    number: str = ""
+    number: int | None = None
 
     @property
     def scheduler(self) -> Any:
@@ -80,7 +81,16 @@ class Claim:
 
     @property
     def name(self) -> str:
-        return self.plan.name + self.number
+        return self.plan.name + self.suffix
+
+    @property
+    def suffix(self) -> str:
+        return "" if self.number is None else f"_{self.number}"
+
+    @property
+    def inner(self) -> Any:
+        """The scheduler, within its warmup if it has one."""
+        return self.scheduler.scheduler if isinstance(self.scheduler, Warmup) else self.scheduler
 
     @property
     def taken(self) -> int:
@@ -109,8 +119,7 @@ def foreign_plan(entry: Any) -> Plan | None:
         return None
     if entry.interval == "step" and not of_validation(entry.monitor):  # that of each batch
         return None
-    mode = getattr(entry.scheduler, "mode", None) or mode_by_name(entry.monitor)
-    monitored = Monitored(entry.monitor, mode, "the module's configure_optimizers")
+    monitored = Monitored(entry.monitor, entry.scheduler.mode, "the module's configure_optimizers", told=True)
     return Plan(type(entry.scheduler).__name__, "validation", 1, monitored)
 
 

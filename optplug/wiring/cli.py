@@ -14,7 +14,7 @@ from optplug.config import SUBCOMMANDS
 from optplug.errors import OptplugError, did_you_mean
 from optplug.explaining import explain
 from optplug.registry import registry
-from optplug.wiring.callback import ConfigureOptimizers, add_callback, installed
+from optplug.wiring.callback import ConfigureOptimizers, installed
 
 KEYS: dict[str, tuple[Any, str]] = {
     "optimizer": (
@@ -159,5 +159,5 @@ class _OptplugCLI:
         trainer = super().instantiate_trainer(**kwargs)  # type: ignore[misc]
         given = {key: self._get(self.config_init, key) for key in KEYS}  # type: ignore[attr-defined]
         if _configures(given):
-            add_callback(trainer, ConfigureOptimizers(**given))
+            trainer.callbacks = [ConfigureOptimizers(**given), *trainer.callbacks]
         return trainer

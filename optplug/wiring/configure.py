@@ -156,7 +156,7 @@ def _entry(module: Any, config: Config, part: Part, built: Optimizer | None) -> 
     if scheduled is None or scheduler is None:
         return {"optimizer": optimizer}
     interval = "validation" if monitored else scheduled.interval
-    length = str(scheduled.length)
+    length = scheduled.length or ""
     end = scheduled.arguments[length] if given is not None and given.arguments.get(length) == AUTO else None
     name = "warmup" if scheduled.name is None else scheduled.offer.name
     choice.plan = plans[scheduler] = Plan(
@@ -164,10 +164,10 @@ def _entry(module: Any, config: Config, part: Part, built: Optimizer | None) -> 
         interval,
         scheduled.frequency,
         monitored,
-        end,
-        length,
-        scheduled.patience_unit,
-        scheduled.on_nonfinite,
+        end=end,
+        length=length,
+        unit=scheduled.patience_unit,
+        on_nonfinite=scheduled.on_nonfinite,
     )
     entry: dict[str, Any] = {"scheduler": scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
     if monitored and getattr(module, "automatic_optimization", True):  # Lightning warns about these in manual mode

@@ -8,7 +8,7 @@ the epoch.
 
 from __future__ import annotations
 
-import warnings
+import contextlib
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from optplug.combined import has_modes
 from optplug.config import PATIENCE_UNITS
-from optplug.errors import WiringError, listing
+from optplug.errors import OptplugError, WiringError, listing
 from optplug.following import follow_groups, name_groups
 from optplug.groups import known
 from optplug.schedules import Warmup
@@ -44,12 +44,14 @@ class Owner:
         self._claims: list[Claim] = []
         self._audits: list[Audit] = []
         self._steps: list[Steps | GlobalSteps] = []
-        self._groups: list[int] = []
+        self._group_counts: list[int] = []
         self._modal: list[Any] = []
         self._plateaus = Plateaus(self._step_plateau, verbose=verbose)
         self._recorded: dict[str, Any] = {}
+        self._resumed = False
         self._epoch_over = False
-        self._after_batch = False
+        self._after_batch = False  # and before what follows it
+        self._after_validation = False  # and before it has been listened to
 
     # ------------------------------------------------------------------ claiming
 
@@ -59,11 +61,10 @@ class Owner:
         for claim in [claim for claim in self._claims if not any(claim.entry is entry for entry in there)]:
             self._claims.remove(claim)
             instead = listing(type(entry.scheduler).__name__ for entry in there)
-            warnings.warn(
-                f"{claim.plan.name} is no longer among the trainer's schedulers, and optplug steps it no more; another "
+            self._plateaus.warn(
+                trainer,
+                f"{claim.name} is no longer among the trainer's schedulers, and optplug steps it no more; another "
                 f"callback has replaced it: there is now {instead}",
-                UserWarning,
-                stacklevel=2,
             )
         for entry in there:
             if entry.frequency == NEVER:  # taken, if not by this callback
@@ -72,21 +73,21 @@ class Owner:
             if plan is None and self.foreign and trainer.lightning_module.automatic_optimization:
                 plan = foreign_plan(entry)
             if plan is not None:
-                self._claims.append(claimed(entry, plan))
-                self._count_for(trainer, self._claims[-1])
+                self._claims.append(claim := claimed(entry, plan))
+                self._count_for(trainer, claim)
                 if plan.monitored is not None:
-                    self._audits.append(self._claims[-1].audit)
+                    self._audits.append(claim.audit)
         plateaus = [claim for claim in self._claims if claim.plan.monitored is not None]
         for claim in plateaus if len(plateaus) > 1 else ():
             numbers = [i for i, optimizer in enumerate(trainer.optimizers) if optimizer is claim.scheduler.optimizer]
-            claim.number = f"_{numbers[0]}" if numbers else ""
+            claim.number = numbers[0] if numbers else None
 
     def _release(self) -> None:
         for steps in self._steps:  # their numbers stay, and the audits: a checkpoint may be saved after the fit
             steps.forget()
         for claim in self._claims:
             claim.entry.frequency = claim.frequency
-        self._claims = []
+        self._claims, self._modal = [], []
 
     def _live(self, trainer: Any, *intervals: str) -> list[Claim]:
         """The claims that the trainer still has."""
@@ -108,7 +109,7 @@ class Owner:
             Steps(optimizer, taken) if hasattr(optimizer, "register_step_post_hook") else GlobalSteps(trainer)
             for optimizer, taken in zip(trainer.optimizers, before, strict=True)
         ]
-        self._groups = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
+        self._group_counts = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
         self._modal = list(filter(has_modes, trainer.optimizers))
         for claim in self._claims:
             follow_groups(claim.scheduler)  # a checkpoint brings no functions of groups that were added before
@@ -128,10 +129,10 @@ class Owner:
     def _follow_groups(self, trainer: Any) -> None:
         """Groups that a callback or the module has added since are named, and their schedules follow."""
         for i, optimizer in enumerate(trainer.optimizers):
-            there, now = self._groups[i], len(optimizer.param_groups)
+            there, now = self._group_counts[i], len(optimizer.param_groups)
             if there == now:
                 continue
-            self._groups[i] = now
+            self._group_counts[i] = now
             for claim in self._claims:
                 if claim.scheduler.optimizer is optimizer:
                     follow_groups(claim.scheduler)
@@ -144,6 +145,12 @@ class Owner:
     # --------------------------------------------------------------------- hooks
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        others = [callback for callback in trainer.callbacks if callback is not self]
+        if any(isinstance(callback, Owner) for callback in others):
+            raise WiringError("two ConfigureOptimizers callbacks are among the trainer's: keep one")
+        # First, so that what a callback saves holds the steps that are due. A new list: Lightning walks the old one.
+        trainer.callbacks = [self, *others]
+        self._resumed = False
         self._recorded = recorded(loaded(trainer))  # gone when training starts
         self._audits = []
         modes.switch(trainer.optimizers, "eval")  # a mode that a checkpoint does not tell is that of its weights
@@ -152,9 +159,21 @@ class Owner:
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._recorded = recorded(checkpoint)  # where a sharded strategy restores, after on_fit_start
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def _resume(self, trainer: Any) -> None:
+        """What is to be done once, when a checkpoint has been restored."""
         for audit, before in zip(self._audits, self._recorded.get("audits", []), strict=False):
             vars(audit).update(before)
+
+    def _resume_once(self, trainer: Any) -> None:
+        if not self._resumed:
+            self._resumed = True
+            self._resume(trainer)
+
+    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+        self._resume_once(trainer)  # a resumed run may be checked too, and the check listens
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._resume_once(trainer)
         self._begin_to_count(trainer)
         for claim in self._live(trainer, "validation"):
             self._plateaus.foretell(trainer, claim, lost(self._recorded, trainer.current_epoch))
@@ -175,7 +194,10 @@ class Owner:
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._follow_groups(trainer)
-        for claim in self._live(trainer, "step", "epoch", "validation"):
+        claims = self._live(trainer, "step", "epoch", "validation")
+        if len(claims) < len(self._claims):
+            self._claim(trainer)
+        for claim in claims:
             taken = claim.taken
             steps = range(claim.counted + 1, taken + 1)  # none while accumulating; more by hand
             claim.counted = taken
@@ -220,8 +242,12 @@ class Owner:
             modes.switch(trainer.optimizers, "eval")
             self._plateaus.begin_validation(trainer)
 
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._after_validation = trainer.state.fn == "fit" and not trainer.sanity_checking
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
+            self._after_validation = False
             modes.switch(trainer.optimizers, "eval")  # the module may have gone back to train
             self._listen(trainer, "sanity" if trainer.sanity_checking else "validation")
 
@@ -232,37 +258,40 @@ class Owner:
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         # The module's on_train_epoch_end has run since ours: the checkpoint of an epoch holds the step that came of it.
-        if self._epoch_over and self._listen(trainer, "late"):
-            checkpoint["lr_schedulers"] = [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs]
-            checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
+        with contextlib.suppress(OptplugError):  # said again when the next epoch begins; the checkpoint is saved first
+            if self._epoch_over and self._listen(trainer, "late"):
+                checkpoint["lr_schedulers"] = [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs]
+                checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
         modes.evaluated(trainer, checkpoint)
         checkpoint[RECORD] = {
             **record(trainer),
             "steps": [steps.taken for steps in self._steps],
             "audits": [asdict(audit) for audit in self._audits],
-            "validation_due": self._after_batch and validation_is_due(trainer),
+            "validation_due": self._after_validation or (self._after_batch and validation_is_due(trainer)),
+            "late_due": self._epoch_over and self._plateaus.wait(self._live(trainer, "validation")),
             "epoch_over": self._epoch_over,
         }
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._listen(trainer, "late")
+        try:
+            self._listen(trainer, "late")
+        except OptplugError as error:  # the training is done: nothing is to be lost
+            self._plateaus.warn(trainer, str(error))
         modes.switch(trainer.optimizers, "eval")
         for claim in self._claims:
             if count(claim.scheduler) != claim.seen:
-                warnings.warn(f"{_twice(claim, pl_module)}", UserWarning, stacklevel=2)
-        if trainer.fast_dev_run:
-            return
-        for claim in self._live(trainer, "validation"):
-            logged = listing(candidates(trainer.callback_metrics))
-            if claim.stepped_in is None and claim.entry.strict and not claim.told:
-                says = f"{claim.plan.name} was never stepped: {claim.plan.monitored}, logged were {logged}"
-                self._plateaus.warn(claim, says)
+                self._plateaus.warn(trainer, _twice(claim, pl_module))
+        for claim in () if trainer.fast_dev_run else self._live(trainer, "validation"):
+            if not claim.audit.seen and claim.entry.strict and not claim.told:
+                logged = listing(candidates(trainer.callback_metrics))
+                says = f"{claim.name} was never stepped: {claim.plan.monitored}, logged were {logged}"
+                self._plateaus.warn(trainer, says)
         self._sum_up(trainer)
 
     def _sum_up(self, trainer: Any) -> None:
         for claim in () if trainer.fast_dev_run else self._live(trainer, "validation"):
             assert claim.plan.monitored is not None
-            self._plateaus.say(trainer, claim.audit.line(f"plateau{claim.number}", claim.plan.monitored))
+            self._plateaus.say(trainer, claim.audit.line(f"plateau{claim.suffix}", claim.plan.monitored))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._release()
@@ -276,14 +305,14 @@ class Owner:
 
 def _twice(claim: Claim, module: Any) -> str:
     return (
-        f"{claim.plan.name} is stepped by {type(module).__name__} and by optplug, which steps what it built in manual "
-        "optimisation too: take scheduler.step() out of the module"
+        f"{claim.name} is stepped by {type(module).__name__} and by optplug, whose it is, in manual optimisation too: "
+        "take scheduler.step() out of the module"
     )
 
 
 def _end(claim: Claim) -> int | None:
     """How many steps a scheduler takes; None for any number."""
-    scheduler = claim.scheduler.scheduler if isinstance(claim.scheduler, Warmup) else claim.scheduler
+    scheduler = claim.inner
     if claim.plan.end is not None:
         # It is as long as the training was to be; a checkpoint may have brought another length.
         return int(getattr(scheduler, claim.plan.length, claim.plan.end))

@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.errors import WiringError, did_you_mean, listing
 from optplug.rates import rates_of
-from optplug.schedules import Warmup
 from optplug.wiring import monitor
 from optplug.wiring.claims import Claim
 from optplug.wiring.plans import Monitored
@@ -23,7 +22,7 @@ class Plateaus:
     """Listens for the plateaus of a fit.
 
     Args:
-        step: steps the scheduler of a claim with a value; with None it only lets patience know that time has passed.
+        step: steps the scheduler of a claim with a value; with None, patience is not to count the time since the last.
         verbose: say each learning-rate cut, on rank zero.
 
     There are four moments to listen: `"sanity"`, when nothing is stepped; `"validation"`; `"epoch"`, when the epoch is
@@ -76,6 +75,12 @@ class Plateaus:
                 claim.stepped_in, stepped = self.epoch, True
         return stepped
 
+    def wait(self, claims: Iterable[Claim]) -> bool:
+        """Whether any of them hears what the module's `on_train_epoch_end` logs, and that has not run."""
+        return any(
+            claim.audit.seen and claim.audit.heard == "late" and claim.stepped_in != self.epoch for claim in claims
+        )
+
     # ------------------------------------------------------------------- finding
 
     def _find(self, trainer: Any, claim: Claim, monitored: Monitored, fresh: Iterable[str], moment: str) -> None:
@@ -88,7 +93,9 @@ class Plateaus:
             losses = monitor.validation_losses(logged) if in_validation else []
             if losses or moment == "validation":
                 monitored.monitor, monitored.found = monitor.only_validation_loss(logged), True
-                self.say(trainer, f"{claim.name} will follow {monitored}")
+                self.say(
+                    trainer, f"{claim.name} follows {monitored.monitor} ({monitored.mode}), the only validation loss"
+                )
         elif monitor.of_validation(monitored.monitor) if in_validation else moment == "late":
             nearly = monitor.nearly(monitored.monitor, logged)
             asked = f"{claim.name} monitors {monitored.monitor!r} (from {monitored.source})"
@@ -107,14 +114,14 @@ class Plateaus:
         name, audit = str(monitored.monitor), claim.audit
         said = [mode for mode in _of_all_ranks(trainer, monitor.mode_by_metric(trainer, name)) if mode is not None]
         if monitored.guessed:
-            before, monitored.mode = monitored.mode, said[0] if said else monitor.mode_by_name(name)
+            before, monitored.mode = monitored.mode, said[0] if said else monitored.mode or monitor.mode_by_name(name)
             if before != monitored.mode:
                 self.say(trainer, f"{claim.name}: {name} is better the {_BETTER[str(monitored.mode)]} it is")
         elif not monitored.told and said and said[0] != monitored.mode:
             monitor.warn_of_contradiction(
                 monitored, f"a callback says {monitored.mode}, and the metric itself {said[0]}"
             )
-        scheduler = claim.scheduler.scheduler if isinstance(claim.scheduler, Warmup) else claim.scheduler
+        scheduler = claim.inner
         another = audit.monitor is not None and (audit.monitor, audit.mode) != (name, monitored.mode)
         if another:
             self.say(trainer, f"{claim.name}: its best value was of {audit.monitor} ({audit.mode}), and is forgotten")
@@ -128,7 +135,7 @@ class Plateaus:
         if moment == ("validation" if trainer.enable_validation else "epoch"):
             claim.searched = True
         due = claim.searched if moment == "late" else moment != "epoch" and monitor.of_validation(monitored.monitor)
-        if claim.told or not claim.entry.strict or not due:
+        if claim.told or claim.audit.seen or not claim.entry.strict or not due:
             return
         known = {name for names in _of_all_ranks(trainer, list(trainer.callback_metrics)) for name in names}
         shown = monitor.candidates(known)
@@ -159,41 +166,36 @@ class Plateaus:
         usual = claim.audit.heard if claim.audit.seen else "validation" if of_validation else "epoch"
         why = lost.get(usual)
         if why is not None:
-            warnings.warn(
-                f"{name} misses a value of {monitored.monitor or 'its metric'}: {why}", UserWarning, stacklevel=2
-            )
+            self.warn(trainer, f"{name} misses a value of {monitored.monitor or 'its metric'}: {why}")
         why = no_validation(trainer)
         if why is not None and of_validation:
             ever = "not stepped any more" if claim.audit.seen else "never stepped"
             metric = monitored.monitor or "a validation loss"
-            self.warn(claim, f"{name} is {ever}, unless training itself logs {metric}: {why}")
+            self.warn(trainer, f"{name} is {ever}, unless training itself logs {metric}: {why}")
+            claim.told = True
 
     # ------------------------------------------------------------------- hearing
 
     def _hear(self, trainer: Any, claim: Claim, value: float) -> None:
-        plan, audit = claim.plan, claim.audit
-        name = plan.monitored.monitor if plan.monitored else None
+        audit, optimizer = claim.audit, claim.scheduler.optimizer
+        name, finite = audit.monitor, math.isfinite(value)
+        if not finite and claim.plan.on_nonfinite == "raise":
+            raise WiringError(f"epoch {self.epoch}: {name} is {value}, and {claim.name} has on_nonfinite: raise")
         audit.seen += 1
-        if not math.isfinite(value):
-            what = f"epoch {self.epoch}: {name} is {value}"
-            if plan.on_nonfinite == "raise":
-                raise WiringError(f"{what}, and {claim.name} has on_nonfinite: raise")
-            if plan.on_nonfinite == "ignore":
-                audit.ignored += 1
-                self.say(trainer, f"{what}: {claim.name} ignores it")
-                self.step(trainer, claim, None)
-                return
-        groups = claim.scheduler.optimizer
-        before = rates_of(groups)
-        # NaN is better than nothing; infinity may be.
-        self.step(trainer, claim, value if math.isfinite(value) else math.nan)
-        after = rates_of(groups)
+        if not finite and claim.plan.on_nonfinite == "ignore":
+            audit.ignored += 1
+            self.say(trainer, f"epoch {self.epoch}: {name} is {value}: {claim.name} ignores it")
+            self.step(trainer, claim, None)
+            return
+        before = rates_of(optimizer)
+        self.step(trainer, claim, value if finite else math.nan)  # NaN is better than nothing; infinity may be
+        after = rates_of(optimizer)
         if before != after:
             audit.cuts.append(self.epoch)
             cuts = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
             best = getattr(claim.scheduler, "best", None)
             than = f", not better than {best:.4g}" if isinstance(best, float) and math.isfinite(best) else ""
-            whose = f" of optimizer {claim.number[1:]}" if claim.number else ""
+            whose = "" if claim.number is None else f" of optimizer {claim.number}"
             self.say(trainer, f"epoch {self.epoch}: {name} is {value:.4g}{than}: learning rate{whose} {cuts}")
             step = getattr(
                 trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step
@@ -205,9 +207,9 @@ class Plateaus:
         if self.verbose:
             trainer.lightning_module.print(f"optplug: {text}")  # rank zero, and clear of the progress bar
 
-    def warn(self, claim: Claim, text: str) -> None:
-        claim.told = True
-        warnings.warn(text, UserWarning, stacklevel=2)
+    def warn(self, trainer: Any, text: str) -> None:
+        if trainer.is_global_zero:
+            warnings.warn(text, UserWarning, stacklevel=2)
 
 
 _BETTER = {"min": "less", "max": "more"}

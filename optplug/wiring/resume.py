@@ -79,11 +79,14 @@ def prepare(trainer: Any, checkpoint: dict[str, Any] | None, *, sharded: bool = 
         checkpoint["optimizer_states"] = []
     if policy in ("reset_all", "reset_scheduler"):
         checkpoint["lr_schedulers"] = []  # Lightning restores as many as there are
+        for audit in found.audits:  # what was done stays counted; what was heard, and its unit, are the old plateau's
+            for key in ("monitor", "mode", "source", "unit"):
+                audit.pop(key, None)
     return found
 
 
 def lost(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:
-    """Why a plateau misses a value of a `"validation"`, or of an `"epoch"`, that Lightning does not repeat.
+    """Why a plateau misses a value that Lightning does not repeat, by the moment at which it would hear it.
 
     Args:
         saved: by the checkpoint. epoch: in which the training goes on.
@@ -96,6 +99,10 @@ def lost(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:
         )
     if not saved.get("epoch_over", True):
         found["epoch"] = f"the checkpoint was written within epoch {epoch}, and what was logged in it is gone"
+    if saved.get("late_due"):
+        found["late"] = (
+            "the checkpoint was written before the module's on_train_epoch_end, which Lightning does not repeat"
+        )
     return found
 
 
@@ -112,11 +119,16 @@ def finish(trainer: Any, found: Resumption) -> None:
     if found.policy != "override_hparams":
         return
     rates: dict[int, tuple[list[float], list[float]]] = {}
+    entries = trainer.lr_scheduler_configs
     for optimizer, groups in zip(trainer.optimizers, found.groups, strict=True):
         bases, ratios = rates.setdefault(id(optimizer), ([], []))
         options = _options(optimizer) - {"lr"}
         # A callback that thaws layers may have added groups of its own: these stay as they are.
         for group, fresh in zip(optimizer.param_groups, groups, strict=False):
+            if "initial_lr" not in group and any(entry.scheduler.optimizer is optimizer for entry in entries):
+                # A plateau's checkpoint of somebody else's: what cuts have made of the rate cannot be told.
+                found.lines.append(f"the checkpoint does not tell its base learning rate: {float(group['lr']):g} stays")
+                fresh = {**fresh, "initial_lr": group["lr"]}
             before = float(group.get("initial_lr", group["lr"]))
             after = float(fresh.get("initial_lr", fresh["lr"]))
             group.update({key: value for key, value in fresh.items() if key in options})
@@ -124,7 +136,6 @@ def finish(trainer: Any, found: Resumption) -> None:
                 group["initial_lr"] = after
             bases.append(after)
             ratios.append(after / before if before else 1.0)
-    entries = trainer.lr_scheduler_configs
     for entry, fresh_state in zip(entries, found.schedules, strict=False):
         bases, ratios = rates[id(entry.scheduler.optimizer)]
         if not overruled(entry.scheduler, fresh_state, bases, ratios):
@@ -167,7 +178,7 @@ def _keep_plans(trainer: Any, found: Resumption) -> None:
 def _kept(now: Monitored, heard: Mapping[str, Any]) -> Monitored:
     """The metric that a plateau heard before, which its best value is of."""
     same = now.monitor in (None, heard["monitor"]) and now.mode in (None, heard["mode"])
-    return Monitored(heard["monitor"], heard["mode"], heard["source"] if same else "the checkpoint")
+    return Monitored(heard["monitor"], heard["mode"], heard["source"] if same else "the checkpoint", told=True)
 
 
 # -------------------------------------------------------------------------------------- comparing

@@ -61,13 +61,20 @@ def no_validation(trainer: Any) -> str | None:
     """Why no validation is completed before the training ends; None where one may be. Asked when training begins."""
     if not trainer.enable_validation:
         return "no validation runs (there is no validation_step, no data for it, or limit_val_batches is 0)"
+    if trainer.barebones:
+        return "barebones=True logs nothing"
     every, epochs, batch = trainer.check_val_every_n_epoch, trainer.max_epochs, trainer.val_check_batch
-    if every is None or batch is None:  # batches counted across epochs; a time
+    batches = trainer.num_training_batches
+    if batch is None:  # a time
         return None
+    if every is None:  # batches, counted across epochs
+        first = (trainer.fit_loop.total_batch_idx + 1) // batch * batch + batch
+        if epochs is None or epochs < 0 or first <= batches * epochs:
+            return None
+        return f"the next validation would come after {first} batches, and the training has {batches * epochs}"
     first = (trainer.current_epoch // every + 1) * every - 1  # the next epoch with a validation
     if epochs is not None and 0 <= epochs <= first:
-        return f"a validation comes every {every} epochs, and there are {epochs}"
-    batches = trainer.num_training_batches
+        return f"the next validation would come in epoch {first}, and the last epoch is {epochs - 1}"
     if trainer.max_steps > 0 and math.isfinite(batches) and trainer.lightning_module.automatic_optimization:
         accumulated = trainer.accumulate_grad_batches
         needed = first * math.ceil(batches / accumulated) + math.ceil(min(batch, batches) / accumulated)
