@@ -64,7 +64,7 @@ def test_every_error_is_an_optplug_error_and_a_builtin() -> None:
     assert classes
     for cls in classes:
         assert issubclass(cls, errors.OptplugError)
-        assert issubclass(cls, (ValueError, TypeError, LookupError, RuntimeError))
+        assert issubclass(cls, (ValueError, TypeError, LookupError, RuntimeError, ImportError))
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:

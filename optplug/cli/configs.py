@@ -144,12 +144,17 @@ def _class(text: str) -> type:
     sys.path.insert(0, str(Path.cwd()))
     try:
         if where.endswith(".py"):
+            sys.path.insert(0, str(Path(where).resolve().parent))  # as when it is run
             spec = importlib.util.spec_from_file_location(Path(where).stem, where)
             if spec is None or spec.loader is None:
                 raise ImportError(f"no module in {where}")
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[spec.name]
+                raise
         else:
             module = importlib.import_module(where)
     except Exception as error:  # a user's module may raise anything

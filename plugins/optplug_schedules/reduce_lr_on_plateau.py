@@ -37,12 +37,12 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         TypeError: `optimizer` is not a `torch.optim.Optimizer`.
 
     Under Lightning one step is one completed validation (or one epoch, for a training metric); what `patience` and
-    `cooldown` count may be something else, see `at`. It is torch's class by descent, because Lightning asks for that;
-    everything it does is written here.
+    `cooldown` count may be something else, which `at` says. It is torch's class by descent, because Lightning asks for
+    that; everything it does is written here.
     """
 
-    position = 0
-    elapsed = 1
+    position = 0  # of the last step, as `at` said
+    elapsed = 1  # what a step counts for
 
     cases = (
         {"patience": 1},
