@@ -87,7 +87,7 @@ SETTINGS = {
     "true loss, first of two validations": Setting(
         VALIDATION_END, 6, {**PLATEAU, "threshold": 0.9}, HALVES, logs="true val", data=True
     ),
-    "metric now and then, epoch end": Setting(EPOCH_END, 4, logs="now and then"),
+    "metric now and then, epoch end": Setting(EPOCH_END, 4, trainer={"num_sanity_val_steps": 0}, logs="now and then"),
     "saved by hand, by step": Setting({"every_n_epochs": 9}, 6, {**COSINE, "T_max": 20, "interval": "step"}, data=True),
     "saved by hand, after a validation": Setting({"every_n_epochs": 9}, 8, by_hand="on_validation_end"),
     "patience in epochs": Setting(VALIDATION_END, 8, {**PLATEAU, "patience": 1, "patience_unit": "epochs"}, HALVES),
