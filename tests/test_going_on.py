@@ -13,6 +13,7 @@ from torch import nn
 import optplug
 from optplug.build import checked
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
+from optplug.wiring.plans import plans
 
 BATCHES = 4
 SGD = {"name": "sgd", "lr": 1.0}
@@ -99,6 +100,18 @@ def test_keep_keeps_the_metric_and_its_best(
     assert capsys.readouterr().out.endswith(
         "plateau: 4 validations seen, 1 cut (epoch 2), monitor val_loss (min) from the checkpoint\n"
     )
+
+
+@pytest.mark.parametrize("policy", ["keep", "override_hparams"])
+def test_what_patience_counts_and_what_is_not_finite_obey_on_resume(
+    fit: Any, scripted: type, saved: Any, policy: str
+) -> None:
+    before = {"scheduler": {**PLATEAU, "patience_unit": "epochs", "on_nonfinite": "ignore"}, "monitor": "val_loss"}
+    _, _, path = saved(SGD, module=scripted(val=WORSE), **before)
+    now = {**before, "scheduler": {**PLATEAU, "patience_unit": "steps"}}
+    made, _ = fit(SGD, module=scripted(val=WORSE), ckpt_path=path, max_epochs=3, on_resume=policy, **now)
+    plan = plans[made.lr_scheduler_configs[0].scheduler]
+    assert (plan.unit, plan.on_nonfinite) == (("epochs", "ignore") if policy == "keep" else ("steps", "bad"))
 
 
 @pytest.mark.parametrize("unit", ["epochs", "steps"])

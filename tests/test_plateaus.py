@@ -909,6 +909,30 @@ def test_row_13_a_tuning_callback_does_not_step_the_plateau(
     assert len([line for line in lines if "follows" in line]) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (
+            {"check_val_every_n_epoch": None, "val_check_interval": 100},
+            "the next validation would come after 100 batches, and the training has 12",
+        ),
+        ({"barebones": True}, "barebones=True logs nothing"),
+    ],
+    ids=["batches across epochs", "barebones"],
+)
+@pytest.mark.filterwarnings("ignore:.*barebones")
+def test_row_13_a_metric_that_cannot_come_is_one_warning(
+    scripted: type, trainer: Any, ours: Any, arguments: Any, why: str
+) -> None:
+    module = type("EarlyModule", (Early, scripted), {})(val=RISING)
+    made = trainer(callbacks=ours.ConfigureOptimizers(SGD, PLATEAU, monitor="val_loss"), max_epochs=3, **arguments)
+    assert foretold(made, module) == [
+        f"reduce_lr_on_plateau is never stepped, unless training itself logs val_loss: {why}"
+    ]
+    assert made.current_epoch == 3
+    assert module.stepped == []
+
+
 def test_row_13_without_validation_one_warning_and_no_step(scripted: type, trainer: Any, ours: Any) -> None:
     module = type("EarlyModule", (Early, scripted), {})(val=RISING)
     made = trainer(callbacks=ours.ConfigureOptimizers(SGD, PLATEAU), limit_val_batches=0)
