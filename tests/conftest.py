@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import optplug
+from optplug.registry import Offer, Plugin, registry
+from optplug.specs import SchedulerSpec, lookup_key
 
 # The same examples on every machine and every run; how long one takes is no property of ours.
 settings.register_profile("optplug", derandomize=True, deadline=None)
@@ -104,7 +106,7 @@ class Scripted:
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         self.stepped.append((self.trainer.current_epoch, self.trainer.global_step, metric))
-        super().lr_scheduler_step(scheduler, metric)  # type: ignore[misc]
+        super().lr_scheduler_step(scheduler, metric)
 
     def _data(self) -> DataLoader:
         torch.manual_seed(1)
@@ -163,6 +165,19 @@ def trainer(pl: Any, tmp_path: Any) -> Any:
         return pl.Trainer(**{**quiet, **kwargs})
 
     return make
+
+
+@pytest.fixture
+def strangers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Offers schedulers, by their specs, from somebody else's plugin."""
+
+    def offer(*specs: SchedulerSpec) -> None:
+        registry.names("scheduler")
+        offers = registry._catalogue().offers["scheduler"]
+        for spec in specs:
+            monkeypatch.setitem(offers, lookup_key(spec.name), [Offer(spec, Plugin("strangers", "strangers", "1"))])
+
+    return offer
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ class Bad:
 def refusal(act: Callable[[], Any], on_warning: str) -> Exception | None:
     """The exception, if there is one; a warning of ours is one."""
     with warnings.catch_warnings():
-        warnings.simplefilter(on_warning)  # type: ignore[arg-type]
+        warnings.simplefilter(on_warning)
         try:
             act()
         except Exception as error:

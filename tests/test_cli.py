@@ -54,7 +54,7 @@ def write(pl: Any, folder: Path) -> Any:
 
 @pytest.fixture
 def model(scripted: type) -> type:
-    class Model(scripted):  # type: ignore[misc,valid-type]
+    class Model(scripted):
         def __init__(self) -> None:
             super().__init__(val={"val_loss": range(1, 9)})
 
@@ -178,7 +178,7 @@ def test_nested_keys_are_given_on_the_command_line(cli: Any, write: Any):
 
 
 def test_without_an_optimizer_the_model_is_left_to_itself(cli: Any, write: Any, scripted: type):
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -188,7 +188,7 @@ def test_without_an_optimizer_the_model_is_left_to_itself(cli: Any, write: Any, 
 
 
 def test_a_model_with_its_own_configure_optimizers_needs_override(cli: Any, write: Any, scripted: type):
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             raise AssertionError("is replaced")
 
@@ -241,7 +241,7 @@ def test_a_subclass_may_add_arguments_without_super(ours: Any, cli: Any, write: 
 def test_a_parser_class_of_the_user_s_is_kept(pl: Any, ours: Any, model: type, write: Any):
     base = sys.modules[f"{pl.__name__}.cli"].LightningArgumentParser
 
-    class Parser(base):  # type: ignore[misc,valid-type]
+    class Parser(base):
         pass
 
     args = ["--config", write(), "--optimizer", "adam"]
@@ -424,17 +424,17 @@ class Two(nn.Module):
     """Steps two optimizers by hand."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        loss = self.loss(batch)  # type: ignore[operator]
-        for optimizer in self.optimizers():  # type: ignore[operator]
+        loss = self.loss(batch)
+        for optimizer in self.optimizers():
             optimizer.zero_grad()
-        self.manual_backward(loss)  # type: ignore[operator]
-        for optimizer in self.optimizers():  # type: ignore[operator]
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
             optimizer.step()
         return loss
 
 
 def test_a_list_in_a_file_is_several_optimizers(cli: Any, write: Any, scripted: type):
-    class Manual(Two, scripted):  # type: ignore[misc,valid-type]
+    class Manual(Two, scripted):
         def __init__(self) -> None:
             super().__init__(automatic=False)
 
@@ -491,7 +491,7 @@ def test_presets_and_multipliers_are_read_from_a_file(cli: Any, write: Any):
 
 
 def test_a_scheduler_alone_schedules_the_model_s_own_optimizer(cli: Any, write: Any, scripted: type):
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
@@ -528,7 +528,7 @@ def test_auto_and_a_warmup_alone_are_given_on_the_command_line(cli: Any, write: 
 
 
 def test_a_link_is_read_from_a_file(cli: Any, write: Any, model: type):
-    class Own(model):  # type: ignore[misc,valid-type]
+    class Own(model):
         def __init__(self, rate: float = 0.25) -> None:
             super().__init__()
             self.rate = rate
@@ -557,7 +557,7 @@ def test_what_print_config_prints_is_our_form_and_can_be_run_again(
     printed = capsys.readouterr().out
     assert caught.value.code == 0
     read = yaml.safe_load(printed)
-    given["optimizer"]["eps"] = 0.5  # type: ignore[index]
+    given["optimizer"]["eps"] = 0.5
     assert {key: read[key] for key in given} == given
     again = folder / "printed.yaml"
     again.write_text(printed)

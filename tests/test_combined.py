@@ -562,7 +562,7 @@ def test_reference_counts_alone_free_what_is_dropped(make, use):
 def combining(scripted: type, request: pytest.FixtureRequest) -> type:
     """A module of two layers and two optimizers."""
 
-    class Combining(scripted):  # type: ignore[misc,valid-type]
+    class Combining(scripted):
         def __init__(self, pair: str, **kwargs: Any) -> None:
             super().__init__(**kwargs)
             self.pair, self.layer = pair, network()

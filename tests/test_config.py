@@ -1358,7 +1358,7 @@ class Deaf(torch.optim.lr_scheduler.LRScheduler):
     def get_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def step(self, metric: Any = None) -> None:  # type: ignore[override]
+    def step(self, metric: Any = None) -> None:
         super().step()
 
 

@@ -128,7 +128,7 @@ def test_groups_with_options_are_separate_optimizers(name, engine):
     flat = [p for ps in params for p in ps]
     groups = [{"params": ps, **case} for ps, case in zip(params, cases, strict=True)]
     together = run(name, flat, groups, engine=engine)
-    together.gradient = lambda step, index: Run.gradient(together, step, index % 2)  # type: ignore[method-assign]
+    together.gradient = lambda step, index: Run.gradient(together, step, index % 2)
     together.go()
     for of, limit in (("ours", 0.0), ("torch", 1e-11)):
         apart = [run(name, parameters((4, 3), (5,)), of=of, **case, engine=engine if of == "ours" else None)
@@ -227,7 +227,7 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was(name):
 @every
 def test_parameters_without_gradient_change_nothing(name):
     idle = run(name, parameters())
-    idle.gradient = lambda step, index: None  # type: ignore[method-assign]
+    idle.gradient = lambda step, index: None
     if name == "lbfgs":
         loss = torch.zeros(())
         assert idle.optimizer.step(lambda: loss) is loss
@@ -241,7 +241,7 @@ def test_parameters_without_gradient_change_nothing(name):
 def test_a_group_without_any_gradient_waits(name):
     first, second = parameters((4, 3), (5,)), parameters((2, 2), (3,))
     both = run(name, first + second, [{"params": first}, {"params": second, "lr": 0.01}])
-    both.gradient = lambda step, index: Run.gradient(both, step, index) if index < 2 else None  # type: ignore[method-assign]
+    both.gradient = lambda step, index: Run.gradient(both, step, index) if index < 2 else None
     both.go(0, 5)
     equal("a group without gradients", second, both.initial[2:])
     equal("the other group and an optimizer of its own", first, run(name, parameters((4, 3), (5,))).go(0, 5).params)
@@ -703,12 +703,12 @@ def test_a_group_of_mixed_dtypes_steps_each_as_if_alone_and_as_torch_does(name, 
     kinds = range(len(of_dtypes(name)))
     together, theirs = run(name, of_dtypes(name), engine=engine), run(name, of_dtypes(name), of="torch")
     for made in (together, theirs):
-        made.gradient = functools.partial(seeded_gradient, made)  # type: ignore[method-assign]
+        made.gradient = functools.partial(seeded_gradient, made)
         made.go(0, 5)
     for i in kinds:
         p = of_dtypes(name)[i]
         alone = run(name, [p], engine=engine)
-        alone.gradient = lambda step, _, alone=alone, i=i: seeded_gradient(alone, step, 0, seed=i)  # type: ignore[method-assign]
+        alone.gradient = lambda step, _, alone=alone, i=i: seeded_gradient(alone, step, 0, seed=i)
         alone.go(0, 5)
         equal(f"{p.dtype} in company and alone", [together.params[i]], [p])
         eps = torch.finfo(p.dtype).eps
@@ -799,7 +799,7 @@ def test_a_parameter_whose_elements_share_memory_is_refused_as_torch_does(name):
     for of in ("ours", "torch"):
         p = torch.ones(1, 3).expand(4, 3).requires_grad_()
         made = run(name, [p], of=of)
-        made.gradient = lambda step, index: torch.ones(4, 3)  # type: ignore[method-assign]
+        made.gradient = lambda step, index: torch.ones(4, 3)
         told.append(outcome(lambda made=made: made.go(0, 1).params[0].detach()))
     if isinstance(told[1], tuple):
         assert_refused_as_torch(*told)
@@ -814,7 +814,7 @@ def test_expanded_gradients_step_as_their_values(name, engine):
     ends = []
     for whole in (False, True):
         made = run(name, parameters((4, 3), (2, 2)), engine=engine if whole else free(engine))
-        made.gradient = lambda step, index, whole=whole, made=made: expanded(made.params[index], step, whole)  # type: ignore[method-assign]
+        made.gradient = lambda step, index, whole=whole, made=made: expanded(made.params[index], step, whole)
         ends.append(made.go())
     if engine == "numba":  # the others stepped elsewhere
         close("expanded gradients and whole ones", ends[0].params, ends[1].params, ends[1].moved, 1e-12)

@@ -41,7 +41,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def fit(scripted: type, ours: Any, trainer: Any, tmp_path: Path) -> Any:
     """Fits on two ranks, which log what `log(module, rank)` logs in each validation; returns each rank's end."""
 
-    class Ranked(scripted):  # type: ignore[misc,valid-type]
+    class Ranked(scripted):
         log_as: Any = None
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -275,7 +275,7 @@ def test_row_10_a_metric_that_nobody_logs_ends_both(fit: Any, automatic: bool, m
 
 
 def _ranked(namespace: str) -> type:
-    class Ranked(importlib.import_module(namespace).LightningModule):  # type: ignore[misc]
+    class Ranked(importlib.import_module(namespace).LightningModule):
         """As in `fit`, for processes that are spawned, which look it up by its name."""
 
         def __init__(self, folder: str) -> None:
@@ -329,7 +329,7 @@ def _sharded(
     try:
         from torch.distributed.fsdp import fully_shard
 
-        class Sharded(scripted):  # type: ignore[misc,valid-type]
+        class Sharded(scripted):
             def configure_model(self) -> None:
                 mesh = self.device_mesh["data_parallel"]
                 fully_shard(self.layer, mesh=mesh)

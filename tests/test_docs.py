@@ -105,7 +105,7 @@ def test_the_test_of_the_plugin_page_collects_checks() -> None:
     (block,) = (block for block in code("plugins.md", "python") if "parametrize" in block)
     names: dict[str, object] = {}
     exec(block.replace('"lion"', '"adam"'), names)
-    (mark,) = names["test_lion_conforms"].pytestmark  # type: ignore[attr-defined]
+    (mark,) = names["test_lion_conforms"].pytestmark
     argument, checks = mark.args
 
     assert argument == "check"

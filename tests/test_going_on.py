@@ -127,7 +127,7 @@ def test_a_plateau_that_starts_anew_is_patient_from_there(fit: Any, scripted: ty
 def test_the_rate_of_somebody_else_s_plateau_stays_when_hyperparameters_are_overridden(
     fit: Any, scripted: type, trainer: Any, tmp_path: Path, capsys: Any
 ) -> None:
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
@@ -234,7 +234,7 @@ def test_the_helper_without_a_schedule_obeys_on_resume_too(helped: type, trainer
 
 
 def test_another_class_of_the_module_s_own_optimizer_is_refused(fit: Any, scripted: type, saved: Any) -> None:
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         cls: Any = torch.optim.SGD
 
         def configure_optimizers(self) -> Any:
@@ -267,7 +267,7 @@ def test_layers_that_a_callback_thaws_go_on(
             if epoch == 1:
                 self.unfreeze_and_add_param_group(module.backbone, optimizer, lr=0.01)
 
-    class Two(scripted):  # type: ignore[misc,valid-type]
+    class Two(scripted):
         def __init__(self) -> None:
             super().__init__()
             self.backbone = nn.Linear(4, 4)
@@ -298,7 +298,7 @@ def test_layers_that_a_callback_thaws_go_on(
 def test_a_rate_that_the_finder_sets_under_a_warmup_is_the_base_rate(
     pl: Any, ours: Any, digits_module: type, trainer: Any
 ) -> None:
-    class Rated(digits_module):  # type: ignore[misc,valid-type]
+    class Rated(digits_module):
         lr = 0.5
 
         def on_train_batch_start(self, *_: Any) -> None:
@@ -315,7 +315,7 @@ def test_a_rate_that_the_finder_sets_under_a_warmup_is_the_base_rate(
 
 
 def test_the_steps_of_a_raw_optimizer_count_in_manual_optimisation(fit: Any, scripted: type) -> None:
-    class Raw(scripted):  # type: ignore[misc,valid-type]
+    class Raw(scripted):
         def __init__(self) -> None:
             super().__init__(automatic=False)
 
@@ -358,7 +358,7 @@ def test_what_the_user_s_data_raise_is_not_hidden(fit: Any, scripted: type) -> N
 
 
 def test_a_replaced_schedule_leaves_no_rate_behind(fit: Any, scripted: type) -> None:
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             made = torch.optim.SGD(self.parameters(), lr=1.0)
             return [made], [torch.optim.lr_scheduler.LinearLR(made, 0.1)]
@@ -419,7 +419,7 @@ def test_options_without_anything_to_apply_to_are_refused(ours: Any, given: Any)
 
 
 def test_a_submodule_is_refused_without_a_schedule_too(scripted: type, trainer: Any) -> None:
-    class Wrong(scripted):  # type: ignore[misc,valid-type]
+    class Wrong(scripted):
         def configure_optimizers(self) -> Any:
             return optplug.configure_optimizers(self.layer, "sgd")
 

@@ -606,7 +606,7 @@ def with_gradients(alter: Callable[[int, torch.Tensor], torch.Tensor | None], pa
             p.grad = alter(i, p.grad)
         return loss
 
-    run.closure = closure  # type: ignore[method-assign]
+    run.closure = closure
     return run.go(4)
 
 
@@ -650,7 +650,7 @@ def test_a_missing_gradient_is_zero(options):
 
 
 def bowl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return sum((s * (p - 1) ** 2).sum() + (p**4).sum() / 9 for s, p in ((3.0, a), (0.5, b)))  # type: ignore[return-value]
+    return sum((s * (p - 1) ** 2).sum() + (p**4).sum() / 9 for s, p in ((3.0, a), (0.5, b)))
 
 
 @pytest.mark.parametrize("options", [{"lr": 0.1}, WOLFE], ids=["fixed", "wolfe"])
@@ -803,7 +803,7 @@ def test_where_torch_refuses_too_its_type_and_text_come_first():
 
 def test_a_misspelt_keyword_is_named_with_the_nearest():
     with pytest.raises(TypeError) as caught:
-        LBFGS([parameter()], max_itr=3)  # type: ignore[call-arg]
+        LBFGS([parameter()], max_itr=3)
     assert isinstance(caught.value, HyperparameterTypeError)
     assert str(caught.value).startswith("LBFGS.__init__() got an unexpected keyword argument 'max_itr'")
     assert "'max_iter'" in str(caught.value)
@@ -878,7 +878,7 @@ def test_parameters_that_no_optimizer_takes_are_refused_as_by_torch(params):
 def test_the_closure_is_needed_and_must_return_the_loss():
     optimizer = LBFGS([parameter()])
     with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'closure'"):
-        optimizer.step()  # type: ignore[call-arg]
+        optimizer.step()
     with pytest.raises(ConfigTypeError, match="a closure that returns the loss"):
         optimizer.step(lambda: None)
 

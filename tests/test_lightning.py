@@ -48,7 +48,7 @@ def callback(ours: Any) -> Any:
 def own(scripted: type) -> type:
     """A module that configures torch's SGD, and torch's plateau if asked."""
 
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         entry: dict[str, Any] | None = None
 
         def configure_optimizers(self) -> Any:
@@ -107,7 +107,7 @@ def test_the_class_for_one_import_name_serves_the_other(scripted: type, trainer:
 
 
 def test_the_callback_may_come_from_the_module(scripted: type, trainer: Any, callback: Any):
-    class Bringing(scripted):  # type: ignore[misc,valid-type]
+    class Bringing(scripted):
         def configure_callbacks(self) -> Any:
             return callback(ADAM, COSINE)
 
@@ -151,7 +151,7 @@ def test_two_callbacks_are_refused(scripted: type, trainer: Any, callback: Any):
 
 
 def test_layers_made_in_configure_model_are_optimized(scripted: type, trainer: Any, callback: Any):
-    class Late(scripted):  # type: ignore[misc,valid-type]
+    class Late(scripted):
         def __init__(self) -> None:
             super().__init__()
             del self.layer
@@ -205,7 +205,7 @@ def test_a_callback_without_an_optimizer_takes_a_schedule_and_no_more(
         callback(**arguments)
     assert str(caught.value) == message
 
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
@@ -230,7 +230,7 @@ class Interrupt(Exception):
 def spy(pl: Any) -> Any:
     """A callback that remembers the frequency of each scheduler entry while training, and stops a fit if told."""
 
-    class Spy(pl.Callback):  # type: ignore[misc,name-defined]
+    class Spy(pl.Callback):
         def __init__(self, stop: bool = False) -> None:
             self.stop = stop
             self.frequencies: list[int] = []
@@ -416,7 +416,7 @@ def test_a_plateau_on_a_training_metric_steps_once_an_epoch(
 def test_a_plateau_on_a_metric_of_each_batch_takes_the_last_of_the_epoch(
     scripted: type, trainer: Any, callback: Any, arguments: dict[str, Any]
 ):
-    class PerBatch(scripted):  # type: ignore[misc,valid-type]
+    class PerBatch(scripted):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             self.log("train_loss", float(10 * self.current_epoch + batch_idx))
             return super().training_step(batch, batch_idx)
@@ -427,7 +427,7 @@ def test_a_plateau_on_a_metric_of_each_batch_takes_the_last_of_the_epoch(
 
 
 def test_a_metric_logged_in_some_epochs_counts_in_those(scripted: type, trainer: Any, callback: Any):
-    class EveryOther(scripted):  # type: ignore[misc,valid-type]
+    class EveryOther(scripted):
         def on_validation_epoch_end(self) -> None:
             super().on_validation_epoch_end()
             if self.current_epoch % 2 == 0:
@@ -492,7 +492,7 @@ def test_a_warmup_counts_optimizer_steps(scripted: type, trainer: Any, callback:
 
 
 def test_a_user_s_own_lr_scheduler_step_is_honoured(scripted: type, trainer: Any, callback: Any):
-    class Contrary(scripted):  # type: ignore[misc,valid-type]
+    class Contrary(scripted):
         def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
             self.stepped.append(metric)
 
@@ -531,7 +531,7 @@ def test_in_manual_optimisation_the_owner_steps(
 
 
 def test_every_step_taken_by_hand_counts(scripted: type, trainer: Any, callback: Any):
-    class Twice(scripted):  # type: ignore[misc,valid-type]
+    class Twice(scripted):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             super().training_step(batch, batch_idx)
             super().training_step(batch, batch_idx)
@@ -579,7 +579,7 @@ def test_a_foreign_plateau_by_step_hears_each_validation_once(
 def test_a_foreign_plateau_on_a_metric_of_each_batch_is_left_to_lightning(
     scripted: type, own: type, trainer: Any, callback: Any, spy: Any
 ):
-    class PerBatch(own):  # type: ignore[misc,valid-type]
+    class PerBatch(own):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             self.log("train_loss", 1.0)
             return super().training_step(batch, batch_idx)
@@ -592,7 +592,7 @@ def test_a_foreign_plateau_on_a_metric_of_each_batch_is_left_to_lightning(
 
 
 def test_the_owner_that_the_helper_adds_leaves_foreign_plateaus_alone(own: type, trainer: Any, spy: Any):
-    class Both(own):  # type: ignore[misc,valid-type]
+    class Both(own):
         def configure_optimizers(self) -> Any:
             optplug.configure_optimizers(self, SGD, COSINE)  # adds an owner
             return super().configure_optimizers()
@@ -673,7 +673,7 @@ def test_the_monitor_is_said_or_watched_by_a_callback(
 
 @pytest.mark.parametrize("forms", [{}, {"on_step": True, "on_epoch": True}], ids=["", "both forms"])
 def test_the_only_validation_loss_is_found_aloud(scripted: type, trainer: Any, ours: Any, capsys: Any, forms: Any):
-    class Forms(scripted):  # type: ignore[misc,valid-type]
+    class Forms(scripted):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.log("val/loss", float(self.validations), batch_size=2, **forms)
             self.log("val_acc", 0.5, batch_size=2)
@@ -729,7 +729,7 @@ def test_a_validation_metric_that_nothing_logs_is_refused_after_the_first_valida
 
 
 def test_a_plateau_that_never_had_a_value_says_so_at_the_end(scripted: type, trainer: Any, callback: Any):
-    class Stops(scripted):  # type: ignore[misc,valid-type]
+    class Stops(scripted):
         def on_train_batch_end(self, *_: Any) -> None:
             self.trainer.should_stop = True
             self.trainer.limit_val_batches = 0

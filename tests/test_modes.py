@@ -118,7 +118,7 @@ def loss_of(net: nn.Module, step: int) -> torch.Tensor:
 def module(scripted: type) -> Any:
     """Makes modules with their own `configure_optimizers`, whose batches depend on the number of steps alone."""
 
-    class Switched(scripted):  # type: ignore[misc,valid-type]
+    class Switched(scripted):
         def __init__(self, make: Any, *, helped: bool = False, **kwargs: Any) -> None:
             super().__init__(**kwargs)
             self.layer, self.make, self.helped = network(), make, helped
@@ -345,7 +345,7 @@ def test_row_26_checkpoints_of_epochs_and_validations_hold_what_was_validated(
 
 @every
 def test_row_26_a_module_that_switches_by_itself_may_go_on_doing_so(module, run, saver, tmp_path, make):
-    class ByHand(module):  # type: ignore[misc,valid-type]
+    class ByHand(module):
         def on_validation_epoch_start(self) -> None:
             self.optimizer.eval()
 
@@ -378,7 +378,7 @@ def test_row_26_a_module_that_switches_by_itself_may_go_on_doing_so(module, run,
 def test_row_26_only_one_of_two_has_modes_and_one_layer_has_two_names(
     module, run, saver, watcher, tmp_path, make, combined
 ):
-    class Two(module):  # type: ignore[misc,valid-type]
+    class Two(module):
         def __init__(self) -> None:
             super().__init__(make, automatic=combined)
             self.head = self.layer[2]
@@ -469,7 +469,7 @@ def test_row_26_resumed_from_amid_training_differs_by_rounding(
 def test_row_26_training_weights_in_a_checkpoint_are_taken_for_what_they_are(module, run, trainer, saver, tmp_path):
     """A run without optplug may have saved them, and said so in the optimizer's groups."""
 
-    class Unaware(module):  # type: ignore[misc,valid-type]
+    class Unaware(module):
         def on_train_start(self) -> None:
             self.optimizer.train()
 

@@ -62,7 +62,7 @@ def run(ours: Any, scripted: type, trainer: Any) -> Any:
 def torch_s(scripted: type) -> Any:
     """Makes modules with torch's SGD and plateau, which optplug has not built."""
 
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
@@ -122,7 +122,7 @@ def test_row_1_a_plateau_steps_once_per_finished_validation(run: Any, arguments:
 
 
 def test_row_1_the_sanity_check_steps_nothing(run: Any, scripted: type) -> None:
-    class Watched(scripted):  # type: ignore[misc,valid-type]
+    class Watched(scripted):
         sanity = 0
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -210,7 +210,7 @@ class Early:
     """Mixed into a module, it remembers the warnings there were before the first batch."""
 
     def on_train_start(self) -> None:
-        self.warned = [str(one.message) for one in self.caught if one.category is UserWarning]  # type: ignore[attr-defined]
+        self.warned = [str(one.message) for one in self.caught if one.category is UserWarning]
 
 
 def foretold(made: Any, module: Any) -> list[str]:
@@ -340,7 +340,7 @@ def test_row_4_a_near_name_is_followed_aloud(run: Any, capsys: Any, asked: str, 
 
 
 def two_loaders(scripted: type) -> type:
-    class Two(scripted):  # type: ignore[misc,valid-type]
+    class Two(scripted):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             for name in self.logged[dataloader_idx]:
                 self.log(name, float(self.validations + dataloader_idx), batch_size=2)
@@ -433,7 +433,7 @@ class Penalty(MeanMetric):
 def measured(scripted: type, metrics: Any, values: Any = (1.0, 2.0, 3.0), **logging: Any) -> Any:
     """A module that logs metrics of torchmetrics by their names: each validation one of the values."""
 
-    class Measured(scripted):  # type: ignore[misc,valid-type]
+    class Measured(scripted):
         def __init__(self) -> None:
             super().__init__()
             self.collected = isinstance(metrics, MetricCollection)
@@ -558,7 +558,7 @@ def test_row_5_a_metric_tells_by_each_of_its_names(run: Any, scripted: type, cap
 
 @pytest.mark.parametrize("where", ["training_step", "on_train_epoch_end", "on_validation_epoch_end"])
 def test_row_5_a_metric_tells_wherever_it_is_logged(run: Any, scripted: type, capsys: Any, where: str) -> None:
-    class Measured(scripted):  # type: ignore[misc,valid-type]
+    class Measured(scripted):
         def __init__(self) -> None:
             super().__init__()
             self.score = Score()
@@ -611,7 +611,7 @@ def test_row_6_a_learning_rate_that_is_asked_for_is_refused(ours: Any, where: st
 
 
 def test_row_6_an_epoch_without_validation_changes_nothing(pl: Any, run: Any, scripted: type, tmp_path: Path) -> None:
-    class Counting(scripted):  # type: ignore[misc,valid-type]
+    class Counting(scripted):
         def on_train_epoch_start(self) -> None:
             plateau = plateau_of(self.trainer)
             self.counts = [*getattr(self, "counts", []), (plateau.num_bad_epochs, plateau.last_epoch)]
@@ -637,7 +637,7 @@ def test_row_6_an_epoch_without_validation_changes_nothing(pl: Any, run: Any, sc
 def by_hand(scripted: type, **kwargs: Any) -> Any:
     """A module that steps two optimizers in each batch."""
 
-    class ByHand(scripted):  # type: ignore[misc,valid-type]
+    class ByHand(scripted):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             optimizers = self.optimizers()
             self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
@@ -696,7 +696,7 @@ def test_row_8_the_rate_ramps_by_step_and_cuts_persist(run: Any, accumulated: in
 
 
 def test_row_8_bad_validations_in_the_warmup_do_not_count(run: Any, scripted: type) -> None:
-    class Counting(scripted):  # type: ignore[misc,valid-type]
+    class Counting(scripted):
         def on_train_batch_start(self, *_: Any) -> None:
             plateau = plateau_of(self.trainer)
             self.counts = [*getattr(self, "counts", []), (plateau.last_epoch, plateau.num_bad_epochs)]
@@ -820,7 +820,7 @@ def test_row_12_in_a_warmup_too(run: Any) -> None:
 def tunable(scripted: type) -> Any:
     """A module that tuners can tune; it remembers its plateau as it was at each start of a training."""
 
-    class Tunable(scripted):  # type: ignore[misc,valid-type]
+    class Tunable(scripted):
         lr, batch_size = 0.5, 2
 
         def __init__(self) -> None:
@@ -861,7 +861,7 @@ def test_row_13_a_dry_run_says_that_the_plateau_is_not_stepped(run: Any, capsys:
 
 @pytest.mark.usefixtures("signals")
 def test_row_13_an_interrupted_dry_run_says_no_more(run: Any, scripted: type, capsys: Any) -> None:
-    class Interrupted(scripted):  # type: ignore[misc,valid-type]
+    class Interrupted(scripted):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             raise KeyboardInterrupt
 
@@ -990,7 +990,7 @@ def test_row_28_a_loaded_step_stays_where_it_is_counted(pl: Any, make: Any) -> N
 def test_row_28_the_step_stays_on_the_cpu_in_a_resumed_run(
     ours: Any, scripted: type, trainer: Any, tmp_path: Path, whose: str
 ) -> None:
-    class Placed(scripted):  # type: ignore[misc,valid-type]
+    class Placed(scripted):
         def on_train_start(self) -> None:
             self.placed = places(self)
 
@@ -1018,7 +1018,7 @@ def places(module: Any) -> list[tuple[Any, ...]]:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none")
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_row_28_on_a_gpu_the_step_stays_on_the_cpu(scripted: type, trainer: Any, tmp_path: Path, make: Any) -> None:
-    class OnGpu(scripted):  # type: ignore[misc,valid-type]
+    class OnGpu(scripted):
         def configure_optimizers(self) -> Any:
             return make(self.parameters())
 
@@ -1166,7 +1166,7 @@ def test_row_36_a_quiet_callback_says_nothing_and_logs(pl: Any, twelve: Any, tmp
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("where", ["training_step", "validation_step", "on_train_epoch_end"])
 def test_row_36_after_an_interrupt_too(run: Any, scripted: type, capsys: Any, where: str) -> None:
-    class Interrupted(scripted):  # type: ignore[misc,valid-type]
+    class Interrupted(scripted):
         pass
 
     def interrupt(self: Any, *args: Any) -> Any:

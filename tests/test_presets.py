@@ -279,7 +279,7 @@ def test_several_numbers_are_compared_one_after_the_other():
         {"stages": nn.ModuleList([nn.ModuleList([nn.Linear(1, 1, bias=False) for _ in range(n)]) for n in (2, 11)])}
     )
     found = rates(stages, "stages.{}.{}.*")
-    assert sorted(found, key=found.get) == [  # type: ignore[arg-type]
+    assert sorted(found, key=found.get) == [
         "stages.0.0.weight",
         "stages.0.1.weight",
         *(f"stages.1.{i}.weight" for i in range(11)),

@@ -157,7 +157,7 @@ def test_a_checkpoint_loads_as_weights_only_and_is_plain(
 def test_a_run_of_torch_s_adam_goes_on_under_optplug_s_and_back(
     scripted: type, ours: Any, trainer: Any, tmp_path: Path, first: str, with_plateau: bool
 ):
-    class Torch(scripted):  # type: ignore[misc,valid-type]
+    class Torch(scripted):
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
             if not with_plateau:

@@ -169,7 +169,7 @@ def test_row_9_a_resumed_run_equals_an_uninterrupted_one(
     if not automatic and "accumulate_grad_batches" in setting.trainer:
         setting = setting._replace(trainer={}, step=8)  # Lightning refuses it: the module accumulates if it likes
 
-    class Module(scripted):  # type: ignore[misc,valid-type]
+    class Module(scripted):
         def train_dataloader(self) -> DataLoader:
             torch.manual_seed(1)
             x = torch.randn(2 * BATCHES, 4)

@@ -23,8 +23,7 @@ import optplug
 from optplug.build import checked
 from optplug.errors import ConfigError, ConfigErrors, OptplugError, UnknownNameError, WiringError
 from optplug.groups import group_table
-from optplug.registry import Offer, Plugin, registry
-from optplug.specs import SchedulerSpec, lookup_key
+from optplug.specs import SchedulerSpec
 from optplug.wiring.record import tables
 
 BATCHES = 4
@@ -61,15 +60,12 @@ class CosineWarmup(optplug.ClosedFormLR):
 
 
 @pytest.fixture
-def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+def plugins(strangers: Any) -> None:
     """`one_cycle_lr` and `cosine_warmup`, which count steps, from somebody else's plugin."""
-    registry.names("scheduler")
-    plugin = Plugin("strangers", "strangers", "1")
-    offers = registry._catalogue().offers["scheduler"]
-    one_cycle = SchedulerSpec("one_cycle_lr", OneCycleLR, interval="step")
-    warmup = SchedulerSpec("cosine_warmup", CosineWarmup, interval="step", length="total_steps")
-    for spec in (one_cycle, warmup):
-        monkeypatch.setitem(offers, lookup_key(spec.name), [Offer(spec, plugin)])
+    strangers(
+        SchedulerSpec("one_cycle_lr", OneCycleLR, interval="step"),
+        SchedulerSpec("cosine_warmup", CosineWarmup, interval="step", length="total_steps"),
+    )
 
 
 def rounded(rates: Any) -> list[float]:
@@ -236,7 +232,7 @@ def test_row_18_several_processes_share_the_steps(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    class Telling(scripted):  # type: ignore[misc,valid-type]
+    class Telling(scripted):
         def on_train_end(self) -> None:
             told = {"total": schedule(self.trainer).T_max, "steps": self.trainer.global_step, "rates": self.rates}
             (tmp_path / f"{self.global_rank}.json").write_text(json.dumps(told))
@@ -251,7 +247,7 @@ def test_row_18_several_processes_share_the_steps(
 def test_row_18_a_batch_size_finder_that_changes_the_length_is_noticed(
     pl: Any, ours: Any, digits_module: type, trainer: Any
 ) -> None:
-    class Sized(digits_module):  # type: ignore[misc,valid-type]
+    class Sized(digits_module):
         batch_size = 16
 
         def train_dataloader(self) -> DataLoader:
@@ -331,7 +327,7 @@ def test_row_19_our_command_line_trains_the_same(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": QUIET, **SETTINGS}))
 
-    class Model(scripted):  # type: ignore[misc,valid-type]
+    class Model(scripted):
         def __init__(self) -> None:
             super().__init__()
 
@@ -363,7 +359,7 @@ def test_row_19_an_unmodified_lightning_cli_trains_the_same(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": {**QUIET, "callbacks": [callback]}}))
 
-    class Model(scripted):  # type: ignore[misc,valid-type]
+    class Model(scripted):
         def __init__(self) -> None:
             super().__init__()
 
@@ -401,7 +397,7 @@ def test_row_19_hydra_trains_the_same(
 def test_row_19_saved_hyperparameters_train_the_same(
     pl: Any, scripted: type, straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    class Model(scripted):  # type: ignore[misc,valid-type]
+    class Model(scripted):
         def __init__(self, optimizer: Any, scheduler: Any, param_groups: Any) -> None:
             super().__init__()
             self.save_hyperparameters()
@@ -444,7 +440,7 @@ def test_row_19_the_choice_and_its_table_are_stored_with_the_run(
 
 @pytest.mark.parametrize("own", ["optimizer", "mapping", "list", "two lists"])
 def test_row_19_a_scheduler_without_an_optimizer_schedules_the_modules_own(fit: Any, scripted: type, own: str) -> None:
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             made = torch.optim.SGD(self.parameters(), lr=0.1)
             return {"optimizer": made, "mapping": {"optimizer": made}, "list": [made], "two lists": ([made], [])}[own]
@@ -461,7 +457,7 @@ def test_row_19_a_scheduler_without_any_optimizer_is_refused(fit: Any, scripted:
     ):
         fit(None, "reduce_lr_on_plateau")
 
-    class Both(scripted):  # type: ignore[misc,valid-type]
+    class Both(scripted):
         def configure_optimizers(self) -> Any:
             made = torch.optim.SGD(self.parameters(), lr=0.1)
             return [made], [torch.optim.lr_scheduler.StepLR(made, 1)]
@@ -527,7 +523,7 @@ def test_row_20_a_wrong_key_in_a_file_has_a_suggestion(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"optimizer": "adam", key: "step_lr"}))
 
-    class Model(scripted):  # type: ignore[misc,valid-type]
+    class Model(scripted):
         def __init__(self) -> None:
             super().__init__()
 
@@ -543,7 +539,7 @@ def test_row_20_a_wrong_key_in_a_file_has_a_suggestion(
 def test_row_21_auto_and_interpolated_values_are_valid_in_yaml(
     ours: Any, scripted: type, tmp_path: Path, capsys: Any
 ) -> None:
-    class Model(scripted):  # type: ignore[misc,valid-type]
+    class Model(scripted):
         def __init__(self) -> None:
             super().__init__()
 
@@ -659,7 +655,7 @@ def test_row_23_two_optimizers_in_automatic_optimisation_are_refused_early(
 def test_row_23_two_optimizers_train_in_manual_optimisation(
     pl: Any, fit: Any, scripted: type, trainer: Any, helper: bool
 ) -> None:
-    class Manual(scripted):  # type: ignore[misc,valid-type]
+    class Manual(scripted):
         def __init__(self) -> None:
             super().__init__(automatic=False)
             self.second: list[float] = []
@@ -867,7 +863,7 @@ def test_row_29_another_class_is_explained(fit: Any, half: Path, chosen: Any, wo
 
 
 def late(scripted: type) -> type:
-    class Late(scripted):  # type: ignore[misc,valid-type]
+    class Late(scripted):
         def __init__(self) -> None:
             super().__init__()
             del self.layer
@@ -906,7 +902,7 @@ def test_row_33_two_processes_optimize_a_model_built_late(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    class Telling(late(scripted)):  # type: ignore[misc]
+    class Telling(late(scripted)):
         def on_train_end(self) -> None:
             told = {"groups": [row.group for row in group_table(self.trainer.optimizers[0], self)]}
             told["weights"] = [p.tolist() for p in self.parameters()]
@@ -936,7 +932,7 @@ def _sharded(pl: Any, ours: Any, scripted: type, rank: int, port: int, folder: P
 
         told: dict[str, Any] = {}
 
-        class Sharded(scripted):  # type: ignore[misc,valid-type]
+        class Sharded(scripted):
             def on_train_end(self) -> None:
                 (optimizer,) = self.trainer.optimizers
                 told["groups"] = {row["group"]: row["parameters"] for row in tables(self.trainer)[0]}
@@ -994,7 +990,7 @@ def test_row_33_fsdp2_shards_have_their_groups_by_name(
 def test_the_learning_rate_finder_reaches_the_configuration_through_a_link(
     pl: Any, ours: Any, digits_module: type, trainer: Any
 ) -> None:
-    class Rated(digits_module):  # type: ignore[misc,valid-type]
+    class Rated(digits_module):
         lr = 0.5
 
     settings = ({"name": "sgd", "lr": "module.lr"}, {"name": COSINE, "T_max": "auto"})
@@ -1015,7 +1011,7 @@ def test_the_learning_rate_finder_reaches_the_configuration_through_a_link(
 def test_steps_of_several_optimizers_are_counted_on_when_a_run_is_resumed(
     fit: Any, scripted: type, tmp_path: Path
 ) -> None:
-    class Critic(scripted):  # type: ignore[misc,valid-type]
+    class Critic(scripted):
         """Steps its second optimizer in every second batch only."""
 
         def __init__(self) -> None:

@@ -35,7 +35,7 @@ skipped = pytest.mark.parametrize("overflows", SKIPPED.values(), ids=SKIPPED)
 def overflowing(scripted: type) -> Any:
     """A module whose gradients overflow in some batches of the training; it notes those that changed no weight."""
 
-    class Overflowing(scripted):  # type: ignore[misc,valid-type]
+    class Overflowing(scripted):
         def __init__(self, overflows: Any, automatic: bool = True, **kwargs: Any) -> None:
             super().__init__(automatic=automatic, **kwargs)
             self.overflows = overflows
@@ -138,7 +138,7 @@ def test_row_17_an_overflow_in_one_accumulated_batch_skips_the_step(
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW], ids=["SGD", "AdamW"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_row_17_an_optimizer_of_torch_s_too(overflowing: type, scaled: Any, make: Any, fused: bool) -> None:
-    class Own(overflowing):  # type: ignore[misc,valid-type]
+    class Own(overflowing):
         def configure_optimizers(self) -> Any:
             return make(self.parameters(), lr=0.1, fused=fused)
 
@@ -160,7 +160,7 @@ def test_row_17_one_optimizer_made_of_two_skips_as_one(overflowing: type, scaled
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_row_17_each_of_two_optimizers_has_its_own_count(overflowing: type, scaled: Any, fused: bool) -> None:
-    class Two(overflowing):  # type: ignore[misc,valid-type]
+    class Two(overflowing):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             both = self.optimizers()
             self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in both])
@@ -180,7 +180,7 @@ def test_row_17_each_of_two_optimizers_has_its_own_count(overflowing: type, scal
 def test_row_17_the_scale_that_torch_begins_with_finds_its_way(pl: Any, fit: Any, scripted: type) -> None:
     """Gradients of half precision overflow by themselves until the scale has fallen."""
 
-    class Steep(scripted):  # type: ignore[misc,valid-type]
+    class Steep(scripted):
         def loss(self, batch: Any) -> Any:
             return 100 * super().loss(batch)
 

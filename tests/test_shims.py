@@ -48,7 +48,7 @@ def lightning_cli(pl: Any) -> Any:
 
 @pytest.fixture
 def model(scripted: type) -> type:
-    class Model(scripted):  # type: ignore[misc,valid-type]
+    class Model(scripted):
         def __init__(self) -> None:
             super().__init__(val=VALUES)
 
@@ -188,7 +188,7 @@ def test_help_of_a_plateau_has_its_monitor(run: Any, capsys: Any):
 
 
 def test_a_model_that_takes_a_factory_takes_a_name(run: Any, lightning_cli: Any, scripted: type):
-    class Injected(scripted):  # type: ignore[misc,valid-type]
+    class Injected(scripted):
         def __init__(self, optimizer, schedule) -> None:
             super().__init__(val=VALUES)
             self.optimizer, self.schedule = optimizer, schedule
@@ -422,7 +422,7 @@ class Follower(torch.optim.lr_scheduler.LRScheduler):
         self.span, self.total_iters, self.metrics = span, total_iters, []
         super().__init__(optimizer)
 
-    def step(self, metrics: Any = None) -> None:  # type: ignore[override]
+    def step(self, metrics: Any = None) -> None:
         if metrics is not None:
             self.metrics.append(metrics)
 

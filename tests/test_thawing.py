@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from optplug.registry import Offer, Plugin, registry
-from optplug.specs import SchedulerSpec, lookup_key
+from optplug.specs import SchedulerSpec
 
 BATCHES = 4
 """Of an epoch of the scripted module."""
@@ -61,21 +60,19 @@ def falling(step: int) -> float:
 
 
 @pytest.fixture
-def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+def plugins(strangers: Any) -> None:
     """torch's `one_cycle_lr` and `torch_lambda_lr`, which count steps, from somebody else's plugin."""
-    registry.names("scheduler")
-    plugin = Plugin("strangers", "strangers", "1")
-    offers = registry._catalogue().offers["scheduler"]
-    one_cycle = SchedulerSpec("one_cycle_lr", OneCycleLR, interval="step")
-    for spec in (one_cycle, SchedulerSpec("torch_lambda_lr", Falling, interval="step")):
-        monkeypatch.setitem(offers, lookup_key(spec.name), [Offer(spec, plugin)])
+    strangers(
+        SchedulerSpec("one_cycle_lr", OneCycleLR, interval="step"),
+        SchedulerSpec("torch_lambda_lr", Falling, interval="step"),
+    )
 
 
 @pytest.fixture
 def transfer(scripted: type) -> Any:
     """A module with a backbone; it notes the learning rates of each batch's optimizer step, by group."""
 
-    class Transfer(scripted):  # type: ignore[misc,valid-type]
+    class Transfer(scripted):
         def __init__(self) -> None:
             super().__init__(val=WORSE)
             self.backbone = nn.Linear(4, 4)
@@ -279,7 +276,7 @@ def test_row_11_the_module_may_add_it(thawed: Any, transfer: type, schedule: Any
 
 @some_schedules
 def test_row_11_the_module_may_add_it_in_manual_optimisation(thawed: Any, transfer: type, schedule: Any) -> None:
-    class Manual(transfer):  # type: ignore[misc,valid-type]
+    class Manual(transfer):
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False
@@ -319,7 +316,7 @@ EVERY = {**SCHEDULES, **{f"{name}, warmed up": schedule for name, schedule in WA
 def test_row_11_what_goes_on_after_thawing_equals_the_uninterrupted(
     pl: Any, thawed: Any, finetuning: type, schedule: Any, optimizer: Any, first: bool, tmp_path: Path
 ) -> None:
-    class Again(finetuning):  # type: ignore[misc,valid-type]
+    class Again(finetuning):
         """Thaws once more on resuming, where Lightning leaves the layers frozen."""
 
         def on_fit_start(self, trainer: Any, module: Any) -> None:

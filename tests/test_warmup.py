@@ -433,7 +433,7 @@ def test_epochs_and_shares_are_of_optimizer_steps(
 
 
 def test_a_warmup_alone_for_the_module_s_own_optimizer(scripted: type, trainer: Any, ours: Any):
-    class Own(scripted):  # type: ignore[misc,valid-type]
+    class Own(scripted):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=2.0)
 

@@ -69,17 +69,16 @@ def infer(trainer: Any, monitor: str | None, mode: str | None, measured: bool = 
     if said:
         kind, said_mode = said[0]
         found = Monitored(monitor, said_mode, source)
-        if by_name not in (None, said_mode):
-            warn_of_contradiction(found, f"{kind} says {said_mode}, and the name {by_name}")
+        if by_name not in (None, said_mode) and (trainer is None or trainer.is_global_zero):
+            says = contradiction(found, f"{kind} says {said_mode}, and the name {by_name}")
+            warnings.warn(says, UserWarning, stacklevel=2)
         return found
     return Monitored(monitor, by_name, source, guessed=True)
 
 
-def warn_of_contradiction(monitored: Monitored, says: str) -> None:
-    """A callback is believed, though `min` may be but its default."""
-    warnings.warn(
-        f"{monitored.monitor}: {says}; {monitored.mode} counts, unless scheduler.mode is set", UserWarning, stacklevel=2
-    )
+def contradiction(monitored: Monitored, says: str) -> str:
+    """What to warn of: a callback is believed, though `min` may be but its default."""
+    return f"{monitored.monitor}: {says}; {monitored.mode} counts, unless scheduler.mode is set"
 
 
 def mode_by_name(monitor: str, *, may_fail: bool = False) -> str | None:

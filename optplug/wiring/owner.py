@@ -89,14 +89,14 @@ class Owner:
             claim.entry.frequency = claim.frequency
         self._claims, self._modal = [], []
 
-    def _live(self, trainer: Any, *intervals: str) -> list[Claim]:
+    def _live(self, trainer: Any) -> list[Claim]:
         """The claims that the trainer still has."""
         there = trainer.lr_scheduler_configs
-        return [
-            claim
-            for claim in self._claims
-            if claim.plan.interval in intervals and any(claim.entry is entry for entry in there)
-        ]
+        return [claim for claim in self._claims if any(claim.entry is entry for entry in there)]
+
+    def _listening(self, trainer: Any) -> list[Claim]:
+        """Those of plateaus."""
+        return [claim for claim in self._live(trainer) if claim.plan.monitored is not None]
 
     # ------------------------------------------------------------------- counting
 
@@ -175,7 +175,7 @@ class Owner:
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._resume_once(trainer)
         self._begin_to_count(trainer)
-        for claim in self._live(trainer, "validation"):
+        for claim in self._listening(trainer):
             self._plateaus.foretell(trainer, claim, lost(self._recorded, trainer.current_epoch))
         self._plateaus.begin_epoch(trainer)
         self._epoch_over = False
@@ -188,13 +188,12 @@ class Owner:
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._after_batch = False
-        if self._modal:
-            modes.switch(self._modal, "train")
-        self._follow_groups(trainer)
+        modes.switch(self._modal, "train")
+        self._follow_groups(trainer)  # of callbacks; named before anybody logs the rates
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._follow_groups(trainer)
-        claims = self._live(trainer, "step", "epoch", "validation")
+        self._follow_groups(trainer)  # of the batch itself
+        claims = self._live(trainer)
         if len(claims) < len(self._claims):
             self._claim(trainer)
         for claim in claims:
@@ -234,7 +233,7 @@ class Owner:
         return self._plateaus.epoch + 1 if claim.plan.unit == "epochs" else claim.taken
 
     def _listen(self, trainer: Any, moment: str) -> bool:
-        return self._plateaus.listen(trainer, self._live(trainer, "validation"), moment)
+        return self._plateaus.listen(trainer, self._listening(trainer), moment)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
@@ -268,7 +267,7 @@ class Owner:
             "steps": [steps.taken for steps in self._steps],
             "audits": [asdict(audit) for audit in self._audits],
             "validation_due": self._after_validation or (self._after_batch and validation_is_due(trainer)),
-            "late_due": self._epoch_over and self._plateaus.wait(self._live(trainer, "validation")),
+            "late_due": self._epoch_over and self._plateaus.wait(self._listening(trainer)),
             "epoch_over": self._epoch_over,
         }
 
@@ -281,7 +280,7 @@ class Owner:
         for claim in self._claims:
             if count(claim.scheduler) != claim.seen:
                 self._plateaus.warn(trainer, _twice(claim, pl_module))
-        for claim in () if trainer.fast_dev_run else self._live(trainer, "validation"):
+        for claim in () if trainer.fast_dev_run else self._listening(trainer):
             if not claim.audit.seen and claim.entry.strict and not claim.told:
                 logged = listing(candidates(trainer.callback_metrics))
                 says = f"{claim.name} was never stepped: {claim.plan.monitored}, logged were {logged}"
@@ -289,7 +288,7 @@ class Owner:
         self._sum_up(trainer)
 
     def _sum_up(self, trainer: Any) -> None:
-        for claim in () if trainer.fast_dev_run else self._live(trainer, "validation"):
+        for claim in () if trainer.fast_dev_run else self._listening(trainer):
             assert claim.plan.monitored is not None
             self._plateaus.say(trainer, claim.audit.line(f"plateau{claim.suffix}", claim.plan.monitored))
 

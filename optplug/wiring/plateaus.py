@@ -118,9 +118,8 @@ class Plateaus:
             if before != monitored.mode:
                 self.say(trainer, f"{claim.name}: {name} is better the {_BETTER[str(monitored.mode)]} it is")
         elif not monitored.told and said and said[0] != monitored.mode:
-            monitor.warn_of_contradiction(
-                monitored, f"a callback says {monitored.mode}, and the metric itself {said[0]}"
-            )
+            says = f"a callback says {monitored.mode}, and the metric itself {said[0]}"
+            self.warn(trainer, monitor.contradiction(monitored, says))
         scheduler = claim.inner
         another = audit.monitor is not None and (audit.monitor, audit.mode) != (name, monitored.mode)
         if another:
@@ -197,9 +196,8 @@ class Plateaus:
             than = f", not better than {best:.4g}" if isinstance(best, float) and math.isfinite(best) else ""
             whose = "" if claim.number is None else f" of optimizer {claim.number}"
             self.say(trainer, f"epoch {self.epoch}: {name} is {value:.4g}{than}: learning rate{whose} {cuts}")
-            step = getattr(
-                trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step
-            )  # as Lightning logs
+            # The step by which Lightning's own callbacks log.
+            step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
             for logger in trainer.loggers:
                 logger.log_metrics({f"{claim.name}/cuts": len(audit.cuts)}, step=step)
 
