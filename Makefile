@@ -24,13 +24,13 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python tests/test_parity.py
-	$(BIN)/python tests/test_sparse.py
-	$(BIN)/python tests/test_lbfgs.py
-	$(BIN)/python tests/test_schedulers.py
-	$(BIN)/python tests/test_bad_inputs.py
-	$(BIN)/python tests/test_bad_scheduler_inputs.py
-	$(BIN)/python tests/test_mutations.py
+	$(BIN)/python tests/plugins/test_optimizer_parity.py
+	$(BIN)/python tests/optim/test_sparse.py
+	$(BIN)/python tests/plugins/test_lbfgs.py
+	$(BIN)/python tests/plugins/test_schedulers.py
+	$(BIN)/python tests/plugins/test_optimizer_inputs.py
+	$(BIN)/python tests/plugins/test_scheduler_inputs.py
+	$(BIN)/python tests/config/test_mutated_configs.py
 	wc -l plugins/optplug_classic/*.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png

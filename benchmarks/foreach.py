@@ -14,8 +14,8 @@ import time
 import torch
 
 import optplug
-from optplug.bench.measuring import extra_bytes
 from optplug.bench.profiles import profile
+from optplug.bench.timing import extra_bytes
 
 CASES = {
     "sgd": ("SGD", {"lr": 0.1}),
@@ -50,7 +50,7 @@ def seconds(optimizer: torch.optim.Optimizer) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--profile", choices=("resnet50", "tiny"), default="resnet50")
+    parser.add_argument("--profile", optimizer_choices=("resnet50", "tiny"), default="resnet50")
     parser.add_argument("--rounds", type=int, default=31)
     arguments = parser.parse_args()
     shapes = profile(arguments.profile).shapes

@@ -6,35 +6,40 @@ Importing this package, and listing names, imports neither torch nor Lightning: 
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
-from optplug.hookspecs import hookimpl
 from optplug.registry import get_optimizer, get_scheduler, list_optimizers, list_schedulers
-from optplug.specs import API_VERSION, FunctionSpec, OptimizerSpec, SchedulerSpec
+from optplug.registry.hookspecs import hookimpl
+from optplug.registry.specs import API_VERSION, FunctionSpec, OptimizerSpec, SchedulerSpec
 
 if TYPE_CHECKING:
-    from optplug import errors, lightning, ops, pytorch_lightning, ranges, testing
-    from optplug.build import create_optimizer, create_scheduler
-    from optplug.groups import group_table
-    from optplug.rules.driver import RuleOptimizer
-    from optplug.rules.execution import Engine
-    from optplug.rules.parameters import Params
-    from optplug.rules.state import State
-    from optplug.schedules import ClosedFormLR
-    from optplug.wiring.configure import configure_optimizers
+    from optplug import errors, lightning, ops, pytorch_lightning, testing
+    from optplug.config.build import create_optimizer, create_scheduler
+    from optplug.config.param_groups import group_table
+    from optplug.lightning.configure import configure_optimizers
+    from optplug.optim import ranges
+    from optplug.optim.dispatch import Engine
+    from optplug.optim.parameters import Params
+    from optplug.optim.rule_optimizer import RuleOptimizer
+    from optplug.optim.state import State
+    from optplug.schedulers.closed_form import ClosedFormLR
 
 _LATER = {
-    "ClosedFormLR": "optplug.schedules",
-    "Engine": "optplug.rules.execution",
-    "Params": "optplug.rules.parameters",
-    "RuleOptimizer": "optplug.rules.driver",
-    "State": "optplug.rules.state",
-    "configure_optimizers": "optplug.wiring.configure",
-    "create_optimizer": "optplug.build",
-    "create_scheduler": "optplug.build",
-    "group_table": "optplug.groups",
+    "ClosedFormLR": "optplug.schedulers.closed_form",
+    "Engine": "optplug.optim.dispatch",
+    "Params": "optplug.optim.parameters",
+    "RuleOptimizer": "optplug.optim.rule_optimizer",
+    "State": "optplug.optim.state",
+    "configure_optimizers": "optplug.lightning.configure",
+    "create_optimizer": "optplug.config.build",
+    "create_scheduler": "optplug.config.build",
+    "group_table": "optplug.config.param_groups",
 }
-_MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "ranges", "testing")
+_MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "testing")
+_ALIASES = {"ranges": "optplug.optim.ranges", "schema": "optplug.config.json_schema"}
+"""Public modules, `optplug.ranges` and `optplug.schema`, whose files are in packages."""
 
 __all__ = [
     "API_VERSION",
@@ -67,7 +72,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         value = getattr(importlib.import_module(_LATER[name]), name)
-    elif name in _MODULES:
+    elif name in _MODULES or name in _ALIASES:
         value = importlib.import_module(f"optplug.{name}")
     elif name == "__version__":
         from importlib.metadata import version
@@ -81,3 +86,24 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _AliasFinder:
+    """Imports the modules of `_ALIASES` by their public names, so that `from optplug.ranges import at_least` works."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package, _, module = name.rpartition(".")
+        loader: Any = _AliasFinder
+        return ModuleSpec(name, loader) if package == __name__ and module in _ALIASES else None
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """Let Python make the module that `exec_module` replaces."""
+
+    @staticmethod
+    def exec_module(module: Any) -> None:
+        sys.modules[module.__name__] = importlib.import_module(_ALIASES[module.__name__.rpartition(".")[2]])
+
+
+sys.meta_path.append(_AliasFinder)

@@ -13,7 +13,7 @@ class OptplugError(Exception):
         place: where in a configuration, such as `param_groups[0].lr`; empty where that is not known.
     """
 
-    place: str = ""
+    loc: str = ""
 
 
 class UnknownNameError(OptplugError, LookupError):
@@ -44,7 +44,7 @@ class ConfigErrors(ConfigError):  # noqa: N818  # it is several
     """Several things are wrong with a configuration.
 
     Attributes:
-        errors: one for each, in the order of the configuration, with its `place`.
+        errors: one for each, in the order of the configuration, with its `loc`.
     """
 
     def __init__(self, errors: Sequence[OptplugError]) -> None:
@@ -103,9 +103,9 @@ class WiringError(OptplugError, RuntimeError):
 Error = TypeVar("Error", bound=OptplugError)
 
 
-def at(place: str, error: Error) -> Error:
+def with_loc(loc: str, error: Error) -> Error:
     """The error, with its place; whoever gathers it puts the place before the message."""
-    error.place = place
+    error.loc = loc
     return error
 
 

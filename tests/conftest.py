@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import optplug
-from optplug.registry import Offer, Plugin, registry
-from optplug.specs import SchedulerSpec, lookup_key
+from optplug.registry import Plugin, Registration, registry
+from optplug.registry.specs import SchedulerSpec, lookup_key
 
 # The same examples on every machine and every run; how long one takes is no property of ours.
 settings.register_profile("optplug", derandomize=True, deadline=None)
@@ -171,13 +171,15 @@ def trainer(pl: Any, tmp_path: Any) -> Any:
 def strangers(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Offers schedulers, by their specs, from somebody else's plugin."""
 
-    def offer(*specs: SchedulerSpec) -> None:
+    def registration(*specs: SchedulerSpec) -> None:
         registry.names("scheduler")
-        offers = registry._catalogue().offers["scheduler"]
+        registrations = registry._catalogue().registrations["scheduler"]
         for spec in specs:
-            monkeypatch.setitem(offers, lookup_key(spec.name), [Offer(spec, Plugin("strangers", "strangers", "1"))])
+            monkeypatch.setitem(
+                registrations, lookup_key(spec.name), [Registration(spec, Plugin("strangers", "strangers", "1"))]
+            )
 
-    return offer
+    return registration
 
 
 @pytest.fixture

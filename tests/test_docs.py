@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import optplug
-from optplug import errors, hookspecs, testing
-from optplug.config import WIRING_KEYS
-from optplug.registry import Registry
-from optplug.specs import OptimizerSpec, SchedulerSpec
+from optplug import errors, testing
+from optplug.config.model import WIRING_KEYS
+from optplug.registry import Registry, hookspecs
+from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 
 ROOT = Path(__file__).parent.parent
 DOCS = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}

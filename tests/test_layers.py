@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,147 +21,70 @@ from optplug.registry import registry
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class Room(NamedTuple):
-    """What the files that match may import besides the standard library; a folder stands for all that is in it."""
+class Layer(NamedTuple):
+    """A package or module, and what it may import besides the standard library and what stands below it.
 
-    files: str
-    at_import: str
-    within_functions: str = ""
+    Attributes:
+        name: dotted. third_party: packages that it may import. below: the layers it may import; None: all below it.
+    """
+
+    name: str
+    third_party: str = ""
+    below: str | None = None
 
 
-WHOLE_FRAMEWORK = "optplug"
-LIGHTNING = "lightning pytorch_lightning"
-WIRING = (
-    "torch optplug.build optplug.combined optplug.complaints optplug.config optplug.errors optplug.following "
-    "optplug.groups optplug.lengths optplug.rates optplug.registry optplug.schedules optplug.wiring"
+LAYERS = (
+    # From the bottom to the top: a layer imports only layers before its own.
+    Layer("optplug.errors"),
+    Layer("optplug.registry", "pluggy docstring_parser"),
+    Layer("optplug.rules", "torch", "errors"),
+    Layer("optplug.ops", "", "rules"),
+    Layer("optplug.engines", "torch numba llvmlite numpy", "errors rules"),
+    Layer("optplug.optim", "torch", "errors registry rules engines"),
+    Layer("optplug.schedulers", "torch", "errors optim"),
+    Layer("optplug.config", "torch simpleeval", "errors registry optim schedulers"),
+    Layer("optplug.shims", "torch jsonargparse", "errors registry config"),
+    Layer("optplug.testing", "torch pytest"),
+    Layer("optplug.bench", "torch matplotlib", "errors registry rules engines optim config"),
+    Layer(
+        "optplug.lightning",
+        "torch lightning pytorch_lightning jsonargparse",
+        "errors registry engines optim schedulers config",
+    ),
+    Layer("optplug.pytorch_lightning", "", "lightning"),
+    Layer("optplug.cli", "torch typer rich yaml omegaconf jsonargparse matplotlib numpy"),
+    Layer("optplug.__main__", "", "cli"),
+    Layer("optplug_classic", "torch numba llvmlite numpy", "errors registry rules ops engines optim schedulers"),
+    Layer("optplug_schedules", "torch", "errors registry optim schedulers"),
 )
+"""`optplug/__init__.py` is the public face and may import, lazily, what it shows; at import only `errors`, `registry`."""
 
-ROOMS = (
-    # Names and plugins: no torch, so that listing is quick.
-    Room("optplug/errors.py", ""),
-    Room("optplug/specs.py", "optplug.errors"),
-    Room("optplug/hookspecs.py", "pluggy"),
-    Room("optplug/registry.py", "pluggy optplug.errors optplug.specs optplug.hookspecs"),
-    Room("optplug/__init__.py", "optplug.hookspecs optplug.specs optplug.registry"),
-    # Rules know no engine, engines know no rule; `execution` chooses one, and `stepping` hands it the tensors.
-    Room("optplug/ops.py", "torch optplug.errors"),
-    Room("optplug/ranges.py", ""),
-    Room("optplug/keywords.py", "optplug.errors"),
-    Room(
-        "optplug/rules/driver.py",
-        "torch optplug.errors optplug.keywords optplug.ops optplug.ranges optplug.rules optplug.engines.report",
-    ),
-    Room(
-        "optplug/rules/execution.py",
-        "torch optplug.errors optplug.engines optplug.rules.buckets optplug.rules.trace",
-    ),
-    Room(
-        "optplug/rules/stepping.py",
-        "torch optplug.engines.foreach optplug.engines.loop optplug.rules",
-        "optplug.engines.addresses optplug.engines.numba",
-    ),
-    Room(
-        "optplug/rules/buckets.py",
-        "torch optplug.errors optplug.rules.buffers optplug.rules.trace optplug.engines.report",
-    ),
-    Room(
-        "optplug/rules/*.py",
-        "torch optplug.errors optplug.keywords optplug.ops optplug.ranges "
-        + "".join(
-            f"optplug.rules.{part} "
-            for part in ("buckets", "buffers", "columns", "graph", "hypers", "likeness", "prelude", "state", "trace")
-        ),
-    ),
-    # The compiler is imported where it is used, and by what only its users import.
-    Room("optplug/engines/__init__.py", "torch", "numba optplug.engines.compiler optplug.engines.numba"),
-    Room(
-        "optplug/engines/[!_]*.py",
-        "torch numba llvmlite numpy optplug.errors optplug.ops optplug.rules.graph optplug.rules.trace optplug.engines",
-    ),
-    Room("optplug/rates.py", "torch"),
-    Room("optplug/following.py", "torch optplug.groups optplug.rates"),
-    Room("optplug/schedules.py", "torch optplug.errors optplug.following optplug.keywords optplug.rates"),
-    Room("optplug/curvature.py", "torch optplug.engines", "optplug.engines.history"),
-    # One schema -> parameter groups -> optimizer and scheduler.
-    Room("optplug/arguments.py", "optplug.registry", "docstring_parser"),
-    Room("optplug/complaints.py", "optplug.errors"),
-    Room("optplug/plain.py", "optplug.complaints optplug.errors"),
-    Room("optplug/selection.py", "torch optplug.complaints optplug.errors"),
-    Room("optplug/presets.py", "torch optplug.complaints optplug.errors optplug.selection"),
-    Room(
-        "optplug/config.py",
-        "optplug.arguments optplug.groups optplug.plain optplug.registry optplug.selection optplug.specs",
-    ),
-    Room(
-        "optplug/parsing.py",
-        "optplug.arguments optplug.complaints optplug.config optplug.errors optplug.groups optplug.plain "
-        "optplug.presets optplug.registry optplug.schedules optplug.selection optplug.specs",
-    ),
-    Room("optplug/lengths.py", "optplug.complaints optplug.config optplug.errors"),
-    Room(
-        "optplug/schema.py",
-        "optplug.arguments optplug.config optplug.errors optplug.explaining optplug.groups optplug.presets "
-        "optplug.ranges optplug.registry optplug.selection optplug.specs",
-    ),
-    Room("optplug/explaining.py", "optplug.arguments optplug.ranges optplug.registry optplug.specs", "optplug.config"),
-    Room("optplug/functions.py", "simpleeval optplug.errors optplug.registry"),
-    Room("optplug/combined.py", "torch optplug.errors optplug.specs"),
-    Room(
-        "optplug/groups.py",
-        "torch optplug.complaints optplug.errors optplug.plain optplug.presets optplug.selection",
-    ),
-    Room(
-        "optplug/build.py",
-        "torch optplug.arguments optplug.combined optplug.complaints optplug.config optplug.errors optplug.groups "
-        "optplug.keywords optplug.parsing optplug.plain optplug.presets optplug.registry optplug.schedules "
-        "optplug.selection",
-        "optplug.functions",
-    ),
-    # What knows Lightning. The wiring finds out which of its two names is installed, see DYNAMIC.
-    Room("optplug/wiring/callback.py", f"{LIGHTNING} {WIRING}"),
-    Room("optplug/wiring/cli.py", f"{LIGHTNING} {WIRING} optplug.explaining", "jsonargparse"),
-    Room("optplug/wiring/*.py", WIRING),
-    Room("optplug/lightning.py", "lightning optplug.wiring"),
-    Room("optplug/pytorch_lightning.py", "pytorch_lightning optplug.wiring"),
-    # Names for a command line that is not ours: jsonargparse, and no Lightning.
-    Room(
-        "optplug/shims/making.py",
-        "torch jsonargparse optplug.arguments optplug.complaints optplug.config optplug.errors optplug.registry "
-        "optplug.specs",
-        "optplug.build",
-    ),
-    Room("optplug/shims/*.py", "optplug.shims"),
-    # On top of everything.
-    Room("optplug/cli/files.py", f"yaml {WHOLE_FRAMEWORK}", "omegaconf"),
-    Room("optplug/cli/configs.py", f"typer yaml {WHOLE_FRAMEWORK}", "torch jsonargparse"),
-    Room("optplug/cli/*.py", f"typer rich torch numpy {WHOLE_FRAMEWORK}", "matplotlib"),
-    Room("optplug/bench/*.py", f"torch {WHOLE_FRAMEWORK}", "matplotlib"),
-    Room("optplug/testing/*.py", f"torch pytest {WHOLE_FRAMEWORK}"),
-    Room("optplug/__main__.py", "optplug.cli"),
-    # Our plugins: what any author may use.
-    Room("plugins/*/__init__.py", "optplug.hookspecs optplug.specs"),
-    Room(
-        "plugins/optplug_classic/*.py",
-        "torch optplug.curvature optplug.errors optplug.keywords optplug.ops optplug.ranges optplug.rules.driver "
-        "optplug.rules.execution optplug.rules.constructors optplug.rules.hypers optplug.rules.parameters "
-        "optplug.rules.state optplug_classic",
-    ),
-    Room(
-        "plugins/optplug_schedules/*.py",
-        "torch optplug.errors optplug.following optplug.keywords optplug.rates optplug.schedules optplug_schedules",
-    ),
-)
+AT_IMPORT = {
+    "optplug": "optplug.registry",
+    "optplug.registry": "pluggy optplug.errors",
+    "optplug.errors": "",
+    "optplug.engines": "torch",  # Numba and llvmlite are for those who use them
+    "optplug.optim.ranges": "",
+    "optplug.shims.factory": "torch jsonargparse optplug.errors optplug.registry optplug.config.error_collector",
+}
+"""Modules that must stay light: what they may import outside of functions, themselves apart."""
 
 DYNAMIC = {
     "optplug/__init__.py": "its own public names, on first use",
-    "optplug/registry.py": "a plugin's target",
-    "optplug/wiring/callback.py": "the installed names of Lightning",
-    "optplug/wiring/cli.py": "the installed names of Lightning",
+    "optplug/registry/plugin_registry.py": "a plugin's target",
+    "optplug/lightning/_compat.py": "the installed names of Lightning",
+    "optplug/lightning/cli.py": "the installed names of Lightning",
     "optplug/cli/configs.py": "the model that --model names",
 }
-"""The files that may import what is named at run time, and what that is."""
+"""The files that may import a module named at run time, and what that module is."""
 
-KNOWS_LIGHTNING = ("optplug.lightning", "optplug.pytorch_lightning", "optplug.wiring.callback", "optplug.wiring.cli")
+IMPORTS_LIGHTNING = (
+    "optplug.lightning.callback",
+    "optplug.lightning.cli",
+    "optplug.lightning.stepping_callback",
+    "optplug.pytorch_lightning",
+)
+"""The modules whose import imports Lightning."""
 
 BASES = (torch.optim.Optimizer, LRScheduler)
 """The classes of torch.optim that are no algorithm."""
@@ -248,10 +170,11 @@ def imported_by_call(node: ast.Call) -> str:
     return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else ""
 
 
-def room_of(file: str) -> Room:
-    rooms = [room for room in ROOMS if fnmatchcase(file, room.files)]
-    assert rooms, f"{file} has no row in ROOMS: say there what it may import"
-    return rooms[0]
+def layer_of(module: str) -> int:
+    """The index of the layer that a module of ours belongs to."""
+    found = [i for i, layer in enumerate(LAYERS) if is_within(module, layer.name)]
+    assert found, f"{module} belongs to no layer: add it to LAYERS"
+    return found[0]
 
 
 def is_within(module: str, allowed: str) -> bool:
@@ -272,21 +195,86 @@ def texts(tree: ast.AST) -> list[tuple[str, int]]:
 # ---------------------------------------------------------------- layers
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_file_imports_only_what_its_room_may(file):
-    room = room_of(file)
+def is_ours(module: str) -> bool:
+    return module.partition(".")[0] in {layer.name.partition(".")[0] for layer in LAYERS}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "optplug/__init__.py"])
+def test_imports_only_layers_below(file):
+    module = module_name(file)
+    own = layer_of(module)
+    layer = LAYERS[own]
+    wrong = []
+    for found in imports(parsed(file)):
+        if is_standard(found.module) or is_within(found.module, layer.name):
+            continue
+        if is_ours(found.module):
+            theirs = layer_of(found.module)
+            allowed = layer.below is None or LAYERS[theirs].name.removeprefix("optplug.") in layer.below.split()
+            fine = theirs < own and allowed
+        else:
+            fine = is_within(found.module, layer.third_party)
+        if not fine:
+            wrong.append(f"{file}:{found.line} imports {found.module}")
+    assert not wrong, f"{layer.name} may import {layer.third_party} and {layer.below or 'all layers below it'}"
+
+
+@pytest.mark.parametrize("package", AT_IMPORT)
+def test_light_modules_stay_light(package):
+    files = [file for file in FILES if is_within(module_name(file), package)]
+    if package in ("optplug", "optplug.engines"):  # the package's own __init__ alone
+        files = [file for file in files if module_name(file) == package]
+    assert files
     wrong = [
         f"{file}:{line} imports {module}"
+        for file in files
         for module, within_function, line in imports(parsed(file))
-        if not is_standard(module)
-        and not is_within(module, room.at_import)
-        and not (within_function and is_within(module, room.within_functions))
+        if not (within_function or is_standard(module) or is_within(module, f"{package} {AT_IMPORT[package]}"))
     ]
-    assert not wrong, f"{room.files} may import {room.at_import or 'the standard library only'}"
+    assert not wrong
+
+
+def import_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The cycles of a graph, as its strongly connected components of more than one node."""
+    reachable = {node: reached_from(graph, node) for node in graph}
+    cyclic = [node for node in graph if node in reachable[node]]
+    return sorted({tuple(sorted(o for o in cyclic if o in reachable[n] and n in reachable[o])) for n in cyclic})
+
+
+def reached_from(graph: dict[str, set[str]], start: str) -> set[str]:
+    reached: set[str] = set()
+    waiting = list(graph[start])
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting += graph.get(node, ())
+    return reached
+
+
+def test_there_is_no_import_cycle():
+    graph = {
+        module_name(file): {found.module for found in imports(parsed(file), typing=True)} & (MODULES - {"optplug"})
+        for file in FILES
+    }
+    assert sum(map(len, graph.values())) > 150  # it is the graph
+    assert import_cycles(graph) == []
+
+
+def test_an_import_cycle_is_noticed():
+    assert import_cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [("b", "c")]
+
+
+def test_the_package_has_few_entries():
+    entries = {path.name for path in (ROOT / "optplug").iterdir()} - {"__pycache__"}
+    packages = {layer.name.removeprefix("optplug.") for layer in LAYERS if layer.name.startswith("optplug.")}
+    files = {"errors", "ops", "pytorch_lightning", "__main__"}
+    assert entries == (packages - files) | {f"{file}.py" for file in files} | {"__init__.py", "py.typed"}
+    assert len(entries) <= 17
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_file_imports_by_computed_name_only_where_that_is_its_job(file):
+def test_imports_by_computed_name_only_where_declared(file):
     computed = [
         node.lineno
         for node in ast.walk(parsed(file))
@@ -303,35 +291,14 @@ def test_the_framework_names_no_plugin(file):
     assert not [text for text, _ in texts(tree) if any(plugin in text for plugin in plugins)]
 
 
-def test_the_table_has_no_row_that_lets_a_low_room_know_a_high_one():
-    for room in ROOMS:
-        low = room.files.startswith(("optplug/rules", "optplug/engines", "optplug/ops", "optplug/schedules", "plugins"))
-        for high in ("optplug.registry", "optplug.wiring", "optplug.build", "optplug.config", "lightning", "optplug"):
-            assert not (low and high in room.at_import.split()), room
-    assert "optplug.rules.driver" not in room_of("optplug/engines/loop.py").at_import.split()
-    assert "optplug.engines" not in room_of("optplug/rules/trace.py").at_import.split()
-
-
 def run(program: str, *options: str) -> str:
     ran = subprocess.run([sys.executable, *options, "-c", program], capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
-def test_an_algorithm_is_one_short_file():
-    lengths = {
-        file.stem: len(file.read_text().splitlines())
-        for file in (ROOT / "plugins/optplug_classic").glob("*.py")
-        if file.stem != "__init__"
-    }
-    print(lengths)
-    assert len(lengths) == 11
-    assert all(length <= (250 if name == "lbfgs" else 85) for name, length in lengths.items()), lengths
-    assert sum(lengths.values()) - lengths["adamw"] < 900, "the ten of the documentation"
-
-
-def test_nothing_but_the_wiring_brings_lightning_in():
-    apart = (*KNOWS_LIGHTNING, "optplug.cli.", "optplug.__main__")  # the command runs, and needs an extra
+def test_only_the_callback_and_the_cli_import_lightning():
+    apart = (*IMPORTS_LIGHTNING, "optplug.cli.", "optplug.__main__")  # the command runs, and needs an extra
     others = sorted(name for name in MODULES if not name.startswith(apart))
     loaded = run(
         f"import importlib, sys\nfor name in {others}: importlib.import_module(name)\n"
@@ -341,9 +308,7 @@ def test_nothing_but_the_wiring_brings_lightning_in():
 
 
 def test_listing_our_names_imports_neither_torch_nor_lightning_nor_numpy():
-    heavy = (
-        "{'torch', 'lightning', 'pytorch_lightning', 'lightning_fabric', 'numpy', 'numba', 'simpleeval', 'optplug.ops'}"
-    )
+    heavy = "{'torch', 'lightning', 'pytorch_lightning', 'lightning_fabric', 'numpy', 'numba', 'simpleeval', 'optplug.rules.ops'}"
     program = (
         "import sys, optplug\n"
         "assert optplug.list_optimizers() and optplug.list_schedulers()\n"
@@ -464,7 +429,11 @@ def of_torch(cls: type) -> set[type]:
 
 
 def ours(kind: str) -> list[str]:
-    return [offer.name for offer in registry.offers(kind) if offer.plugin.distribution == "optplug"]
+    return [
+        registration.name
+        for registration in registry.registrations(kind)
+        if registration.plugin.distribution == "optplug"
+    ]
 
 
 IDENTITY_BY_NAME = {Path(file).stem: cls for file, cls in IDENTITY.items()}

@@ -4,10 +4,10 @@ report = Report.of(measure(entries(["adam"])[0], [PROFILES["tiny"]]))
 print(report.to_json())
 """
 
-from optplug.bench.measuring import measure
+from optplug.bench.entries import Entry, entries, entry
 from optplug.bench.profiles import PROFILES, Profile, profile
 from optplug.bench.results import Cell, Failure, Report, Timing, geometric_mean
-from optplug.bench.subjects import Entry, entries, entry
+from optplug.bench.timing import measure
 
 __all__ = [
     "PROFILES",

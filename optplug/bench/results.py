@@ -152,17 +152,17 @@ class Report:
 
         Args:
             settings: how the run was asked for.
-            where: what `machine.describe` said when it began; None: as it is before the first of `found` is taken.
+            where: what `environment.describe` said when it began; None: as it is before the first of `found` is taken.
         """
-        from optplug.bench import machine
+        from optplug.bench import environment
 
-        where = machine.describe() if where is None else where
+        where = environment.describe() if where is None else where
         found = list(found)
         cells = tuple(one for one in found if isinstance(one, Cell))
         return cls(
-            date=machine.now(),
+            date=environment.now(),
             machine={**where, "threads": cells[0].threads if cells else where["threads"]},
-            versions=machine.versions(),
+            versions=environment.versions(),
             settings=dict(settings or {}),
             cells=cells,
             failures=tuple(one for one in found if isinstance(one, Failure)),

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from optplug.cli.bench import bench
 from optplug.cli.configs import groups, schema, validate
+from optplug.config.describe import explain
 from optplug.errors import OptplugError, UnknownNameError, did_you_mean
-from optplug.explaining import explain
-from optplug.registry import KINDS, Offer, registry
+from optplug.registry import KINDS, Registration, registry
 
 app = typer.Typer(
     help="Optimizers, learning-rate schedules and functions of the epoch by name, from every installed plugin.",
@@ -38,15 +38,20 @@ def list_(
     found = 0
     for kind in KINDS:
         names = registry.names(kind, pattern)
-        offers = registry.offers(kind, pattern)
-        found += len(offers)
-        if not offers:
+        registrations = registry.registrations(kind, pattern)
+        found += len(registrations)
+        if not registrations:
             continue
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in (kind, "plugin", "version", "summary"):
             table.add_column(column, no_wrap=column != "summary")
-        for name, offer in zip(names, offers, strict=True):
-            row = (name, offer.plugin.name, f"{offer.plugin.distribution} {offer.plugin.version}", offer.spec.summary)
+        for name, registration in zip(names, registrations, strict=True):
+            row = (
+                name,
+                registration.plugin.name,
+                f"{registration.plugin.distribution} {registration.plugin.version}",
+                registration.spec.summary,
+            )
             table.add_row(*map(escape, row))
         out.print(table)
         out.print()
@@ -64,9 +69,9 @@ def info(
     name: Annotated[str, typer.Argument(help="A name, in any case, with - or _; or plugin:name.")],
 ) -> None:
     """Show an optimizer, scheduler or function: where it comes from, its arguments and defaults, its documentation."""
-    offer = _find(name)
+    registration = _find(name)
     try:
-        text = explain(offer)
+        text = explain(registration)
     except OptplugError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -77,7 +82,7 @@ def info(
     out.print(escape(rest))
 
 
-def _find(name: str) -> Offer:
+def _find(name: str) -> Registration:
     """The optimizer, scheduler or function of a name; a name that is none ends the command."""
     complaint = ""
     for kind in KINDS:

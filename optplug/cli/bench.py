@@ -69,7 +69,7 @@ def bench(
             if path is not None:
                 _check_writable(path)
         if picture is not None:
-            from optplug.bench.picture import check
+            from optplug.bench.plot import check
 
             check(picture)
         if from_ is not None:
@@ -99,7 +99,7 @@ def bench(
         if json is not None:
             json.write_text(report.to_json())
         if picture is not None and report.cells:
-            from optplug.bench.picture import draw
+            from optplug.bench.plot import draw
 
             draw(report, picture)
     except (OptplugError, OSError) as error:
@@ -143,8 +143,8 @@ def _measured(names: list[str], profiles: list[str], *, dtype: str, **settings: 
     Raises:
         typer.Exit: interrupted before there was anything to show.
     """
-    from optplug.bench import PROFILES, Report, entries, machine, measure, profile
-    from optplug.rules.execution import check_engine
+    from optplug.bench import PROFILES, Report, entries, environment, measure, profile
+    from optplug.optim.dispatch import check_engine
 
     check_engine(settings["engine"])
     kind = _dtype(dtype)
@@ -153,7 +153,7 @@ def _measured(names: list[str], profiles: list[str], *, dtype: str, **settings: 
     for name, reason in left_out.items():
         typer.echo(f"left out: {name}: {reason}", err=True)
     told = {"names": names, "profiles": profiles, "dtype": dtype, **settings}
-    where = machine.describe()
+    where = environment.describe()
     found: list[Cell | Failure] = []
     with _progress(len(several) * len(chosen)) as (phase, done):
         try:

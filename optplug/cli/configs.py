@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from optplug.complaints import join
+from optplug.config.error_collector import join_loc
 from optplug.errors import ConfigError, ConfigErrors, OptplugError, describe, did_you_mean
 
 if TYPE_CHECKING:  # it imports torch, which `optplug list` does without
@@ -48,7 +48,7 @@ def groups(
     names: Annotated[bool, typer.Option("--names", help="List the parameters of each group.")] = False,
 ) -> None:
     """Show the parameter groups that a configuration file makes of a model: elements, learning rate, weight decay."""
-    from optplug.groups import group_table
+    from optplug.config.param_groups import group_table
 
     file, section, checked = _checked(config)
     module = _module(file, section, model, needed=True)
@@ -61,55 +61,55 @@ def groups(
 
 def schema() -> None:
     """Print the JSON Schema of configurations with the installed plugins, for editors to complete and check by."""
-    from optplug.schema import json_schema
+    from optplug.config.json_schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
 def _checked(path: Path) -> tuple[File, Section, Any]:
     """The parsed configuration of a file; what is wrong ends the command, with its lines."""
-    from optplug.build import checked
     from optplug.cli.files import File, near_misses, read
-    from optplug.complaints import Complaints
+    from optplug.config.build import checked
+    from optplug.config.error_collector import ErrorCollector
 
     file = File(path, None, None)
-    place = ""
+    loc = ""
     try:
         file = read(path)
         section = file.section()
-        place = section.place
-        complaints = Complaints()
+        loc = section.loc
+        collector = ErrorCollector()
         for key, error in near_misses(section):
-            complaints.add(error, key)
+            collector.add(error, key)
         override = section.values.get("override", False)
         if not isinstance(override, bool):
-            complaints.add(ConfigError(f"must be true or false, got {override!r}"), "override")
-        with complaints.at(""):
+            collector.add(ConfigError(f"must be true or false, got {override!r}"), "override")
+        with collector.collect(""):
             given = {key: value for key, value in section.values.items() if key != "override"}
-            if not given and set(section.whole) <= {"verbose"} and not complaints.errors:
+            if not given and set(section.whole) <= {"verbose"} and not collector.errors:
                 typer.echo(f"{path} is valid: the callback owns the schedules of the module's own configure_optimizers")
                 raise typer.Exit
             config = checked(**given)
-        complaints.settle()
+        collector.raise_collected()
     except OptplugError as error:
-        _fail(file, place, error)
+        _fail(file, loc, error)
     return file, section, config
 
 
 def _optimizers(file: File, section: Section, config: Any, module: Any) -> list[Any]:
     """The optimizers of a configuration, built on a module."""
-    from optplug.wiring.configure import optimizers
+    from optplug.lightning.configure import optimizers
 
     try:
         return optimizers(module, config, override=bool(section.values.get("override")))
     except OptplugError as error:
-        _fail(file, section.place, error)
+        _fail(file, section.loc, error)
 
 
 def _fail(file: File, section: str, error: OptplugError) -> NoReturn:
     """Say what is wrong, each with its line, and end the command."""
     errors = error.errors if isinstance(error, ConfigErrors) else (error,)
-    found = [(file.line(join(section, each.place)) if each.place else 0, str(each)) for each in errors]
+    found = [(file.line(join_loc(section, each.loc)) if each.loc else 0, str(each)) for each in errors]
     for line, says in sorted(found, key=lambda pair: pair[0]):
         typer.echo(f"{file.path}{f':{line}' if line else ''}: {says}", err=True)
     raise typer.Exit(1)

@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from optplug import config
-from optplug.arguments import configurable
-from optplug.config import SUBCOMMANDS
+from optplug.config import model
+from optplug.config.builtins import plain
+from optplug.config.model import SUBCOMMANDS
 from optplug.errors import ConfigError, ConfigTypeError, OptplugError, describe, did_you_mean, listing
-from optplug.plain import plain
 from optplug.registry import registry
+from optplug.registry.signature import configurable
 
-KEYS = (*config.KEYS, "override")
+KEYS = (*model.KEYS, "override")
 OTHERS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose", "print_config", "config")
 """Keys beside optplug's that are LightningCLI's or the callback's own."""
 
@@ -55,7 +55,7 @@ class Section:
         whole: the mapping that the section is part of, with a `model` perhaps.
     """
 
-    place: str
+    loc: str
     values: dict[str, Any]
     whole: Mapping[str, Any]
 
@@ -68,10 +68,10 @@ class File:
     data: Any
     node: yaml.Node | None
 
-    def line(self, place: str) -> int:
+    def line(self, loc: str) -> int:
         """The line of a place, such as `fit.param_groups[0].lr`, or of the innermost part of it that is there."""
         node, line = self.node, 1
-        for token in re.findall(r"[^.\[\]]+", place):
+        for token in re.findall(r"[^.\[\]]+", loc):
             found = None
             if isinstance(node, yaml.MappingNode):
                 found = next(((key, value) for key, value in node.value if key.value == token), None)
@@ -99,15 +99,13 @@ class File:
                 f"there is no {listing(KEYS[:3])}; there are {listing(self.data)}{near[0] if near else ''}"
             )
         if len(found) > 1:
-            raise ConfigError(
-                f"optplug is configured in several places: {listing(s.place or 'the top' for s in found)}"
-            )
+            raise ConfigError(f"optplug is configured in several places: {listing(s.loc or 'the top' for s in found)}")
         return found[0]
 
     def _sections(self) -> Iterator[Section]:
-        for place, mapping in [("", self.data), *((key, self.data.get(key)) for key in SUBCOMMANDS)]:
+        for loc, mapping in [("", self.data), *((key, self.data.get(key)) for key in SUBCOMMANDS)]:
             if isinstance(mapping, Mapping) and any(key in mapping for key in KEYS[:3]):
-                yield Section(place, {key: mapping[key] for key in KEYS if key in mapping}, mapping)
+                yield Section(loc, {key: mapping[key] for key in KEYS if key in mapping}, mapping)
         yield from _callbacks(plain(self.data), "")
 
 
@@ -127,21 +125,21 @@ def near_misses(section: Section) -> Iterator[tuple[str, ConfigError]]:
                     yield key, ConfigError(f"{key} belongs under {kind}: is it indented too little?")
 
 
-def _callbacks(data: Any, place: str) -> Iterator[Section]:
+def _callbacks(data: Any, loc: str) -> Iterator[Section]:
     """The arguments of ConfigureOptimizers callbacks, as LightningCLI and Hydra write them."""
     if isinstance(data, Mapping):
         path = data.get("class_path", data.get("_target_"))
         if isinstance(path, str) and path.rpartition(".")[2] == "ConfigureOptimizers":
-            inner, where = data, place
+            inner, where = data, loc
             if "class_path" in data:
-                inner, where = data.get("init_args") or {}, f"{place}.init_args"
+                inner, where = data.get("init_args") or {}, f"{loc}.init_args"
             yield Section(where, {key: inner[key] for key in KEYS if key in inner}, inner)
             return
         for key, value in data.items():
-            yield from _callbacks(value, f"{place}.{key}" if place else str(key))
+            yield from _callbacks(value, f"{loc}.{key}" if loc else str(key))
     elif isinstance(data, list):
         for i, value in enumerate(data):
-            yield from _callbacks(value, f"{place}[{i}]")
+            yield from _callbacks(value, f"{loc}[{i}]")
 
 
 def read(path: Path) -> File:

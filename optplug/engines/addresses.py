@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
 from torch import Tensor
 
+from optplug.engines._torch_compat import data_ptr_reader_address
 from optplug.engines.compiler import Compiled
 
 INT, OBJECT = ir.IntType(64), ir.IntType(8).as_pointer()
@@ -34,8 +34,8 @@ def addresses(tensors: list[Tensor]) -> np.ndarray[Any, Any]:
 @functools.cache
 def _reader() -> Callable[[list[Tensor], int, int], None] | None:
     """A loop around the function by which torch's own compiled code finds the data of its arguments."""
-    data_ptr = getattr(torch._C._dynamo.guards, "_torchinductor_pyobject_tensor_data_ptr", None)
-    if not isinstance(data_ptr, int):
+    data_ptr = data_ptr_reader_address()
+    if data_ptr is None:
         return None
 
     def write(module: ir.Module) -> None:

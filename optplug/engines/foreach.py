@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug.ops import PREDICATES
 from optplug.rules.graph import Node
+from optplug.rules.ops import PREDICATES
 from optplug.rules.trace import Traced
 
 CHUNK_BYTES = {"cpu": 2 * 2**20}

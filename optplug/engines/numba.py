@@ -1,6 +1,6 @@
 """Engine `numba`: the graph as one fused CPU kernel over all tensors of a bucket, run by several threads.
 
-Numba compiles it (`optplug.engines.compiler`) from LLVM code (`optplug.engines.ir`). A kernel serves any number and any
+Numba compiles it (`optplug.engines.compiler`) from LLVM code (`optplug.engines.llvm_ir`). A kernel serves any number and any
 shapes of tensors; it finds them through a table of addresses, which are read anew in each step. Kernels are not kept on
 disk: compiling takes less time than importing the compiler, and a file would have to be checked against processor,
 versions and rule.
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from optplug.engines import ir, threads
+from optplug.engines import llvm_ir as ir
+from optplug.engines import threads
 from optplug.engines.compiler import Compiled
 from optplug.rules.trace import Traced
 

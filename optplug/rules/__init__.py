@@ -1,1 +1,4 @@
-"""Update rules: the graph they are traced to, what every algorithm shares, and the driver that steps them."""
+"""The rule language: its operations, the graph a rule is traced to, and the prelude that every rule shares.
+
+No optimizer, no parameter groups, no engine: a rule does not know how it is run.
+"""

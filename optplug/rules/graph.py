@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from optplug.errors import BranchingError, RuleError, did_you_mean, listing
-from optplug.ops import ON_FLOATS, PREDICATES, Symbolic
-from optplug.ops import __all__ as OPS
+from optplug.rules.ops import ON_FLOATS, PREDICATES, Symbolic
+from optplug.rules.ops import __all__ as OPS
 
 
 class Node:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from optplug.errors import RuleError, did_you_mean, listing
-from optplug.ops import ON_FLOATS
 from optplug.rules.graph import Graph, Node, Symbol
+from optplug.rules.ops import ON_FLOATS
 from optplug.rules.prelude import Decay, prelude
 
-Rule = Callable[..., Any]
+RuleFunction = Callable[..., Any]
 
 FIRST = "first"
 """The keyword by which a rule asks whether this is the parameter's first step with its state: 1.0 or 0.0."""
@@ -33,7 +33,7 @@ class Signature:
 
 
 @functools.lru_cache(maxsize=1024)
-def signature_of(rule: Rule) -> Signature:
+def signature_of(rule: RuleFunction) -> Signature:
     """Read a rule's signature.
 
     Raises:
@@ -64,7 +64,7 @@ class Variant:
         decay: which weight decay the prelude applies.
     """
 
-    rule: Rule
+    rule: RuleFunction
     flags: tuple[tuple[str, bool], ...] = ()
     present: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()

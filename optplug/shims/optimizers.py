@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from optplug.shims.making import shims
+from optplug.shims.factory import shims
 
 globals().update(shims("optimizer", __name__))

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import listing
-from optplug.schedules import ClosedFormLR
+from optplug.schedulers.closed_form import ClosedFormLR
 from optplug.testing.checks import Check, cases_of, label, look_up, run_all
 from optplug.testing.optimizers import split
 from optplug.testing.schedulers import Schedule

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optplug.errors import EngineError, HyperparameterError
-from optplug.rules.driver import RuleOptimizer
+from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.rules.trace import signature_of
 from optplug.testing.checks import Check, close, distance, equal, label, saved_and_loaded, short, states_of
 from optplug.testing.subjects import CHANGE, DTYPES, STEPS, UNITS, Run, Subject, noise, take

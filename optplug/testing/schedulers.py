@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.functions import resolved
-from optplug.schedules import ClosedFormLR
+from optplug.config.expressions import resolved
+from optplug.schedulers.closed_form import ClosedFormLR
 from optplug.testing.checks import saved_and_loaded
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optplug.errors import EngineError
-from optplug.rules.driver import RuleOptimizer
-from optplug.rules.execution import ENGINES
+from optplug.optim.dispatch import ENGINES
+from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.testing.checks import cases_of, distance, label, look_up
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -4,7 +4,7 @@ from torch import Tensor, dtype
 
 from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import sqrt
-from optplug.ranges import unit_interval
+from optplug.optim.ranges import unit_interval
 
 
 class Adadelta(RuleOptimizer):

@@ -4,7 +4,7 @@ from torch import Tensor, dtype
 
 from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import sqrt
-from optplug.ranges import at_least
+from optplug.optim.ranges import at_least
 
 
 class Adagrad(RuleOptimizer):

@@ -7,15 +7,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from optplug.curvature import Pairs, apart
+from optplug.engines._torch_compat import disable_dynamo
 from optplug.errors import ConfigTypeError, HyperparameterError, LineSearchError, ParameterError, did_you_mean, listing
-from optplug.keywords import CheckedKeywords
-from optplug.ranges import at_least
-from optplug.rules import constructors, hypers
-from optplug.rules.parameters import Params, of_group
+from optplug.optim import constructor, hyperparameters
+from optplug.optim.parameters import Params, of_group
+from optplug.optim.ranges import at_least
+from optplug.optim.strict_kwargs import CheckedKeywords
+from optplug_classic.lbfgs_history import Pairs, apart
 
 RANGES = [at_least(1, name, whole=True) for name in ("max_iter", "max_eval", "history_size")]
 RANGES += [at_least(0, name) for name in ("tolerance_grad", "tolerance_change")]
@@ -135,8 +135,8 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
         Optimizer.__init__(self, [{"params": params}] if isinstance(params, set) else params, defaults)
 
     def _check(self, options: dict[str, Any], ranges: Any = RANGES) -> None:
-        known = {name: p.default for name, p in constructors.arguments(LBFGS, torch.optim.LBFGS).items()}
-        hypers.check({**known, "max_eval": 1}, options, "LBFGS", ranges)
+        known = {name: p.default for name, p in constructor.arguments(LBFGS, torch.optim.LBFGS).items()}
+        hyperparameters.check({**known, "max_eval": 1}, options, "LBFGS", ranges)
         if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
             near = did_you_mean(name, ["strong_wolfe"])
             raise LineSearchError(f"only 'strong_wolfe' is supported, or None for fixed steps; got {name!r}{near}")
@@ -211,7 +211,7 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
         self.state[self._params[0]]["func_evals"] += 1
         return loss, float(loss), self._gather_flat_grad()
 
-    @_disable_dynamo  # how often the loops run depends on data
+    @disable_dynamo  # how often the loops run depends on data
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         """Make up to `max_iter` iterations. `closure` re-evaluates loss and gradients; its first loss is returned."""

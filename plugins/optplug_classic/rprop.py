@@ -7,7 +7,7 @@ from torch import Tensor, dtype
 from optplug import Engine, Params, RuleOptimizer, State
 from optplug.errors import HyperparameterError
 from optplug.ops import maximum, minimum, sign, where
-from optplug.ranges import at_least
+from optplug.optim.ranges import at_least
 
 
 class Rprop(RuleOptimizer):

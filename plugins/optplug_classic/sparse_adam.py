@@ -6,7 +6,7 @@ from torch import Tensor, dtype
 
 from optplug import Engine, Params, RuleOptimizer, State
 from optplug.ops import lerp, sqrt
-from optplug.ranges import above_zero
+from optplug.optim.ranges import above_zero
 
 
 class SparseAdam(RuleOptimizer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from optplug.schedules import GeometricLR
+from optplug.schedulers.closed_form import GeometricLR
 
 
 class ExponentialLR(GeometricLR):

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from optplug import ClosedFormLR
 from optplug.errors import ConfigError, HyperparameterError, HyperparameterTypeError
-from optplug.following import follow_groups
-from optplug.schedules import check_optimizer, check_state, warn_by_hand
+from optplug.schedulers.checks import check_optimizer, check_state, warn_by_hand
+from optplug.schedulers.late_groups import follow_groups
 
 STATELESS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 """What can be called and has nothing to save."""

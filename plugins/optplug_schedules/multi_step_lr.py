@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from torch.optim import Optimizer
 
 from optplug.errors import HyperparameterTypeError
-from optplug.schedules import GeometricLR, number
+from optplug.schedulers.checks import checked_number
+from optplug.schedulers.closed_form import GeometricLR
 
 
 class MultiStepLR(GeometricLR):
@@ -39,7 +40,7 @@ class MultiStepLR(GeometricLR):
                 f"{type(self).__name__}: milestones must be a list of whole numbers such as [30], got {milestones!r}"
             )
         self.milestones = Counter(
-            number(self, f"milestones[{i}]", milestone, whole=True) for i, milestone in enumerate(milestones)
+            checked_number(self, f"milestones[{i}]", milestone, whole=True) for i, milestone in enumerate(milestones)
         )
         super().__init__(optimizer, gamma, last_epoch)
 

@@ -10,10 +10,10 @@ from typing import Any, Literal, SupportsFloat
 from torch.optim import Optimizer, lr_scheduler
 
 from optplug.errors import HyperparameterError, WiringError
-from optplug.following import follow_groups
-from optplug.keywords import CheckedKeywords
-from optplug.rates import set_lr
-from optplug.schedules import check_optimizer, check_state, number
+from optplug.optim.strict_kwargs import CheckedKeywords
+from optplug.schedulers.checks import check_optimizer, check_state, checked_number
+from optplug.schedulers.late_groups import follow_groups
+from optplug.schedulers.lr import set_lr
 
 
 class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
@@ -63,14 +63,14 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         eps: float = 1e-8,
         verbose: bool | None = None,
     ) -> None:
-        self.factor = number(self, "factor", factor)
-        self.patience = number(self, "patience", patience)
-        self.cooldown = number(self, "cooldown", cooldown)
-        self.eps = number(self, "eps", eps)
-        self._init_is_better(mode, number(self, "threshold", threshold), threshold_mode)
+        self.factor = checked_number(self, "factor", factor)
+        self.patience = checked_number(self, "patience", patience)
+        self.cooldown = checked_number(self, "cooldown", cooldown)
+        self.eps = checked_number(self, "eps", eps)
+        self._init_is_better(mode, checked_number(self, "threshold", threshold), threshold_mode)
         many = isinstance(min_lr, (list, tuple))
         given: Sequence[Any] = min_lr if isinstance(min_lr, (list, tuple)) else [min_lr]
-        lowest = [number(self, f"min_lr[{i}]" if many else "min_lr", lr) for i, lr in enumerate(given)]
+        lowest = [checked_number(self, f"min_lr[{i}]" if many else "min_lr", lr) for i, lr in enumerate(given)]
         if factor >= 1.0:
             raise HyperparameterError(f"Factor should be < 1.0. ReduceLROnPlateau got factor {factor}")
         if mode not in ("min", "max"):

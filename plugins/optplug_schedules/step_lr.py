@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from optplug.schedules import GeometricLR, number
+from optplug.schedulers.checks import checked_number
+from optplug.schedulers.closed_form import GeometricLR
 
 
 class StepLR(GeometricLR):
@@ -25,7 +26,7 @@ class StepLR(GeometricLR):
     steps_when_resumed = True
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
-        self.step_size: int = number(self, "step_size", step_size, 1, whole=True)
+        self.step_size: int = checked_number(self, "step_size", step_size, 1, whole=True)
         super().__init__(optimizer, gamma, last_epoch)
 
     def cuts(self, t: int) -> int:

@@ -1,0 +1,461 @@
+"""Warmup around any scheduler: learning rate = base x warmup(step) x schedule."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim import lr_scheduler
+
+import optplug
+from optplug.config.model import WarmupConfig
+from optplug.config.parse import parse
+from optplug.config.training_length import TrainingLength, resolve_lengths
+from optplug.errors import ConfigError, ConfigTypeError
+from optplug.schedulers.warmup import Warmup
+
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "optplug's cosine": lambda o: optplug.create_scheduler("cosine_annealing_lr", o, T_max=9, eta_min=0.01),
+    "torch's cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 9, 0.01),
+    "torch's LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.9**t),
+    "torch's StepLR": lambda o: lr_scheduler.StepLR(o, 3, 0.5),
+    "torch's MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 7], 0.1),
+}
+
+
+def sgd(*lrs: Any) -> torch.optim.Optimizer:
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in lrs or (0.5,)]
+    return torch.optim.SGD(groups)
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def plateau(optimizer: Any, **arguments: Any) -> Any:
+    return optplug.create_scheduler("reduce_lr_on_plateau", optimizer, **arguments)
+
+
+def alone(make: Callable[[Any], Any], lrs: tuple[float, ...], steps: int) -> list[list[float]]:
+    """The rates of a schedule without warmup."""
+    optimizer = sgd(*lrs)
+    scheduler = make(optimizer)
+    path = [rates(optimizer)]
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        path.append(rates(optimizer))
+    return path
+
+
+@pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("start", [None, 0.2, 1.0])
+def test_the_rate_is_base_times_warmup_times_schedule(make: Any, start: float | None):
+    lrs, n = (0.5, 0.1), 4
+    optimizer = sgd(*lrs)
+    warmup = Warmup(make(optimizer), n, start)
+    first = 1 / n if start is None else start
+    for step, expected in enumerate(alone(make, lrs, 12)):
+        factor = 1.0 if step >= n else first + (1 - first) * step / n
+        assert rates(optimizer) == [lr * factor for lr in expected]
+        assert warmup.get_last_lr() == rates(optimizer)
+        optimizer.step()
+        warmup.warmup_step()
+        warmup.step()
+
+
+@pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
+def test_the_schedule_may_step_less_often_than_the_optimizer(make: Any):
+    optimizer = sgd()
+    warmup = Warmup(make(optimizer), 5)
+    for epoch, (lr,) in enumerate(alone(make, (0.5,), 4)):
+        for batch in range(3):
+            assert rates(optimizer) == [lr * min(1, warmup.factor(3 * epoch + batch))]
+            optimizer.step()
+            warmup.warmup_step()
+        warmup.step()
+
+
+@given(
+    steps=st.integers(1, 50),
+    start=st.none() | st.floats(0.001, 1),
+    moves=st.lists(st.sampled_from(["warmup_step", "step"]), max_size=60),
+)
+def test_any_order_of_steps_ends_at_warmup_times_schedule(steps: int, start: float | None, moves: list[str]):
+    make = SCHEDULES["torch's LambdaLR"]
+    optimizer = sgd()
+    warmup = Warmup(make(optimizer), steps, start)
+    optimizer.step()
+    for move in moves:
+        getattr(warmup, move)()
+    expected = alone(make, (0.5,), moves.count("step"))[-1][0] * warmup.factor(moves.count("warmup_step"))
+    assert math.isclose(rates(optimizer)[0], expected, rel_tol=1e-12)
+
+
+def test_after_the_warmup_the_rates_are_the_schedule_s_own():
+    make = SCHEDULES["optplug's cosine"]
+    optimizer = sgd()
+    warmup = Warmup(make(optimizer), 3)
+    for expected in alone(make, (0.5,), 9)[1:]:
+        optimizer.step()
+        warmup.warmup_step()
+        warmup.step()
+        if not warmup.warming:
+            assert rates(optimizer) == expected
+
+
+def test_counting_ends_with_the_warmup():
+    warmup = Warmup(SCHEDULES["optplug's cosine"](sgd()), 2)
+    assert [warmup.warming for _ in range(4) if warmup.warmup_step() is None] == [True, False, False, False]
+    assert warmup.warmed == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- plateaus
+
+
+def test_bad_values_during_warmup_do_not_count_and_the_best_is_remembered():
+    optimizer = sgd()
+    warmup = Warmup(plateau(optimizer, patience=1, factor=0.1), 3)
+    for value in (5.0, 4.0, 7.0):
+        warmup.step(value)
+        warmup.step(9.0)
+        assert (warmup.num_bad_epochs, warmup.patience) == (0, 1)
+        warmup.warmup_step()
+    assert (warmup.best, rates(optimizer)) == (4.0, [0.5])
+    warmup.step(4.5)
+    assert (warmup.num_bad_epochs, rates(optimizer)) == (1, [0.5])
+    warmup.step(4.5)
+    assert rates(optimizer) == [0.05]
+
+
+def test_torch_s_plateau_warms_up_alike():
+    optimizer = sgd()
+    warmup = Warmup(lr_scheduler.ReduceLROnPlateau(optimizer, patience=0), 2)
+    paths = []
+    for value in (1.0, 2.0, 3.0, 4.0):
+        paths += rates(optimizer)
+        warmup.step(value)
+        warmup.warmup_step()
+    assert paths == [0.25, 0.375, 0.5, 0.05]
+
+
+def test_the_lowest_rate_holds_for_the_rate_without_warmup():
+    optimizer = sgd(0.5)
+    warmup = Warmup(plateau(optimizer, patience=0, factor=0.1, min_lr=0.2), 2)
+    assert rates(optimizer) == [0.25]
+    warmup.step(1.0)
+    assert rates(optimizer) == [0.25]  # 0.125 would be below min_lr; the plateau does not see it
+    for _ in range(2):
+        warmup.warmup_step()
+    for _ in range(3):
+        warmup.step(2.0)
+    assert rates(optimizer) == [0.2]
+
+
+def test_a_failing_step_leaves_patience_and_rates_as_they_were():
+    optimizer = sgd()
+    warmup = Warmup(plateau(optimizer, patience=3), 2)
+    with pytest.raises(ValueError, match="could not convert"):
+        warmup.step("no number")
+    assert (warmup.patience, rates(optimizer)) == (3, [0.25])
+
+
+# ---------------------------------------------------------------------------------------------------------------- state
+
+
+def course(warmup: Warmup, optimizer: Any, steps: range, listens: bool) -> list[list[float]]:
+    path = []
+    for step in steps:
+        optimizer.step()
+        warmup.warmup_step()
+        if step % 2:
+            warmup.step(*((float(step),) if listens else ()))
+        path.append(rates(optimizer))
+    return path
+
+
+@pytest.mark.parametrize("name", ["optplug's cosine", "torch's StepLR", "plateau"])
+@pytest.mark.parametrize("stop", [1, 4, 9])
+def test_interrupted_and_resumed_equals_uninterrupted(name: str, stop: int):
+    make = SCHEDULES.get(name, lambda o: plateau(o, patience=0, factor=0.5))
+    listens = name == "plateau"
+    optimizer = sgd(0.5, 0.1)
+    whole = course(Warmup(make(optimizer), 5), optimizer, range(14), listens)
+
+    before = sgd(0.5, 0.1)
+    warmup = Warmup(make(before), 5)
+    path = course(warmup, before, range(stop), listens)
+    file = io.BytesIO()
+    torch.save({"optimizer": before.state_dict(), "scheduler": warmup.state_dict()}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+
+    after = sgd(0.5, 0.1)
+    resumed = Warmup(make(after), 5)
+    after.load_state_dict(loaded["optimizer"])
+    resumed.load_state_dict(loaded["scheduler"])
+    assert path + course(resumed, after, range(stop, 14), listens) == whole
+
+
+def test_the_state_is_plain_and_one():
+    warmup = Warmup(plateau(sgd(0.5, 0.1)), 4)
+    warmup.warmup_step()
+    state = warmup.state_dict()
+    assert state["warmup"] == {
+        "warmed": 1,
+        "inner_lrs": [0.5, 0.1],
+        "shown_lrs": [0.5 * 0.4375, 0.1 * 0.4375],
+        "steps": 4,
+        "start_factor": 0.25,
+    }
+    assert state["scheduler"] == warmup.scheduler.state_dict()
+    warmup.warmup_step()
+    assert state["warmup"]["warmed"] == 1
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("name", ["optplug's cosine", "torch's StepLR", "plateau"])
+def test_a_copy_goes_on_as_the_original(name: str, duplicate: Any):
+    make = SCHEDULES.get(name, lambda o: plateau(o, patience=0, factor=0.5))
+    optimizer = sgd(0.5, 0.1)
+    warmup = Warmup(make(optimizer), 5)
+    course(warmup, optimizer, range(3), name == "plateau")
+    twin = duplicate(warmup)
+    before = rates(twin.optimizer)
+    assert twin.optimizer is not optimizer
+    assert before == rates(optimizer)
+    original = course(warmup, optimizer, range(3, 9), name == "plateau")
+    assert rates(twin.optimizer) == before
+    assert course(twin, twin.optimizer, range(3, 9), name == "plateau") == original
+
+
+# ------------------------------------------------------------------------------------------------------- other people
+
+
+def test_a_group_added_later_warms_up_from_its_own_base():
+    optimizer = sgd(0.5)
+    warmup = Warmup(plateau(optimizer, patience=0), 4)
+    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 0.1})
+    warmup.warmup_step()
+    assert rates(optimizer) == [0.5 * 0.4375, 0.1 * 0.4375]
+    for _ in range(3):
+        warmup.warmup_step()
+    assert rates(optimizer) == [0.5, 0.1]
+    warmup.step(1.0)
+    warmup.step(2.0)
+    assert rates(optimizer) == pytest.approx([0.05, 0.01], rel=1e-15)
+
+
+def test_a_rate_set_by_somebody_else_is_the_rate_as_it_is_now():
+    optimizer = sgd(0.5, 0.1)
+    warmup = Warmup(plateau(optimizer), 4, 0.5)
+    optimizer.param_groups[0]["lr"] = 1.0
+    warmup.step(1.0)
+    assert rates(optimizer) == [1.0, 0.05]
+    for _ in range(4):
+        warmup.warmup_step()
+    assert rates(optimizer) == [2.0, 0.1]
+    optimizer.param_groups[1]["lr"] = 0.3
+    warmup.step(1.0)
+    assert rates(optimizer) == [2.0, 0.3]
+
+
+@pytest.mark.parametrize("name", ["optplug's cosine", "plateau"])
+def test_a_rate_in_a_tensor_stays_that_tensor(name: str):
+    lr = torch.tensor(0.5, dtype=torch.float64)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    held = optimizer.param_groups[0]["lr"]
+    make = SCHEDULES.get(name, lambda o: plateau(o, patience=0, factor=0.5))
+    warmup = Warmup(make(optimizer), 5)
+    plain = sgd(0.5)
+    expected = course(Warmup(make(plain), 5), plain, range(12), name == "plateau")
+    assert course(warmup, optimizer, range(12), name == "plateau") == expected
+    assert optimizer.param_groups[0]["lr"] is held
+
+
+def test_the_base_rate_stands_in_the_group():
+    optimizer = sgd(0.5)
+    Warmup(plateau(optimizer), 4)
+    assert optimizer.param_groups[0]["initial_lr"] == 0.5
+
+
+def test_what_the_scheduler_inside_tells_is_asked_of_the_whole():
+    warmup = Warmup(SCHEDULES["optplug's cosine"](sgd()), 4)
+    assert (warmup.T_max, warmup.last_epoch, warmup.base_lrs) == (9, 0, [0.5])
+    assert isinstance(warmup, lr_scheduler.LRScheduler)
+    with pytest.raises(AttributeError):
+        _ = warmup.patience
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "error", "message"),
+    [
+        (0, None, ConfigError, "warmup steps must be at least 1, got 0; leave warmup out for none"),
+        (1.0, None, ConfigTypeError, "warmup steps must be a whole number of optimizer steps, got 1.0; write 1"),
+        (True, None, ConfigTypeError, "warmup steps must be a whole number of optimizer steps, got True"),
+        (1, 0.0, ConfigError, "warmup start_factor must be above 0 and at most 1, got 0.0"),
+        (1, 1.5, ConfigError, "warmup start_factor must be above 0 and at most 1, got 1.5"),
+        (1, math.nan, ConfigError, "warmup start_factor must be above 0 and at most 1, got nan"),
+        (1, "0.5", ConfigTypeError, "warmup start_factor must be a number, got '0.5'; write it without quotes"),
+    ],
+)
+def test_wrong_arguments_are_refused(steps: Any, start: Any, error: type[Exception], message: str):
+    with pytest.raises(error) as caught:
+        Warmup(SCHEDULES["optplug's cosine"](sgd()), steps, start)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("first", ["cosine", "plateau", "warmup"])
+@pytest.mark.parametrize("second", ["cosine", "plateau", "warmup"])
+def test_the_state_of_another_kind_of_schedule_is_refused(first: str, second: str):
+    def make(kind: str) -> Any:
+        optimizer = optplug.create_optimizer("sgd", [torch.zeros(1, requires_grad=True)], lr=1.0)
+        if kind == "plateau":
+            return optplug.create_scheduler("reduce_lr_on_plateau", optimizer)
+        cosine = optplug.create_scheduler("cosine_annealing_lr", optimizer, T_max=5)
+        return Warmup(cosine, 3) if kind == "warmup" else cosine
+
+    saved, target = make(first).state_dict(), make(second)
+    if first == second:
+        target.load_state_dict(saved)
+    else:
+        with pytest.raises(ConfigError, match=r"^the checkpoint's scheduler is no "):
+            target.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("curve", [lambda t: (t + 1) / 10, lambda t: t / 10], ids=["from a tenth", "from nothing"])
+def test_a_schedule_need_not_start_at_the_base_rate(curve: Any):
+    class Curve(optplug.ClosedFormLR):
+        def multiplier(self, t: int) -> float:
+            return curve(t)
+
+    optimizer = optplug.create_optimizer("sgd", [torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = Curve(optimizer)
+    for t in range(5):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * curve(t), abs=1e-15)
+        optimizer.step()
+        schedule.step()
+
+
+# ------------------------------------------------------------------------------------------- how long it is, and alone
+
+
+SGD = {"name": "sgd", "lr": 1.0}
+RUN = TrainingLength(steps=40, epochs=4, steps_per_epoch=10)
+
+
+def ramp(steps: int, batches: int, first: float | None = None) -> list[float]:
+    """The factors of a warmup, one for each batch."""
+    start = 1 / steps if first is None else first
+    return [min(1.0, start + (1 - start) * step / steps) for step in range(batches)]
+
+
+def warmed(given: Any, run: TrainingLength = RUN) -> Any:
+    return resolve_lengths(parse("sgd", {"name": "step_lr", "step_size": 100, **given}).scheduler, run).warmup
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"steps": 7}, 7),
+        ({"epochs": 2}, 20),
+        ({"epochs": 0.5}, 5),
+        ({"epochs": 1.26}, 13),
+        ({"ratio": 0.1}, 4),
+        ({"ratio": 1}, 40),
+        ({"ratio": 0.33}, 13),
+    ],
+    ids=str,
+)
+def test_a_length_in_epochs_or_as_a_share_becomes_steps(given: Any, steps: int):
+    assert warmed({"warmup": {**given, "start_factor": 0.5}}) == WarmupConfig(steps, "steps", 0.5)
+
+
+def test_a_length_that_comes_to_no_step_is_no_warmup():
+    assert warmed({"warmup": {"ratio": 0.01}}) is None
+    assert warmed({"warmup": {"epochs": 0.04}}) is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "run"), [("epochs", TrainingLength(steps=40)), ("ratio", TrainingLength(epochs=4, steps_per_epoch=10))]
+)
+def test_a_length_that_cannot_be_known_is_refused(unit: str, run: TrainingLength):
+    with pytest.raises(ConfigError) as caught:
+        warmed({"warmup": {unit: 1}}, run)
+    assert str(caught.value) == f"scheduler.warmup.{unit}: no trainer is attached: give the warmup in steps"
+    assert caught.value.place == f"scheduler.warmup.{unit}"
+    assert warmed({"warmup": {"steps": 3}}, TrainingLength()) == WarmupConfig(3)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "first"),
+    [
+        ({"warmup_steps": 6}, 6, None),
+        ({"warmup": {"epochs": 1.5}}, 6, None),
+        ({"warmup": {"ratio": 0.5, "start_factor": 0.2}}, 6, 0.2),
+        ({"warmup": {"steps": 20}}, 20, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("with_callback", [True, False], ids=["callback", "helper"])
+def test_a_warmup_alone_ends_in_a_constant_rate(
+    scripted: type, helped: type, trainer: Any, ours: Any, given: Any, steps: int, first: Any, with_callback: bool
+):
+    if with_callback:
+        module = scripted()
+        run = trainer(callbacks=ours.ConfigureOptimizers(SGD, given, verbose=False))
+    else:
+        module, run = helped({"optimizer": SGD, "scheduler": given}), trainer()
+    run.fit(module)
+    assert module.rates == pytest.approx(ramp(steps, 12, first), rel=1e-12)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(ramp(steps, 13, first)[-1], rel=1e-12)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [({"epochs": 1}, 4), ({"ratio": 0.25}, 3)], ids=str)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_epochs_and_shares_are_of_optimizer_steps(
+    scripted: type, trainer: Any, ours: Any, warmup: Any, steps: int, accumulate: int
+):
+    module = scripted()
+    callback = ours.ConfigureOptimizers(SGD, {"warmup": warmup}, verbose=False)
+    trainer(callbacks=callback, accumulate_grad_batches=accumulate).fit(module)
+    counted = steps if accumulate == 1 else 2  # of 6 steps, a third and a quarter
+    expected = [ramp(counted, 12)[batch // accumulate] for batch in range(12)]
+    assert module.rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_warmup_alone_for_the_module_s_own_optimizer(scripted: type, trainer: Any, ours: Any):
+    class Own(scripted):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=2.0)
+
+    module = Own()
+    trainer(callbacks=ours.ConfigureOptimizers(scheduler={"warmup_steps": 4}, verbose=False)).fit(module)
+    assert module.rates == pytest.approx([2.0 * factor for factor in ramp(4, 12)], rel=1e-12)
+
+
+def test_a_warmup_alone_is_resumed(helped: type, trainer: Any, tmp_path: Any):
+    choice = {"optimizer": SGD, "scheduler": {"warmup_steps": 10}}
+    whole = helped(choice)
+    trainer().fit(whole)
+    first, second = helped(choice), helped(choice)
+    stopped = trainer(max_epochs=1)
+    stopped.fit(first)
+    stopped.save_checkpoint(tmp_path / "a.ckpt")
+    trainer().fit(second, ckpt_path=tmp_path / "a.ckpt")
+    assert first.rates + second.rates == whole.rates == pytest.approx(ramp(10, 12), rel=1e-12)
+
+
+def test_the_account_tells_of_a_warmup_alone(scripted: type, trainer: Any, ours: Any, capsys: Any):
+    trainer(callbacks=ours.ConfigureOptimizers(SGD, {"warmup": {"epochs": 1}}), max_epochs=1).fit(scripted())
+    assert "optplug: a warmup of 4 steps, then the learning rate stays as it is\n" in capsys.readouterr().out
