@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optplug.engines._torch_compat import load_state_dict_hooks
 from optplug.errors import ConfigError, ConfigTypeError, ParameterError, did_you_mean, listing
 from optplug.registry.specs import snake_case
 
 if TYPE_CHECKING:
-    from optplug.engines._torch_compat import load_state_dict_hooks
-from optplug.engines.report import BucketReport
+    from optplug.engines.report import BucketReport
 
 
 class Combined(Optimizer):

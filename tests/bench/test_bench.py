@@ -569,14 +569,14 @@ def test_the_picture_has_a_bar_for_every_ratio(report: Report, tmp_path: Path):
 
 
 def test_the_picture_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"a plot 'a\.doc' cannot be written; its name may end in .*png"):
+    with pytest.raises(ConfigError, match=r"a picture 'a\.doc' cannot be written; its name may end in .*png"):
         plot.check(tmp_path / "a.doc")
     with pytest.raises(ConfigError, match="there is nothing to draw"):
         plot.draw(Report.of([]), tmp_path / "a.png")
     for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"^a plot needs matplotlib: pip install 'optplug\[demo\]'$"):
+    with pytest.raises(ConfigError, match=r"^a picture needs matplotlib: pip install 'optplug\[demo\]'$"):
         plot.check(tmp_path / "a.png")
 
 
@@ -589,7 +589,7 @@ def command(*args: Any) -> Any:
 
 def test_the_command_measures_shows_and_writes(small: None, tmp_path: Path):
     written, drawn = tmp_path / "out.json", tmp_path / "out.png"
-    options = ("--profile", "small", "--rounds", 5, "--seconds", 0, "--no-cold", "--json", written, "--plot", drawn)
+    options = ("--profile", "small", "--rounds", 5, "--seconds", 0, "--no-cold", "--json", written, "--picture", drawn)
     result = command(*BOTH, *options)
     assert (result.exit_code, result.exception) == (0, None), result.output
     report = Report.from_json(written.read_text())
@@ -653,8 +653,8 @@ def test_a_cell_that_failed_is_told_at_the_end(report: Report, tmp_path: Path):
         (["adam", "--engine", "lop"], "error: no engine named 'lop'; "),
         (["adam", "--json", "nowhere/out.json"], "error: there is no folder 'nowhere' to write out.json to"),
         (
-            ["adam", "--profile", "tiny", "--no-cold", "--seconds", "0", "--plot", "out.doc"],
-            "error: a plot 'out.doc' cannot be written",
+            ["adam", "--profile", "tiny", "--no-cold", "--seconds", "0", "--picture", "out.doc"],
+            "error: a picture 'out.doc' cannot be written",
         ),
         (["--from", "nowhere.json"], "error: 'nowhere.json' cannot be read: No such file or directory"),
         (["adam", "--from", "nowhere.json"], "error: --from shows what a file has: leave names out"),
@@ -734,7 +734,7 @@ def test_an_interrupt_before_the_first_cell_writes_nothing(monkeypatch: pytest.M
     written.write_text("old")
     drawn.write_text("old")
     monkeypatch.setattr(optplug.bench, "measure", interrupted(Failure("adam", "tiny", "no memory")))
-    result = command("adam", "--json", written, "--plot", drawn)
+    result = command("adam", "--json", written, "--picture", drawn)
     assert result.exit_code == 130
     assert (result.stdout, written.read_text(), drawn.read_text()) == ("", "old", "old")
     assert "interrupted before anything was measured: nothing is written" in result.stderr

@@ -770,13 +770,13 @@ def test_several_optimizers_are_parts_with_parameters_groups_and_schedules_of_th
 def test_one_optimizer_may_be_made_of_several():
     one = {key: value for key, value in GENERATOR.items() if key != "scheduler"}
     config = checked({"combine": [one, CRITIC]}, PLATEAU, monitor="val_loss")
-    assert len(config.parts) == 1
-    assert config.part.members == tuple(part.members[0] for part in checked([GENERATOR, CRITIC]).parts)
+    assert len(config.setups) == 1
+    assert config.setup.members == tuple(part.members[0] for part in checked([GENERATOR, CRITIC]).setups)
     assert config.scheduler == SchedulerConfig("reduce_lr_on_plateau", monitor="val_loss")
 
 
 def test_an_only_entry_of_a_list_needs_no_pattern():
-    assert checked([{"name": "adam"}]) == Config(checked("adam").parts, several=True)
+    assert checked([{"name": "adam"}]) == Config(checked("adam").setups, several=True)
     assert checked({"combine": [{"name": "adam"}]}).optimizer == checked("adam").optimizer
 
 
@@ -894,7 +894,7 @@ def module_with(**attributes: Any) -> nn.Module:
 
 
 def build(module: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-    made: torch.optim.Optimizer = build_optimizer(module, checked(*args, **kwargs).part)
+    made: torch.optim.Optimizer = build_optimizer(module, checked(*args, **kwargs).setup)
     return made
 
 
@@ -1312,7 +1312,7 @@ def test_arguments_that_are_called_like_a_key_of_ours_come_back(given: dict[str,
     config = parse(**given)
     choice = given.get("scheduler", given["optimizer"])
     arguments = (choice[0] if isinstance(choice, list) else choice)["args"]
-    part = config.parts[0]
+    part = config.setups[0]
     found = part.members[0].optimizer.hyperparameters if part.scheduler is None else part.scheduler.arguments
     assert found == arguments
     assert_comes_back(config)
@@ -1369,7 +1369,7 @@ class Deaf(torch.optim.lr_scheduler.LRScheduler):
 class Placed(Deaf):
     """Takes a metric, and is told where it is."""
 
-    def with_loc(self, position: int) -> None: ...
+    def at(self, position: int) -> None: ...
 
 
 class Namesake(torch.optim.SGD):

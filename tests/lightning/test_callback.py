@@ -17,6 +17,7 @@ import optplug
 from optplug.errors import ConfigError, WiringError
 from optplug.lightning.managed_scheduler import NEVER
 from optplug.lightning.monitor import mode_by_name, only_validation_loss
+from optplug.lightning.scheduler_stepper import SchedulerStepper
 
 ADAM = {"name": "adam", "lr": 1.0}
 SGD = {"name": "sgd", "lr": 1.0}
@@ -294,7 +295,7 @@ def test_the_helper_adds_an_owner_where_none_is(pl: Any, helped: type, trainer: 
 
     class Count(pl.Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            seen.append(sum(type(c).__name__ == "ConfigureOptimizers" for c in trainer.callbacks))
+            seen.append(sum(isinstance(c, SchedulerStepper) for c in trainer.callbacks))
 
     trainer(callbacks=[callback(), Count()]).fit(helped({"optimizer": ADAM, "scheduler": COSINE}))
     trainer(callbacks=[Count()]).fit(helped({"optimizer": ADAM}))
@@ -311,7 +312,7 @@ def test_an_owner_steps_before_anybody_saves(pl: Any, helped: type, trainer: Any
 
     saver = pl.callbacks.ModelCheckpoint(dirpath=tmp_path)
     trainer(callbacks=[saver, Look()], enable_checkpointing=True).fit(helped({"optimizer": ADAM, "scheduler": COSINE}))
-    assert seen == ["ConfigureOptimizers", "Look", "ModelCheckpoint"]
+    assert seen == ["SteppingCallback", "Look", "ModelCheckpoint"]
 
 
 def test_validate_and_test_without_fit_are_left_alone(scripted: type, trainer: Any, callback: Any):

@@ -139,7 +139,7 @@ import optplug
 
 for name in ("lightning", "pytorch_lightning"):
     try:
-        getattr(optplug, name)
+        getattr(optplug, name).ConfigureOptimizers
     except (ImportError, optplug.errors.OptplugError) as error:
         print(error)
 """,

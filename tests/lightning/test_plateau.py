@@ -728,7 +728,7 @@ def test_row_8_all_of_it_is_in_one_dictionary(
 
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         plateau = optplug.create_scheduler("reduce_lr_on_plateau", optimizer)
-        fresh = optplug.schedulers.closed_form.Warmup(plateau, 99)
+        fresh = optplug.schedulers.warmup.Warmup(plateau, 99)
         fresh.load_state_dict(state)
         assert fresh.state_dict() == state
         assert (fresh.warmed, fresh.best) == (min(4 * epochs, 6), 1.0)

@@ -424,9 +424,9 @@ def test_row_26_what_has_no_modes_is_left_alone():
         plain.append(type("Half", (torch.optim.SGD,), {half: lambda self: pytest.fail("called")})(net.parameters()))
     trainer, checkpoint = SimpleNamespace(optimizers=plain), {"state_dict": net.state_dict()}
     for mode in ("train", "eval", "train"):
-        train_eval.switch(trainer.optimizers, mode)
+        train_eval.set_mode(trainer.optimizers, mode)
     before = dict(checkpoint)
-    train_eval.evaluated(trainer, checkpoint)  # the trainer has no strategy to ask
+    train_eval.save_eval_weights(trainer, checkpoint)  # the trainer has no strategy to ask
     assert checkpoint == before
 
 

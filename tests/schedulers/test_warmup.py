@@ -393,7 +393,7 @@ def test_a_length_that_cannot_be_known_is_refused(unit: str, run: TrainingLength
     with pytest.raises(ConfigError) as caught:
         warmed({"warmup": {unit: 1}}, run)
     assert str(caught.value) == f"scheduler.warmup.{unit}: no trainer is attached: give the warmup in steps"
-    assert caught.value.place == f"scheduler.warmup.{unit}"
+    assert caught.value.loc == f"scheduler.warmup.{unit}"
     assert warmed({"warmup": {"steps": 3}}, TrainingLength()) == WarmupConfig(3)
 
 
