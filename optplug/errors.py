@@ -109,8 +109,8 @@ def with_loc(loc: str, error: Error) -> Error:
     return error
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'adam', 'adamw'?"`, or nothing when no known word is near."""
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """Up to three of the known words that are near to a word, the nearest first."""
     import difflib  # only failing paths pay for it
 
     lowered = {k.lower(): k for k in known}
@@ -121,8 +121,32 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = [k for k in lowered if len(k) > 1 and k == "".join(part[:1] for part in text.split("_"))]
     near += difflib.get_close_matches(text, inside, n=3, cutoff=0)
     near += [k for k in difflib.get_close_matches(text, lowered, n=3, cutoff=0.6) if k not in near]
-    near = [lowered[k] for k in near[:3]]
+    return [lowered[k] for k in near[:3]]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'adam', 'adamw'?"`, or nothing when no known word is near."""
+    near = nearest(word, known)
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+
+
+def suggest(word: str, known: Iterable[str], *, intro: str = "it has", see: str = "") -> str:
+    """The end of an error about an unknown word: the nearest known words, or else a short list of those there are.
+
+    Args:
+        word: the unknown word. known: the allowed words.
+        intro: what goes before the list. see: where all of them are listed, for a list that is cut.
+    """
+    known = list(known)
+    return did_you_mean(word, known) or f"; {intro} {short_list(known, see)}"
+
+
+def short_list(words: Iterable[object], see: str = "", limit: int = 8) -> str:
+    """`adam, adamw, sgd`; for more than `limit` words the first ones, how many more there are, and where to see them."""
+    shown = [str(word) for word in words]
+    if len(shown) <= limit:
+        return listing(shown)
+    return f"{listing(shown[:limit])} and {len(shown) - limit} more" + (f" (see {see})" if see else "")
 
 
 def describe(error: BaseException) -> str:

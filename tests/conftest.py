@@ -39,10 +39,16 @@ def checkpoints_are_plain(request: pytest.FixtureRequest) -> Iterator[None]:
                 pytest.fail(f"{path} holds more than plain data: {error}", pytrace=False)
 
 
-@pytest.fixture(params=NAMESPACES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests marked `both_import_names` once for each import name of Lightning."""
+    if "pl" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_import_names"):
+        metafunc.parametrize("pl", NAMESPACES, indirect=True)
+
+
+@pytest.fixture
 def pl(request: pytest.FixtureRequest) -> Any:
-    """Lightning under one of its import names."""
-    return importlib.import_module(request.param)
+    """Lightning under its first import name; under each of them for tests marked `both_import_names`."""
+    return importlib.import_module(getattr(request, "param", "lightning.pytorch"))
 
 
 @pytest.fixture
