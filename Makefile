@@ -1,8 +1,9 @@
-# Two commands do everything: `make demo` and `make test`. Python 3.10 or newer; everything else is installed into .venv.
+# `make demo` and `make test` need Python 3.10 or newer; everything else is installed into .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-all lint bench docs clean
@@ -13,10 +14,10 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/gan.py
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) --durations=20
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -38,7 +39,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/sparse.py
 	$(BIN)/python benchmarks/lbfgs.py
 	$(BIN)/python benchmarks/foreach.py
-	$(BIN)/python benchmarks/wiring.py
+	$(BIN)/python benchmarks/configure.py
 	$(BIN)/python benchmarks/callback.py
 
 docs: $(INSTALLED)

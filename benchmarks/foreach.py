@@ -1,8 +1,8 @@
-"""Engine `foreach` against torch's foreach: time and extra memory of a step on ResNet-50's 161 parameter shapes.
+"""Engine `foreach` compared with torch's foreach: time and extra memory of a step on the 161 tensors of ResNet-50.
 
     python benchmarks/foreach.py [--profile resnet50|tiny] [--rounds 31]
 
-Both optimizers live in this process and take turns; figures are medians, the ratio is ours over torch's.
+Both optimizers run in this process in alternating order. Times are medians; the ratio is optplug's divided by torch's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import torch
 
 import optplug
-from optplug.bench.profiles import profile
+from optplug.bench.profiles import get_profile
 from optplug.bench.timing import extra_bytes
 
 CASES = {
@@ -31,7 +31,7 @@ CASES = {
 }
 
 
-def make(cls: type, shapes: list[tuple[int, ...]], **options: object) -> torch.optim.Optimizer:
+def create_and_warm_up(cls: type, shapes: list[tuple[int, ...]], **options: object) -> torch.optim.Optimizer:
     torch.manual_seed(0)
     params = [torch.randn(shape, requires_grad=True) for shape in shapes]
     for p in params:
@@ -42,7 +42,7 @@ def make(cls: type, shapes: list[tuple[int, ...]], **options: object) -> torch.o
     return optimizer
 
 
-def seconds(optimizer: torch.optim.Optimizer) -> float:
+def time_step(optimizer: torch.optim.Optimizer) -> float:
     start = time.perf_counter()
     optimizer.step()
     return time.perf_counter() - start
@@ -50,19 +50,19 @@ def seconds(optimizer: torch.optim.Optimizer) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--profile", optimizer_choices=("resnet50", "tiny"), default="resnet50")
+    parser.add_argument("--profile", choices=("resnet50", "tiny"), default="resnet50")
     parser.add_argument("--rounds", type=int, default=31)
     arguments = parser.parse_args()
-    shapes = profile(arguments.profile).shapes
+    shapes = get_profile(arguments.profile).shapes
     print(f"{arguments.profile}: {len(shapes)} tensors, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'optimizer':<14}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}{'torch MiB':>12}{'ours MiB':>10}{'ratio':>8}")
     for name, (torch_name, options) in CASES.items():
-        theirs = make(getattr(torch.optim, torch_name), shapes, foreach=True, **options)
-        ours = make(optplug.get_optimizer(name.partition(",")[0]), shapes, engine="foreach", **options)
+        theirs = create_and_warm_up(getattr(torch.optim, torch_name), shapes, foreach=True, **options)
+        ours = create_and_warm_up(optplug.get_optimizer(name.partition(",")[0]), shapes, engine="foreach", **options)
         times: dict[str, list[float]] = {"theirs": [], "ours": []}
         for _ in range(arguments.rounds):
-            times["theirs"].append(seconds(theirs))
-            times["ours"].append(seconds(ours))
+            times["theirs"].append(time_step(theirs))
+            times["ours"].append(time_step(ours))
         a, b = (1e3 * statistics.median(times[key]) for key in ("theirs", "ours"))
         m, n = (extra_bytes(optimizer.step) / 2**20 for optimizer in (theirs, ours))
         ratio = f"{n / m:8.2f}" if m >= 0.1 else "       -"

@@ -1,10 +1,9 @@
-"""A step on sparse gradients against torch's: an embedding of 1,000,000 x 64 whose gradient names 4096 rows.
+"""A step on sparse gradients compared with torch's: an embedding of 1,000,000 x 64 with 4096 rows in the gradient.
 
     python benchmarks/sparse.py [--engine auto] [--rounds 51]
 
-The rows are drawn with repetition, as words come in a text, and the gradient is as autograd leaves it, not coalesced.
-Both optimizers live in this process and take turns, each first in every other round; figures are medians, the ratio is
-ours over torch's.
+The rows are drawn with repetition, like words in a text. The gradient is not coalesced, as after a backward pass. Both
+optimizers run in this process in alternating order. Times are medians; the ratio is optplug's divided by torch's.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ CASES = {
 }
 
 
-def make(cls: type, **options: object) -> torch.optim.Optimizer:
+def create_and_warm_up(cls: type, **options: object) -> torch.optim.Optimizer:
     torch.manual_seed(0)
     p = torch.randn(1_000_000, 64, requires_grad=True)
-    words = torch.randint(0, len(p), (1, 4096))
-    p.grad = torch.sparse_coo_tensor(words, torch.randn(4096, 64), p.shape, check_invariants=False)
+    rows = torch.randint(0, len(p), (1, 4096))
+    p.grad = torch.sparse_coo_tensor(rows, torch.randn(4096, 64), p.shape, check_invariants=False)
     optimizer = cls([p], **options)
     for _ in range(3):
         optimizer.step()
@@ -45,9 +44,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.rounds} rounds")
     print(f"{'optimizer':<14}{'engine':<9}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}")
-    for name, (torchs, options) in CASES.items():
-        theirs = make(getattr(torch.optim, torchs), **options)
-        ours = make(optplug.get_optimizer(name.partition(",")[0]), engine=arguments.engine, **options)
+    for name, (torch_name, options) in CASES.items():
+        theirs = create_and_warm_up(getattr(torch.optim, torch_name), **options)
+        ours = create_and_warm_up(optplug.get_optimizer(name.partition(",")[0]), engine=arguments.engine, **options)
         times: dict[torch.optim.Optimizer, list[float]] = {theirs: [], ours: []}
         for turn in range(arguments.rounds):
             for optimizer in (theirs, ours) if turn % 2 else (ours, theirs):

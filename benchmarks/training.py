@@ -1,11 +1,11 @@
-"""A training iteration (forward, backward, step) with our step against the same with torch's best.
+"""A training iteration (forward, backward, step) with optplug's step compared with torch's fastest path.
 
     python benchmarks/training.py [NAME ...] [--rounds 25]
 
-The network has six layers of 1024 x 1024 with ReLU, batches of 64; SparseAdam trains an embedding of 100,000 x 64 with
-sparse gradients instead; LBFGS, with a history of 10, takes two iterations a step. All paths live in this process, each
-with a network of its own, and take turns, in an order that rotates; figures are medians, the ratio is ours over the
-best of torch's.
+The network has six layers of 1024 x 1024 with ReLU; a batch has 64 samples. SparseAdam trains an embedding of 100,000 x
+64 with sparse gradients instead. LBFGS has a history of 10 and two iterations per step. All paths run in this process,
+each with its own network, in rotating order. Times are medians; the ratio is optplug's divided by that of torch's
+fastest path.
 """
 
 from __future__ import annotations
@@ -40,33 +40,35 @@ PATHS: dict[str, dict[str, bool]] = {
     "fused": {"fused": True},
 }
 
+Task = Callable[[], tuple[nn.Module, Callable[[], torch.Tensor]]]
+"""Creates a network, and a function that computes its loss."""
 
-def dense() -> Callable[[], tuple[nn.Module, Callable[[], torch.Tensor]]]:
+
+def dense_task() -> Task:
     x, y = torch.randn(64, 1024), torch.randn(64, 1024)
 
-    def make() -> tuple[nn.Module, Callable[[], torch.Tensor]]:
+    def create() -> tuple[nn.Module, Callable[[], torch.Tensor]]:
         torch.manual_seed(0)
         network = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(1024, 1024), nn.ReLU())])
         return network, lambda: nn.functional.mse_loss(network(x), y)
 
-    return make
+    return create
 
 
-def sparse() -> Callable[[], tuple[nn.Module, Callable[[], torch.Tensor]]]:
-    words, y = torch.randint(0, 100_000, (64, 64)), torch.randn(64, 64)
+def sparse_task() -> Task:
+    rows, y = torch.randint(0, 100_000, (64, 64)), torch.randn(64, 64)
 
-    def make() -> tuple[nn.Module, Callable[[], torch.Tensor]]:
+    def create() -> tuple[nn.Module, Callable[[], torch.Tensor]]:
         torch.manual_seed(0)
         network = nn.EmbeddingBag(100_000, 64, sparse=True)
-        return network, lambda: nn.functional.mse_loss(network(words), y)
+        return network, lambda: nn.functional.mse_loss(network(rows), y)
 
-    return make
+    return create
 
 
-def iteration(
-    cls: type[torch.optim.Optimizer], make: Callable[[], tuple[nn.Module, Callable[[], torch.Tensor]]], **options: Any
-) -> Callable[[], None]:
-    network, loss = make()
+def training_iteration(cls: type[torch.optim.Optimizer], task: Task, **options: Any) -> Callable[[], None]:
+    """Return a function that runs one training iteration. The first iteration is already done."""
+    network, loss = task()
     optimizer = cls(network.parameters(), **options)
 
     def evaluate() -> torch.Tensor:
@@ -94,13 +96,13 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.rounds} rounds")
     print(f"{'optimizer':<13}{'torch ms':>10}{'path':>9}{'ours ms':>10}{'ratio':>8}")
     for name in arguments.names or CASES:
-        torchs, options = CASES[name]
-        make = sparse() if name == "sparse_adam" else dense()
-        paths = {"ours": iteration(optplug.get_optimizer(name), make, **options)}
-        for path, how in PATHS.items():
+        torch_name, options = CASES[name]
+        task = sparse_task() if name == "sparse_adam" else dense_task()
+        paths = {"ours": training_iteration(optplug.get_optimizer(name), task, **options)}
+        for path, keywords in PATHS.items():
             try:
-                paths[path] = iteration(getattr(torch.optim, torchs), make, **options, **how)
-            except (TypeError, RuntimeError):  # not for this optimizer
+                paths[path] = training_iteration(getattr(torch.optim, torch_name), task, **options, **keywords)
+            except (TypeError, RuntimeError):  # the optimizer does not support this path
                 continue
         times: dict[str, list[float]] = {path: [] for path in paths}
         for turn in range(arguments.rounds):

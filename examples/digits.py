@@ -1,9 +1,9 @@
-"""Classify scikit-learn's handwritten digits with an optimizer and a schedule chosen by name in a YAML file.
+"""Classify scikit-learn's handwritten digits with an optimizer and a schedule that a YAML file names.
 
     python examples/digits.py --config examples/adam_plateau.yaml
     python examples/digits.py --config examples/sgd_cosine.yaml --optimizer.lr 0.05
 
-Real data, no download: 1,797 images of 8 x 8 pixels come with scikit-learn.
+The data is part of scikit-learn: 1,797 images of 8 x 8 pixels. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optplug.pytorch_lightning import OptplugCLI
 
 
 class Digits(pl.LightningDataModule):
-    """The digits: 60 % to train, 20 % to validate, 20 % to test, the same split every time."""
+    """The digits: 60 % for training, 20 % for validation, 20 % for testing. The split is the same in every run."""
 
     def __init__(self, batch_size: int = 64) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Digits(pl.LightningDataModule):
 
 
 class DigitsClassifier(pl.LightningModule):
-    """A small convolutional network. It has no `configure_optimizers`: the configuration decides."""
+    """A small convolutional network. It has no `configure_optimizers`: the configuration names the optimizer."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -88,8 +88,8 @@ class DigitsClassifier(pl.LightningModule):
         self._loss(batch, "test")
 
 
-def draw(log: Path, picture: Path, steps_per_epoch: int) -> None:
-    """Loss and learning rate over the epochs, from the CSV log."""
+def plot_curves(log: Path, plot: Path, steps_per_epoch: int) -> None:
+    """Plot the loss and the learning rate over the epochs, from the CSV log."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -97,19 +97,17 @@ def draw(log: Path, picture: Path, steps_per_epoch: int) -> None:
 
     with log.open() as file:
         rows = list(csv.DictReader(file))
-    rate = next(key for key in rows[0] if key.startswith("lr-"))
+    lr_column = next(key for key in rows[0] if key.startswith("lr-"))
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(7, 5), constrained_layout=True)
     for key in ("train_loss", "val_loss"):
         above.semilogy(*_series(rows, "epoch", key), label=key)
-    steps, rates = _series(rows, "step", rate)
-    below.step(
-        [step / steps_per_epoch for step in steps], rates, where="post", color="tab:green", label="learning rate"
-    )
+    steps, lrs = _series(rows, "step", lr_column)
+    below.step([step / steps_per_epoch for step in steps], lrs, where="post", color="tab:green", label="learning rate")
     above.set_ylabel("loss")
     below.set(xlabel="epoch", ylabel="learning rate")
     above.legend()
     below.legend()
-    figure.savefig(picture, dpi=110)
+    figure.savefig(plot, dpi=110)
 
 
 def _series(rows: list[dict[str, str]], x: str, y: str) -> tuple[list[float], list[float]]:
@@ -124,10 +122,10 @@ def main() -> None:
         return
     (metrics,) = cli.trainer.test(cli.model, cli.datamodule, ckpt_path="best", verbose=False)
     folder = Path(cli.trainer.log_dir)
-    draw(folder / "metrics.csv", folder / "curves.png", cli.trainer.num_training_batches)
-    print(f"test accuracy {metrics['test_acc']:.4f}; logs, configuration and picture in {folder}")
+    plot_curves(folder / "metrics.csv", folder / "curves.png", cli.trainer.num_training_batches)
+    print(f"test accuracy {metrics['test_acc']:.4f}; logs, configuration and plot in {folder}")
     if metrics["test_acc"] < 0.97:
-        sys.exit("test accuracy is below 0.97: something is wrong")
+        sys.exit("test accuracy is below 0.97, which is not expected")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Choose optimizers and learning-rate schedules for PyTorch and Lightning by name, from any installed plugin.
+"""Optimizers and learning-rate schedules for PyTorch and Lightning, chosen by name from installed plugins.
 
-Importing this package, and listing names, imports neither torch nor Lightning: the names below load on first use.
+Importing this package and listing names imports neither torch nor Lightning. The names below are imported on first use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optplug.optim.state import State
     from optplug.schedulers.closed_form import ClosedFormLR
 
-_LATER = {
+_LAZY_NAMES = {
     "ClosedFormLR": "optplug.schedulers.closed_form",
     "Engine": "optplug.optim.dispatch",
     "Params": "optplug.optim.parameters",
@@ -37,9 +37,9 @@ _LATER = {
     "create_scheduler": "optplug.config.build",
     "group_table": "optplug.config.param_groups",
 }
-_MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "testing")
-_ALIASES = {"ranges": "optplug.optim.ranges", "schema": "optplug.config.json_schema"}
-"""Public modules, `optplug.ranges` and `optplug.schema`, whose files are in packages."""
+_LAZY_MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "testing")
+_MODULE_ALIASES = {"ranges": "optplug.optim.ranges", "schema": "optplug.config.json_schema"}
+"""Public names of modules that are located in packages."""
 
 __all__ = [
     "API_VERSION",
@@ -70,9 +70,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        value = getattr(importlib.import_module(_LATER[name]), name)
-    elif name in _MODULES or name in _ALIASES:
+    if name in _LAZY_NAMES:
+        value = getattr(importlib.import_module(_LAZY_NAMES[name]), name)
+    elif name in _LAZY_MODULES or name in _MODULE_ALIASES:
         value = importlib.import_module(f"optplug.{name}")
     elif name == "__version__":
         from importlib.metadata import version
@@ -89,21 +89,21 @@ def __dir__() -> list[str]:
 
 
 class _AliasFinder:
-    """Imports the modules of `_ALIASES` by their public names, so that `from optplug.ranges import at_least` works."""
+    """Import hook for `_MODULE_ALIASES`, so that `from optplug.ranges import at_least` works."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         package, _, module = name.rpartition(".")
         loader: Any = _AliasFinder
-        return ModuleSpec(name, loader) if package == __name__ and module in _ALIASES else None
+        return ModuleSpec(name, loader) if package == __name__ and module in _MODULE_ALIASES else None
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
-        """Let Python make the module that `exec_module` replaces."""
+        """Return None: Python then creates a module, which `exec_module` replaces."""
 
     @staticmethod
     def exec_module(module: Any) -> None:
-        sys.modules[module.__name__] = importlib.import_module(_ALIASES[module.__name__.rpartition(".")[2]])
+        sys.modules[module.__name__] = importlib.import_module(_MODULE_ALIASES[module.__name__.rpartition(".")[2]])
 
 
 sys.meta_path.append(_AliasFinder)

@@ -1,4 +1,4 @@
-"""`python -m optplug` is the `optplug` command."""
+"""`python -m optplug` runs the `optplug` command."""
 
 from optplug.cli import main
 

@@ -1,4 +1,8 @@
-"""Every error optplug raises: each is an `OptplugError` and also the builtin a caller would expect."""
+"""Every exception that optplug raises.
+
+Each class derives from `OptplugError` and from the builtin exception that fits, such as `ValueError` or `LookupError`.
+The functions below the classes build the texts of messages. This file imports the standard library only.
+"""
 
 from __future__ import annotations
 
@@ -7,57 +11,57 @@ from typing import TypeVar
 
 
 class OptplugError(Exception):
-    """Base of all errors raised by optplug.
+    """Base class of all exceptions that optplug raises.
 
     Attributes:
-        place: where in a configuration, such as `param_groups[0].lr`; empty where that is not known.
+        loc: location in a configuration, such as `param_groups[0].lr`. Empty when the error has no known location.
     """
 
     loc: str = ""
 
 
 class UnknownNameError(OptplugError, LookupError):
-    """No installed plugin offers this name."""
+    """No installed plugin registers this name."""
 
 
 class AmbiguousNameError(OptplugError, LookupError):
-    """Two plugins offer this name; `plugin:name` settles it."""
+    """Several plugins register this name. Write `plugin:name` to choose one."""
 
 
 class PluginError(OptplugError, RuntimeError):
-    """A plugin raised, or offers something that is not what it says."""
+    """A plugin, or an object that it registers, cannot be loaded or has the wrong type."""
 
 
 class SpecError(OptplugError, ValueError):
-    """A plugin's spec is malformed."""
+    """A spec of a plugin has an invalid field."""
 
 
 class ConfigError(OptplugError, ValueError):
-    """A configuration has a wrong key, value or combination."""
+    """A configuration has an invalid key, value or combination of keys."""
 
 
 class ConfigTypeError(OptplugError, TypeError):
-    """A configuration value, or an argument, has the wrong type."""
+    """A configuration value or an argument has the wrong type."""
 
 
-class ConfigErrors(ConfigError):  # noqa: N818  # it is several
-    """Several things are wrong with a configuration.
+class ConfigErrors(ConfigError):  # noqa: N818  # the plural distinguishes it from ConfigError
+    """A configuration has several errors.
 
     Attributes:
-        errors: one for each, in the order of the configuration, with its `loc`.
+        errors: the errors, each with its `loc`, in the order of the configuration.
     """
 
     def __init__(self, errors: Sequence[OptplugError]) -> None:
         self.errors = tuple(errors)
         lines = "".join(f"\n  {error}" for error in self.errors)
-        super().__init__(f"{len(self.errors)} things are wrong with the configuration:{lines}")
+        super().__init__(f"the configuration has {len(self.errors)} errors:{lines}")
 
     def __reduce__(self) -> tuple[type, tuple[Sequence[OptplugError]]]:
         return type(self), (self.errors,)
 
 
 class HyperparameterError(OptplugError, ValueError):
-    """A hyperparameter is out of its range."""
+    """A hyperparameter is unknown or out of range, or contradicts another one."""
 
 
 class HyperparameterTypeError(OptplugError, TypeError):
@@ -65,108 +69,122 @@ class HyperparameterTypeError(OptplugError, TypeError):
 
 
 class ParameterError(OptplugError, ValueError):
-    """The parameters to optimize are not what an optimizer can take."""
+    """An optimizer cannot optimize these parameters."""
 
 
 class LineSearchError(HyperparameterError, RuntimeError):
-    """There is no line search of this name."""
+    """The value of `line_search_fn` is not the name of a line search."""
 
 
 class RuleError(OptplugError, TypeError):
-    """An update rule does something a rule cannot do."""
+    """An update rule uses an operation that rules do not support, or does not match its optimizer's declaration."""
 
 
 class BranchingError(RuleError):
-    """An update rule branches on an element-wise value, which has no one truth."""
+    """An update rule branches on an element-wise value, which has no single truth value."""
 
 
 class EngineError(OptplugError, RuntimeError):
-    """The engine that was asked for cannot step these parameters."""
+    """The requested engine does not exist or cannot step these parameters."""
 
 
 class RecordingError(EngineError, AssertionError):
-    """A step cannot be recorded as it is asked to be: by autograd, or in a device's graph."""
+    """A step cannot be recorded as requested by `differentiable=True` or `capturable=True`."""
 
 
 class MissingLightningError(OptplugError, ImportError):
-    """Lightning is not installed, and this serves nothing else."""
+    """The requested feature needs Lightning, and Lightning is not installed."""
 
 
 class SparseGradientError(OptplugError, RuntimeError):
-    """A gradient is sparse and the optimizer takes dense ones only."""
+    """The layout of a gradient, sparse or dense, is not supported by the optimizer or by its options."""
 
 
 class WiringError(OptplugError, RuntimeError):
-    """The trainer, module and configuration do not fit together."""
+    """The trainer, the module and the configuration do not fit together."""
 
 
 Error = TypeVar("Error", bound=OptplugError)
 
 
 def with_loc(loc: str, error: Error) -> Error:
-    """The error, with its place; whoever gathers it puts the place before the message."""
+    """Set the location of an error and return the error.
+
+    The location is not part of the message: `ErrorCollector` puts it before the message.
+    """
     error.loc = loc
     return error
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
-    """Up to three of the known words that are near to a word, the nearest first."""
-    import difflib  # only failing paths pay for it
+    """Return up to three of the known words that are similar to `word`, the most similar first."""
+    import difflib  # imported here because only error messages need it
 
     lowered = {k.lower(): k for k in known}
     text = str(word).lower()
-    # A word that contains the other is nearer than one that only looks alike.
-    inside = [k for k in lowered if min(len(text), len(k)) > 3 and (text in k or k in text)]
-    # `lr` looks like none of the words it stands for.
+    # Words that contain `word`, or are contained in it, come before words that are only spelled similarly.
+    containing = [k for k in lowered if min(len(text), len(k)) > 3 and (text in k or k in text)]
+    # An abbreviation made of first letters, such as `lr` for `learning_rate`, comes first: difflib does not find it.
     near = [k for k in lowered if len(k) > 1 and k == "".join(part[:1] for part in text.split("_"))]
-    near += difflib.get_close_matches(text, inside, n=3, cutoff=0)
+    near += difflib.get_close_matches(text, containing, n=3, cutoff=0)
     near += [k for k in difflib.get_close_matches(text, lowered, n=3, cutoff=0.6) if k not in near]
     return [lowered[k] for k in near[:3]]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'adam', 'adamw'?"`, or nothing when no known word is near."""
+    """Return `"; did you mean 'adam', 'adamw'?"`, or an empty string when no known word is similar."""
     near = nearest(word, known)
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
 def suggest(word: str, known: Iterable[str], *, intro: str = "it has", see: str = "") -> str:
-    """The end of an error about an unknown word: the nearest known words, or else a short list of those there are.
+    """Return the end of a message about an unknown word: the similar words, or else a short list of the known words.
 
     Args:
-        word: the unknown word. known: the allowed words.
-        intro: what goes before the list. see: where all of them are listed, for a list that is cut.
+        word: the unknown word.
+        known: the allowed words.
+        intro: the words before the list.
+        see: where the user finds the complete list; shown when the list is cut.
     """
     known = list(known)
     return did_you_mean(word, known) or f"; {intro} {short_list(known, see)}"
 
 
 def short_list(words: Iterable[object], see: str = "", limit: int = 8) -> str:
-    """`adam, adamw, sgd`; for more than `limit` words the first ones, how many more there are, and where to see them."""
+    """Return `adam, adamw, sgd`; of more than `limit` words the first ones, and how many more there are.
+
+    Args:
+        words: the words to list.
+        see: where the user finds the complete list; shown when the list is cut.
+        limit: the largest number of words that are shown.
+    """
     shown = [str(word) for word in words]
     if len(shown) <= limit:
         return listing(shown)
     return f"{listing(shown[:limit])} and {len(shown) - limit} more" + (f" (see {see})" if see else "")
 
 
-def describe(error: BaseException) -> str:
-    """`ValueError: what it says`, on one line; optplug's own errors speak for themselves."""
+def one_line(error: BaseException) -> str:
+    """Return `ValueError: message` on one line; for optplug's own errors only the message."""
     try:
-        says = " ".join(str(error).split())
-    except Exception:  # an exception of a stranger's class may fail at this too
-        says = "(its message cannot be shown)"
-    if isinstance(error, OptplugError) and says:
-        return says
-    return f"{type(error).__name__}: {says}" if says else type(error).__name__
+        message = " ".join(str(error).split())
+    except Exception:  # __str__ of a third-party exception may raise
+        message = "(its message cannot be shown)"
+    if isinstance(error, OptplugError) and message:
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def listing(words: Iterable[object]) -> str:
-    """`adam, adamw, sgd`, or `none`."""
+    """Return `adam, adamw, sgd`, or `none` when there are no words."""
     return ", ".join(map(str, words)) or "none"
 
 
 def number_hint(value: object) -> str:
-    """`; YAML reads 1e-3 as text, write 1.0e-3` for text that looks like a number, else nothing."""
+    """Return a hint for text that looks like a number, to be appended to an error; else an empty string.
+
+    YAML reads `1e-3`, without a decimal point, as text: the hint is then `; YAML reads 1e-3 as text, write 1.0e-3`.
+    """
     try:
         float(value if isinstance(value, str) else "none")
     except ValueError:

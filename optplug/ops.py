@@ -1,4 +1,4 @@
-"""The operations of update rules, under their public name. See `optplug.rules.ops`."""
+"""The operations of update rules, under their public names. See `optplug.rules.ops`."""
 
 from optplug.rules.ops import *  # noqa: F403
 from optplug.rules.ops import __all__ as __all__

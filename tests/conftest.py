@@ -1,4 +1,4 @@
-"""What the wiring's tests share: Lightning's import names, a module that logs what a test says, a quiet trainer."""
+"""Shared fixtures: Lightning under both import names, modules that log scripted values, and quiet trainers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ import optplug
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import SchedulerSpec, lookup_key
 
-# The same examples on every machine and every run; how long one takes is no property of ours.
+# The same examples on every machine and in every run; the time of an example is not tested.
 settings.register_profile("optplug", derandomize=True, deadline=None)
 settings.load_profile("optplug")
 
-NAMESPACES = {"lightning.pytorch": "optplug.lightning", "pytorch_lightning": "optplug.pytorch_lightning"}
-BATCHES = 4
+# The optplug module for each import name of Lightning.
+OPTPLUG_MODULES = {"lightning.pytorch": "optplug.lightning", "pytorch_lightning": "optplug.pytorch_lightning"}
+BATCHES_PER_EPOCH = 4
 
 
 @pytest.fixture(autouse=True)
-def checkpoints_are_plain(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test, loads the checkpoints it has written with `weights_only=True`; those in shards are folders."""
+def check_checkpoints_hold_plain_data(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Load all checkpoints that a test has written with `weights_only=True`; sharded checkpoints (folders) excepted."""
     folder: Path | None = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield
     for path in folder.rglob("*.ckpt") if folder else ():
@@ -42,28 +43,34 @@ def checkpoints_are_plain(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests marked `both_import_names` once for each import name of Lightning."""
     if "pl" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_import_names"):
-        metafunc.parametrize("pl", NAMESPACES, indirect=True)
+        metafunc.parametrize("pl", OPTPLUG_MODULES, indirect=True)
 
 
 @pytest.fixture
 def pl(request: pytest.FixtureRequest) -> Any:
-    """Lightning under its first import name; under each of them for tests marked `both_import_names`."""
+    """Lightning as `lightning.pytorch`; with the mark `both_import_names`, also as `pytorch_lightning`."""
     return importlib.import_module(getattr(request, "param", "lightning.pytorch"))
 
 
 @pytest.fixture
-def ours(pl: Any) -> Any:
-    """The optplug module that serves the import name."""
-    return importlib.import_module(NAMESPACES[pl.__name__])
+def optplug_lightning(pl: Any) -> Any:
+    """`optplug.lightning` or `optplug.pytorch_lightning`, for the import name of `pl`."""
+    return importlib.import_module(OPTPLUG_MODULES[pl.__name__])
 
 
-class Scripted:
-    """A linear layer on four batches of two. Logs the values a test gives it, and remembers its learning rates.
+class ScriptedModule:
+    """A linear layer with four batches of two samples per epoch. It logs given values and records learning rates.
 
     Args:
-        val: by metric, the value of each completed validation; the last repeats. `{"val_loss": None}` logs the loss.
-        train: by metric, the value of each epoch, logged in `training_step`.
-        late: by metric, the value of each epoch, logged in `on_train_epoch_end`.
+        val: the values of each validation metric, one for each completed validation. The last value repeats.
+            `{"val_loss": None}` logs the computed loss.
+        train: the values of each training metric, one for each epoch, logged in `training_step`.
+        late: the values of each training metric, one for each epoch, logged in `on_train_epoch_end`.
+        automatic: whether optimization is automatic.
+
+    Attributes:
+        lrs: the learning rate of the first parameter group at each training step.
+        scheduler_steps: epoch, global step and metric value of each scheduler step.
     """
 
     def __init__(self, val: Any = None, train: Any = None, late: Any = None, automatic: bool = True) -> None:
@@ -73,8 +80,13 @@ class Scripted:
         self.val, self.train_values, self.late = val or {}, train or {}, late or {}
         self.automatic_optimization = automatic
         self.register_buffer("validations", torch.tensor(0))
-        self.rates: list[float] = []
-        self.stepped: list[Any] = []
+        self.lrs: list[float] = []
+        self.scheduler_steps: list[Any] = []
+
+    @property
+    def step_values(self) -> list[Any]:
+        """The metric value of each scheduler step; None for a step without a metric."""
+        return [value for *_, value in self.scheduler_steps]
 
     def loss(self, batch: Any) -> torch.Tensor:
         x, y = batch
@@ -83,7 +95,7 @@ class Scripted:
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = self.loss(batch)
         if self.trainer.optimizers:
-            self.rates.append(float(self.trainer.optimizers[0].param_groups[0].get("lr", "nan")))
+            self.lrs.append(float(self.trainer.optimizers[0].param_groups[0].get("lr", "nan")))
         self._log(self.train_values, self.trainer.current_epoch, loss, on_step=False, on_epoch=True)
         if not self.automatic_optimization:
             optimizer = self.optimizers()
@@ -111,51 +123,51 @@ class Scripted:
             self.log(name, value, batch_size=2, **kwargs)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        self.stepped.append((self.trainer.current_epoch, self.trainer.global_step, metric))
+        self.scheduler_steps.append((self.trainer.current_epoch, self.trainer.global_step, metric))
         super().lr_scheduler_step(scheduler, metric)
 
     def _data(self) -> DataLoader:
         torch.manual_seed(1)
-        x = torch.randn(2 * BATCHES, 4)
+        x = torch.randn(2 * BATCHES_PER_EPOCH, 4)
         return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=2)
 
     train_dataloader = val_dataloader = test_dataloader = _data
 
 
-class Helped(Scripted):
-    """Chooses in its own `configure_optimizers`."""
+class SelfConfiguredModule(ScriptedModule):
+    """A module whose own `configure_optimizers` passes a configuration to `optplug.configure_optimizers`."""
 
-    def __init__(self, choice: Any, **kwargs: Any) -> None:
+    def __init__(self, configuration: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.choice = choice
+        self.configuration = configuration
 
     def configure_optimizers(self) -> Any:
-        return optplug.configure_optimizers(self, **self.choice)
+        return optplug.configure_optimizers(self, **self.configuration)
 
 
-# Module-level classes, since pickle looks them up by name.
-for _namespace in NAMESPACES:
-    for _class in (Scripted, Helped):
-        _name = f"{_class.__name__}_{_namespace.replace('.', '_')}"
-        _module = importlib.import_module(_namespace).LightningModule
+# Classes at module level, because pickle looks them up by name.
+for _import_name in OPTPLUG_MODULES:
+    for _class in (ScriptedModule, SelfConfiguredModule):
+        _name = f"{_class.__name__}_{_import_name.replace('.', '_')}"
+        _module = importlib.import_module(_import_name).LightningModule
         globals()[_name] = type(_name, (_class, _module), {"__module__": __name__, "__qualname__": _name})
 
 
 @pytest.fixture
-def scripted(pl: Any) -> type:
-    """A module without `configure_optimizers`; see `Scripted`."""
-    return globals()[f"Scripted_{pl.__name__.replace('.', '_')}"]
+def scripted_module(pl: Any) -> type:
+    """The class of a module without `configure_optimizers`; see `ScriptedModule`."""
+    return globals()[f"ScriptedModule_{pl.__name__.replace('.', '_')}"]
 
 
 @pytest.fixture
-def helped(pl: Any) -> type:
-    """A module that calls `optplug.configure_optimizers(self, **choice)`; see `Helped`."""
-    return globals()[f"Helped_{pl.__name__.replace('.', '_')}"]
+def self_configured_module(pl: Any) -> type:
+    """The class of a module that configures itself; see `SelfConfiguredModule`."""
+    return globals()[f"SelfConfiguredModule_{pl.__name__.replace('.', '_')}"]
 
 
 @pytest.fixture
 def trainer(pl: Any, tmp_path: Any) -> Any:
-    """Makes trainers that write nothing and say nothing; three epochs on one CPU unless told otherwise."""
+    """A factory of trainers without output and files. Default: three epochs on one CPU."""
 
     def make(**kwargs: Any) -> Any:
         quiet = {
@@ -174,29 +186,28 @@ def trainer(pl: Any, tmp_path: Any) -> Any:
 
 
 @pytest.fixture
-def strangers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Offers schedulers, by their specs, from somebody else's plugin."""
+def register_schedulers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that registers schedulers by their specs, as a third-party plugin does."""
 
-    def registration(*specs: SchedulerSpec) -> None:
+    def register(*specs: SchedulerSpec) -> None:
         registry.names("scheduler")
-        registrations = registry._catalogue().registrations["scheduler"]
+        registrations = registry._discovered().registrations["scheduler"]
+        plugin = Plugin("third-party", "third-party", "1")
         for spec in specs:
-            monkeypatch.setitem(
-                registrations, lookup_key(spec.name), [Registration(spec, Plugin("strangers", "strangers", "1"))]
-            )
+            monkeypatch.setitem(registrations, lookup_key(spec.name), [Registration(spec, plugin)])
 
-    return registration
+    return register
 
 
 @pytest.fixture
-def fit(ours: Any, scripted: type, trainer: Any) -> Any:
-    """Fits a module with what ConfigureOptimizers takes; returns the trainer and the module."""
+def fit(optplug_lightning: Any, scripted_module: type, trainer: Any) -> Any:
+    """A function that fits a module with arguments of ConfigureOptimizers; it returns the trainer and the module."""
 
     def run(optimizer: Any, scheduler: Any = None, *, module: Any = None, ckpt_path: Any = None, **given: Any) -> Any:
         names = ("param_groups", "monitor", "mode", "on_resume", "override", "verbose")
         own = {"verbose": False, **{key: given.pop(key) for key in names if key in given}}
-        module = scripted() if module is None else module
-        made = trainer(**{"callbacks": [ours.ConfigureOptimizers(optimizer, scheduler, **own)], **given})
+        module = scripted_module() if module is None else module
+        made = trainer(**{"callbacks": [optplug_lightning.ConfigureOptimizers(optimizer, scheduler, **own)], **given})
         made.fit(module, ckpt_path=ckpt_path)
         return made, module
 
@@ -214,7 +225,7 @@ def _digits() -> tuple[TensorDataset, TensorDataset]:
 
 @pytest.fixture
 def digits_module(pl: Any) -> type:
-    """A linear classifier of scikit-learn's handwritten digits, without `configure_optimizers`."""
+    """The class of a classifier of scikit-learn's handwritten digits, without `configure_optimizers`."""
 
     class Digits(pl.LightningModule):
         def __init__(self) -> None:

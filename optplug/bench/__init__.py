@@ -1,11 +1,11 @@
-"""Time and memory of optimizer steps against torch's own: what `optplug bench` measures, as a library.
+"""Measure the time and memory of optimizer steps, and compare them with torch.optim: the library of `optplug bench`.
 
-report = Report.of(measure(entries(["adam"])[0], [PROFILES["tiny"]]))
+report = Report.from_results(measure([parse_entry("adam")], [PROFILES["tiny"]]))
 print(report.to_json())
 """
 
-from optplug.bench.entries import Entry, entries, entry
-from optplug.bench.profiles import PROFILES, Profile, profile
+from optplug.bench.entries import Entry, parse_entry, select_entries
+from optplug.bench.profiles import PROFILES, Profile, get_profile
 from optplug.bench.results import Cell, Failure, Report, Timing, geometric_mean
 from optplug.bench.timing import measure
 
@@ -17,9 +17,9 @@ __all__ = [
     "Profile",
     "Report",
     "Timing",
-    "entries",
-    "entry",
     "geometric_mean",
+    "get_profile",
     "measure",
-    "profile",
+    "parse_entry",
+    "select_entries",
 ]

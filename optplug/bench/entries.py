@@ -1,4 +1,4 @@
-"""Entries: which optimizer is measured with which options, and what it is measured against."""
+"""Entries of a benchmark: an optimizer, its options, and the baseline that it is compared with."""
 
 from __future__ import annotations
 
@@ -13,39 +13,42 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optplug.config.build import checked, create_optimizer
-from optplug.errors import ConfigError, OptplugError, describe, listing
+from optplug.config.build import create_optimizer, parse_and_check
+from optplug.errors import ConfigError, OptplugError, listing, one_line
 from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.registry import registry
-from optplug.registry.signature import configurable
+from optplug.registry.signature import configurable_arguments
 
-Make = Callable[[Sequence[Tensor]], Optimizer]
+OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
+"""Creates an optimizer of given parameters."""
 
-_NEEDS = {
-    "closure": "needs a closure, which costs what the model costs",
-    "create_graph": "needs the graph of its gradients",
+_UNSUPPORTED = {
+    "closure": "needs a closure, whose time is the time of the model",
+    "create_graph": "needs gradients with a graph",
     "sparse_only": "takes sparse gradients only",
 }
-"""Capabilities of optimizers that have no step of their own on dense gradients, and how to say it."""
+"""Capabilities of optimizers that cannot be measured, and the reason for the message."""
 
-_KEYWORDS: dict[str, dict[str, Any]] = {
+_PATH_KEYWORDS: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False, "fused": False},
     "foreach": {"foreach": True, "fused": False},
     "fused": {"foreach": False, "fused": True},
 }
-"""How torch spells its ways to step; it has a way if its constructor takes what is True."""
+"""Keywords that select a path of a torch optimizer. A class has a path if its constructor takes the true keywords."""
 
-_OURS_ALONE = ("foreach", "fused", "engine")
-"""Options that say how to step: torch is measured in all its ways."""
+_ENGINE_OPTIONS = ("foreach", "fused", "engine")
+"""Options that select how a step is computed. They are not passed to torch: all of torch's paths are measured."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An optimizer with its options, and what it is compared with.
+    """An optimizer with options, and the baseline of its comparison.
 
     Attributes:
-        label: as it was asked for: `adam`, `sgd:momentum=0.9`. name: for the registry. options: its hyperparameters.
-        reference: torch's class of the same name, or None: the optimizer itself with `foreach=False`.
+        label: the text from which the entry was parsed: `adam`, `sgd:momentum=0.9`.
+        name: the name in the registry.
+        options: the hyperparameters.
+        reference: torch's class of the same name. None: the baseline is the optimizer itself with `foreach=False`.
     """
 
     label: str
@@ -54,121 +57,131 @@ class Entry:
     reference: type[Optimizer] | None = None
 
     @property
-    def against(self) -> str:
-        """What it is compared with, in words."""
+    def baseline(self) -> str:
+        """The name of the baseline."""
         return "itself, foreach=False" if self.reference is None else f"torch.optim.{self.reference.__name__}"
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which options are not the reference's."""
-        named = [key for key in _OURS_ALONE if key in self.options]
-        return (f"{', '.join(named)} is given to ours alone",) if named else ()
+        """Notes on options that the baseline does not have."""
+        named = [key for key in _ENGINE_OPTIONS if key in self.options]
+        return (f"the baseline is measured without {', '.join(named)}",) if named else ()
 
-    def ours(self, params: Sequence[Tensor], engine: str) -> Optimizer:
-        """The optimizer; `engine` counts where the class takes one and the options do not say."""
-        takes_engine = "engine" in configurable(registry.find("optimizer", self.name))
-        return create_optimizer(self.name, params, **({"engine": engine} if takes_engine else {}) | self.options)
-
-    def paths(self, *, compiled: bool = False) -> dict[str, Make]:
-        """By name, every path of the reference: its loop, and those that its constructor has a keyword for.
+    def create(self, params: Sequence[Tensor], engine: str) -> Optimizer:
+        """Create the optimizer.
 
         Args:
-            compiled: also the one that `torch.compile` gets: `foreach`, which it fuses, where there is that.
+            params: the parameters.
+            engine: the engine, if the class takes one and the options do not contain it.
+        """
+        takes_engine = "engine" in configurable_arguments(registry.resolve("optimizer", self.name))
+        return create_optimizer(self.name, params, **({"engine": engine} if takes_engine else {}) | self.options)
+
+    def baseline_paths(self, *, compiled: bool = False) -> dict[str, OptimizerFactory]:
+        """Return the paths of the baseline by name: the loop, and `foreach` and `fused` if its constructor takes them.
+
+        Args:
+            compiled: also return the optimizer for `torch.compile`: `foreach` if the class has it, else the loop.
         """
         if self.reference is None:
-            return {"own loop": self._own_loop}
-        cls, options = self.reference, {k: v for k, v in self.options.items() if k not in _OURS_ALONE}
+            return {"own loop": self._create_own_loop}
+        cls, options = self.reference, {k: v for k, v in self.options.items() if k not in _ENGINE_OPTIONS}
         known = inspect.signature(cls).parameters
-        spelled = {
+        keywords_by_path = {
             path: {key: value for key, value in keywords.items() if key in known}
-            for path, keywords in _KEYWORDS.items()
+            for path, keywords in _PATH_KEYWORDS.items()
             if all(key in known for key, value in keywords.items() if value)
         }
         if compiled:
-            spelled["compile"] = spelled.get("foreach", {})
+            keywords_by_path["compile"] = keywords_by_path.get("foreach", {})
 
-        def make(keywords: dict[str, Any]) -> Make:
+        def factory(keywords: dict[str, Any]) -> OptimizerFactory:
             return lambda params: cls(params, **{**options, **keywords})
 
-        return {path: make(keywords) for path, keywords in spelled.items()}
+        return {path: factory(keywords) for path, keywords in keywords_by_path.items()}
 
-    def _own_loop(self, params: Sequence[Tensor]) -> Optimizer:
-        optimizer = self.ours(params, "auto")
+    def _create_own_loop(self, params: Sequence[Tensor]) -> Optimizer:
+        optimizer = self.create(params, "auto")
         for group in optimizer.param_groups:
             group["foreach"] = False
         return optimizer
 
 
-def entry(text: str) -> Entry:
-    """What `[plugin:]name[:option=value,option=value]` stands for, e.g. `sgd:momentum=0.9,nesterov=True`.
+def parse_entry(text: str) -> Entry:
+    """Parse `[plugin:]name[:option=value,option=value]`, e.g. `sgd:momentum=0.9,nesterov=True`.
 
-    Values are Python literals (or `true`, `false`); what is none is text.
+    Args:
+        text: the text. Values are Python literals, `true` or `false`; any other value is text.
 
     Raises:
-        UnknownNameError, AmbiguousNameError, PluginError: the name. ConfigError: a malformed or unknown option, or
-        one that changes the computation and that torch lacks; an optimizer without a step on dense gradients, or
-        with nothing to be compared with; and what the class raises.
+        UnknownNameError, AmbiguousNameError, PluginError: the name cannot be resolved.
+        ConfigError: an option is malformed or unknown, or torch's class lacks an option that changes the computation;
+            or the optimizer has no step on dense gradients, or no baseline. Errors of the optimizer class.
     """
     name, _, given = text.strip().partition("=")
     if given or "=" in text:
         name, _, first = name.rpartition(":")
         if not name:
             raise ConfigError(f"{text!r}: options come after a colon: {first.split(',')[0]}:option=value")
-        options = _options(text, f"{first}={given}")
+        options = _parse_options(text, f"{first}={given}")
     else:
         options = {}
-    spec = registry.find("optimizer", name).spec
-    for capability in sorted(spec.capabilities & set(_NEEDS)):
-        raise ConfigError(f"{name} {_NEEDS[capability]}: bench times steps on dense gradients")
+    spec = registry.resolve("optimizer", name).spec
+    for capability in sorted(spec.capabilities & set(_UNSUPPORTED)):
+        raise ConfigError(f"{name} {_UNSUPPORTED[capability]}: bench measures steps on dense gradients")
     cls = registry.get("optimizer", name)
-    checked({"name": name, "args": options})
+    parse_and_check({"name": name, "args": options})
     reference = getattr(torch.optim, cls.__name__, None)
     if not (isinstance(reference, type) and issubclass(reference, Optimizer)):
         if not issubclass(cls, RuleOptimizer):
-            raise ConfigError(f"{name} has nothing to be compared with: torch.optim has no {cls.__name__}")
+            raise ConfigError(f"{name} has no baseline: torch.optim has no {cls.__name__}")
         reference = None
     else:
         known = inspect.signature(reference).parameters
-        if lacking := [key for key in options if key not in known and key not in _OURS_ALONE]:
-            raise ConfigError(f"{text!r}: torch.optim.{cls.__name__} has no {listing(lacking)} to be compared with")
+        if lacking := [key for key in options if key not in known and key not in _ENGINE_OPTIONS]:
+            raise ConfigError(f"{text!r} has no baseline: torch.optim.{cls.__name__} has no option {listing(lacking)}")
     return Entry(text.strip(), name, options, reference)
 
 
-def entries(texts: Iterable[str] = ()) -> tuple[list[Entry], dict[str, str]]:
-    """What `entry` makes of each text, and without texts of every registered optimizer that torch has too.
+def select_entries(texts: Iterable[str] = ()) -> tuple[list[Entry], dict[str, str]]:
+    """Parse entries, or without texts make one of each registered optimizer that torch.optim has too.
 
     Returns:
-        The entries, each optimizer with the same options once; and by name why an optimizer was left out.
+        The entries, without duplicates; and for each registered optimizer that is skipped, by name, the reason.
+
+    Raises:
+        Errors of `parse_entry` for the given texts.
     """
     texts = list(texts)
     if texts:
-        several: dict[tuple[str, str], Entry] = {}
-        for one in map(entry, texts):
-            several.setdefault((registry.find("optimizer", one.name).qualified, repr(sorted(one.options.items()))), one)
-        return list(several.values()), {}
-    found, left_out = [], {}
+        unique: dict[tuple[str, str], Entry] = {}
+        for entry in map(parse_entry, texts):
+            qualified_name = registry.resolve("optimizer", entry.name).qualified_name
+            unique.setdefault((qualified_name, repr(sorted(entry.options.items()))), entry)
+        return list(unique.values()), {}
+    found, skipped = [], {}
     for name in registry.names("optimizer"):
         try:
-            one = entry(name)
+            entry = parse_entry(name)
         except OptplugError as error:
-            left_out[name] = describe(error)
+            skipped[name] = one_line(error)
         else:
-            if one.reference is None:
-                left_out[name] = "torch.optim has none of this name; name it to compare it with its own loop"
+            if entry.reference is None:
+                skipped[name] = "torch.optim has no class of this name; give the name to compare it with its own loop"
             else:
-                found.append(one)
-    return found, left_out
+                found.append(entry)
+    return found, skipped
 
 
-def _options(text: str, given: str) -> dict[str, Any]:
-    """`momentum=0.9,betas=(0.9,0.95)`: a comma within brackets belongs to the value."""
+def _parse_options(text: str, given: str) -> dict[str, Any]:
+    """Parse `momentum=0.9,betas=(0.9,0.95)`. A comma in brackets does not separate options."""
     options: dict[str, Any] = {}
     for part in re.split(r",\s*(?![^(\[]*[)\]])", given):
         key, equals, value = (word.strip() for word in part.partition("="))
         if not (key.isidentifier() and equals and value):
             raise ConfigError(f"{text!r}: write option=value,option=value after the name's colon, not {part!r}")
         if key in options:
-            raise ConfigError(f"{text!r} gives {key} twice")
+            raise ConfigError(f"{text!r} has the option {key} twice")
         try:
             options[key] = ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
         except (ValueError, SyntaxError):

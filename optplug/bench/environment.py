@@ -1,4 +1,4 @@
-"""Where a run was made."""
+"""The machine and the package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ import torch
 PACKAGES = ("optplug", "torch", "numpy", "numba")
 
 
-def describe() -> dict[str, Any]:
-    """The processor, how many cores this process may use and torch's threads, the operating system, the load now."""
+def machine_info() -> dict[str, Any]:
+    """Return the processor, the cores available to this process, torch's threads, the operating system and the load.
+
+    Returns:
+        `cpu`, `cores`, `threads`, `system` and `load` (average of the last minute; None if unknown).
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cpu": _cpu(),
+        "cpu": _cpu_name(),
         "cores": available,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -26,8 +30,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python, and of the packages that matter and are installed."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed ones of `PACKAGES`."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -37,12 +41,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def now() -> str:
-    """The time, to the second."""
+def utc_now() -> str:
+    """Return the current time in UTC, in ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _cpu() -> str:
+def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,22 +1,23 @@
-"""Profiles: the shapes of the parameters that a step is timed on."""
+"""Profiles: the parameter shapes on which steps are measured."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from optplug.errors import ConfigError, did_you_mean, listing
+from optplug.errors import ConfigError, suggest
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes of a model's parameters, under a name."""
+    """A named list of parameter shapes."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
 
     @property
     def elements(self) -> int:
+        """The number of elements of all parameters together."""
         return sum(map(math.prod, self.shapes))
 
     def __str__(self) -> str:
@@ -25,13 +26,16 @@ class Profile:
 
 
 def _resnet50() -> tuple[tuple[int, ...], ...]:
-    """He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, 2016: 161 tensors, 25.6 million elements."""
+    """Return the shapes of ResNet-50: 161 tensors, 25.6 million elements.
+
+    He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, 2016.
+    """
     shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
     channels = 64
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(blocks):
-            for out, into, kernel in ((width, channels, 1), (width, width, 3), (4 * width, width, 1)):
-                shapes += [(out, into, kernel, kernel), (out,), (out,)]
+            for outputs, inputs, kernel in ((width, channels, 1), (width, width, 3), (4 * width, width, 1)):
+                shapes += [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]
             if block == 0:
                 shapes += [(4 * width, channels, 1, 1), (4 * width,), (4 * width,)]
             channels = 4 * width
@@ -39,7 +43,10 @@ def _resnet50() -> tuple[tuple[int, ...], ...]:
 
 
 def _gpt2() -> tuple[tuple[int, ...], ...]:
-    """Radford et al., Language Models are Unsupervised Multitask Learners, 2019: the smallest, 148 tensors."""
+    """Return the shapes of the smallest GPT-2: 148 tensors, 124 million elements.
+
+    Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
+    """
     width = 768
     norm = [(width,), (width,)]
     attention = [(3 * width, width), (3 * width,), (width, width), (width,)]
@@ -59,13 +66,13 @@ PROFILES = {
 }
 
 
-def profile(name: str) -> Profile:
-    """The profile of a name.
+def get_profile(name: str) -> Profile:
+    """Return the profile of a name.
 
     Raises:
-        ConfigError: there is none of this name; the message has them all and the nearest.
+        ConfigError: no profile has this name; the message has similar names, or all names.
     """
     found = PROFILES.get(name.lower())
     if found is None:
-        raise ConfigError(f"no profile named {name!r}; there are {listing(PROFILES)}{did_you_mean(name, PROFILES)}")
+        raise ConfigError(f"no profile named {name!r}{suggest(name, PROFILES, intro='there are')}")
     return found

@@ -1,4 +1,4 @@
-"""What a run found, as data, to JSON and back."""
+"""The results of a measurement as data, and their conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optplug.errors import ConfigError, describe
+from optplug.errors import ConfigError, one_line
 
-FORMAT = 2
+FORMAT = 3
+"""The version of the JSON format."""
 
-SPREAD = 1.5
-"""How far apart the quartiles of a timing may be before its ratio is doubtful."""
+MAX_QUARTILE_RATIO = 1.5
+"""A timing is noisy if its upper quartile is more than this factor times the lower one."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """The steps of one path, in seconds.
+    """The measured steps of one path. All times are in seconds.
 
     Attributes:
-        path: `optplug`, `limit`, or torch's: `loop`, `foreach`, `fused`, `compile`;
-            `own loop` where torch has no counterpart.
-        median, lower, upper: of all rounds, and the quartiles. rounds: how many.
-        first: the first two steps of a fresh optimizer. cold: in a fresh process, so that they include what a program
-            pays once: imports on the first step, compilation.
-        extra_bytes: what a later step holds at its peak beyond what it found, torch's memory and Python's together.
+        path: `optplug`, `memory limit`, or a path of the baseline: `loop`, `foreach`, `fused`, `compile`; `own loop`
+            if torch has no class of the same name.
+        median: the median over all rounds.
+        lower: the lower quartile.
+        upper: the upper quartile.
+        rounds: the number of rounds.
+        first_steps: the first two steps of a new optimizer.
+        cold: whether the first two steps ran in a new process. They then include imports and compilation.
+        extra_bytes: the peak memory of a later step beyond the memory before it, of torch's allocator and of Python.
     """
 
     path: str
@@ -36,36 +40,47 @@ class Timing:
     lower: float
     upper: float
     rounds: int
-    first: tuple[float, float]
+    first_steps: tuple[float, float]
     cold: bool
     extra_bytes: int
 
     @property
-    def noisy(self) -> bool:
-        """The upper quartile is more than 1.5 times the lower."""
-        return self.upper > SPREAD * self.lower
+    def is_noisy(self) -> bool:
+        """Whether the upper quartile is more than 1.5 times the lower one."""
+        return self.upper > MAX_QUARTILE_RATIO * self.lower
 
     @classmethod
-    def of(
-        cls, path: str, seconds: Sequence[float], first: tuple[float, float], *, cold: bool, extra_bytes: int
+    def from_seconds(
+        cls, path: str, seconds: Sequence[float], first_steps: tuple[float, float], *, cold: bool, extra_bytes: int
     ) -> Timing:
+        """Make the timing of a path from the seconds of each round."""
         several = list(seconds) if len(seconds) > 1 else [*seconds, *seconds]
         lower, median, upper = statistics.quantiles(several, n=4, method="inclusive")
-        return cls(path, median, lower, upper, len(seconds), first, cold, extra_bytes)
+        return cls(path, median, lower, upper, len(seconds), first_steps, cold, extra_bytes)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One optimizer on one profile.
+    """The result of one optimizer on one profile.
 
     Attributes:
-        optimizer: the label. profile: its name. tensors, elements: of the profile. dtype: of the parameters.
-        engine, reason: of our optimizer's last step, by its own report. limit_engine: of the memory limit.
-        threads: torch's. against: what it is compared with.
-        states: how many arrays as large as the parameters it keeps.
-        ours, limit, paths: the timings; those in `paths` are the reference's.
-        left_out: by path of the reference, why it was not measured. complaints: what makes the figures doubtful.
-        notes: what else a reader must know.
+        optimizer: the label of the entry.
+        profile: the name of the profile.
+        tensors: the number of parameters of the profile.
+        elements: the number of elements of all parameters together.
+        dtype: the dtype of the parameters.
+        engine: the engine of optplug's last step, from its report.
+        reason: why this engine was selected, from the same report.
+        memory_limit_engine: the engine that measured the memory limit.
+        threads: torch's number of threads.
+        baseline: the name of the baseline.
+        states: the number of states that are as large as their parameter.
+        ours: the timing of optplug.
+        memory_limit: the timing of the memory limit.
+        paths: the timings of the baseline's paths.
+        skipped: for each path of the baseline that was not measured, by name, the reason.
+        warnings: properties of the values that make the times unreliable.
+        notes: notes for readers of the result.
     """
 
     optimizer: str
@@ -75,49 +90,50 @@ class Cell:
     dtype: str
     engine: str
     reason: str
-    limit_engine: str
+    memory_limit_engine: str
     threads: int
-    against: str
+    baseline: str
     states: int
     ours: Timing
-    limit: Timing
+    memory_limit: Timing
     paths: tuple[Timing, ...]
-    left_out: dict[str, str] = field(default_factory=dict)
-    complaints: tuple[str, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> Timing:
-        """The reference's fastest path."""
+        """The timing of the baseline's fastest path."""
         return min(self.paths, key=lambda timing: timing.median)
 
     @property
     def ratio(self) -> float:
-        """Our median over the reference's best: below 1 we are faster."""
+        """The median of optplug divided by that of the baseline's fastest path. Below 1 optplug is faster."""
         return self.ours.median / self.best.median
 
     @property
-    def doubtful(self) -> bool:
-        """One of the two times in the ratio scatters too much."""
-        return self.ours.noisy or self.best.noisy
+    def is_doubtful(self) -> bool:
+        """Whether one of the two timings in the ratio is noisy."""
+        return self.ours.is_noisy or self.best.is_noisy
 
     @property
-    def of_torch(self) -> bool:
-        """Compared with torch, not with itself."""
-        return self.against.startswith("torch.optim.")
+    def is_compared_with_torch(self) -> bool:
+        """Whether the baseline is a class of torch.optim, not the optimizer itself."""
+        return self.baseline.startswith("torch.optim.")
 
     @property
-    def fraction(self) -> float | None:
-        """Of the memory limit: the limit's median over ours, 1 where the step is as fast as memory allows.
+    def memory_limit_fraction(self) -> float | None:
+        """The median of the memory limit divided by that of optplug: 1 if the step is as fast as memory allows.
 
-        None where another engine ran the limit, which then is none.
+        None if another engine measured the memory limit, since the two times are then not comparable.
         """
-        return self.limit.median / self.ours.median if self.engine == self.limit_engine else None
+        same_engine = self.engine == self.memory_limit_engine
+        return self.memory_limit.median / self.ours.median if same_engine else None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that could not be measured, and why."""
+    """A cell that could not be measured, and the reason."""
 
     optimizer: str
     profile: str
@@ -126,12 +142,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run.
+    """The results of a run of `optplug bench`.
 
     Attributes:
-        date: ISO 8601, UTC. machine: `cpu`, `cores`, `threads`, `system`, `load` (None if unknown).
-        versions: by package; `python` too.
-        settings: how the run was asked for.
+        date: the end of the run in ISO 8601, UTC.
+        machine: `cpu`, `cores`, `threads`, `system` and `load` (None if unknown).
+        versions: the versions of Python and of packages.
+        settings: the settings of the run.
+        cells: the results.
+        failures: the cells that could not be measured.
     """
 
     date: str
@@ -142,84 +161,94 @@ class Report:
     failures: tuple[Failure, ...] = ()
 
     @classmethod
-    def of(
+    def from_results(
         cls,
-        found: Iterable[Cell | Failure],
+        results: Iterable[Cell | Failure],
         settings: Mapping[str, Any] | None = None,
-        where: Mapping[str, Any] | None = None,
+        machine: Mapping[str, Any] | None = None,
     ) -> Report:
-        """What `measure` finds.
+        """Make a report of the results of `measure`.
 
         Args:
-            settings: how the run was asked for.
-            where: what `environment.describe` said when it began; None: as it is before the first of `found` is taken.
+            results: the cells and failures.
+            settings: the settings of the run. Default: none.
+            machine: the result of `environment.machine_info`. Default: called before the first result is taken.
         """
         from optplug.bench import environment
 
-        where = environment.describe() if where is None else where
-        found = list(found)
-        cells = tuple(one for one in found if isinstance(one, Cell))
+        machine = environment.machine_info() if machine is None else machine
+        results = list(results)
+        cells = tuple(result for result in results if isinstance(result, Cell))
         return cls(
-            date=environment.now(),
-            machine={**where, "threads": cells[0].threads if cells else where["threads"]},
-            versions=environment.versions(),
+            date=environment.utc_now(),
+            machine={**machine, "threads": cells[0].threads if cells else machine["threads"]},
+            versions=environment.package_versions(),
             settings=dict(settings or {}),
             cells=cells,
-            failures=tuple(one for one in found if isinstance(one, Failure)),
+            failures=tuple(result for result in results if isinstance(result, Failure)),
         )
 
     @property
     def profiles(self) -> list[str]:
+        """The names of the profiles with results."""
         return list(dict.fromkeys(cell.profile for cell in self.cells))
 
-    def on(self, profile: str) -> list[Cell]:
-        """The cells of a profile."""
+    def cells_of(self, profile: str) -> list[Cell]:
+        """Return the cells of a profile."""
         return [cell for cell in self.cells if cell.profile == profile]
 
     def to_json(self) -> str:
-        """All of it; `best`, `ratio` and `fraction` are written for readers and computed anew by `from_json`."""
+        """Return the report as JSON.
+
+        `best`, `ratio` and `memory_limit_fraction` of each cell are written for readers; `from_json` ignores them.
+        """
         written = {"format": FORMAT, **dataclasses.asdict(self)}
         for cell, as_dict in zip(self.cells, written["cells"], strict=True):
-            as_dict |= {"best": cell.best.path, "ratio": cell.ratio, "fraction": cell.fraction}
+            as_dict |= {name: getattr(cell, name) for name in _DERIVED} | {"best": cell.best.path}
         return json.dumps(written, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """What `to_json` wrote.
+        """Read a report from the text of `to_json`.
 
         Raises:
-            ConfigError: the text is nothing that it writes, or of another format.
+            ConfigError: the text is not a report, or has another version of the format.
         """
         try:
             read = json.loads(text)
             if read.pop("format") != FORMAT:
                 raise ConfigError(
-                    f"this is a result of another version of optplug bench; this one reads format {FORMAT}"
+                    f"this is a result of another version of optplug bench; this version reads format {FORMAT}"
                 )
-            cells = tuple(_cell(one) for one in read.pop("cells"))
-            failures = tuple(Failure(**one) for one in read.pop("failures"))
+            cells = tuple(map(_cell_from_json, read.pop("cells")))
+            failures = tuple(Failure(**failure) for failure in read.pop("failures"))
             return cls(**read, cells=cells, failures=failures)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"this is no result of optplug bench: {describe(error)}") from error
+            raise ConfigError(f"this is not a result of optplug bench: {one_line(error)}") from error
 
 
-def _cell(read: dict[str, Any]) -> Cell:
-    rest = {key: value for key, value in read.items() if key not in ("best", "ratio", "fraction", "ours", "limit")}
-    rest["paths"] = tuple(map(_timing, rest["paths"]))
-    rest |= {key: tuple(rest[key]) for key in ("complaints", "notes")}
-    if not rest["paths"]:
-        raise ValueError(f"{rest['optimizer']} on {rest['profile']} has no paths to be compared with")
-    return Cell(**rest, ours=_timing(read["ours"]), limit=_timing(read["limit"]))
+_DERIVED = ("best", "ratio", "memory_limit_fraction")
+"""Properties of cells that are written to JSON."""
 
 
-def _timing(read: dict[str, Any]) -> Timing:
-    first, second = read.pop("first")
-    return Timing(**read, first=(first, second))
+def _cell_from_json(read: dict[str, Any]) -> Cell:
+    fields = {key: value for key, value in read.items() if key not in _DERIVED}
+    fields["paths"] = tuple(map(_timing_from_json, fields["paths"]))
+    fields |= {key: tuple(fields[key]) for key in ("warnings", "notes")}
+    fields |= {key: _timing_from_json(fields[key]) for key in ("ours", "memory_limit")}
+    if not fields["paths"]:
+        raise ValueError(f"{fields['optimizer']} on {fields['profile']} has no paths of a baseline")
+    return Cell(**fields)
+
+
+def _timing_from_json(read: dict[str, Any]) -> Timing:
+    first, second = read.pop("first_steps")
+    return Timing(**read, first_steps=(first, second))
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
-    """Of positive numbers; NaN for none."""
+    """Return the geometric mean of positive numbers; NaN if there are none."""
     logarithms = [math.log(ratio) for ratio in ratios]
     return math.exp(statistics.fmean(logarithms)) if logarithms else math.nan

@@ -1,4 +1,4 @@
-"""The memory limit of a step: a kernel that reads and writes the same arrays, with one addition each."""
+"""The memory limit of a step: the time of a kernel that reads and writes the same arrays, with one addition each."""
 
 from __future__ import annotations
 
@@ -15,26 +15,35 @@ from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.optim.state import State
 
 
-def arrays(optimizer: Optimizer) -> list[Tensor]:
-    """The states that are as large as their parameter, of the largest one; the optimizer must have stepped."""
+def state_arrays(optimizer: Optimizer) -> list[Tensor]:
+    """Return the states of the largest parameter that have its shape. The optimizer must have taken a step."""
     p = max((p for group in optimizer.param_groups for p in group["params"]), key=Tensor.numel)
-    kept: dict[str, Any] = optimizer.state.get(p, {})
-    return [value for value in kept.values() if isinstance(value, Tensor) and value.shape == p.shape]
+    state: dict[str, Any] = optimizer.state.get(p, {})
+    return [value for value in state.values() if isinstance(value, Tensor) and value.shape == p.shape]
 
 
-def limit_of(optimizer: Optimizer, params: Sequence[Tensor], engine: str) -> RuleOptimizer:
-    """The limit of an optimizer that has stepped, over the same parameters, with as many states of the same dtype.
+def memory_limit_optimizer(optimizer: Optimizer, params: Sequence[Tensor], engine: str) -> RuleOptimizer:
+    """Return an optimizer whose step has the memory traffic of another optimizer, and one addition for each array.
 
-    It reads the parameter, the gradient and every state, and writes all but the gradient, as the update rules of
-    the usual optimizers do. A STREAM triad would mislead: its store is to an array it has not read.
+    The step reads the parameter, the gradient and every state, and writes all of them except the gradient, as most
+    update rules do. A STREAM triad would be no limit: it writes an array that it has not read.
+
+    Args:
+        optimizer: the optimizer to imitate. It must have taken a step.
+        params: the parameters.
+        engine: the engine that steps them.
     """
-    states = arrays(optimizer)
-    return limit_class(len(states))(params, engine, states[0].dtype if states else None)
+    states = state_arrays(optimizer)
+    return memory_limit_class(len(states))(params, engine, states[0].dtype if states else None)
 
 
 @functools.cache
-def limit_class(states: int) -> Callable[..., RuleOptimizer]:
-    """`p + g, state + g, ...` for so many states: one class for each number, so that it is compiled once."""
+def memory_limit_class(states: int) -> Callable[..., RuleOptimizer]:
+    """Return the class with the rule `p + g, state_0 + g, ...`. It is cached so that each rule is compiled once.
+
+    Args:
+        states: the number of states.
+    """
     names = tuple(f"state_{i}" for i in range(states))
 
     def rule(p: Any, g: Any, *states: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The measuring: every path of a cell in one process, taking turns."""
+"""The measurement: all paths of a cell run in one process, in alternating order."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from optplug.bench.entries import Entry, entry
+from optplug.bench.entries import Entry, parse_entry
 from optplug.bench.profiles import Profile
 from optplug.bench.results import Cell, Failure, Timing
-from optplug.bench.roofline import arrays, limit_of
-from optplug.errors import ConfigError, OptplugError, describe
+from optplug.bench.roofline import memory_limit_optimizer, state_arrays
+from optplug.errors import ConfigError, OptplugError, one_line
 from optplug.optim.rule_optimizer import RuleOptimizer
 
-AT_LEAST = 5
-"""Rounds, whatever the time allowed."""
+MIN_ROUNDS = 5
+"""The number of rounds that are measured even after the time is over."""
 
 COMPILE_SECONDS = 300
-"""How long `torch.compile` may take in its own process before its path is left out."""
+"""The time limit of `torch.compile` in its own process. A path that takes longer is skipped."""
 
-CHECKED_TOGETHER = 2**20
-"""Elements, so that looking at the values afterwards takes no memory to speak of."""
+CHECK_CHUNK_ELEMENTS = 2**20
+"""The number of elements that are checked together, so that the checks need little memory."""
 
 
 def measure(
@@ -51,93 +51,103 @@ def measure(
     threads: int | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Cell | Failure]:
-    """Measure every entry on every profile, one cell after the other.
+    """Measure each entry on each profile, one cell after the other.
 
     Args:
-        entries: the optimizers. profiles: the shapes.
-        engine: of our optimizers; the memory limit has the fastest.
-        rounds: at most so many, each one step of every path. seconds: for the rounds of a cell; 5 there are always,
-            or `rounds` if that is less.
-        compiled: also `torch.compile` of torch's step.
-        cold: take the first two steps of ours, and of a compiled one, in a fresh process.
-        dtype: of parameters and gradients. threads: torch's, None: as many as it has now.
-        progress: is told what is being done.
+        entries: the optimizers.
+        profiles: the parameter shapes.
+        engine: the engine of optplug's optimizers. The memory limit uses the fastest engine.
+        rounds: the largest number of rounds of a cell. Each round is one step of every path.
+        seconds: the time for the rounds of a cell. At least 5 rounds are measured, or `rounds` if that is less.
+        compiled: also measure `torch.compile` of torch's step.
+        cold: take the first two steps of optplug, and those of the compiled path, in a new process.
+        dtype: the dtype of parameters and gradients.
+        threads: torch's number of threads. None: unchanged.
+        progress: is called with a description of each phase.
 
     Yields:
-        A cell, or why there is none.
+        A cell, or a failure with the reason.
     """
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        several = list(entries)
-        for shapes in profiles:
-            for one in several:
-                work = _Cell(one, shapes, engine, dtype, progress)
+        entries = list(entries)
+        for profile in profiles:
+            for entry in entries:
+                measurement = _CellMeasurement(entry, profile, engine, dtype, progress)
                 try:
-                    yield work.measured(rounds, seconds, compiled=compiled, cold=cold)
-                except (OptplugError, RuntimeError, MemoryError) as error:  # RuntimeError: what torch raises
-                    yield Failure(one.label, shapes.name, describe(error))
+                    yield measurement.measure(rounds, seconds, compiled=compiled, cold=cold)
+                except (OptplugError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError
+                    yield Failure(entry.label, profile.name, one_line(error))
                 finally:
-                    del work
+                    del measurement
                     gc.collect()
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
 
 
 @dataclass
-class _Path:
-    """One path that has taken its first two steps."""
+class _TimedPath:
+    """A path whose first two steps were taken, and the seconds of its further steps."""
 
     name: str
     optimizer: Optimizer
     step: Callable[[], Any]
-    first: tuple[float, float]
+    first_steps: tuple[float, float]
     cold: bool = False
     seconds: list[float] = field(default_factory=list)
 
     def timing(self) -> Timing:
         extra = extra_bytes(self.step)
-        return Timing.of(self.name, self.seconds, self.first, cold=self.cold, extra_bytes=extra)
+        return Timing.from_seconds(self.name, self.seconds, self.first_steps, cold=self.cold, extra_bytes=extra)
 
 
 @dataclass
-class _Cell:
+class _CellMeasurement:
+    """The measurement of one entry on one profile."""
+
     entry: Entry
     profile: Profile
     engine: str
     dtype: torch.dtype
     progress: Callable[[str], None]
 
-    def say(self, what: str) -> None:
-        self.progress(f"{self.entry.label} on {self.profile.name}: {what}")
+    def report_progress(self, phase: str) -> None:
+        self.progress(f"{self.entry.label} on {self.profile.name}: {phase}")
 
-    def measured(self, rounds: int, seconds: float, *, compiled: bool, cold: bool) -> Cell:
+    def measure(self, rounds: int, seconds: float, *, compiled: bool, cold: bool) -> Cell:
+        """Measure the cell.
+
+        Raises:
+            ConfigError: no path of the baseline can be measured, or the new process fails.
+            Errors of optimizers.
+        """
         entry = self.entry
-        self.say("parameters")
-        params = tensors(self.profile, self.dtype)
-        firsts = {}
+        self.report_progress("parameters")
+        params = make_params(self.profile, self.dtype)
+        cold_steps = {}
         if cold:
-            self.say("first two steps")
-            firsts["optplug"] = self.first_in_fresh_process("optplug")
-        ours = _started("optplug", entry.ours(params, self.engine), firsts.get("optplug"))
-        paths, left_out = [], {}
-        for name, make in entry.paths(compiled=compiled).items():
-            self.say(name)
+            self.report_progress("first two steps")
+            cold_steps["optplug"] = self.first_steps_in_fresh_process("optplug")
+        ours = _take_first_steps("optplug", entry.create(params, self.engine), cold_steps.get("optplug"))
+        paths, skipped = [], {}
+        for name, factory in entry.baseline_paths(compiled=compiled).items():
+            self.report_progress(name)
             try:
                 if cold and name == "compile":
-                    firsts[name] = self.first_in_fresh_process(name)
-                paths.append(_started(name, make(params), firsts.get(name)))
-            except Exception as error:  # whatever a path cannot do, the others can still be measured
-                left_out[name] = describe(error)
+                    cold_steps[name] = self.first_steps_in_fresh_process(name)
+                paths.append(_take_first_steps(name, factory(params), cold_steps.get(name)))
+            except Exception as error:  # the other paths can still be measured
+                skipped[name] = one_line(error)
         if not paths:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-            raise ConfigError(f"no path of {entry.against} can be measured: {reasons}")
-        limit = _started("limit", limit_of(ours.optimizer, params, "auto"))
-        self.say("rounds")
-        take_turns([ours, *paths, limit], rounds, seconds)
-        engine, reason = engine_of(ours.optimizer)
-        self.say("memory")
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise ConfigError(f"no path of {entry.baseline} can be measured: {reasons}")
+        memory_limit = _take_first_steps("memory limit", memory_limit_optimizer(ours.optimizer, params, "auto"))
+        self.report_progress("rounds")
+        run_rounds([ours, *paths, memory_limit], rounds, seconds)
+        engine, reason = engine_and_reason(ours.optimizer)
+        self.report_progress("memory")
         return Cell(
             optimizer=entry.label,
             profile=self.profile.name,
@@ -146,25 +156,25 @@ class _Cell:
             dtype=str(self.dtype).removeprefix("torch."),
             engine=engine,
             reason=reason,
-            limit_engine=engine_of(limit.optimizer)[0],
+            memory_limit_engine=engine_and_reason(memory_limit.optimizer)[0],
             threads=torch.get_num_threads(),
-            against=entry.against,
-            states=len(arrays(ours.optimizer)),
+            baseline=entry.baseline,
+            states=len(state_arrays(ours.optimizer)),
             ours=ours.timing(),
-            limit=limit.timing(),
+            memory_limit=memory_limit.timing(),
             paths=tuple(path.timing() for path in paths),
-            left_out=left_out,
+            skipped=skipped,
             notes=entry.notes,
-            complaints=tuple(complaints(params, [ours, *paths, limit])),
+            warnings=tuple(value_warnings(params, [ours, *paths, memory_limit])),
         )
 
-    def first_in_fresh_process(self, path: str) -> tuple[float, float]:
-        """The first two steps of a path where nothing was imported, compiled or cached before.
+    def first_steps_in_fresh_process(self, path: str) -> tuple[float, float]:
+        """Return the seconds of the first two steps of a path in a new process, with an empty compilation cache.
 
         Raises:
-            ConfigError: the process fails, or compiling takes too long.
+            ConfigError: the process fails, or compilation takes more than `COMPILE_SECONDS`.
         """
-        told = {
+        request = {
             "path": path,
             "entry": self.entry.label,
             "profile": [self.profile.name, self.profile.shapes],
@@ -172,12 +182,12 @@ class _Cell:
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
         }
-        program = "from optplug.bench.timing import fresh_process; fresh_process()"
+        program = "from optplug.bench.timing import fresh_process_main; fresh_process_main()"
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             try:
-                ran = subprocess.run(  # noqa: S603  # this interpreter, this file
+                ran = subprocess.run(  # noqa: S603  # runs this interpreter with a constant program
                     [sys.executable, "-c", program],
-                    input=json.dumps(told),
+                    input=json.dumps(request),
                     env={
                         **os.environ,
                         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -197,23 +207,26 @@ class _Cell:
         return first, second
 
 
-def fresh_process() -> None:
-    """What the process for the first two steps does: told on stdin, both times on stdout."""
-    told = json.load(sys.stdin)
-    torch.set_num_threads(told["threads"])
-    path = told["path"]
-    name, shapes = told["profile"]
+def fresh_process_main() -> None:
+    """Take the first two steps of a path in this process: the request is read from stdin, the seconds go to stdout."""
+    request = json.load(sys.stdin)
+    torch.set_num_threads(request["threads"])
+    path = request["path"]
+    name, shapes = request["profile"]
     try:
-        one = entry(told["entry"])
-        params = tensors(Profile(name, tuple(map(tuple, shapes))), getattr(torch, told["dtype"]))
-        optimizer = one.ours(params, told["engine"]) if path == "optplug" else one.paths(compiled=True)[path](params)
-        print(json.dumps(_started(path, optimizer).first))
-    except Exception as error:  # told in one line, whatever it is
-        sys.exit(describe(error))
+        entry = parse_entry(request["entry"])
+        params = make_params(Profile(name, tuple(map(tuple, shapes))), getattr(torch, request["dtype"]))
+        if path == "optplug":
+            optimizer = entry.create(params, request["engine"])
+        else:
+            optimizer = entry.baseline_paths(compiled=True)[path](params)
+        print(json.dumps(_take_first_steps(path, optimizer).first_steps))
+    except Exception as error:  # the parent process reports the last line of stderr
+        sys.exit(one_line(error))
 
 
-def tensors(profile: Profile, dtype: torch.dtype) -> list[Tensor]:
-    """Parameters of a profile's shapes with gradients, the same at every call."""
+def make_params(profile: Profile, dtype: torch.dtype) -> list[Tensor]:
+    """Return parameters with gradients in the shapes of a profile, with the same values at every call."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in profile.shapes]
     for p in params:
@@ -221,88 +234,94 @@ def tensors(profile: Profile, dtype: torch.dtype) -> list[Tensor]:
     return params
 
 
-def _started(name: str, optimizer: Optimizer, first: tuple[float, float] | None = None) -> _Path:
-    """An optimizer after its first two steps, which are timed unless they were in a fresh process."""
+def _take_first_steps(name: str, optimizer: Optimizer, cold_steps: tuple[float, float] | None = None) -> _TimedPath:
+    """Take the first two steps of an optimizer.
+
+    Args:
+        name: the name of the path.
+        optimizer: the optimizer.
+        cold_steps: the seconds of the first two steps in a new process. Default: those of the steps taken here.
+    """
     step: Callable[[], Any] = optimizer.step
     if name == "compile":
-        torch.compiler.reset()  # else all cells together count against the limit of recompilations
+        torch.compiler.reset()  # the limit of recompilations is for all cells together
         step = torch.compile(lambda: optimizer.step())
-    taken = (elapsed(step), elapsed(step))
-    return _Path(name, optimizer, step, first or taken, cold=first is not None)
+    warm_steps = (time_step(step), time_step(step))
+    return _TimedPath(name, optimizer, step, cold_steps or warm_steps, cold=cold_steps is not None)
 
 
-def elapsed(step: Callable[[], Any]) -> float:
-    """Seconds of one step."""
+def time_step(step: Callable[[], Any]) -> float:
+    """Take a step and return its seconds."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
-def take_turns(paths: Sequence[_Path], rounds: int, seconds: float) -> None:
-    """Rounds of one step of every path, in an order drawn for each round, the same in every run."""
+def run_rounds(paths: Sequence[_TimedPath], rounds: int, seconds: float) -> None:
+    """Measure rounds of one step of every path. The order is random in each round, and the same in every run."""
     order = list(paths)
-    draw = random.Random(0)  # noqa: S311  # nothing is kept secret
-    for path in paths:  # those that are compiled warm up longer, and caches are as they will be
+    generator = random.Random(0)  # noqa: S311  # not used for cryptography
+    for path in paths:  # warm-up: compiled paths may compile again
         path.step()
-    collecting = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         deadline = time.perf_counter() + seconds
         for i in range(rounds):
-            if i >= AT_LEAST and time.perf_counter() > deadline:
+            if i >= MIN_ROUNDS and time.perf_counter() > deadline:
                 break
-            draw.shuffle(order)
+            generator.shuffle(order)
             for path in order:
-                path.seconds.append(elapsed(path.step))
+                path.seconds.append(time_step(path.step))
     finally:
-        if collecting:
+        if was_enabled:
             gc.enable()
 
 
 def extra_bytes(step: Callable[[], Any]) -> int:
-    """The most that a step holds beyond what it found: the peaks of torch's allocator and of Python's and numpy's."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # asked for memory, the profiler would note every start on stderr
+    """Return the peak memory of a step beyond the memory before it: of torch's allocator, and of Python with numpy."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # suppresses a message of the profiler on stderr
     with torch_profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
             step()
-            beyond = tracemalloc.get_traced_memory()[1] - before
+            python_peak = tracemalloc.get_traced_memory()[1] - before
         finally:
             tracemalloc.stop()
     events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
+    allocated = torch_peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak + beyond
+        allocated += event.nbytes()
+        torch_peak = max(torch_peak, allocated)
+    return torch_peak + python_peak
 
 
-def engine_of(optimizer: Optimizer) -> tuple[str, str]:
-    """The engines that took the last step, and why; a class without engines has none."""
+def engine_and_reason(optimizer: Optimizer) -> tuple[str, str]:
+    """Return the engines of the last step and the reasons for them; no engine for a class that is not a rule."""
     if not isinstance(optimizer, RuleOptimizer):
-        return "", "an ordinary Optimizer class"
+        return "", "not a RuleOptimizer"
     reports = optimizer.engine_report()
     return ", ".join(sorted({r.engine for r in reports})), "; ".join(sorted({r.reason for r in reports}))
 
 
-def complaints(params: Sequence[Tensor], paths: Iterable[_Path]) -> Iterator[str]:
-    """Values that distort the time: infinite ones, NaN, and more than one in a hundred subnormal."""
-    kept = {"p": list(params)}
+def value_warnings(params: Sequence[Tensor], paths: Iterable[_TimedPath]) -> Iterator[str]:
+    """Yield a warning for values that distort the time: any non-finite ones, and more than 1 % subnormal ones."""
+    values_by_name = {"p": list(params)}
     for path in paths:
         for state in path.optimizer.state.values():
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    kept.setdefault(f"{name} of {path.name}", []).append(value)
-    for name, values in kept.items():
-        infinite = subnormal = 0
+                    values_by_name.setdefault(f"{name} of {path.name}", []).append(value)
+    for name, values in values_by_name.items():
+        non_finite = subnormal = 0
         for value in values:
-            for part in torch.split(value.detach().reshape(-1), CHECKED_TOGETHER):
-                infinite += part.numel() - int(part.isfinite().sum())
-                subnormal += int(((part.abs() < torch.finfo(part.dtype).tiny) & (part != 0)).sum())
+            for chunk in torch.split(value.detach().reshape(-1), CHECK_CHUNK_ELEMENTS):
+                non_finite += chunk.numel() - int(chunk.isfinite().sum())
+                subnormal += int(((chunk.abs() < torch.finfo(chunk.dtype).tiny) & (chunk != 0)).sum())
         elements = sum(map(Tensor.numel, values))
-        if infinite:
-            yield f"{infinite:,} of {elements:,} elements of {name} are not finite"
+        if non_finite:
+            yield f"{non_finite:,} of {elements:,} elements of {name} are not finite"
         elif subnormal > elements / 100:
             yield f"{subnormal:,} of {elements:,} elements of {name} are subnormal"

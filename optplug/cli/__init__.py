@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command; without the extra it says what to install."""
+    """Run the command. Without the extra `cli`, exit with a message that names the missing package."""
     try:
         from optplug.cli.app import app
     except ModuleNotFoundError as error:

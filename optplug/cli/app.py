@@ -1,4 +1,4 @@
-"""The `optplug` command: `list` and `info NAME` are here, the others come from their files."""
+"""The `optplug` command: `list` and `info`. The other subcommands are defined in the other modules of this package."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.table import Table
 
 from optplug.cli.bench import bench
 from optplug.cli.configs import groups, schema, validate
-from optplug.config.describe import explain
-from optplug.errors import OptplugError, UnknownNameError, did_you_mean
+from optplug.config.describe import describe_registration
+from optplug.errors import OptplugError, UnknownNameError, suggest
 from optplug.registry import KINDS, Registration, registry
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ for command in (validate, groups, schema, bench):
     app.command()(command)
 
 
-def _out() -> Console:
+def _console() -> Console:
     return Console(soft_wrap=True, highlight=False)
 
 
@@ -34,7 +34,7 @@ def list_(
     pattern: Annotated[str, typer.Argument(help="A glob over names, such as 'ada*', or 'plugin:*'.")] = "*",
 ) -> None:
     """List the optimizers, schedulers and functions of the installed plugins, without importing them."""
-    out = _out()
+    console = _console()
     found = 0
     for kind in KINDS:
         names = registry.names(kind, pattern)
@@ -53,12 +53,12 @@ def list_(
                 registration.spec.summary,
             )
             table.add_row(*map(escape, row))
-        out.print(table)
-        out.print()
+        console.print(table)
+        console.print()
     for quarantined in registry.quarantined:
-        out.print(escape(str(quarantined)), style="yellow")
+        console.print(escape(str(quarantined)), style="yellow")
     for plugin in registry.disabled:
-        out.print(escape(f"plugin {plugin} is disabled by OPTPLUG_DISABLE"), style="dim")
+        console.print(escape(f"plugin {plugin} is disabled by OPTPLUG_DISABLE"), style="dim")
     if not found:
         typer.echo(f"no optimizer, scheduler or function matches {pattern!r}", err=True)
         raise typer.Exit(1)
@@ -68,33 +68,34 @@ def list_(
 def info(
     name: Annotated[str, typer.Argument(help="A name, in any case, with - or _; or plugin:name.")],
 ) -> None:
-    """Show an optimizer, scheduler or function: where it comes from, its arguments and defaults, its documentation."""
-    registration = _find(name)
+    """Show the plugin, the arguments with defaults, and the documentation of an optimizer, scheduler or function."""
+    registration = _find_registration(name)
     try:
-        text = explain(registration)
+        text = describe_registration(registration)
     except OptplugError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    out = _out()
-    text = text.encode(out.encoding, "replace").decode(out.encoding)  # a terminal may know no Greek
+    console = _console()
+    text = text.encode(console.encoding, "replace").decode(console.encoding)  # not every encoding has Greek letters
     heading, _, rest = text.partition("\n")
-    out.print(escape(heading), style="bold")
-    out.print(escape(rest))
+    console.print(escape(heading), style="bold")
+    console.print(escape(rest))
 
 
-def _find(name: str) -> Registration:
-    """The optimizer, scheduler or function of a name; a name that is none ends the command."""
-    complaint = ""
+def _find_registration(name: str) -> Registration:
+    """The optimizer, scheduler or function of this name. For an unknown name the command exits with an error."""
+    message = ""
     for kind in KINDS:
         try:
-            return registry.find(kind, name)
+            return registry.resolve(kind, name)
         except UnknownNameError:
             names = [n for k in KINDS for n in registry.names(k)]
-            complaint = f"no optimizer, scheduler or function named {name!r}{did_you_mean(name, names)}"
+            hint = suggest(name, names, intro="the names are", see="optplug list")
+            message = f"no optimizer, scheduler or function named {name!r}{hint}"
         except OptplugError as error:
-            complaint = str(error)
+            message = str(error)
             break
-    typer.echo(f"error: {complaint}", err=True)
+    typer.echo(f"error: {message}", err=True)
     for quarantined in registry.quarantined:
         typer.echo(str(quarantined), err=True)
     raise typer.Exit(1)

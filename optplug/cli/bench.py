@@ -1,4 +1,4 @@
-"""`optplug bench`. torch is imported when the command runs, so that `optplug list` does without it."""
+"""The command `optplug bench`. torch is imported when the command runs, so that `optplug list` does not import it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from optplug.errors import ConfigError, OptplugError, describe, did_you_mean, listing
+from optplug.errors import ConfigError, OptplugError, listing, one_line, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 WIDE = 150
-"""Columns of a table that goes to no terminal."""
+"""The width of tables, in characters, if the output is not a terminal."""
 
-MEASURING = ("names", "profile", "rounds", "seconds", "engine", "compile_", "cold", "threads", "dtype")
-"""Parameters of the command that mean nothing with --from."""
+MEASUREMENT_PARAMETERS = ("names", "profile", "rounds", "seconds", "engine", "compile_", "cold", "threads", "dtype")
+"""Parameters of the command that have no effect with --from, and raise an error."""
 
 
 def bench(
@@ -37,48 +37,54 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Optimizers, options after a colon: adam 'sgd:momentum=0.9,nesterov=True'. Default: all that torch "
-            "has too and that step on dense gradients.",
+            help="Optimizers, with options after a colon: adam 'sgd:momentum=0.9,nesterov=True'. Default: all that "
+            "torch.optim has too and that take dense gradients.",
             show_default=False,
         ),
     ] = None,
     profile: Annotated[
         list[str] | None, typer.Option(help="tiny, resnet50, gpt2 or one; may be repeated. Default: all.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=5, help="At most so many rounds, each one step of every path.")] = 51,
-    seconds: Annotated[float, typer.Option(min=0, help="Time for the rounds of a cell; 5 rounds in any case.")] = 10.0,
-    engine: Annotated[str, typer.Option(help="Of our optimizers.")] = "auto",
-    compile_: Annotated[bool, typer.Option("--compile", help="Also torch.compile of torch's step.")] = False,
-    cold: Annotated[bool, typer.Option(help="Take the first two steps in a fresh process.")] = True,
-    threads: Annotated[int | None, typer.Option(min=1, help="torch's threads. Default: as torch chooses.")] = None,
-    dtype: Annotated[str, typer.Option(help=f"Of parameters and gradients: {listing(DTYPES)}.")] = "float32",
-    json: Annotated[Path | None, typer.Option(help="Write everything measured to this file.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the ratios into this file (.png, .svg, .pdf).")] = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown tables, as the documentation has.")
-    ] = False,
-    from_: Annotated[Path | None, typer.Option("--from", help="Measure nothing: show what --json wrote.")] = None,
+    rounds: Annotated[
+        int, typer.Option(min=5, help="The largest number of rounds; a round is one step of every path.")
+    ] = 51,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for the rounds of a cell; at least 5 rounds.")] = 10.0,
+    engine: Annotated[str, typer.Option(help="The engine of optplug's optimizers.")] = "auto",
+    compile_: Annotated[bool, typer.Option("--compile", help="Also measure torch.compile of torch's step.")] = False,
+    cold: Annotated[bool, typer.Option(help="Take the first two steps in a new process.")] = True,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Number of torch's threads. Default: torch's choice.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help=f"Dtype of parameters and gradients: {listing(DTYPES)}.")] = "float32",
+    json: Annotated[Path | None, typer.Option(help="Write all results to this file, as JSON.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write a plot of the ratios to this file (.png, .svg, .pdf).")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    from_: Annotated[Path | None, typer.Option("--from", help="Show a file of --json instead of measuring.")] = None,
 ) -> None:
-    """Time steps of optimizers against every path torch has for them, and against the memory limit.
+    """Measure optimizer steps, and compare them with every path of torch.optim and with the memory limit.
 
-    All paths of an optimizer take turns in this process; figures are medians. Ratios are ours over torch's fastest.
-    The default run takes half an hour or so, and up to 8 GB of memory.
+    All paths of an optimizer run in this process in alternating order. Times are medians. A ratio is the time of
+    optplug divided by that of torch's fastest path. The default run takes about half an hour and up to 8 GB of memory.
     """
     try:
         for path in (json, picture):
             if path is not None:
                 _check_writable(path)
         if picture is not None:
-            from optplug.bench.plot import check
+            from optplug.bench.plot import check_plot_path
 
-            check(picture)
+            check_plot_path(picture)
         if from_ is not None:
             given = [
-                name for name in MEASURING if (s := context.get_parameter_source(name)) and s.name == "COMMANDLINE"
+                name
+                for name in MEASUREMENT_PARAMETERS
+                if (s := context.get_parameter_source(name)) and s.name == "COMMANDLINE"
             ]
             if given:
                 named = listing(name if name == "names" else "--" + name.strip("_") for name in given)
-                raise ConfigError(f"--from shows what a file has: leave {named} out")
+                raise ConfigError(f"--from shows the results in a file: remove {named}")
             report, page = _read(from_, markdown=markdown)
         else:
             report = _measured(
@@ -112,18 +118,26 @@ def bench(
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse what cannot be written after half an hour."""
+    """Check that a file can be written, so that errors are reported before the measurement.
+
+    Raises:
+        ConfigError: the folder does not exist, the path is a folder, or the permission is missing.
+    """
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} to")
+        raise ConfigError(f"{path.name} cannot be written: there is no folder {str(path.parent)!r}")
     if path.is_dir():
-        raise ConfigError(f"{str(path)!r} is a folder, not a file to write")
+        raise ConfigError(f"{str(path)!r} cannot be written: it is a folder")
     if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"{str(path)!r} may not be written")
+        raise ConfigError(f"{str(path)!r} cannot be written: permission denied")
 
 
 def _read(path: Path, *, markdown: bool) -> tuple[Report, list[Table | str]]:
-    """A report, and what is printed of it: the figures of a file may be anything."""
+    """Read a report and make its page. Both are done here, since values of the file can be invalid in either.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a report.
+    """
     from optplug.bench import Report
 
     try:
@@ -133,41 +147,41 @@ def _read(path: Path, *, markdown: bool) -> tuple[Report, list[Table | str]]:
         raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except OptplugError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:  # as many kinds as there are files
-        raise ConfigError(f"{path}: this is no result of optplug bench: {describe(error)}") from error
+    except Exception as error:  # invalid values can raise any exception
+        raise ConfigError(f"{path}: this is not a result of optplug bench: {one_line(error)}") from error
 
 
 def _measured(names: list[str], profiles: list[str], *, dtype: str, **settings: Any) -> Report:
-    """Measure, with progress on stderr.
+    """Measure, and write the progress to stderr.
 
     Raises:
-        typer.Exit: interrupted before there was anything to show.
+        typer.Exit: the user interrupted the run before the first result.
     """
-    from optplug.bench import PROFILES, Report, entries, environment, measure, profile
+    from optplug.bench import PROFILES, Report, environment, get_profile, measure, select_entries
     from optplug.optim.dispatch import check_engine
 
     check_engine(settings["engine"])
-    kind = _dtype(dtype)
-    several, left_out = entries(names)
-    chosen = list(dict.fromkeys(map(profile, profiles or PROFILES)))
-    for name, reason in left_out.items():
-        typer.echo(f"left out: {name}: {reason}", err=True)
-    told = {"names": names, "profiles": profiles, "dtype": dtype, **settings}
-    where = environment.describe()
-    found: list[Cell | Failure] = []
-    with _progress(len(several) * len(chosen)) as (phase, done):
+    torch_dtype = _dtype(dtype)
+    entries, skipped = select_entries(names)
+    chosen = list(dict.fromkeys(map(get_profile, profiles or PROFILES)))
+    for name, reason in skipped.items():
+        typer.echo(f"skipped: {name}: {reason}", err=True)
+    all_settings = {"names": names, "profiles": profiles, "dtype": dtype, **settings}
+    machine = environment.machine_info()
+    results: list[Cell | Failure] = []
+    with _progress(len(entries) * len(chosen)) as (phase, done):
         try:
-            for result in measure(several, chosen, dtype=kind, progress=phase, **settings):
-                found.append(result)
+            for result in measure(entries, chosen, dtype=torch_dtype, progress=phase, **settings):
+                results.append(result)
                 done(result)
         except KeyboardInterrupt:
-            told["interrupted"] = True
-    report = Report.of(found, told, where)
-    if "interrupted" in told:
+            all_settings["interrupted"] = True
+    report = Report.from_results(results, all_settings, machine)
+    if "interrupted" in all_settings:
         if not report.cells:
-            typer.echo("interrupted before anything was measured: nothing is written", err=True)
+            typer.echo("interrupted before the first result: nothing is written", err=True)
             raise typer.Exit(130)
-        typer.echo("interrupted: this is what was measured until then", err=True)
+        typer.echo("interrupted: the results until then follow", err=True)
     return report
 
 
@@ -175,15 +189,22 @@ def _dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in DTYPES:
-        raise ConfigError(f"no dtype {name!r} for bench; there are {listing(DTYPES)}{did_you_mean(name, DTYPES)}")
+        raise ConfigError(f"no dtype {name!r} for bench{suggest(name, DTYPES, intro='there are')}")
     found: torch.dtype = getattr(torch, name)
     return found
 
 
 @contextmanager
 def _progress(cells: int) -> Iterator[tuple[Callable[[str], None], Callable[[Cell | Failure], None]]]:
-    """What is being done, and what was: a bar on a terminal, else a line at each cell's start and one at its end."""
-    began = time.perf_counter()
+    """Show the progress: a bar on a terminal, else one line at the start and one at the end of each cell.
+
+    Args:
+        cells: the number of cells.
+
+    Yields:
+        A function to call with the description of each phase, and a function to call with each result.
+    """
+    start = time.perf_counter()
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -199,9 +220,9 @@ def _progress(cells: int) -> Iterator[tuple[Callable[[str], None], Callable[[Cel
             typer.echo(f"{len(started)}/{cells} {cell}", err=True)
 
     def done(result: Cell | Failure) -> None:
-        said = f"ratio {ratio:.2f}" if (ratio := getattr(result, "ratio", None)) else "failed"
-        elapsed = time.perf_counter() - began
-        typer.echo(f"{result.optimizer} on {result.profile}: {said} ({elapsed:.0f} s)", err=True)
+        outcome = f"ratio {ratio:.2f}" if (ratio := getattr(result, "ratio", None)) else "failed"
+        elapsed = time.perf_counter() - start
+        typer.echo(f"{result.optimizer} on {result.profile}: {outcome} ({elapsed:.0f} s)", err=True)
 
     yield phase, done
 
@@ -210,6 +231,7 @@ def _progress(cells: int) -> Iterator[tuple[Callable[[str], None], Callable[[Cel
 
 
 def _ms(seconds: float) -> str:
+    """Format seconds in milliseconds. Small values have more decimals."""
     return f"{1e3 * seconds:.{1 if seconds >= 0.01 else 2 if seconds >= 0.001 else 3}f}"
 
 
@@ -223,28 +245,31 @@ def _title(cell: Cell) -> str:
 
 
 def _page(report: Report, *, markdown: bool) -> list[Table | str]:
-    """All that is printed of a report."""
+    """Return the tables and lines that are printed for a report."""
     if not report.cells:
         return []
     if markdown:
-        return ["\n\n".join(markdown_of(report))]
+        return ["\n\n".join(markdown_lines(report))]
     page: list[Table | str] = []
     for name in report.profiles:
-        cells = report.on(name)
-        page += [_table(cells), *notes_of(cells), ""]
-    return [*page, *legend_of(report), machine_of(report), *summary_of(report)]
+        cells = report.cells_of(name)
+        page += [_table(cells), *cell_notes(cells), ""]
+    return [*page, *legend_lines(report), machine_line(report), *summary_lines(report)]
 
 
 def _print(page: list[Table | str]) -> None:
     out = Console(highlight=False)
     if not out.is_terminal:
         out = Console(highlight=False, width=WIDE)
-    for one in page:
-        out.print(Text(one) if isinstance(one, str) else one, soft_wrap=isinstance(one, str))
+    for item in page:
+        out.print(Text(item) if isinstance(item, str) else item, soft_wrap=isinstance(item, str))
 
 
 def _table(cells: list[Cell]) -> Table:
-    """One profile: times are medians in ms, memory is in MiB. All columns, or on a narrow terminal the needed ones."""
+    """Return the table of one profile: times are medians in ms, memory is in MiB.
+
+    A table that is wider than the terminal is replaced by one with the most important columns.
+    """
     out = Console()
     width = out.width if out.is_terminal else WIDE
     paths = list(dict.fromkeys(timing.path for cell in cells for timing in cell.paths))
@@ -259,23 +284,23 @@ def _table(cells: list[Cell]) -> Table:
                 "best ms": f"{_ms(cell.best.median)} {cell.best.path}",
                 **{path: _mark(by_path[path], cell.best) if path in by_path else "-" for path in paths},
                 "ratio": _ratio(cell),
-                "limit ms": _ms(cell.limit.median) if cell.fraction is not None else "-",
+                "limit ms": _ms(cell.memory_limit.median) if cell.memory_limit_fraction is not None else "-",
                 "of limit": _fraction(cell),
-                "first, second ms": ", ".join(map(_ms, cell.ours.first)) + ("" if cell.ours.cold else " (warm)"),
+                "first, second ms": ", ".join(map(_ms, cell.ours.first_steps)) + ("" if cell.ours.cold else " (warm)"),
                 "MiB": _mib(cell.ours.extra_bytes),
-                "torch's": _mib(cell.best.extra_bytes) if cell.of_torch else "-",
+                "torch's": _mib(cell.best.extra_bytes) if cell.is_compared_with_torch else "-",
             }
         )
 
     def table(*columns: str) -> Table:
-        made = Table(box=None, pad_edge=False, header_style="bold", title=_title(cells[0]), title_justify="left")
+        result = Table(box=None, pad_edge=False, header_style="bold", title=_title(cells[0]), title_justify="left")
         for column in columns:
             left = column in ("optimizer", "engine")
-            fold = column == "optimizer"  # a name with many options shall not push the figures out
-            made.add_column(column, justify="left" if left else "right", no_wrap=not fold, overflow="fold")
+            fold = column == "optimizer"  # a label with many options is wrapped, so that all numbers fit
+            result.add_column(column, justify="left" if left else "right", no_wrap=not fold, overflow="fold")
         for row in rows:
-            made.add_row(*(row[column] for column in columns))
-        return made
+            result.add_row(*(row[column] for column in columns))
+        return result
 
     wide = table(*(column for column in rows[0] if column != "best ms"))
     if out.measure(wide, options=out.options.update(width=10 * WIDE)).maximum <= width:
@@ -288,37 +313,39 @@ def _mark(timing: Timing, best: Timing) -> str:
 
 
 def _ratio(cell: Cell) -> str:
-    return f"{cell.ratio:.2f}{'?' * cell.doubtful}"
+    return f"{cell.ratio:.2f}{'?' * cell.is_doubtful}"
 
 
 def _fraction(cell: Cell) -> str:
-    return "-" if cell.fraction is None else f"{cell.fraction:.0%}"
+    return "-" if cell.memory_limit_fraction is None else f"{cell.memory_limit_fraction:.0%}"
 
 
-def notes_of(cells: list[Cell]) -> list[str]:
-    """What a reader of the figures must know about single optimizers and their engines."""
-    from optplug.bench.results import SPREAD
+def cell_notes(cells: list[Cell]) -> list[str]:
+    """Return the notes on single optimizers and engines that are printed under the table of a profile."""
+    from optplug.bench.results import MAX_QUARTILE_RATIO
 
-    notes = [f"{cell.optimizer} is compared with {cell.against}" for cell in cells if not cell.of_torch]
+    notes = [f"{cell.optimizer} is compared with {cell.baseline}" for cell in cells if not cell.is_compared_with_torch]
     notes += [f"{cell.optimizer}: {note}" for cell in cells for note in cell.notes]
-    notes += [f"{c.optimizer}, {path} is left out: {reason}" for c in cells for path, reason in c.left_out.items()]
+    notes += [f"{c.optimizer}, {path} is skipped: {reason}" for c in cells for path, reason in c.skipped.items()]
     notes += [
-        f"{cell.optimizer}, compile: first and second step {', '.join(map(_ms, timing.first))} ms"
+        f"{cell.optimizer}, compile: first and second step {', '.join(map(_ms, timing.first_steps))} ms"
         for cell in cells
         for timing in cell.paths
         if timing.path == "compile"
     ]
-    notes += [f"{cell.optimizer}: doubtful, {complaint}" for cell in cells for complaint in cell.complaints]
-    if any(cell.doubtful for cell in cells):
-        notes.append(f"?: doubtful, the upper quartile of one of the two times is more than {SPREAD} times the lower")
+    notes += [f"{cell.optimizer}: doubtful, {warning}" for cell in cells for warning in cell.warnings]
+    if any(cell.is_doubtful for cell in cells):
+        notes.append(
+            f"?: doubtful, the upper quartile of one of the two times is more than {MAX_QUARTILE_RATIO} times the lower"
+        )
     return [*notes, *dict.fromkeys(f"{cell.engine}: {cell.reason}" for cell in cells if cell.engine)]
 
 
-def summary_of(report: Report) -> list[str]:
-    """The geometric means of the ratios, and the worst one, where torch is what is compared with."""
+def summary_lines(report: Report) -> list[str]:
+    """Return the geometric means of the ratios and the worst ratio, of the cells that are compared with torch."""
     from optplug.bench import geometric_mean
 
-    cells = [cell for cell in report.cells if cell.of_torch]
+    cells = [cell for cell in report.cells if cell.is_compared_with_torch]
     if not cells:
         return []
     profiles = dict.fromkeys(cell.profile for cell in cells)
@@ -330,44 +357,45 @@ def summary_of(report: Report) -> list[str]:
     ]
 
 
-def machine_of(report: Report) -> str:
-    """Where and with what it was measured, in one line."""
+def machine_line(report: Report) -> str:
+    """Return the machine, the versions and the date in one line."""
     machine, versions = report.machine, report.versions
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     load = "unknown" if machine["load"] is None else f"{machine['load']:.2f}"
-    where = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, load {load} at the start"
-    cut = " (interrupted)" if report.settings.get("interrupted") else ""
-    return f"{where}; {packages}; {report.date[:10]}{cut}"
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, load {load} at the start"
+    suffix = " (interrupted)" if report.settings.get("interrupted") else ""
+    return f"{hardware}; {packages}; {report.date[:10]}{suffix}"
 
 
-def legend_of(report: Report) -> list[str]:
-    """How to read the tables."""
+def legend_lines(report: Report) -> list[str]:
+    """Return the explanation of the tables."""
     if any(cell.ours.cold for cell in report.cells):
-        first = "in a fresh process, where the first pays for imports and compilation"
+        first = "in a new process; the first step includes imports and compilation"
     else:
-        first = "in this process, where the first optimizer pays for imports"
+        first = "in this process; the first step of the first optimizer includes imports"
     return [
-        "Medians; * is torch's fastest path, the ratio is ours over it. MiB: a step's extra memory, ours and",
-        "torch's fastest. The limit is a kernel that reads and writes the same arrays with one addition each, told",
-        "where ours ran with the same engine; with many small tensors it contains the overhead for each of them.",
-        f"First and second step: {first}.",
+        "Times are medians. * marks torch's fastest path; the ratio is optplug's time divided by that of this path.",
+        "MiB is the extra memory of a step, of optplug and of torch's fastest path. The limit is the time of a kernel",
+        "that reads and writes the same arrays with one addition each. It is shown if optplug used the same engine.",
+        "With many small tensors it includes the overhead for each tensor.",
+        f"First, second: the first two steps, {first}.",
     ]
 
 
-def markdown_of(report: Report) -> Iterator[str]:
-    """A report that has cells as Markdown: a paragraph, and a table for every profile."""
-    yield machine_of(report) + "."
+def markdown_lines(report: Report) -> Iterator[str]:
+    """Yield a report with cells as Markdown: a paragraph, a table for each profile, and the summary."""
+    yield machine_line(report) + "."
     for name in report.profiles:
-        cells = report.on(name)
+        cells = report.cells_of(name)
         rows = [
             f"| {_title(cells[0])} | optplug | torch's best | ratio | of the memory limit |",
             "|---|---|---|---|---|",
         ]
         for cell in cells:
             best = f"{_ms(cell.best.median)} ms, `{cell.best.path}`"
-            shares = f"{_ratio(cell)} | {_fraction(cell)}"
-            rows.append(f"| `{cell.optimizer}` | {_ms(cell.ours.median)} ms | {best} | {shares} |")
-        yield "\n".join([*rows, *(f"\n{note}." for note in notes_of(cells))])
-    yield "With many small tensors the memory limit contains the overhead for each of them."
-    if summary := summary_of(report):
+            last_columns = f"{_ratio(cell)} | {_fraction(cell)}"
+            rows.append(f"| `{cell.optimizer}` | {_ms(cell.ours.median)} ms | {best} | {last_columns} |")
+        yield "\n".join([*rows, *(f"\n{note}." for note in cell_notes(cells))])
+    yield "With many small tensors the memory limit includes the overhead for each tensor."
+    if summary := summary_lines(report):
         yield "; ".join(summary).capitalize() + "."

@@ -1,4 +1,4 @@
-"""`optplug validate`, `optplug groups` and `optplug schema`: what a configuration file says, before it trains."""
+"""The subcommands `validate`, `groups` and `schema`: check and show a configuration file before training."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from optplug.config.error_collector import join_loc
-from optplug.errors import ConfigError, ConfigErrors, OptplugError, describe, did_you_mean
+from optplug.errors import ConfigError, ConfigErrors, OptplugError, did_you_mean, one_line
 
-if TYPE_CHECKING:  # it imports torch, which `optplug list` does without
-    from optplug.cli.files import File, Section
+if TYPE_CHECKING:  # this module imports torch, and `optplug list` works without importing torch
+    from optplug.cli.files import ConfigFile, ConfigSection
 
 ConfigArgument = Annotated[Path, typer.Argument(help="A file of YAML or JSON.", metavar="CONFIG")]
 ModelOption = Annotated[
@@ -25,19 +25,19 @@ ModelOption = Annotated[
         "--model",
         metavar="MODULE:CLASS",
         help="The model: package.module:Class or path/to/file.py:Class. Its arguments are the file's section `model`. "
-        "Not needed where that section has a class_path.",
+        "Not needed if this section has a class_path.",
     ),
 ]
 
 
 def validate(config: ConfigArgument, model: ModelOption = None) -> None:
-    """Check a configuration file and show it in full; with a model, the patterns of its groups too."""
+    """Check a configuration file and print it in full. With a model, check the patterns of its groups too."""
     import yaml
 
-    file, section, checked = _checked(config)
-    module = _module(file, section, model, needed=False)
+    file, section, checked = _load(config)
+    module = _build_model(file, section, model, required=False)
     if module is not None:
-        _optimizers(file, section, checked, module)
+        _build_optimizers(file, section, checked, module)
     typer.echo(f"{config} is valid{'' if module is None else ' for ' + type(module).__name__}:\n")
     typer.echo(yaml.safe_dump(checked.to_dict(), sort_keys=False, allow_unicode=True).rstrip())
 
@@ -47,12 +47,12 @@ def groups(
     model: ModelOption = None,
     names: Annotated[bool, typer.Option("--names", help="List the parameters of each group.")] = False,
 ) -> None:
-    """Show the parameter groups that a configuration file makes of a model: elements, learning rate, weight decay."""
+    """Show the parameter groups of a model for a configuration file: elements, learning rate, weight decay."""
     from optplug.config.param_groups import group_table
 
-    file, section, checked = _checked(config)
-    module = _module(file, section, model, needed=True)
-    for optimizer in _optimizers(file, section, checked, module):
+    file, section, checked = _load(config)
+    module = _build_model(file, section, model, required=True)
+    for optimizer in _build_optimizers(file, section, checked, module):
         table = group_table(optimizer, module)
         typer.echo(f"{type(optimizer).__name__} of {type(module).__name__}\n\n{table}\n")
         for row in table if names else ():
@@ -60,94 +60,112 @@ def groups(
 
 
 def schema() -> None:
-    """Print the JSON Schema of configurations with the installed plugins, for editors to complete and check by."""
+    """Print the JSON Schema of configurations with the installed plugins, for completion and checks in editors."""
     from optplug.config.json_schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def _checked(path: Path) -> tuple[File, Section, Any]:
-    """The parsed configuration of a file; what is wrong ends the command, with its lines."""
-    from optplug.cli.files import File, near_misses, read
-    from optplug.config.build import checked
+def _load(path: Path) -> tuple[ConfigFile, ConfigSection, Any]:
+    """Read and check a configuration file. If it has errors, the command exits and prints them with their lines."""
+    from optplug.cli.files import ConfigFile, key_errors, read_config_file
+    from optplug.config.build import parse_and_check
     from optplug.config.error_collector import ErrorCollector
 
-    file = File(path, None, None)
+    file = ConfigFile(path, None, None)
     loc = ""
     try:
-        file = read(path)
+        file = read_config_file(path)
         section = file.section()
         loc = section.loc
         collector = ErrorCollector()
-        for key, error in near_misses(section):
+        for key, error in key_errors(section):
             collector.add(error, key)
         override = section.values.get("override", False)
         if not isinstance(override, bool):
             collector.add(ConfigError(f"must be true or false, got {override!r}"), "override")
         with collector.collect(""):
             given = {key: value for key, value in section.values.items() if key != "override"}
-            if not given and set(section.whole) <= {"verbose"} and not collector.errors:
-                typer.echo(f"{path} is valid: the callback owns the schedules of the module's own configure_optimizers")
+            if not given and set(section.mapping) <= {"verbose"} and not collector.errors:
+                typer.echo(
+                    f"{path} is valid: the callback steps the schedulers that the module's own configure_optimizers "
+                    "returns"
+                )
                 raise typer.Exit
-            config = checked(**given)
+            config = parse_and_check(**given)
         collector.raise_collected()
     except OptplugError as error:
-        _fail(file, loc, error)
+        _exit_with_errors(file, loc, error)
     return file, section, config
 
 
-def _optimizers(file: File, section: Section, config: Any, module: Any) -> list[Any]:
-    """The optimizers of a configuration, built on a module."""
-    from optplug.lightning.configure import optimizers
+def _build_optimizers(file: ConfigFile, section: ConfigSection, config: Any, module: Any) -> list[Any]:
+    from optplug.lightning.configure import build_optimizers
 
     try:
-        return optimizers(module, config, override=bool(section.values.get("override")))
+        return build_optimizers(module, config, override=bool(section.values.get("override")))
     except OptplugError as error:
-        _fail(file, section.loc, error)
+        _exit_with_errors(file, section.loc, error)
 
 
-def _fail(file: File, section: str, error: OptplugError) -> NoReturn:
-    """Say what is wrong, each with its line, and end the command."""
+def _exit_with_errors(file: ConfigFile, loc: str, error: OptplugError) -> NoReturn:
+    """Print each error with its line, in the order of lines, and exit with code 1.
+
+    Args:
+        file: the file.
+        loc: the location of the section, to which the errors' locations are relative.
+        error: one error, or several as `ConfigErrors`.
+    """
     errors = error.errors if isinstance(error, ConfigErrors) else (error,)
-    found = [(file.line(join_loc(section, each.loc)) if each.loc else 0, str(each)) for each in errors]
-    for line, says in sorted(found, key=lambda pair: pair[0]):
-        typer.echo(f"{file.path}{f':{line}' if line else ''}: {says}", err=True)
+    found = [(file.line_of(join_loc(loc, each.loc)) if each.loc else 0, str(each)) for each in errors]
+    for line, message in sorted(found, key=lambda pair: pair[0]):
+        typer.echo(f"{file.path}{f':{line}' if line else ''}: {message}", err=True)
     raise typer.Exit(1)
 
 
-# ----------------------------------------------------------------------------------------- models
+# ------------------------------------------------------------------------------------------ models
 
 
-def _module(file: File, section: Section, model: str | None, *, needed: bool) -> Any:
-    """The model, built from the file's section `model`; None where nothing says which."""
-    given = section.whole.get("model", file.data.get("model"))
+def _build_model(file: ConfigFile, section: ConfigSection, model: str | None, *, required: bool) -> Any:
+    """Build the model from the file's section `model`.
+
+    Args:
+        file: the file.
+        section: the section that configures optplug. A section `model` next to it has precedence.
+        model: the value of `--model`, or None.
+        required: whether a missing model is an error.
+
+    Returns:
+        The model; None if neither `--model` nor the file names a class.
+    """
+    given = section.mapping.get("model", file.data.get("model"))
     given = dict(given) if isinstance(given, Mapping) else {}
     try:
         if model is not None:
-            cls = _class(model)
+            cls = _import_class(model)
             path = f"{cls.__module__}.{cls.__qualname__}"
             given = {"class_path": path, "init_args": given.get("init_args", given)}
         elif "class_path" not in given:
-            if not needed:
+            if not required:
                 return None
-            raise ConfigError("which model? The section model has no class_path: add --model package.module:Class")
-        return _built(given)
+            raise ConfigError("the section model has no class_path: add --model package.module:Class")
+        return _instantiate(given)
     except OptplugError as error:
-        _fail(file, "", error)
+        _exit_with_errors(file, "", error)
 
 
-def _class(text: str) -> type:
+def _import_class(text: str) -> type:
     """The class of `package.module:Class` or `path/to/file.py:Class`."""
-    where, colon, name = text.rpartition(":")
-    if not colon or not where or not name:
+    source, colon, name = text.rpartition(":")
+    if not colon or not source or not name:
         raise ConfigError(f"--model must be package.module:Class or path/to/file.py:Class, got {text!r}")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        if where.endswith(".py"):
-            sys.path.insert(0, str(Path(where).resolve().parent))  # as when it is run
-            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+        if source.endswith(".py"):
+            sys.path.insert(0, str(Path(source).resolve().parent))  # as Python does for a script
+            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
             if spec is None or spec.loader is None:
-                raise ImportError(f"no module in {where}")
+                raise ImportError(f"no module in {source}")
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             try:
@@ -156,18 +174,21 @@ def _class(text: str) -> type:
                 del sys.modules[spec.name]
                 raise
         else:
-            module = importlib.import_module(where)
-    except Exception as error:  # a user's module may raise anything
-        raise ConfigError(f"--model: {where} cannot be imported: {describe(error)}") from error
+            module = importlib.import_module(source)
+    except Exception as error:  # the user's module can raise anything
+        raise ConfigError(f"--model: {source} cannot be imported: {one_line(error)}") from error
     found = getattr(module, name, None)
     if not isinstance(found, type):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]
-        raise ConfigError(f"--model: {where} has no class {name!r}{did_you_mean(name, classes)}")
+        raise ConfigError(f"--model: {source} has no class {name!r}{did_you_mean(name, classes)}")
     return found
 
 
-def _built(given: Mapping[str, Any]) -> Any:
-    """An instance, with arguments parsed by their types as LightningCLI does."""
+def _instantiate(given: Mapping[str, Any]) -> Any:
+    """Build a module from `class_path` and `init_args`. The arguments are parsed by their types, as LightningCLI does.
+
+    The module's `configure_model`, which can create further layers, is called too.
+    """
     try:
         from jsonargparse import ArgumentParser
         from torch import nn
@@ -177,16 +198,11 @@ def _built(given: Mapping[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "model", required=True)
     try:
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # older versions have no other
+        # Older versions of jsonargparse do not have `instantiate`.
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         module = instantiate(parser.parse_object({"model": dict(given)})).model
-        for method in _late(module):
-            method()
-    except Exception as error:  # jsonargparse's and the model's own
-        raise ConfigError(f"the model {given['class_path']} cannot be built: {describe(error)}") from error
+        if callable(getattr(module, "configure_model", None)):
+            module.configure_model()
+    except Exception as error:  # from jsonargparse or from the model
+        raise ConfigError(f"the model {given['class_path']} cannot be built: {one_line(error)}") from error
     return module
-
-
-def _late(module: Any) -> Iterator[Any]:
-    """What builds layers after construction."""
-    if callable(getattr(module, "configure_model", None)):
-        yield module.configure_model

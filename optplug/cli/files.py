@@ -1,4 +1,4 @@
-"""Configuration files: what of them is optplug's, and on which line a place is."""
+"""Configuration files: reading, the part that configures optplug, and the line number of a location."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from typing import Any
 
 import yaml
 
-from optplug.config import model
-from optplug.config.builtins import plain
-from optplug.config.model import SUBCOMMANDS
-from optplug.errors import ConfigError, ConfigTypeError, OptplugError, describe, did_you_mean, listing
+from optplug.config.builtins import to_builtins
+from optplug.config.model import SUBCOMMANDS, TOP_LEVEL_KEYS
+from optplug.errors import ConfigError, ConfigTypeError, OptplugError, did_you_mean, listing, one_line, short_list
 from optplug.registry import registry
-from optplug.registry.signature import configurable
+from optplug.registry.signature import configurable_arguments
 
-KEYS = (*model.KEYS, "override")
-OTHERS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose", "print_config", "config")
-"""Keys beside optplug's that are LightningCLI's or the callback's own."""
+SECTION_KEYS = (*TOP_LEVEL_KEYS, "override")
+IDENTIFYING_KEYS = ("optimizer", "scheduler", "param_groups")
+"""A mapping with one of these keys configures optplug."""
+
+OTHER_KEYS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose", "print_config", "config")
+"""Keys of LightningCLI and of the callback, accepted next to `SECTION_KEYS`."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as LightningCLI does."""
+class _YamlLoader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as LightningCLI does, and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML does, but a key that stands twice is no matter of luck."""
+        # PyYAML itself keeps the last of several equal keys without a message.
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in lines:
-                    says = f"the key {key.value!r} stands twice in one mapping, in line {lines[key.value]} and {line}"
-                    raise yaml.MarkedYAMLError(problem=says)
+                    problem = f"duplicate key {key.value!r}, in lines {lines[key.value]} and {line}"
+                    raise yaml.MarkedYAMLError(problem=problem)
                 lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+_YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
@@ -47,29 +49,36 @@ _Loader.add_implicit_resolver(
 
 
 @dataclass(frozen=True)
-class Section:
-    """What of a file is optplug's.
+class ConfigSection:
+    """The part of a file that configures optplug.
 
     Attributes:
-        place: of the section in the file, such as `fit`; empty for its top. values: by `KEYS`.
-        whole: the mapping that the section is part of, with a `model` perhaps.
+        loc: the location in the file, such as `fit`; empty for the top.
+        values: the values of `SECTION_KEYS`.
+        mapping: the mapping at `loc`, with all its keys.
     """
 
     loc: str
     values: dict[str, Any]
-    whole: Mapping[str, Any]
+    mapping: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class File:
-    """A configuration file that has been read."""
+class ConfigFile:
+    """A configuration file.
+
+    Attributes:
+        path: the path.
+        data: the content with resolved interpolations; None before the file is read.
+        node: the YAML nodes, which have line numbers; None before the file is read.
+    """
 
     path: Path
     data: Any
     node: yaml.Node | None
 
-    def line(self, loc: str) -> int:
-        """The line of a place, such as `fit.param_groups[0].lr`, or of the innermost part of it that is there."""
+    def line_of(self, loc: str) -> int:
+        """The line of a location such as `fit.param_groups[0].lr`; if it is absent, of its innermost present parent."""
         node, line = self.node, 1
         for token in re.findall(r"[^.\[\]]+", loc):
             found = None
@@ -82,85 +91,91 @@ class File:
             line, node = found[0].start_mark.line + 1, found[1]
         return line
 
-    def section(self) -> Section:
-        """The part that is optplug's: at the top, under a subcommand, or the arguments of a ConfigureOptimizers.
+    def section(self) -> ConfigSection:
+        """The section that configures optplug: the top, a subcommand, or the arguments of a ConfigureOptimizers.
 
         Raises:
-            ConfigError: there is none, or more than one. ConfigTypeError: the file holds no mapping.
+            ConfigError: the file has no such section, or several.
+            ConfigTypeError: the file does not contain a mapping.
         """
         if self.data is None:
-            raise ConfigError("is empty: a configuration has e.g. optimizer: adam")
+            raise ConfigError("is empty; a minimal configuration is optimizer: adam")
         if not isinstance(self.data, Mapping):
-            raise ConfigTypeError(f"a configuration is a mapping, got {type(self.data).__name__}")
+            raise ConfigTypeError(f"must contain a mapping, got {type(self.data).__name__}")
         found = list(self._sections())
         if not found:
-            near = [hint for key in self.data if (hint := did_you_mean(str(key), KEYS[:3]))]
-            raise ConfigError(
-                f"there is no {listing(KEYS[:3])}; there are {listing(self.data)}{near[0] if near else ''}"
-            )
+            hints = [f"{key}{hint}" for key in self.data if (hint := did_you_mean(str(key), IDENTIFYING_KEYS))]
+            keys = hints[0] if hints else short_list(self.data)
+            raise ConfigError(f"has none of the keys {listing(IDENTIFYING_KEYS)}; it has {keys}")
         if len(found) > 1:
-            raise ConfigError(f"optplug is configured in several places: {listing(s.loc or 'the top' for s in found)}")
+            locs = listing(section.loc or "the top" for section in found)
+            raise ConfigError(f"optplug is configured in several places: {locs}")
         return found[0]
 
-    def _sections(self) -> Iterator[Section]:
+    def _sections(self) -> Iterator[ConfigSection]:
         for loc, mapping in [("", self.data), *((key, self.data.get(key)) for key in SUBCOMMANDS)]:
-            if isinstance(mapping, Mapping) and any(key in mapping for key in KEYS[:3]):
-                yield Section(loc, {key: mapping[key] for key in KEYS if key in mapping}, mapping)
-        yield from _callbacks(plain(self.data), "")
+            if isinstance(mapping, Mapping) and any(key in mapping for key in IDENTIFYING_KEYS):
+                yield ConfigSection(loc, {key: mapping[key] for key in SECTION_KEYS if key in mapping}, mapping)
+        yield from _callback_sections(to_builtins(self.data), "")
 
 
-def near_misses(section: Section) -> Iterator[tuple[str, ConfigError]]:
-    """Keys beside those of a section that are no key of optplug's and look like one."""
-    for key in section.whole:
-        hint = did_you_mean(str(key), KEYS)
-        private = not isinstance(key, str) or key.startswith("_") or key in ("class_path", "init_args")
-        if key not in (*KEYS, *OTHERS, *SUBCOMMANDS) and hint and not private:
-            yield str(key), ConfigError(f"there is no key {key!r}{hint}")
+def key_errors(section: ConfigSection) -> Iterator[tuple[str, ConfigError]]:
+    """Errors for keys next to those of a section: misspelled keys, and arguments that belong one level deeper.
+
+    Yields:
+        The key and the error.
+    """
+    for key in section.mapping:
+        hint = did_you_mean(str(key), SECTION_KEYS)
+        is_internal = not isinstance(key, str) or key.startswith("_") or key in ("class_path", "init_args")
+        if key not in (*SECTION_KEYS, *OTHER_KEYS, *SUBCOMMANDS) and hint and not is_internal:
+            yield str(key), ConfigError(f"unknown key {key!r}{hint}")
     for kind in ("optimizer", "scheduler"):
         given = section.values.get(kind)
         name = given.get("name") if isinstance(given, Mapping) else given
         with suppress(OptplugError):
-            for key in configurable(registry.find(kind, str(name))):
-                if key in section.whole and key not in (*KEYS, *OTHERS):
-                    yield key, ConfigError(f"{key} belongs under {kind}: is it indented too little?")
+            for key in configurable_arguments(registry.resolve(kind, str(name))):
+                if key in section.mapping and key not in (*SECTION_KEYS, *OTHER_KEYS):
+                    yield key, ConfigError(f"is an argument of the {kind}; indent it under {kind}")
 
 
-def _callbacks(data: Any, loc: str) -> Iterator[Section]:
-    """The arguments of ConfigureOptimizers callbacks, as LightningCLI and Hydra write them."""
+def _callback_sections(data: Any, loc: str) -> Iterator[ConfigSection]:
+    """The arguments of ConfigureOptimizers callbacks, in the form of LightningCLI or Hydra."""
     if isinstance(data, Mapping):
         path = data.get("class_path", data.get("_target_"))
         if isinstance(path, str) and path.rpartition(".")[2] == "ConfigureOptimizers":
-            inner, where = data, loc
+            arguments, arguments_loc = data, loc
             if "class_path" in data:
-                inner, where = data.get("init_args") or {}, f"{loc}.init_args"
-            yield Section(where, {key: inner[key] for key in KEYS if key in inner}, inner)
+                arguments, arguments_loc = data.get("init_args") or {}, f"{loc}.init_args"
+            values = {key: arguments[key] for key in SECTION_KEYS if key in arguments}
+            yield ConfigSection(arguments_loc, values, arguments)
             return
         for key, value in data.items():
-            yield from _callbacks(value, f"{loc}.{key}" if loc else str(key))
+            yield from _callback_sections(value, f"{loc}.{key}" if loc else str(key))
     elif isinstance(data, list):
         for i, value in enumerate(data):
-            yield from _callbacks(value, f"{loc}[{i}]")
+            yield from _callback_sections(value, f"{loc}[{i}]")
 
 
-def read(path: Path) -> File:
-    """Read a file of YAML or JSON; interpolations (`${...}`) are resolved by OmegaConf.
+def read_config_file(path: Path) -> ConfigFile:
+    """Read a YAML or JSON file. OmegaConf resolves interpolations (`${...}`).
 
     Raises:
-        ConfigError: it cannot be read, or an interpolation leads nowhere.
+        ConfigError: the file cannot be read, or an interpolation cannot be resolved.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        data = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
-        node = yaml.compose(text, _Loader)
+        data = yaml.load(text, _YamlLoader)  # noqa: S506  # a SafeLoader
+        node = yaml.compose(text, _YamlLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot be read: {describe(error)}") from None
+        raise ConfigError(f"cannot be read: {one_line(error)}") from None
     if "${" in text:
         try:
             from omegaconf import OmegaConf
         except ModuleNotFoundError:
-            raise ConfigError("has interpolations (${...}): pip install omegaconf to have them resolved") from None
+            raise ConfigError("has interpolations (${...}), which need omegaconf: pip install omegaconf") from None
         try:
             data = OmegaConf.to_container(OmegaConf.create(data), resolve=True)
-        except Exception as error:  # OmegaConf has many ways to fail
-            raise ConfigError(f"an interpolation cannot be resolved: {describe(error)}") from None
-    return File(path, data, node)
+        except Exception as error:  # OmegaConf raises many types of exceptions
+            raise ConfigError(f"an interpolation cannot be resolved: {one_line(error)}") from None
+    return ConfigFile(path, data, node)

@@ -1,4 +1,4 @@
-"""From what users write to optimizers and schedulers: parse and check, JSON Schema, parameter groups, build.
+"""Configurations of optimizers and schedulers: parsing, checks, JSON Schema, parameter groups, construction.
 
-No algorithm by name, no trainer, no Lightning.
+The package contains no algorithm and does not depend on Lightning.
 """

@@ -1,4 +1,4 @@
-"""From names and configurations to optimizers and schedulers. No trainer, no Lightning."""
+"""Construction of optimizers and schedulers from names and configurations, independent of Lightning."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.config.builtins import plain
+from optplug.config.builtins import to_builtins
 from optplug.config.error_collector import ErrorCollector, join_loc, prefix_loc, third_party_errors
 from optplug.config.model import (
     AUTO,
-    LINK,
+    LINK_PATTERN,
     PATIENCE_UNITS,
     Config,
     OptimizerConfig,
@@ -24,16 +24,19 @@ from optplug.config.model import (
     SchedulerConfig,
 )
 from optplug.config.param_group_presets import LayerDecay
-from optplug.config.param_groups import MULTIPLIERS, AnyRule, GroupRule, param_groups, trainable
-from optplug.config.param_selection import check_use, parameters_of, shortened
-from optplug.config.parse import check_arguments, read
-from optplug.errors import ConfigError, OptplugError, describe, did_you_mean, with_loc
+from optplug.config.param_groups import MULTIPLIERS, AnyGroupRule, GroupRule, param_groups, trainable_parameters
+from optplug.config.param_selection import check_selector, module_parameters
+from optplug.config.parse import check_arguments, parse_collecting
+from optplug.errors import ConfigError, OptplugError, did_you_mean, one_line, short_list, with_loc
 from optplug.optim.combined import Combined
-from optplug.optim.strict_kwargs import CheckedKeywords
+from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import registry
-from optplug.registry.signature import configurable, constructor
+from optplug.registry.signature import configurable_arguments, constructor_arguments
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.warmup import Warmup
+
+ASSUMED_LENGTH = 1000
+"""The length of a schedule that is `auto`, in a dry run."""
 
 
 def create_optimizer(
@@ -42,20 +45,23 @@ def create_optimizer(
     """Build an optimizer by name.
 
     Args:
-        name: any case, `-` or `_`, or `plugin:name`.
-        params_or_module: a module, whose parameters that require gradients are taken, or what the class itself takes:
-            tensors, named parameters, or dicts that each describe a group.
-        hyperparameters: the class's own.
+        name: in any case, with `-` or `_`; or `plugin:name`.
+        params_or_module: a module, whose parameters that require gradients are optimized; or what the optimizer class
+            accepts itself: tensors, named parameters, or dicts that each describe a parameter group.
+        hyperparameters: passed to the optimizer class.
 
     Raises:
-        UnknownNameError, AmbiguousNameError, PluginError: the name. ConfigError: an argument the class does not have,
-        or a module with nothing to train; and what the class raises.
+        UnknownNameError: the name is not registered.
+        AmbiguousNameError: several plugins register the name.
+        PluginError: the plugin cannot be loaded.
+        ConfigError: a hyperparameter that the class does not have, or a module without trainable parameters.
+        Exception: whatever the class raises.
     """
-    registration = registry.find("optimizer", name)
+    registration = registry.resolve("optimizer", name)
     check_arguments(registration, hyperparameters)
     params: Any = params_or_module
     if isinstance(params_or_module, nn.Module):
-        params = [p.tensor for p in trainable(params_or_module)]
+        params = [p.tensor for p in trainable_parameters(params_or_module)]
     optimizer: torch.optim.Optimizer = registry.get("optimizer", name)(params, **hyperparameters)
     return optimizer
 
@@ -65,20 +71,22 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
 
     Args:
         name: as in `create_optimizer`.
-        optimizer: whose learning rates to schedule.
-        arguments: the class's own, `last_epoch` included. Where it takes functions of the step: functions, arithmetic
-            in `epoch` as text, numbers, or names of functions of plugins (see `optplug.config.expressions.as_function`).
+        optimizer: the optimizer whose learning rates are scheduled.
+        arguments: passed to the scheduler class; `last_epoch` is allowed. An argument that is a function of the step
+            may be a function, arithmetic in `epoch` as text, a number, or the name of a plugin's function (see
+            `optplug.config.expressions.resolve_function`).
 
     Raises:
-        As `create_optimizer`.
+        OptplugError: as `create_optimizer`.
+        Exception: whatever the class raises.
     """
-    registration = registry.find("scheduler", name)
+    registration = registry.resolve("scheduler", name)
     check_arguments(registration, {k: v for k, v in arguments.items() if k != "last_epoch"})
     cls = registry.get("scheduler", name)
     if getattr(cls, "functions", ()):
-        from optplug.config.expressions import resolved
+        from optplug.config.expressions import resolve_function_arguments
 
-        arguments = resolved(cls, arguments)
+        arguments = resolve_function_arguments(cls, arguments)
     scheduler: LRScheduler = cls(optimizer, **arguments)
     return scheduler
 
@@ -87,335 +95,382 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
 
 
 def build_optimizer(module: nn.Module, setup: OptimizerSetup, loc: str = "optimizer") -> torch.optim.Optimizer:
-    """The optimizer of a part, on a module's parameters as they are now.
+    """Build the optimizer of a setup on the current parameters of a module.
 
     Args:
-        module: whose trainable parameters to optimize.
-        part: from `optplug.config.parse.parse`, with at least one member.
-        place: of the part in the configuration.
+        module: the module whose trainable parameters are optimized.
+        setup: from `optplug.config.parse.parse`, with at least one entry.
+        loc: the location of the optimizer in the configuration.
 
     Raises:
-        ConfigError, ConfigErrors: what needs parameters to be found wrong: patterns that match nothing, links that lead
-        nowhere; and what the class raises.
+        ConfigError: an error that depends on the module: a pattern matches no parameter, or a link cannot be resolved;
+            or an error raised by a third-party class.
+        ConfigErrors: several of these errors.
+        OptplugError: whatever the optimizer class raises.
     """
-    if not setup.combined:
-        return _member(module, setup.members[0], loc, loc if setup.members[0].select is not None else "")
-    members = [(member, f"{loc}.combine[{member.index}]") for member in setup.members]
+    if not setup.is_combined:
+        entry = setup.entries[0]
+        return _build_entry(module, entry, loc, loc if entry.select is not None else "")
+    located = [(entry, f"{loc}.combine[{entry.index}]") for entry in setup.entries]
     try:
-        return Combined([_member(module, member, where, where) for member, where in members])
+        return Combined([_build_entry(module, entry, entry_loc, entry_loc) for entry, entry_loc in located])
     except OptplugError as error:
         raise prefix_loc(error, "" if error.loc else loc) from error.__cause__
 
 
-def _member(module: nn.Module, member: OptimizerEntry, loc: str, groups_loc: str) -> torch.optim.Optimizer:
-    chosen, collector = member.optimizer, ErrorCollector()
-    hyperparameters = _linked(collector, module, chosen.hyperparameters, loc)
-    rules: list[AnyRule] = []
-    for i, rule in enumerate(member.param_groups):
+def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: str, groups_loc: str) -> torch.optim.Optimizer:
+    """Build the optimizer of an entry.
+
+    Args:
+        module: the module.
+        entry: the optimizer and its parameters.
+        loc: the location of the entry.
+        groups_loc: the location of the mapping that contains the entry's `param_groups`; empty for the top level.
+    """
+    optimizer_config, collector = entry.optimizer, ErrorCollector()
+    hyperparameters = _resolve_values(collector, module, optimizer_config.hyperparameters, loc)
+    rules: list[AnyGroupRule] = []
+    for i, rule in enumerate(entry.param_groups):
         if isinstance(rule, GroupRule):
-            options = _linked(collector, module, rule.options, join_loc(groups_loc, f"param_groups[{i}]"))
+            options = _resolve_values(collector, module, rule.options, join_loc(groups_loc, f"param_groups[{i}]"))
             rule = dataclasses.replace(rule, options=options)
         rules.append(rule)
     collector.raise_collected()
-    if hyperparameters != chosen.hyperparameters:  # what links lead to has not been checked yet
-        linked = dataclasses.replace(chosen, hyperparameters=hyperparameters)
-        _rehearse_member(
-            collector, dataclasses.replace(member, optimizer=linked), loc, join_loc(groups_loc, "param_groups")
-        )
+    if hyperparameters != optimizer_config.hyperparameters:  # the values of links have not been checked yet
+        resolved = dataclasses.replace(optimizer_config, hyperparameters=hyperparameters)
+        resolved_entry = dataclasses.replace(entry, optimizer=resolved)
+        _dry_run_entry(collector, resolved_entry, loc, join_loc(groups_loc, "param_groups"))
         collector.raise_collected()
     with collector.collect(groups_loc):
-        groups = param_groups(module, rules, _base(chosen, hyperparameters), member.select)
+        groups = param_groups(module, rules, _base_options(optimizer_config, hyperparameters), entry.select)
     collector.raise_collected()
     params: list[Any] = groups if rules else groups[0]["params"]
     try:
-        with third_party_errors(chosen.registration.spec.name, hyperparameters):
-            optimizer = create_optimizer(chosen.name, params, **hyperparameters)
+        with third_party_errors(optimizer_config.registration.spec.name, hyperparameters):
+            optimizer = create_optimizer(optimizer_config.name, params, **hyperparameters)
     except OptplugError as error:
         raise prefix_loc(error, loc) from error.__cause__
-    for (
-        group
-    ) in optimizer.param_groups:  # schedules write into tensors: neither the configuration's nor another group's
+    # Schedulers write into tensors. Clone them, so that no group shares one with the configuration or another group.
+    for group in optimizer.param_groups:
         group.update({key: value.detach().clone() for key, value in group.items() if isinstance(value, torch.Tensor)})
     return optimizer
 
 
-def _base(chosen: OptimizerConfig, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The optimizer's options, as far as its signature tells."""
-    usual = {k: p.default for k, p in configurable(chosen.registration).items() if p.default is not p.empty}
-    return {**usual, **hyperparameters}
+def _base_options(optimizer_config: OptimizerConfig, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The given hyperparameters and the constructor's defaults of the others."""
+    known = configurable_arguments(optimizer_config.registration)
+    defaults = {k: p.default for k, p in known.items() if p.default is not p.empty}
+    return {**defaults, **hyperparameters}
 
 
-def _linked(collector: ErrorCollector, module: nn.Module, options: Mapping[str, Any], loc: str) -> dict[str, Any]:
-    """Options with the module's attributes for links to them."""
+def _resolve_values(
+    collector: ErrorCollector, module: nn.Module, options: Mapping[str, Any], loc: str
+) -> dict[str, Any]:
+    """Options in which each link is replaced by its value."""
     result = dict(options)
     for key, value in options.items():
         if is_link(value):
             with collector.collect(f"{loc}.{key}"):
-                result[key] = plain(follow(module, value))
+                result[key] = to_builtins(resolve_link(module, value))
     return result
 
 
 def is_link(value: Any) -> bool:
     """Whether a value is the text of a link, such as `module.lr`."""
-    return isinstance(value, str) and LINK.fullmatch(value) is not None
+    return isinstance(value, str) and LINK_PATTERN.fullmatch(value) is not None
 
 
-def follow(module: nn.Module, link: str) -> Any:
-    """What a link leads to.
+def resolve_link(module: nn.Module, link: str) -> Any:
+    """Read the attribute of a module that a link names.
+
+    Args:
+        module: the module.
+        link: such as `module.lr`, or `module.hparams.lr` for a key of a mapping.
 
     Raises:
-        ConfigError: nothing, with the nearest attribute; or something that cannot be read.
+        ConfigError: the attribute does not exist, with the nearest match; or reading it raises an exception.
     """
     found: Any = module
     for name in link.split(".")[1:]:
-        known = [
-            key for key in map(str, found if isinstance(found, Mapping) else dir(found)) if not key.startswith("_")
-        ]
+        is_mapping = isinstance(found, Mapping)
+        known = [key for key in map(str, found if is_mapping else dir(found)) if not key.startswith("_")]
         try:
-            found = found[name] if isinstance(found, Mapping) else getattr(found, name)
+            found = found[name] if is_mapping else getattr(found, name)
         except Exception as error:  # a property may raise anything
-            owner = type(found).__name__
             if name in known:
-                raise ConfigError(f"{link} cannot be read: {describe(error)}") from error
-            raise ConfigError(f"{link} leads nowhere: {owner} has no {name!r}{did_you_mean(name, known)}") from None
+                raise ConfigError(f"{link} cannot be read: {one_line(error)}") from error
+            missing = f"{type(found).__name__} has no {'key' if is_mapping else 'attribute'} {name!r}"
+            raise ConfigError(f"{link} cannot be resolved: {missing}{did_you_mean(name, known)}") from None
     return found
 
 
-def links(module: nn.Module, config: Config) -> dict[str, Any]:
-    """What the links of a configuration lead to now."""
+def resolve_links(module: nn.Module, config: Config) -> dict[str, Any]:
+    """The current value of each link in a configuration, by the text of the link.
+
+    Raises:
+        ConfigError: as `resolve_link`.
+    """
     found: dict[str, Any] = {}
     for setup in config.setups:
-        for member in setup.members:
-            given = [member.optimizer.hyperparameters]
-            given += [rule.options for rule in member.param_groups if isinstance(rule, GroupRule)]
+        for entry in setup.entries:
+            given = [entry.optimizer.hyperparameters]
+            given += [rule.options for rule in entry.param_groups if isinstance(rule, GroupRule)]
             for options in given:
-                found |= {value: follow(module, value) for value in options.values() if is_link(value)}
+                found |= {value: resolve_link(module, value) for value in options.values() if is_link(value)}
     return found
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, scheduled: SchedulerConfig, mode: str | None = None, loc: str = "scheduler"
+    optimizer: torch.optim.Optimizer,
+    scheduler_config: SchedulerConfig,
+    mode: str | None = None,
+    loc: str = "scheduler",
 ) -> LRScheduler:
-    """The schedule of an optimizer.
+    """Build the scheduler of an optimizer, with its warmup.
 
     Args:
-        optimizer: whose learning rates to schedule.
-        scheduled: from `optplug.config.parse.parse`, with numbers for lengths (`optplug.config.training_length.resolve_lengths`).
-        mode: for a scheduler that has an argument `mode` and takes a metric.
-        place: of the scheduler in the configuration.
+        optimizer: the optimizer whose learning rates are scheduled.
+        scheduler_config: from `optplug.config.parse.parse`, with all lengths resolved
+            (`optplug.config.training_length.resolve_lengths`).
+        mode: `"min"` or `"max"`; passed to a scheduler that takes a metric and has an argument `mode`.
+        loc: the location of the scheduler in the configuration.
 
     Raises:
-        ConfigError: a `patience_unit` that the scheduler cannot count in; and what the class raises.
+        ConfigError: the scheduler does not support the `patience_unit`; or an error raised by a third-party class.
+        OptplugError: whatever the scheduler class raises.
     """
-    if scheduled.name is None:
+    if scheduler_config.name is None:
         scheduler: LRScheduler = Unscheduled(optimizer)
     else:
-        arguments = dict(scheduled.arguments)
-        if mode is not None and scheduled.takes_metric and "mode" in configurable(scheduled.registration):
+        registration = scheduler_config.registration
+        arguments = dict(scheduler_config.arguments)
+        if mode is not None and scheduler_config.takes_metric and "mode" in configurable_arguments(registration):
             arguments["mode"] = mode
         try:
-            with third_party_errors(scheduled.registration.spec.name, arguments):
-                scheduler = create_scheduler(scheduled.name, optimizer, **arguments)
-            if scheduled.patience_unit != PATIENCE_UNITS[0] and not callable(getattr(scheduler, "at", None)):
-                says = (
-                    f"{scheduled.registration.spec.name} has no method at(position) and counts {PATIENCE_UNITS[0]} only, got "
-                    f"{scheduled.patience_unit!r}: leave it out"
+            with third_party_errors(registration.spec.name, arguments):
+                scheduler = create_scheduler(scheduler_config.name, optimizer, **arguments)
+            if scheduler_config.patience_unit != PATIENCE_UNITS[0] and not callable(getattr(scheduler, "at", None)):
+                message = (
+                    f"{registration.spec.name} has no method at(position) and counts {PATIENCE_UNITS[0]} only, got "
+                    f"{scheduler_config.patience_unit!r}: omit it"
                 )
-                raise with_loc("patience_unit", ConfigError(says))
+                raise with_loc("patience_unit", ConfigError(message))
         except OptplugError as error:
             raise prefix_loc(error, loc) from error.__cause__
-    for group in optimizer.param_groups:  # a plateau keeps no base rates of its own
+    for group in optimizer.param_groups:  # ReduceLROnPlateau does not store base learning rates
         group.setdefault("initial_lr", float(group["lr"]))
-    if scheduled.warmup is not None and scheduled.warmup.length:
-        scheduler = Warmup(scheduler, int(scheduled.warmup.length), scheduled.warmup.start_factor)
+    if scheduler_config.warmup is not None and scheduler_config.warmup.length:
+        scheduler = Warmup(scheduler, int(scheduler_config.warmup.length), scheduler_config.warmup.start_factor)
     return scheduler
 
 
-def check_shares(module: nn.Module, config: Config) -> None:
-    """Refuse several optimizers of which two have a parameter in common, or that leave one out.
+def check_parameter_partition(module: nn.Module, config: Config) -> None:
+    """Check that each trainable parameter is selected by exactly one of several optimizers.
+
+    Args:
+        module: the module.
+        config: the configuration. Without selectors there is nothing to check.
 
     Raises:
-        ConfigError, ConfigErrors: with the names of the parameters.
+        ConfigError: two optimizers select the same parameter, or no optimizer selects a parameter; with the names.
+        ConfigErrors: several of these errors.
     """
-    members = [
-        (config.loc(setup) if config.several else f"optimizer.combine[{member.index}]", member)
+    located = [
+        (config.loc(setup) if config.has_optimizer_list else f"optimizer.combine[{entry.index}]", entry)
         for setup in config.setups
-        for member in setup.members
+        for entry in setup.entries
     ]
-    if all(member.select is None for _, member in members):
+    if all(entry.select is None for _, entry in located):
         return
     collector = ErrorCollector()
-    parameters = parameters_of(module)
-    for loc, member in members:
+    parameters = module_parameters(module)
+    for loc, entry in located:
         with collector.collect(loc):
-            if member.select is not None:
-                check_use(member.select, parameters, module)
-    owners = {
-        p.name: [with_loc for with_loc, m in members if m.select is None or m.select.selects(p)]
+            if entry.select is not None:
+                check_selector(entry.select, parameters, module)
+    locs_of = {
+        p.name: [loc for loc, entry in located if entry.select is None or entry.select.selects(p)]
         for p in parameters
-        if p.trainable
+        if p.is_trainable
     }
-    shared = [name for name, locs in owners.items() if len(locs) > 1]
-    left_out = [name for name, locs in owners.items() if not locs]
+    shared = [name for name, locs in locs_of.items() if len(locs) > 1]
+    unassigned = [name for name, locs in locs_of.items() if not locs]
     if shared:
-        both = " and ".join(owners[shared[0]])
-        collector.add(ConfigError(f"{both} both have {shortened(shared)}: a parameter has one optimizer"), "optimizer")
-    if left_out:
-        collector.add(
-            ConfigError(f"no optimizer has {shortened(left_out)}: select them too, or freeze them"), "optimizer"
-        )
+        both = " and ".join(locs_of[shared[0]])
+        message = f"{both} both select {short_list(shared)}: a parameter must have exactly one optimizer"
+        collector.add(ConfigError(message), "optimizer")
+    if unassigned:
+        message = f"no optimizer selects {short_list(unassigned)}: select them too, or freeze them"
+        collector.add(ConfigError(message), "optimizer")
     collector.raise_collected()
 
 
-# --------------------------------------------------------------------------- before there is a model
+# --------------------------------------------------------------------------- checks without a model
 
 
-def checked(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Config:
-    """A configuration with everything checked that needs no parameters: parsed, and rehearsed.
+def parse_and_check(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Config:
+    """Parse a configuration and check everything that does not depend on the model's parameters.
+
+    Values of hyperparameters are checked by a dry run: optimizers and schedulers are built on dummy parameters.
 
     Args:
-        optimizer, scheduler, options: as in `optplug.config.parse.parse`.
+        optimizer: as in `optplug.config.parse.parse`.
+        scheduler: as in `optplug.config.parse.parse`.
+        options: as in `optplug.config.parse.parse`.
 
     Raises:
-        As `optplug.config.parse.parse`; and HyperparameterError, HyperparameterTypeError, EngineError: what a class refuses.
-        All that is wrong is said at once.
+        OptplugError: as `optplug.config.parse.parse`.
+        HyperparameterError: a class rejects a value.
+        HyperparameterTypeError: a class rejects the type of a value.
+        EngineError: the engine does not exist or cannot be used.
+        ConfigErrors: several errors; all of them are reported.
     """
     collector = ErrorCollector()
-    config = read(collector, optimizer, scheduler, **options)
-    _rehearse(collector, config)
+    config = parse_collecting(collector, optimizer, scheduler, **options)
+    _dry_run(collector, config)
     collector.sort({"optimizer": optimizer, "scheduler": scheduler, **options})
     collector.raise_collected()
     return config
 
 
-def _rehearse(collector: ErrorCollector, config: Config) -> None:
-    """Build once on parameters of one element, so that wrong values show before there is a model."""
+def _dry_run(collector: ErrorCollector, config: Config) -> None:
+    """Build everything once on dummy parameters, so that invalid values are found before there is a model."""
     for setup in config.setups:
-        loc, combined = config.loc(setup), setup.combined
-        for member in setup.members:
-            where = f"{loc}.combine[{member.index}]" if combined else loc
-            # Groups of an ordinary optimizer stand beside it, those of a member inside it.
-            _rehearse_member(
-                collector, member, where, f"{where}.param_groups" if config.several or combined else "param_groups"
-            )
+        loc = config.loc(setup)
+        for entry in setup.entries:
+            entry_loc = f"{loc}.combine[{entry.index}]" if setup.is_combined else loc
+            # A single optimizer has its param_groups at the top level, an entry of a list has its own.
+            is_nested = config.has_optimizer_list or setup.is_combined
+            _dry_run_entry(collector, entry, entry_loc, f"{entry_loc}.param_groups" if is_nested else "param_groups")
         if setup.scheduler is not None and setup.scheduler.name is not None:
-            _rehearse_scheduler(collector, setup, setup.scheduler, config.scheduler_loc(setup))
+            _dry_run_scheduler(collector, setup, setup.scheduler, config.scheduler_loc(setup))
 
 
-def _rehearse_member(collector: ErrorCollector, member: OptimizerEntry, loc: str, groups_loc: str) -> None:
-    chosen = member.optimizer
-    cls = registry.get("optimizer", chosen.name)
-    # What a foreign constructor does is its own affair, and may be costly.
-    if not issubclass(cls, CheckedKeywords):
+def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: str, groups_loc: str) -> None:
+    optimizer_config = entry.optimizer
+    registration = optimizer_config.registration
+    cls = registry.get("optimizer", optimizer_config.name)
+    # A third-party constructor may be slow or have side effects.
+    if not issubclass(cls, StrictKwargs):
         return
-    given = _without_links(chosen.hyperparameters)
+    given = _without_links(optimizer_config.hyperparameters)
 
     def make(arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
-        with third_party_errors(chosen.registration.spec.name, arguments):
-            return create_optimizer(chosen.name, _parameters(1), **arguments)
+        with third_party_errors(registration.spec.name, arguments):
+            return create_optimizer(optimizer_config.name, _dummy_parameters(1), **arguments)
 
-    good = _blamed(collector, make, given, loc, cls)
-    if good is None:
+    accepted = _find_rejected_arguments(collector, make, given, loc, cls)
+    if accepted is None:
         return
-    for i, rule in enumerate(member.param_groups):
-        where = f"{groups_loc}[{i}]"
-        if isinstance(rule, LayerDecay) and "lr" not in configurable(chosen.registration):
-            collector.add(ConfigError(f"{chosen.registration.name} has no lr for layer_decay to multiply"), where)
+    for i, rule in enumerate(entry.param_groups):
+        rule_loc = f"{groups_loc}[{i}]"
+        if isinstance(rule, LayerDecay) and "lr" not in configurable_arguments(registration):
+            collector.add(ConfigError(f"{registration.name} has no lr for layer_decay to multiply"), rule_loc)
         if not isinstance(rule, GroupRule):
             continue
         options = {k: v for k, v in _without_links(rule.options).items() if k not in MULTIPLIERS}
-        needs = {m: k for m, k in MULTIPLIERS.items() if m in rule.options and _base(chosen, good).get(k) is None}
-        for multiplier, key in needs.items():
-            collector.add(
-                ConfigError(f"{chosen.registration.name} has no {key} of its own to multiply"), f"{where}.{multiplier}"
-            )
+        base = _base_options(optimizer_config, accepted)
+        for multiplier, key in MULTIPLIERS.items():
+            if multiplier in rule.options and base.get(key) is None:
+                message = f"{registration.name} has no value of {key} to multiply"
+                collector.add(ConfigError(message), f"{rule_loc}.{multiplier}")
 
-        def add(arguments: Mapping[str, Any], optimizer: Mapping[str, Any] = good) -> None:
-            with third_party_errors(chosen.registration.spec.name, arguments):
-                make(optimizer).add_param_group({"params": [torch.zeros(1, requires_grad=True)], **arguments})
+        def add_group(arguments: Mapping[str, Any], hyperparameters: Mapping[str, Any] = accepted) -> None:
+            with third_party_errors(registration.spec.name, arguments):
+                make(hyperparameters).add_param_group({"params": _dummy_parameters(1), **arguments})
 
         if options:
-            _blamed(collector, add, options, where)
+            _find_rejected_arguments(collector, add_group, options, rule_loc)
 
 
-def _rehearse_scheduler(collector: ErrorCollector, setup: OptimizerSetup, scheduled: SchedulerConfig, loc: str) -> None:
-    assert scheduled.name is not None
-    cls = registry.get("scheduler", scheduled.name)
-    if not issubclass(cls, CheckedKeywords):
+def _dry_run_scheduler(
+    collector: ErrorCollector, setup: OptimizerSetup, scheduler_config: SchedulerConfig, loc: str
+) -> None:
+    assert scheduler_config.name is not None
+    name = scheduler_config.name
+    cls = registry.get("scheduler", name)
+    if not issubclass(cls, StrictKwargs):
         return
-    given = dict(scheduled.arguments)
-    if scheduled.length is not None and given.get(scheduled.length) == AUTO:
-        given[scheduled.length] = 1000
-    groups = {1}
-    if any(member.param_groups for member in setup.members) or len(setup.members) != 1:
-        # How many there are shows later: suppose as many as a list has values.
-        groups = {len(value) for value in given.values() if isinstance(value, (list, tuple))} - {0} or {1}
-    if len(groups) != 1:
+    given = dict(scheduler_config.arguments)
+    length = scheduler_config.length_argument
+    if length is not None and given.get(length) == AUTO:
+        given[length] = ASSUMED_LENGTH
+    group_counts = {1}
+    if any(entry.param_groups for entry in setup.entries) or len(setup.entries) != 1:
+        # The number of groups depends on the module. Assume that arguments with one value per group have the right
+        # length.
+        lengths = {len(value) for value in given.values() if isinstance(value, (list, tuple))}
+        group_counts = lengths - {0} or {1}
+    if len(group_counts) != 1:
         return
 
     def make(arguments: Mapping[str, Any]) -> None:
-        # Any optimizer will do: schedules know groups and rates.
-        optimizer = torch.optim.Optimizer([{"params": [p]} for p in _parameters(*groups)], {"lr": 0.1})
-        assert scheduled.name is not None
+        # The class of the optimizer does not matter: schedulers use its parameter groups only.
+        groups = [{"params": [p]} for p in _dummy_parameters(*group_counts)]
+        optimizer = torch.optim.Optimizer(groups, {"lr": 0.1})
         try:
-            create_scheduler(scheduled.name, optimizer, **arguments)
+            create_scheduler(name, optimizer, **arguments)
         except OptplugError:
             raise
         except (TypeError, ValueError, LookupError, ArithmeticError):
-            pass  # it may miss what only the real optimizer has, and will say so when it is built
+            pass  # it may need the real optimizer; an actual error is raised again when the scheduler is built
 
-    _blamed(collector, make, given, loc, cls)
+    _find_rejected_arguments(collector, make, given, loc, cls)
 
 
-def _parameters(many: int) -> list[torch.Tensor]:
-    return [torch.zeros(1, requires_grad=True) for _ in range(many)]
+def _dummy_parameters(count: int) -> list[torch.Tensor]:
+    return [torch.zeros(1, requires_grad=True) for _ in range(count)]
 
 
 def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not is_link(value)}
 
 
-def _blamed(
+def _find_rejected_arguments(
     collector: ErrorCollector,
     make: Callable[[Mapping[str, Any]], Any],
     given: Mapping[str, Any],
     loc: str,
     cls: Any = None,
 ) -> dict[str, Any] | None:
-    """Find every argument that a constructor refuses, by leaving out one after the other.
+    """Find every argument that a constructor rejects, by omitting one argument after the other.
 
     Args:
-        complaints: where they go. make: builds from arguments. given: the arguments. place: of them.
-        cls: the class, where arguments can be required: `cases` has good values for these.
+        collector: where the errors are added.
+        make: builds the object from arguments.
+        given: the arguments.
+        loc: the location of the arguments.
+        cls: the class, if it has required arguments; its attribute `cases` has valid values for them.
 
     Returns:
-        Arguments that are not refused; None where even none are.
+        The accepted arguments; None if the constructor rejects all of them for a reason that is not found.
     """
-    required = (
-        [] if cls is None else [name for name, p in constructor(cls)[0].items() if p.default is inspect.Parameter.empty]
-    )
+    required: list[str] = []
+    if cls is not None:
+        parameters = constructor_arguments(cls)[0]
+        required = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
     cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", None) or ({},)
-    good = {name: cases[0][name] for name in required if name in cases[0]}
-    left = {**good, **given}
-    suspects = [name for name in left if name in given and (name in good or name not in required)]
-    while (complaint := _complaint(make, left)) is not None:
+    valid_values = {name: cases[0][name] for name in required if name in cases[0]}
+    remaining = {**valid_values, **given}
+    suspects = [name for name in remaining if name in given and (name in valid_values or name not in required)]
+    while (error := _error_of(make, remaining)) is not None:
         for name in suspects:
-            without = {
-                **{key: value for key, value in left.items() if key != name},
-                **{k: good[k] for k in good if k == name},
-            }
-            if str(_complaint(make, without)) != str(complaint):
-                collector.add(with_loc(name, complaint), loc)
+            without = {key: value for key, value in remaining.items() if key != name}
+            if name in valid_values:
+                without[name] = valid_values[name]
+            # An argument is at fault if the error changes without it.
+            if str(_error_of(make, without)) != str(error):
+                collector.add(with_loc(name, error), loc)
                 suspects.remove(name)
-                left = without
+                remaining = without
                 break
         else:
-            collector.add(complaint, loc)
+            collector.add(error, loc)
             return None
-    return left
+    return remaining
 
 
-def _complaint(make: Callable[[Mapping[str, Any]], Any], arguments: Mapping[str, Any]) -> OptplugError | None:
+def _error_of(make: Callable[[Mapping[str, Any]], Any], arguments: Mapping[str, Any]) -> OptplugError | None:
     try:
         make(arguments)
     except OptplugError as error:

@@ -1,4 +1,4 @@
-"""Plain data: from what libraries hand over to Python's own mappings and lists, and to what a file can hold."""
+"""Conversion of configuration values to Python's builtin types, and to values that a file can store."""
 
 from __future__ import annotations
 
@@ -9,53 +9,64 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optplug.config.error_collector import join_loc
-from optplug.errors import ConfigError, OptplugError, describe, with_loc
+from optplug.errors import ConfigError, OptplugError, one_line, with_loc
 
-DEEPEST = 30
-"""Levels of mappings and lists; what is deeper contains itself."""
+MAX_DEPTH = 30
+"""Allowed levels of nested mappings and lists. A deeper value is assumed to contain itself."""
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Mappings, lists and numbers of any library as Python's own, all the way down.
+def to_builtins(value: Any, depth: int = 0) -> Any:
+    """Convert mappings, lists and numbers of other libraries to Python's own types, recursively.
+
+    Args:
+        value: any value. Other types than these are returned unchanged.
+        depth: the current level of nesting.
 
     Raises:
-        ConfigError: what cannot be read, such as an interpolation that leads nowhere; what contains itself. Its place
-        is where that is.
+        ConfigError: a value cannot be read, such as an unresolvable interpolation, or the nesting is deeper than
+            `MAX_DEPTH`. Its `loc` is the location inside `value`.
     """
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise ConfigError("is nested too deeply, or contains itself")
-    if isinstance(value, argparse.Namespace):  # jsonargparse's too
+    if isinstance(value, argparse.Namespace):  # jsonargparse's Namespace is a subclass
         value = vars(value)
     if isinstance(value, Mapping):
-        keys = _read("", lambda: list(value), depth)
-        return {key: _read(str(key), functools.partial(operator.getitem, value, key), depth) for key in keys}
+        keys = _convert_item("", lambda: list(value), depth)
+        return {key: _convert_item(str(key), functools.partial(operator.getitem, value, key), depth) for key in keys}
     if isinstance(value, tuple):
-        return tuple(plain(v, depth + 1) for v in value)
+        return tuple(to_builtins(v, depth + 1) for v in value)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, range)):
-        return [_read(f"[{i}]", functools.partial(operator.getitem, value, i), depth) for i in range(len(value))]
+        return [
+            _convert_item(f"[{i}]", functools.partial(operator.getitem, value, i), depth) for i in range(len(value))
+        ]
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     return value
 
 
-def _read(loc: str, get: Callable[[], Any], depth: int) -> Any:
+def _convert_item(loc: str, get: Callable[[], Any], depth: int) -> Any:
     try:
-        return plain(get(), depth + 1)
+        return to_builtins(get(), depth + 1)
     except OptplugError as error:
-        inner = loc if depth < 5 else ""  # of what contains itself, the beginning is enough
+        inner = loc if depth < 5 else ""  # keep the location short where a value contains itself
         raise with_loc(join_loc(inner, error.loc), error) from None
-    except Exception as error:  # OmegaConf has many ways to fail
-        raise with_loc(loc, ConfigError(f"cannot be read: {describe(error)}")) from error
+    except Exception as error:  # OmegaConf raises many types
+        raise with_loc(loc, ConfigError(f"cannot be read: {one_line(error)}")) from error
 
 
-def saved(value: Any) -> Any:
-    """A value as a file can hold it."""
+def to_serializable(value: Any) -> Any:
+    """Convert a value to types that YAML, JSON and `torch.load(weights_only=True)` can store.
+
+    Args:
+        value: any value. Tuples become lists; a `torch.dtype` becomes its name without the prefix `torch.`; other
+            values become numbers where possible, else their qualified name or their `repr`.
+    """
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return [saved(v) for v in value]
+        return [to_serializable(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): saved(v) for k, v in value.items()}
+        return {str(k): to_serializable(v) for k, v in value.items()}
     if str(type(value)) == "<class 'torch.dtype'>":
         return str(value).removeprefix("torch.")
     try:

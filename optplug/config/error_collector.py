@@ -1,4 +1,4 @@
-"""Everything that is wrong with a configuration, gathered so that it can be said at once."""
+"""Collection of configuration errors, so that one exception reports all of them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,45 @@ from typing import Any
 
 from optplug.errors import ConfigError, ConfigErrors, ConfigTypeError, OptplugError, with_loc
 
+MAX_DEPTH = 10
+"""Levels of a configuration that are searched for locations."""
+
 
 class ErrorCollector:
-    """What was found wrong so far, each with its place in the configuration."""
+    """Collects errors together with their locations in the configuration.
+
+    Attributes:
+        errors: the collected errors. Each message begins with the error's `loc`.
+    """
 
     def __init__(self) -> None:
         self.errors: list[OptplugError] = []
 
     def add(self, error: OptplugError, loc: str) -> None:
-        """Remember an error. One that has a place already keeps it, as part of this one."""
+        """Add an error.
+
+        Args:
+            error: the error. The errors of a `ConfigErrors` are added one by one.
+            loc: the location. If the error has a `loc` already, it is taken as relative to this location.
+        """
         if isinstance(error, ConfigErrors):
             for each in error.errors:
                 self.add(each, loc)
         else:
             self.errors.append(prefix_loc(error, loc))
 
-    def collect(self, loc: str) -> _Collecting:
-        """A context that remembers what its block raises, and goes on after it."""
-        return _Collecting(self, loc)
+    def collect(self, loc: str) -> _CollectContext:
+        """A context manager that adds an `OptplugError` raised in its block and suppresses the exception."""
+        return _CollectContext(self, loc)
 
     def sort(self, config: Any) -> None:
-        """Put what was found in the order of the configuration that it is about."""
+        """Sort the errors in the order of the configuration.
+
+        Args:
+            config: the configuration as the user wrote it.
+        """
         order = {loc: i for i, loc in enumerate(_locs(config))}
-        for i, error in enumerate(self.errors):  # what stands under args is looked at without it
+        for i, error in enumerate(self.errors):  # checks of arguments do not know which ones were nested under `args`
             outer, _, key = error.loc.rpartition(".")
             nested = f"{outer}.args.{key}"
             if error.loc not in order and nested in order:
@@ -46,7 +62,7 @@ class ErrorCollector:
         self.errors.sort(key=position)
 
     def raise_collected(self) -> None:
-        """Raise what was found: one error as itself, several as `ConfigErrors`."""
+        """Raise a single error unchanged, or several errors as one `ConfigErrors`; do nothing without errors."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
@@ -54,7 +70,7 @@ class ErrorCollector:
 
 
 @dataclass
-class _Collecting:
+class _CollectContext:
     collector: ErrorCollector
     loc: str
 
@@ -68,46 +84,63 @@ class _Collecting:
 
 
 def prefix_loc(error: OptplugError, loc: str) -> OptplugError:
-    """The same error with a place: its message begins with it."""
-    where = join_loc(loc, error.loc)
-    says = _without_loc(error)
-    found = type(error)(f"{where}: {says}" if where else says)
-    found.loc = where
-    found.__cause__ = error.__cause__
-    return found
+    """A copy of an error whose location is extended by an outer location; the message begins with the location.
+
+    Args:
+        error: the error; its own `loc` may be empty.
+        loc: the outer location; may be empty.
+    """
+    full_loc = join_loc(loc, error.loc)
+    message = _without_loc(error)
+    copy = type(error)(f"{full_loc}: {message}" if full_loc else message)
+    copy.loc = full_loc
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 def _without_loc(error: OptplugError) -> str:
-    """What an error says without its place."""
+    """The message of an error without the location at its beginning."""
     return str(error).removeprefix(f"{error.loc}: ") if error.loc else str(error)
 
 
 def _locs(node: Any, loc: str = "", depth: int = 0) -> Iterator[str]:
-    """The places of everything in mappings and lists, in their order."""
+    """The locations of all values in nested mappings and lists, in their order."""
     yield loc
     keys: Iterable[Any] = ()
-    if depth < 10 and isinstance(node, Mapping):
+    if depth < MAX_DEPTH and isinstance(node, Mapping):
         keys = list(node)
-    elif depth < 10 and isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
+    elif depth < MAX_DEPTH and isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
         keys = range(len(node))
     for key in keys:
-        where = join_loc(loc, str(key) if isinstance(node, Mapping) else f"[{key}]")
+        child_loc = join_loc(loc, str(key) if isinstance(node, Mapping) else f"[{key}]")
         try:
             child = node[key]
-        except Exception:  # a value that cannot be read is among the complaints
+        except Exception:  # an unreadable value, such as an unresolvable interpolation, has its own error
             child = None
-        yield from _locs(child, where, depth + 1)
+        yield from _locs(child, child_loc, depth + 1)
 
 
 def join_loc(loc: str, inner: str) -> str:
-    """`optimizer` and `lr` -> `optimizer.lr`; `param_groups` and `[0]` -> `param_groups[0]`."""
+    """Join an outer and an inner location.
+
+    `optimizer` and `lr` give `optimizer.lr`; `param_groups` and `[0]` give `param_groups[0]`.
+    """
     dot = "." if loc and inner and not inner.startswith("[") else ""
     return f"{loc}{dot}{inner}"
 
 
 @contextmanager
 def third_party_errors(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Make one of our errors of what a class of somebody else's says to its arguments."""
+    """Wrap exceptions raised by third-party constructors.
+
+    Args:
+        name: of the optimizer or scheduler, for the message.
+        arguments: the constructor arguments, for the message.
+
+    Raises:
+        ConfigTypeError: in place of a TypeError.
+        ConfigError: in place of a ValueError, LookupError or ArithmeticError.
+    """
     try:
         yield
     except OptplugError:
@@ -115,4 +148,4 @@ def third_party_errors(name: str, arguments: Mapping[str, Any]) -> Iterator[None
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
         given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
-        raise kind(f"{name} refused {given}: {error}") from error
+        raise kind(f"{name} rejected {given}: {error}") from error

@@ -1,4 +1,4 @@
-"""Functions of the epoch in a configuration: arithmetic as text, or the name of a function of a plugin."""
+"""Functions of the epoch in a configuration: an arithmetic expression, or the name of a registered function."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from typing import Any
 
 from simpleeval import InvalidExpression, SimpleEval  # type: ignore[import-untyped]
 
-from optplug.errors import ConfigError, ConfigTypeError, OptplugError, UnknownNameError, describe, did_you_mean, listing
+from optplug.errors import (
+    ConfigError,
+    ConfigTypeError,
+    OptplugError,
+    UnknownNameError,
+    did_you_mean,
+    listing,
+    one_line,
+)
 from optplug.registry import registry
 
 CONSTANTS = {"e": math.e, "pi": math.pi}
 NAMES = ("epoch", *CONSTANTS)
+"""The names that an expression can use as numbers."""
+
 FUNCTIONS: dict[str, tuple[Callable[..., float], int, float]] = {
     "abs": (abs, 1, 1),
     "ceil": (math.ceil, 1, 1),
@@ -29,10 +39,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., float], int, float]] = {
     "sin": (math.sin, 1, 1),
     "sqrt": (math.sqrt, 1, 1),
 }
-"""What an expression may call, with how many arguments at least and at most."""
+"""The functions that an expression can call, each with its minimum and maximum number of arguments."""
 
-LONGEST = 500
-"""Characters of an expression; more is no formula, and deep nesting costs the parser dearly."""
+MAX_EXPRESSION_LENGTH = 500
+"""Maximum number of characters of an expression. The limit bounds the nesting depth, and so the cost of parsing."""
 
 
 def _power(a: float, b: float) -> float:
@@ -42,21 +52,24 @@ def _power(a: float, b: float) -> float:
     return float(result)
 
 
-def _of_floats(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation on floats: whole numbers of Python grow without end, and 9**9**9 would never come back."""
+def _on_floats(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation with its operands converted to float.
+
+    Python integers have no size limit, so 9**9**9 on integers would not terminate. On floats it overflows.
+    """
     return lambda *operands: operation(*map(float, operands))
 
 
 OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: _of_floats(operator.add),
-    ast.Sub: _of_floats(operator.sub),
-    ast.Mult: _of_floats(operator.mul),
-    ast.Div: _of_floats(operator.truediv),
-    ast.FloorDiv: _of_floats(operator.floordiv),
-    ast.Mod: _of_floats(operator.mod),
-    ast.Pow: _of_floats(_power),
-    ast.UAdd: _of_floats(operator.pos),
-    ast.USub: _of_floats(operator.neg),
+    ast.Add: _on_floats(operator.add),
+    ast.Sub: _on_floats(operator.sub),
+    ast.Mult: _on_floats(operator.mul),
+    ast.Div: _on_floats(operator.truediv),
+    ast.FloorDiv: _on_floats(operator.floordiv),
+    ast.Mod: _on_floats(operator.mod),
+    ast.Pow: _on_floats(_power),
+    ast.UAdd: _on_floats(operator.pos),
+    ast.USub: _on_floats(operator.neg),
     ast.Not: operator.not_,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -65,25 +78,26 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
-SYNTAX = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Load, ast.And, ast.Or, *OPERATORS)
+ALLOWED_NODES = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Load, ast.And, ast.Or, *OPERATORS)
 
 ALLOWED = (
-    f"an expression is made of numbers, {listing(NAMES)}, + - * / // % **, comparisons, and, or, not, a if b else c, "
+    f"an expression can use numbers, {listing(NAMES)}, + - * / // % **, comparisons, and, or, not, a if b else c, "
     f"and the functions {listing(FUNCTIONS)}"
 )
 
 
 class Expression:
-    """Arithmetic in `epoch`, as a function.
+    """An arithmetic expression in `epoch`, as a function.
+
+    Its only attribute is its text. A scheduler saves the text in checkpoints.
 
     Args:
-        text: such as `"0.95 ** epoch"`; see `ALLOWED`.
+        text: the expression, for example `"0.95 ** epoch"`. See `ALLOWED` for what it can use.
 
     Raises:
-        ConfigError: it is none, or has no finite value; the latter for epoch 0 at once, for others when called.
-        ConfigTypeError: no text.
-
-    It holds its text and nothing else, which is what a scheduler saves of it.
+        ConfigError: the text is not an expression, or its value at epoch 0 is not finite. A call raises the same error
+            where the value at the given epoch is not finite.
+        ConfigTypeError: `text` is not a string.
     """
 
     def __init__(self, text: str) -> None:
@@ -93,93 +107,98 @@ class Expression:
         self(0)
 
     def __call__(self, epoch: float) -> float:
-        """The value at an epoch (or at a step, where that is what is counted)."""
-        evaluator = SimpleEval(OPERATORS, _CALLED, {**CONSTANTS, "epoch": float(epoch)})
-        tree = _parsed(self.text)
+        """The value at an epoch, or at a step for a schedule that counts steps."""
+        evaluator = SimpleEval(OPERATORS, _CALLABLES, {**CONSTANTS, "epoch": float(epoch)})
+        tree = _parse(self.text)
         try:
             value = float(evaluator.eval(self.text, tree))
         except (ArithmeticError, ValueError, RecursionError, InvalidExpression) as error:
             raise ConfigError(
-                f"expression {_shown(self.text)} has no value at epoch {epoch}: {describe(error)}"
+                f"expression {_quoted(self.text)} has no value at epoch {epoch}: {one_line(error)}"
             ) from None
         if not math.isfinite(value):
-            raise ConfigError(f"expression {_shown(self.text)} is {value} at epoch {epoch}")
+            raise ConfigError(f"expression {_quoted(self.text)} is {value} at epoch {epoch}; it must be finite")
         return value
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 
 
-_CALLED = {name: function for name, (function, _, _) in FUNCTIONS.items()}
+_CALLABLES = {name: function for name, (function, _, _) in FUNCTIONS.items()}
 
 
 @functools.lru_cache(maxsize=256)
-def _parsed(text: str) -> ast.expr:
-    """The tree of an expression, every node of which is allowed, whether or not it is ever reached."""
-    if len(text) > LONGEST:
+def _parse(text: str) -> ast.expr:
+    """The syntax tree of an expression. Every node is checked, also in branches that are never evaluated."""
+    if len(text) > MAX_EXPRESSION_LENGTH:
         raise ConfigError(
-            f"expression {_shown(text)} has {len(text)} characters, {LONGEST} are allowed: "
-            "make it a function of a plugin"
+            f"expression {_quoted(text)} has {len(text)} characters, at most {MAX_EXPRESSION_LENGTH} are allowed; "
+            "register a function in a plugin instead"
         )
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        says = error.msg if isinstance(error, SyntaxError) else describe(error)
-        raise ConfigError(f"{_shown(text)} is no expression ({says}): {ALLOWED}") from None
+        reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
+        raise ConfigError(f"{_quoted(text)} is not a valid expression ({reason}); {ALLOWED}") from None
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
-        complaint = _complaint(node, is_called=id(node) in called)
-        if complaint:
-            raise ConfigError(f"expression {_shown(text)}: {complaint}")
+        problem = _error_in(node, is_called=id(node) in called)
+        if problem:
+            raise ConfigError(f"expression {_quoted(text)}: {problem}")
     return tree
 
 
-def _complaint(node: ast.AST, *, is_called: bool) -> str:
-    """What is wrong with one node of a tree, or nothing."""
+def _error_in(node: ast.AST, *, is_called: bool) -> str:
+    """The error message for one node of a syntax tree; empty if the node is allowed."""
     if isinstance(node, ast.Name):
         kind, known = ("function", FUNCTIONS) if is_called else ("name", NAMES)
         if node.id in known:
             return ""
         if node.id in FUNCTIONS:
             return f"{node.id} is a function: write {node.id}(epoch)"
-        return f"there is no {kind} {node.id!r}; there are {listing(known)}{did_you_mean(node.id, known)}"
+        hint = did_you_mean(node.id, known) or f"; the {kind}s are {listing(known)}"
+        return f"there is no {kind} {node.id!r}{hint}"
     if isinstance(node, ast.Constant):
-        return "" if type(node.value) in (int, float) else f"{_shown(str(node.value))} is no number"
+        return "" if type(node.value) in (int, float) else f"{_quoted(str(node.value))} is not a number"
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name):
-            return f"only functions can be called: {listing(FUNCTIONS)}"
+            return f"only these functions can be called: {listing(FUNCTIONS)}"
         if node.keywords:
             return f"{node.func.id} takes no arguments by name"
         _, least, most = FUNCTIONS.get(node.func.id, (None, 0, math.inf))
         if not least <= len(node.args) <= most:
             span = least if least == most else f"{least} to {most}" if most < math.inf else f"{least} or more"
-            return f"{node.func.id} of {len(node.args)} numbers; it takes {span}"
+            return f"{node.func.id} takes {span} argument{'' if most == 1 else 's'}, got {len(node.args)}"
         return ""
     if isinstance(node, ast.BitXor):
         return "a power is written **, not ^"
     if isinstance(node, ast.Lambda):
-        return "write what it returns alone, such as 0.95 ** epoch"
-    return "" if isinstance(node, SYNTAX) else f"{type(node).__name__} is not allowed; {ALLOWED}"
+        return "a lambda is not allowed; write only its body, for example 0.95 ** epoch"
+    return "" if isinstance(node, ALLOWED_NODES) else f"{type(node).__name__} is not allowed; {ALLOWED}"
 
 
-def _shown(text: str) -> str:
+def _quoted(text: str) -> str:
+    """The text in quotes, cut after 80 characters."""
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
-# What may be a name: hyphens as everywhere, and `plugin:name`.
+# Text that may be the name of a registered function: hyphens are allowed, and a plugin's name before a colon.
 _NAME = re.compile(r"([\w.-]+:)?[A-Za-z][\w-]*")
 
 
-def as_function(value: Any) -> Callable[[int], float]:
-    """The function that a configuration's value stands for.
+def resolve_function(value: Any) -> Callable[[int], float]:
+    """The function of the epoch that a configuration value specifies.
 
     Args:
         value: the name of a registered function (any case, `-` or `_`, or `plugin:name`), an expression in `epoch`, a
-            number, or a function already.
+            number, or a function.
 
     Raises:
-        UnknownNameError: a name that neither plugins nor expressions know. AmbiguousNameError, PluginError: the name.
-        ConfigError: no expression; see `Expression`. ConfigTypeError: nothing of the kind.
+        UnknownNameError: no function of this name is registered, and no expression can use the name.
+        AmbiguousNameError: several plugins register a function of this name.
+        PluginError: the registered function cannot be loaded.
+        ConfigError: the text is not a valid expression; see `Expression`.
+        ConfigTypeError: the value has another type.
     """
     if callable(value):
         function: Callable[[int], float] = value
@@ -195,27 +214,31 @@ def as_function(value: Any) -> Callable[[int], float]:
         )
     text = value.strip()
     words = re.findall(r"\b[^\W\d]\w*", text)
-    is_arithmetic = set(words) <= set(NAMES)  # epoch-1 is, whatever is registered
-    if len(text) <= LONGEST and _NAME.fullmatch(text) and not is_arithmetic:
+    is_arithmetic = set(words) <= set(NAMES)  # epoch-1 is an expression, even if a function of this name is registered
+    if len(text) <= MAX_EXPRESSION_LENGTH and _NAME.fullmatch(text) and not is_arithmetic:
         try:
             registered: Callable[[int], float] = registry.get("function", text)
         except UnknownNameError as error:
             if text not in FUNCTIONS and (text.isidentifier() or ":" in text):
-                known = [*NAMES, *FUNCTIONS, *registry.names("function")]
-                raise UnknownNameError(
-                    f"{error} In an expression there are {listing([*NAMES, *FUNCTIONS])}"
-                    + ("." if "did you mean" in str(error) else did_you_mean(text, known))
-                ) from None
+                in_expressions = [*NAMES, *FUNCTIONS]
+                known = [*in_expressions, *registry.names("function")]
+                message = str(error) if str(error).endswith((".", "?", ")")) else f"{error}."
+                hint = "." if "did you mean" in message else did_you_mean(text, known)
+                raise UnknownNameError(f"{message} An expression can use {listing(in_expressions)}{hint}") from None
         else:
             return registered
     return Expression(text)
 
 
-def resolved(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a scheduler, with functions for what its class declares to be functions (`functions`).
+def resolve_function_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's arguments, with functions in place of expressions, names and numbers.
+
+    Args:
+        cls: the scheduler's class. Its attribute `functions` lists the arguments that are functions.
+        arguments: the arguments by name. A list of values becomes a list of functions.
 
     Raises:
-        As `as_function`, with the name of the argument.
+        OptplugError: as `resolve_function`; the message begins with the name of the argument.
     """
     declared = getattr(cls, "functions", ())
     result = dict(arguments)
@@ -223,9 +246,9 @@ def resolved(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
         value = arguments.get(name)
         try:
             if isinstance(value, (list, tuple)):
-                result[name] = [as_function(v) for v in value]
+                result[name] = [resolve_function(v) for v in value]
             elif name in arguments:
-                result[name] = as_function(value)
+                result[name] = resolve_function(value)
         except OptplugError as error:
             raise type(error)(f"{name}: {error}") from None
     return result

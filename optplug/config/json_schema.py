@@ -1,4 +1,4 @@
-"""The JSON Schema of a configuration, for completion and checking in editors; of whatever plugins are installed."""
+"""JSON Schema of a configuration, for editors: completion, documentation and checks, with all installed plugins."""
 
 from __future__ import annotations
 
@@ -12,70 +12,76 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.config.describe import readable
+from optplug.config.describe import render_math
 from optplug.config.model import (
     AUTO,
-    LINK,
-    MEMBER_KEYS,
-    OF_THE_WHOLE,
+    ENTRY_KEYS,
+    LINK_PATTERN,
     ON_NONFINITE,
     ON_RESUME,
+    OPTIMIZER_WIDE_OPTIONS,
     PATIENCE_UNITS,
+    RESERVED_KEYS,
     SUBCOMMANDS,
-    WIRING_KEYS,
-    length_of,
+    length_argument,
 )
-from optplug.config.param_group_presets import KINDS, PRESETS
+from optplug.config.param_group_presets import PARAMETER_KINDS, PRESETS
 from optplug.config.param_groups import MULTIPLIERS
 from optplug.config.param_selection import SELECTOR_KEYS
 from optplug.errors import PluginError
-from optplug.optim.ranges import Range, declared
+from optplug.optim.ranges import Range, declared_ranges
 from optplug.registry import Registration, registry
-from optplug.registry.signature import Argument, constructor, documented
+from optplug.registry.signature import Argument, constructor_arguments, documented_arguments
 from optplug.registry.specs import lookup_key
 
 Schema = dict[str, Any]
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-WRONG = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
-NONE: Schema = {"type": "null"}
+MISSPELLED_KEYS = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
+"""Keys that are refused because they look like a key of a configuration, each with the correct key."""
+
+NULL: Schema = {"type": "null"}
 TEXT: Schema = {"type": "string", "minLength": 1}
 METRIC: Schema = {"type": ["string", "null"], "minLength": 1, "pattern": "^(?!lr-)"}
 MAPPING: Schema = {"type": "object"}
 
 
 def json_schema() -> Schema:
-    """The schema (draft 2020-12) of what a file may say, at its top or under a subcommand of LightningCLI.
+    """The JSON Schema (draft 2020-12) of a configuration file.
 
-    Loads every installed optimizer and scheduler. One that cannot be loaded is left out, and `$comment` says why.
+    The keys of a configuration are at the top of the file or under a subcommand of LightningCLI. The function loads all
+    installed optimizers and schedulers. Those that cannot be loaded are left out and listed in `$comment`.
 
-    `optplug.config.build.checked` refuses more: infinity and NaN; 3.0 where a whole number must be; ranges that a class checks
-    and does not declare (`ranges`); text that is no expression, regular expression or dtype; values that contradict
-    each other. The schema is the stricter in two things: it goes by annotations, and takes links where numbers stand.
+    Differences from `optplug.config.build.parse_and_check`:
+
+    - The schema accepts more: infinity and NaN; 3.0 for a whole number; values outside of ranges that a class checks
+      but does not declare in `ranges`; invalid expressions, regular expressions and dtypes; contradictory values.
+    - The schema accepts less: it checks values against annotations, and accepts links only for numbers.
     """
     missing = [str(quarantined) for quarantined in registry.quarantined]
-    optimizers, schedulers = (_installed(kind, missing) for kind in ("optimizer", "scheduler"))
+    optimizers, schedulers = (_load_registered(kind, missing) for kind in ("optimizer", "scheduler"))
+    link = {"type": "string", "pattern": f"^{LINK_PATTERN.pattern}$", "description": "A link, such as module.lr."}
     definitions: dict[str, Schema] = {
         "configuration": _configuration(optimizers),
-        "link": {"type": "string", "pattern": f"^{LINK.pattern}$", "description": "An attribute, such as module.lr."},
-        "patterns": _one_of(TEXT, {"type": "array", "items": TEXT, "minItems": 1}),
+        "link": link,
+        "patterns": _any_of(TEXT, {"type": "array", "items": TEXT, "minItems": 1}),
         "optimizer": _optimizer(optimizers),
         "optimizer.mapping": _mapping("optimizer", optimizers),
         "scheduler": _scheduler(schedulers),
         "scheduler.mapping": _scheduler_mapping(schedulers),
-        "scheduler.constant": _constant(),
+        "scheduler.constant": _warmup_only(),
         "warmup": _warmup(),
         "preset": _preset(),
         "param_groups": _param_groups("group"),
-        "group": _group({key: True for known in optimizers for key in known.of_groups}, MULTIPLIERS),
+        "group": _group({key: True for optimizer in optimizers for key in optimizer.group_options}, MULTIPLIERS),
     }
-    for known in optimizers:
-        definitions[f"{known.key}.param_groups"] = _param_groups(f"{known.key}.group")
-        definitions[f"{known.key}.group"] = known.group_schema()
-    for known in (*optimizers, *schedulers):
-        definitions[f"{known.key}.name"] = {"type": "string", "pattern": known.pattern}
-        definitions[f"{known.key}.arguments"] = known.arguments_schema()
-        definitions[known.key] = known.schema(_wiring_of(known))
+    for optimizer in optimizers:
+        definitions[f"{optimizer.definition}.param_groups"] = _param_groups(f"{optimizer.definition}.group")
+        definitions[f"{optimizer.definition}.group"] = optimizer.group_schema()
+    for registered in (*optimizers, *schedulers):
+        definitions[f"{registered.definition}.name"] = {"type": "string", "pattern": registered.name_pattern}
+        definitions[f"{registered.definition}.arguments"] = registered.arguments_schema()
+        definitions[registered.definition] = registered.mapping_schema(_other_keys(registered))
     subcommands = {key: _ref("configuration") for key in SUBCOMMANDS}
     comment = {"$comment": "Left out: " + " | ".join(missing)} if missing else {}
     return {
@@ -89,22 +95,29 @@ def json_schema() -> Schema:
     }
 
 
-# -------------------------------------------------------------------------------------------------- one name
+# ------------------------------------------------------------------------------------------ registered classes
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A name with the class behind it."""
+class _RegisteredClass:
+    """A registered optimizer or scheduler with its class.
 
-    spelling: str
+    Attributes:
+        name: the shortest unambiguous name: `adam`, or `plugin:adam` where several plugins register `adam`.
+        registration: the registration.
+        cls: the class.
+        arguments: the constructor arguments that a configuration can set.
+    """
+
+    name: str
     registration: Registration
     cls: Any
     arguments: list[Argument]
 
     @property
-    def key(self) -> str:
-        """Of its definitions; the colon keeps them apart from those of the form."""
-        return re.sub(r"(?a)[^\w:.-]", lambda m: f"_{ord(m[0]):x}_", f"{self.kind}:{self.spelling}")
+    def definition(self) -> str:
+        """The key in `$defs`. Its colon distinguishes it from the other definitions."""
+        return re.sub(r"(?a)[^\w:.-]", lambda m: f"_{ord(m[0]):x}_", f"{self.kind}:{self.name}")
 
     @property
     def kind(self) -> str:
@@ -119,164 +132,178 @@ class _Known:
         return [argument.name for argument in self.arguments if argument.required]
 
     @property
-    def beside(self) -> list[str]:
-        """The arguments that may stand beside the name."""
-        return [argument.name for argument in self.arguments if argument.name not in WIRING_KEYS[self.kind]]
+    def direct_arguments(self) -> list[str]:
+        """The arguments that can be written next to `name`. All arguments can be written under `args`."""
+        return [argument.name for argument in self.arguments if argument.name not in RESERVED_KEYS[self.kind]]
 
     @property
-    def of_groups(self) -> list[str]:
-        """The arguments that a group may have of its own."""
-        reserved = (*OF_THE_WHOLE, *SELECTOR_KEYS, *MULTIPLIERS, "name", "preset")
+    def group_options(self) -> list[str]:
+        """The arguments that a parameter group can override."""
+        reserved = (*OPTIMIZER_WIDE_OPTIONS, *SELECTOR_KEYS, *MULTIPLIERS, "name", "preset")
         return [argument.name for argument in self.arguments if argument.name not in reserved]
 
     @property
-    def pattern(self) -> str:
-        """Every spelling that is looked up as this name."""
-        plugin = f"{_loosely(self.registration.plugin.name)}:"
-        return f"^{plugin if ':' in self.spelling else f'({plugin})?'}{_loosely(self.registration.name)}$"
+    def name_pattern(self) -> str:
+        """A regular expression that matches every accepted spelling of the name."""
+        plugin = f"{_spelling_pattern(self.registration.plugin.name)}:"
+        prefix = plugin if ":" in self.name else f"({plugin})?"
+        return f"^{prefix}{_spelling_pattern(self.registration.name)}$"
 
     def arguments_schema(self) -> Schema:
-        """Of a mapping of all arguments, as under `args`."""
-        ranges = declared(self.cls)
+        """The schema of the mapping under `args`."""
+        ranges = declared_ranges(self.cls)
         schema = {
             "type": ["object", "null"],
-            "properties": {a.name: self._argument(a, ranges.get(a.name)) for a in self.arguments},
+            "properties": {a.name: self._argument_schema(a, ranges.get(a.name)) for a in self.arguments},
         }
-        return schema if self._is_open else {**schema, "additionalProperties": False}
+        return schema if self._accepts_any_argument else {**schema, "additionalProperties": False}
 
     @property
-    def _is_open(self) -> bool:
-        return not constructor(self.cls)[1]
+    def _accepts_any_argument(self) -> bool:
+        return not constructor_arguments(self.cls)[1]
 
-    def _argument(self, argument: Argument, range_: Range | None) -> Schema:
-        numbers = []
+    def _argument_schema(self, argument: Argument, range_: Range | None) -> Schema:
+        number_types = []
 
-        def number(kind: str) -> Schema:
-            numbers.append(kind)
-            return {"type": kind} if range_ is None else {"type": "integer" if range_.whole else kind, **range_.bounds}
+        def number(type_: str) -> Schema:
+            number_types.append(type_)
+            return (
+                {"type": type_} if range_ is None else {"type": "integer" if range_.whole else type_, **range_.bounds}
+            )
 
-        if argument.name in _names(getattr(self.cls, "functions", ())):
+        if argument.name in _sequence(getattr(self.cls, "functions", ())):
             schema = _function()
         else:
             schema = _of_type(argument.type, number)
             if not schema and range_ is not None:
                 schema = dict(range_.bounds)
             if argument.default is None and schema:
-                schema = _any_of([schema, NONE])
-        if schema and numbers and self.kind == "optimizer":
-            schema = _any_of([schema, _ref("link")])
-        if schema and self.kind == "scheduler" and argument.name == length_of(self.registration):
-            schema = _any_of([schema, {"const": AUTO}])
-        words = readable(argument.words)
+                schema = _union([schema, NULL])
+        if schema and number_types and self.kind == "optimizer":
+            schema = _union([schema, _ref("link")])
+        if schema and self.kind == "scheduler" and argument.name == length_argument(self.registration):
+            schema = _union([schema, {"const": AUTO}])
+        description = render_math(argument.description)
         if range_ is not None and not range_.bounds:
-            words = f"{words} ({range_.words})".strip()
-        schema = {"description": words, **schema} if words else schema
-        default = _plain(argument.default)
+            description = f"{description} ({range_.words})".strip()
+        schema = {"description": description, **schema} if description else schema
+        default = _json_value(argument.default)
         return schema if argument.required or default is ... else {**schema, "default": default}
 
     def group_schema(self) -> Schema:
-        """Of an entry of `param_groups`."""
+        """The schema of an entry of `param_groups` for this optimizer."""
         names = [argument.name for argument in self.arguments]
-        multipliers = [key for key, target in MULTIPLIERS.items() if target in names or self._is_open]
-        options = {key: _ref(f"{self.key}.arguments", "properties", key) for key in self.of_groups}
-        if not self._is_open:
+        multipliers = [key for key, target in MULTIPLIERS.items() if target in names or self._accepts_any_argument]
+        options = {key: _ref(f"{self.definition}.arguments", "properties", key) for key in self.group_options}
+        if not self._accepts_any_argument:
             return _group(options, multipliers)
-        return {**_group({**options, **dict.fromkeys(OF_THE_WHOLE, False)}, multipliers), "additionalProperties": True}
+        refused = dict.fromkeys(OPTIMIZER_WIDE_OPTIONS, False)
+        return {**_group({**options, **refused}, multipliers), "additionalProperties": True}
 
-    def schema(self, wiring: Mapping[str, Any]) -> Schema:
-        """Of a mapping with this name."""
-        arguments = f"{self.key}.arguments"
-        own = {name: _ref(arguments, "properties", name) for name in self.beside}
-        # What an entry of several has besides, elsewhere may be an argument.
-        own |= {key: _one_of(own[key], wiring[key]) for key in own if key in wiring}
-        about = {"description": "Arguments, such as one that has the name of another key here.", **_ref(arguments)}
+    def mapping_schema(self, other_keys: Mapping[str, Any]) -> Schema:
+        """The schema of a mapping with this name.
+
+        Args:
+            other_keys: the schemas of the keys that are not arguments.
+        """
+        arguments = f"{self.definition}.arguments"
+        direct = {name: _ref(arguments, "properties", name) for name in self.direct_arguments}
+        # A key of a list entry, such as `match`, is an argument of the class outside of lists. Both are accepted.
+        direct |= {key: _any_of(direct[key], other_keys[key]) for key in direct if key in other_keys}
+        args = {"description": "Arguments whose names are keys of the mapping itself.", **_ref(arguments)}
         schema: Schema = {
             "description": self.registration.spec.summary,
-            "properties": {"name": True, "args": about, **wiring, **own},
+            "properties": {"name": True, "args": args, **other_keys, **direct},
         }
-        if not self._is_open:
+        if not self._accepts_any_argument:
             schema["additionalProperties"] = False
         if self.required:
-            schema["allOf"] = [self._needs(name) for name in self.required]
-        twice = {name: {"properties": {"args": {"properties": {name: False}}}} for name in self.beside}
-        return {**schema, "dependentSchemas": twice} if twice else schema
+            schema["allOf"] = [self._requires(name) for name in self.required]
+        given_twice = {name: {"properties": {"args": {"properties": {name: False}}}} for name in self.direct_arguments}
+        return {**schema, "dependentSchemas": given_twice} if given_twice else schema
 
-    def _needs(self, name: str) -> Schema:
+    def _requires(self, name: str) -> Schema:
+        """The condition that an argument is given, either next to `name` or under `args`."""
         under_args = {"required": ["args"], "properties": {"args": {"type": "object", "required": [name]}}}
-        return _one_of({"required": [name]}, under_args) if name in self.beside else under_args
+        return _any_of({"required": [name]}, under_args) if name in self.direct_arguments else under_args
 
-    def chosen(self) -> Schema:
-        """What holds for a mapping that has this name, as a condition and what follows."""
-        named = {"required": ["name"], "properties": {"name": _ref(f"{self.key}.name")}}
-        return {"if": named, "then": _ref(self.key)}
+    def conditional_schema(self) -> Schema:
+        """A schema that applies `mapping_schema` to every mapping with this name."""
+        has_name = {"required": ["name"], "properties": {"name": _ref(f"{self.definition}.name")}}
+        return {"if": has_name, "then": _ref(self.definition)}
 
 
-def _installed(kind: str, missing: list[str]) -> list[_Known]:
+def _load_registered(kind: str, missing: list[str]) -> list[_RegisteredClass]:
+    """Load all registered classes of a kind. Messages about those that cannot be loaded are added to `missing`."""
     found = []
-    for spelling, registration in zip(registry.names(kind), registry.registrations(kind), strict=True):
+    for name, registration in zip(registry.names(kind), registry.registrations(kind), strict=True):
         try:
-            found.append(
-                _Known(spelling, registration, registry.get(kind, registration.qualified), documented(registration))
-            )
+            cls = registry.get(kind, registration.qualified_name)
+            found.append(_RegisteredClass(name, registration, cls, documented_arguments(registration)))
         except PluginError as error:
             missing.append(" ".join(str(error).split()))
     return found
 
 
-def _loosely(name: str) -> str:
-    """A pattern of the spellings of a name: case, `-` and `_` do not count."""
+def _spelling_pattern(name: str) -> str:
+    """A regular expression for all spellings of a name. The spellings differ in case, `-` and `_`."""
     letters = []
     for c in lookup_key(name):
-        either = sorted({c, *(u for u in (c.upper(),) if len(u) == 1)})
-        letters.append(f"[{''.join(either)}]" if len(either) > 1 else re.sub(r"([\\^$.*+?()[\]{}|/])", r"\\\1", c))
+        cases = sorted({c, *(u for u in (c.upper(),) if len(u) == 1)})
+        letters.append(f"[{''.join(cases)}]" if len(cases) > 1 else re.sub(r"([\\^$.*+?()[\]{}|/])", r"\\\1", c))
     return "[-_]*" + "".join(f"{letter}[-_]*" for letter in letters)
 
 
-def _names(given: Any) -> tuple[Any, ...]:
-    return tuple(given) if isinstance(given, (tuple, list)) else ()
+def _sequence(value: Any) -> tuple[Any, ...]:
+    """A list or tuple as a tuple; an empty tuple for other values."""
+    return tuple(value) if isinstance(value, (tuple, list)) else ()
 
 
 def _function() -> Schema:
+    """The schema of an argument that is a function of the epoch."""
     one = {"anyOf": [{**TEXT, "examples": ["0.95 ** epoch", *registry.names("function")]}, {"type": "number"}]}
-    return _any_of([one, {"type": "array", "items": one}])
+    return _union([one, {"type": "array", "items": one}])
 
 
-# -------------------------------------------------------------------------------------------- parts of the form
+# ------------------------------------------------------------------------------------------ keys of a configuration
 
 
-def _configuration(optimizers: list[_Known]) -> Schema:
+def _configuration(optimizers: list[_RegisteredClass]) -> Schema:
+    groups = "The name of a preset, or a list of rules such as {match: '*.bias', weight_decay: 0.0}."
     properties: dict[str, Any] = {
         "optimizer": {"description": "A name, or {name: ..., lr: ...}.", **_ref("optimizer")},
         "scheduler": {"description": "A name, or {name: ..., warmup_steps: ...}.", **_ref("scheduler")},
-        "param_groups": {"description": "A preset's name, or a list of rules: {match: '*.bias', weight_decay: 0.0}."},
-        "monitor": {**METRIC, "description": "The metric that a plateau watches."},
-        "mode": {"enum": ["min", "max", None], "description": "Whether less of the metric is better, or more."},
+        "param_groups": {"description": groups},
+        "monitor": {**METRIC, "description": "The metric that the scheduler monitors."},
+        "mode": {"enum": ["min", "max", None], "description": "Whether a lower or a higher metric is better."},
         "override": {
             "type": "boolean",
             "default": False,
-            "description": "Replace a configure_optimizers that the model defines itself.",
+            "description": "Replace the model's own configure_optimizers.",
         },
         "on_resume": {
             "enum": [*ON_RESUME, None],
-            "description": "What of a checkpoint counts when a run resumes.",
+            "description": "What is restored from the checkpoint when training resumes.",
         },
     }
-    for wrong, right in WRONG.items():  # `not` of anything is `false` that can say why; editors do not suggest it
+    for wrong, right in MISSPELLED_KEYS.items():  # unlike `false`, `not: {}` can have a description
         properties[wrong] = {"description": f"The key is {right}.", "not": {}, "doNotSuggest": True}
     branches = []
-    mapping = {"type": "object", "required": ["combine"]}
-    belong = ("param_groups", "scheduler", "monitor", "mode")
-    several = {"properties": dict.fromkeys(belong, NONE)}  # they belong to its entries
-    for found, then in (({"type": "array"}, several), (mapping, {"properties": {"param_groups": NONE}})):
-        branches.append({"if": _has_optimizer(found), "then": then})
-    chosen = []
-    for known in optimizers:
-        name = _ref(f"{known.key}.name")
-        found = _has_optimizer(_one_of(name, {"type": "object", "required": ["name"], "properties": {"name": name}}))
-        chosen.append(found)
-        branches.append({"if": found, "then": {"properties": {"param_groups": _ref(f"{known.key}.param_groups")}}})
-    of_any = {"properties": {"param_groups": _ref("param_groups")}}
-    branches.append({"if": {"not": {"anyOf": chosen}}, "then": of_any} if chosen else of_any)
+    combined = {"type": "object", "required": ["combine"]}
+    entry_keys = ("param_groups", "scheduler", "monitor", "mode")
+    in_entries = {"properties": dict.fromkeys(entry_keys, NULL)}  # with a list, these are keys of its entries
+    for form, then in (({"type": "array"}, in_entries), (combined, {"properties": {"param_groups": NULL}})):
+        branches.append({"if": _has_optimizer(form), "then": then})
+    conditions = []
+    for optimizer in optimizers:
+        name = _ref(f"{optimizer.definition}.name")
+        mapping = {"type": "object", "required": ["name"], "properties": {"name": name}}
+        condition = _has_optimizer(_any_of(name, mapping))
+        groups_of_optimizer = {"properties": {"param_groups": _ref(f"{optimizer.definition}.param_groups")}}
+        conditions.append(condition)
+        branches.append({"if": condition, "then": groups_of_optimizer})
+    groups_of_any = {"properties": {"param_groups": _ref("param_groups")}}
+    branches.append({"if": {"not": {"anyOf": conditions}}, "then": groups_of_any} if conditions else groups_of_any)
     return {"properties": properties, "allOf": branches}
 
 
@@ -284,98 +311,99 @@ def _has_optimizer(schema: Schema) -> Schema:
     return {"required": ["optimizer"], "properties": {"optimizer": schema}}
 
 
-def _optimizer(optimizers: list[_Known]) -> Schema:
-    selected = {"if": {"minItems": 2}, "then": {"items": {"anyOf": [{"required": [key]} for key in SELECTOR_KEYS]}}}
-    several = {"type": "array", "items": _ref("optimizer.mapping"), "minItems": 1, **selected}
-    foreign = [key for key in MEMBER_KEYS if not any(key in known.beside for known in optimizers)]
-    alone = {"allOf": [_ref("optimizer.mapping"), {"properties": dict.fromkeys(foreign, False)}]}
-    part = {"allOf": [_ref("optimizer.mapping"), {"properties": {"scheduler": False}}]}
-    parts = {**several, "items": part, "description": "The optimizers that one is made of."}
-    combined = {"properties": {"combine": parts}, "additionalProperties": False}
-    # Not any of these: an editor then points at what is wrong inside, not at the whole.
+def _optimizer(optimizers: list[_RegisteredClass]) -> Schema:
+    selects = {"if": {"minItems": 2}, "then": {"items": {"anyOf": [{"required": [key]} for key in SELECTOR_KEYS]}}}
+    several = {"type": "array", "items": _ref("optimizer.mapping"), "minItems": 1, **selects}
+    only_in_lists = [key for key in ENTRY_KEYS if not any(key in known.direct_arguments for known in optimizers)]
+    single = {"allOf": [_ref("optimizer.mapping"), {"properties": dict.fromkeys(only_in_lists, False)}]}
+    entry = {"allOf": [_ref("optimizer.mapping"), {"properties": {"scheduler": False}}]}
+    entries = {**several, "items": entry, "description": "The optimizers that are combined into one."}
+    combined = {"properties": {"combine": entries}, "additionalProperties": False}
+    # `allOf` of conditions instead of `anyOf` of the forms: editors then mark the wrong value, not the whole optimizer.
     return {
-        "anyOf": [*_bare(optimizers)["anyOf"], {"type": ["object", "array", "null"]}],
+        "anyOf": [*_name_only(optimizers)["anyOf"], {"type": ["object", "array", "null"]}],
         "allOf": [
             {"if": {"type": "array"}, "then": several},
             {"if": {"type": "object", "required": ["combine"]}, "then": combined},
-            {"if": {"type": "object", "not": {"required": ["combine"]}}, "then": alone},
+            {"if": {"type": "object", "not": {"required": ["combine"]}}, "then": single},
         ],
     }
 
 
-def _scheduler(schedulers: list[_Known]) -> Schema:
+def _scheduler(schedulers: list[_RegisteredClass]) -> Schema:
     return {
-        "anyOf": [*_bare(schedulers)["anyOf"], {"type": ["object", "null"]}],
+        "anyOf": [*_name_only(schedulers)["anyOf"], {"type": ["object", "null"]}],
         "if": MAPPING,
         "then": _ref("scheduler.mapping"),
     }
 
 
-def _bare(known: list[_Known]) -> Schema:
-    """A name alone: of what needs no arguments."""
-    return _name([one for one in known if not one.required])
+def _name_only(known: list[_RegisteredClass]) -> Schema:
+    """The schema of a name instead of a mapping, for classes without required arguments."""
+    return _name([registered for registered in known if not registered.required])
 
 
-def _name(known: list[_Known]) -> Schema:
-    spellings: Schema = {"enum": [one.spelling for one in known]} if known else {"not": {}}
-    return {"anyOf": [spellings, *(_ref(f"{one.key}.name") for one in known)]}
+def _name(known: list[_RegisteredClass]) -> Schema:
+    names: Schema = {"enum": [registered.name for registered in known]} if known else {"not": {}}
+    return {"anyOf": [names, *(_ref(f"{registered.definition}.name") for registered in known)]}
 
 
-def _mapping(kind: str, known: list[_Known]) -> Schema:
+def _mapping(kind: str, known: list[_RegisteredClass]) -> Schema:
     return {
         "type": "object",
         "required": ["name"],
-        "properties": {"name": {"description": "See `optplug list`.", **_name(known)}},
-        "allOf": [one.chosen() for one in known],
+        "properties": {"name": {"description": f"The {kind}; see `optplug list`.", **_name(known)}},
+        "allOf": [registered.conditional_schema() for registered in known],
     }
 
 
-def _scheduler_mapping(known: list[_Known]) -> Schema:
+def _scheduler_mapping(known: list[_RegisteredClass]) -> Schema:
     schema = _mapping("scheduler", known)
     del schema["required"]
-    nameless = {"if": {"not": {"required": ["name"]}}, "then": _ref("scheduler.constant")}
-    once = {"not": {"required": ["warmup", "warmup_steps"]}}
-    return {**schema, "allOf": [*schema["allOf"], nameless, once]}
+    without_name = {"if": {"not": {"required": ["name"]}}, "then": _ref("scheduler.constant")}
+    one_warmup = {"not": {"required": ["warmup", "warmup_steps"]}}
+    return {**schema, "allOf": [*schema["allOf"], without_name, one_warmup]}
 
 
-def _wiring_of(known: _Known) -> dict[str, Any]:
-    """The keys of ours beside a name."""
-    if known.kind == "optimizer":
-        return {**_selectors(), "param_groups": _ref(f"{known.key}.param_groups"), "scheduler": _ref("scheduler")}
+def _other_keys(registered: _RegisteredClass) -> dict[str, Any]:
+    """The schemas of the keys of a mapping that are not arguments of the class."""
+    if registered.kind == "optimizer":
+        groups = _ref(f"{registered.definition}.param_groups")
+        return {**_selectors(), "param_groups": groups, "scheduler": _ref("scheduler")}
     mode = {"enum": ["min", "max", None], "description": "Whether a lower or a higher metric is better."}
-    monitor = {**METRIC, "description": "The metric; inferred unless given."}
-    unit = {"enum": [*PATIENCE_UNITS, None], "description": "What patience and cooldown count; validations if absent."}
+    monitor = {**METRIC, "description": "The metric. Default: inferred."}
+    unit = {"enum": [*PATIENCE_UNITS, None], "description": "The unit of patience and cooldown. Default: validations."}
     nonfinite = {
         "enum": [*ON_NONFINITE, None],
-        "description": "What a NaN or infinite metric does: counts as bad, if absent; is ignored; ends the training.",
+        "description": "How a NaN or infinite metric is handled. Default: bad, it counts as no improvement.",
     }
     metric = {"monitor": monitor, "mode": mode, "patience_unit": unit, "on_nonfinite": nonfinite}
-    if known.takes_metric:  # it steps once per completed validation
-        return {**_steps("epoch", 1), **_warmups(), **metric}
-    return {**_steps(), **_warmups(), **dict.fromkeys(metric, NONE)}
+    if registered.takes_metric:  # it is stepped after each completed validation
+        return {**_stepping("epoch", 1), **_warmup_keys(), **metric}
+    return {**_stepping(), **_warmup_keys(), **dict.fromkeys(metric, NULL)}
 
 
-def _steps(interval: str | None = None, frequency: int | None = None) -> dict[str, Schema]:
+def _stepping(interval: str | None = None, frequency: int | None = None) -> dict[str, Schema]:
     intervals = ["step", "epoch"] if interval is None else [interval]
-    often: Schema = {"type": "integer", "minimum": 1} if frequency is None else {"const": frequency}
+    allowed: Schema = {"type": "integer", "minimum": 1} if frequency is None else {"const": frequency}
     return {
-        "interval": {"enum": intervals, "description": "What it counts: optimizer steps or epochs."},
-        "frequency": {**often, "description": "Every how many of them it steps."},
+        "interval": {"enum": intervals, "description": "The unit of the schedule: optimizer steps or epochs."},
+        "frequency": {**allowed, "description": "The scheduler is stepped once in this number of intervals."},
     }
 
 
-def _warmups() -> dict[str, Schema]:
+def _warmup_keys() -> dict[str, Schema]:
     steps = {"type": "integer", "minimum": 0, "description": "Optimizer steps of linear warmup."}
     return {"warmup": _ref("warmup"), "warmup_steps": steps}
 
 
 def _warmup() -> Schema:
     lengths = {
-        "steps": {"type": "integer", "minimum": 0, "description": "Its length in optimizer steps."},
-        "epochs": {"type": "number", "minimum": 0, "maximum": 1e9, "description": "Its length in epochs."},
-        "ratio": {"type": "number", "minimum": 0, "maximum": 1, "description": "Its share of all steps."},
+        "steps": {"type": "integer", "minimum": 0, "description": "The length in optimizer steps."},
+        "epochs": {"type": "number", "minimum": 0, "maximum": 1e9, "description": "The length in epochs."},
+        "ratio": {"type": "number", "minimum": 0, "maximum": 1, "description": "The length as a share of all steps."},
     }
-    start = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1, "description": "Its first factor."}
+    start = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1, "description": "The first factor."}
     return {
         "type": ["object", "null"],
         "description": "Linear warmup of the learning rate, for example {steps: 100}.",
@@ -386,134 +414,148 @@ def _warmup() -> Schema:
     }
 
 
-def _constant() -> Schema:
-    """A scheduler without a name: a warmup, and a constant rate after it."""
+def _warmup_only() -> Schema:
+    """The schema of a scheduler without a name: a warmup, then a constant learning rate."""
     return {
-        "description": "A constant rate after a warmup.",
-        "properties": _warmups(),
+        "description": "A warmup, then a constant learning rate.",
+        "properties": _warmup_keys(),
         "anyOf": [{"required": ["warmup"]}, {"required": ["warmup_steps"]}],
         "additionalProperties": False,
     }
 
 
-# ----------------------------------------------------------------------------------------------- param_groups
+# ------------------------------------------------------------------------------------------ param_groups
 
-_KIND: Schema = {"enum": list(KINDS)}
-_KEYS_OF_PRESETS: dict[str, dict[str, Schema]] = {
+_KIND: Schema = {"enum": list(PARAMETER_KINDS)}
+_PRESET_KEYS: dict[str, dict[str, Schema]] = {
     "no_decay": {
         "of": {
-            "description": "What gets no weight decay; all of these unless given.",
+            "description": "The parameters without weight decay. Default: all of these kinds.",
             "anyOf": [_KIND, {"type": "array", "items": _KIND, "minItems": 1}],
         },
     },
     "layer_decay": {
         "decay": {
-            "description": "What the learning rate is multiplied by from layer to layer, towards the input.",
+            "description": "The factor of the learning rate from one layer to the layer before it.",
             "type": "number",
             "exclusiveMinimum": 0,
             "maximum": 1,
         },
         "layers": {
-            "description": "Globs over parameter names, from the input to the output; {} stands for a number.",
+            "description": "Globs over parameter names, from input to output; {} stands for a whole number.",
             "type": "array",
             "items": TEXT,
             "minItems": 1,
         },
     },
 }
-_NEEDED = {"layer_decay": ["decay", "layers"]}
+_REQUIRED_PRESET_KEYS = {"layer_decay": ["decay", "layers"]}
 
 
 def _param_groups(group: str) -> Schema:
-    bare = {"enum": [name for name in PRESETS if name not in _NEEDED]}
+    """The schema of `param_groups`; `group` is the definition of an entry that is a rule."""
+    name_only = {"enum": [name for name in PRESETS if name not in _REQUIRED_PRESET_KEYS]}
     entry = {
-        "anyOf": [bare, MAPPING],
+        "anyOf": [name_only, MAPPING],
         "allOf": [
             {"if": {"type": "object", "required": ["preset"]}, "then": _ref("preset")},
             {"if": {"type": "object", "not": {"required": ["preset"]}}, "then": _ref(group)},
         ],
     }
-    return {"anyOf": [bare, {"type": ["array", "null"]}], "items": entry}
+    return {"anyOf": [name_only, {"type": ["array", "null"]}], "items": entry}
 
 
 def _preset() -> Schema:
     presets = []
     for name in PRESETS:
-        chosen = {"properties": {"preset": {"const": name}}, "required": ["preset"]}
-        keys = {"preset": True, **_KEYS_OF_PRESETS[name]}
-        then = {"properties": keys, "required": _NEEDED.get(name, []), "additionalProperties": False}
-        presets.append({"if": chosen, "then": then})
-    named = {"preset": {"enum": list(PRESETS), "description": "Rules that have a name."}}
-    return {"type": "object", "required": ["preset"], "properties": named, "allOf": presets}
+        has_name = {"properties": {"preset": {"const": name}}, "required": ["preset"]}
+        keys = {"preset": True, **_PRESET_KEYS[name]}
+        then = {"properties": keys, "required": _REQUIRED_PRESET_KEYS.get(name, []), "additionalProperties": False}
+        presets.append({"if": has_name, "then": then})
+    preset = {"preset": {"enum": list(PRESETS), "description": "The name of a preset."}}
+    return {"type": "object", "required": ["preset"], "properties": preset, "allOf": presets}
 
 
 def _group(options: Mapping[str, Any], multipliers: Iterable[str]) -> Schema:
+    """The schema of a rule.
+
+    Args:
+        options: the schemas of the options that a rule can set.
+        multipliers: the keys of `MULTIPLIERS` that a rule can set.
+    """
     by_multiplier = {
         key: {"description": f"Multiplies {MULTIPLIERS[key]}.", "type": "number", "minimum": 0} for key in multipliers
     }
-    once = {key: {"properties": {MULTIPLIERS[key]: False}} for key in by_multiplier}
+    # A rule cannot both set an option and multiply it.
+    exclusive = {key: {"properties": {MULTIPLIERS[key]: False}} for key in by_multiplier}
     return {
         "type": "object",
         "properties": {
             **_selectors(),
-            "name": {"description": "The group's name.", **TEXT},
+            "name": {"description": "The name of the parameter group.", **TEXT},
             **by_multiplier,
             **options,
         },
         "anyOf": [{"required": [key]} for key in SELECTOR_KEYS],
-        "dependentSchemas": once,
+        "dependentSchemas": exclusive,
         "additionalProperties": False,
     }
 
 
 def _selectors() -> dict[str, Schema]:
     return {
-        key: {"description": f"{words}, or a list of them", **_ref("patterns")} for key, words in SELECTOR_KEYS.items()
+        key: {"description": f"{description}, or a list of them", **_ref("patterns")}
+        for key, description in SELECTOR_KEYS.items()
     }
 
 
-# -------------------------------------------------------------------------------------------------- vocabulary
+# ------------------------------------------------------------------------------------------ types and values
 
 
 def _ref(*path: str) -> Schema:
     return {"$ref": "/".join(["#/$defs", *path])}
 
 
-def _one_of(*schemas: Schema) -> Schema:
+def _any_of(*schemas: Schema) -> Schema:
     return {"anyOf": list(schemas)}
 
 
-def _any_of(schemas: list[Schema]) -> Schema:
-    """Any of some schemas; anything where one of them is."""
+def _union(schemas: list[Schema]) -> Schema:
+    """`anyOf`, flattened and without duplicates. Empty, which accepts every value, if one of the schemas is empty."""
     flat = [part for schema in schemas for part in (schema["anyOf"] if list(schema) == ["anyOf"] else [schema])]
     if not all(flat):
         return {}
-    once = [part for i, part in enumerate(flat) if part not in flat[:i]]
-    return once[0] if len(once) == 1 else {"anyOf": once}
+    unique = [part for i, part in enumerate(flat) if part not in flat[:i]]
+    return unique[0] if len(unique) == 1 else {"anyOf": unique}
 
 
-_SIMPLE: dict[Any, str] = {bool: "boolean", str: "string", type(None): "null", dict: "object"}
-_LISTS = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+_TYPE_NAMES: dict[Any, str] = {bool: "boolean", str: "string", type(None): "null", dict: "object"}
+_ARRAY_TYPES = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 
 
 def _of_type(hint: Any, number: Callable[[str], Schema]) -> Schema:
-    """The schema of a type; anything for one that no configuration can be held to."""
+    """The schema of an annotation; empty, which accepts every value, for types that a configuration cannot check.
+
+    Args:
+        hint: the annotation.
+        number: returns the schema of a number; its argument is `"integer"` or `"number"`.
+    """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _of_type(parts[0], number)
     if origin in (typing.Union, types.UnionType):
-        return _any_of([_of_type(part, number) for part in parts])
+        return _union([_of_type(part, number) for part in parts])
     if origin is typing.Literal:
-        return {"enum": list(parts)} if all(_plain(part) is not ... for part in parts) else {}
+        return {"enum": list(parts)} if all(_json_value(part) is not ... for part in parts) else {}
     if hint in (int, float):
         return number("integer" if hint is int else "number")
-    if isinstance(hint, collections.abc.Hashable) and hint in _SIMPLE:
-        return {"type": _SIMPLE[hint]}
+    if isinstance(hint, collections.abc.Hashable) and hint in _TYPE_NAMES:
+        return {"type": _TYPE_NAMES[hint]}
     if (getattr(hint, "__module__", ""), getattr(hint, "__name__", "")) == ("torch", "dtype"):
         return {"type": "string"}
     if origin is tuple and ... not in parts:
         return _tuple([_of_type(part, number) for part in parts])
-    if (origin or hint) in _LISTS or origin is tuple:
+    if (origin or hint) in _ARRAY_TYPES or origin is tuple:
         items = _of_type(parts[0], number) if parts else {}
         return {"type": "array", "items": items} if items else {"type": "array"}
     if origin in (dict, collections.abc.Mapping):
@@ -528,12 +570,12 @@ def _tuple(items: list[Schema]) -> Schema:
     return {"type": "array", "prefixItems": items, **length}
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; `...` for one that JSON does not have."""
+def _json_value(value: Any) -> Any:
+    """The value as JSON represents it; `...` for a value that JSON cannot represent."""
     if value is inspect.Parameter.empty or (isinstance(value, float) and not math.isfinite(value)):
         return ...
     if isinstance(value, (tuple, list)):
-        items = [_plain(item) for item in value]
+        items = [_json_value(item) for item in value]
         return ... if any(item is ... for item in items) else items
     if type(value) in (str, int, float, bool, type(None)):
         return value

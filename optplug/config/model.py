@@ -1,4 +1,4 @@
-"""The one form of a configuration, in Python, YAML and hparams.
+"""The data model of a configuration. Python, YAML and hyperparameters of a checkpoint use the same form.
 
 optimizer: adam                 # or {name: adam, lr: 1.0e-3, args: {...}}; or a list of these; or {combine: [...]}
 scheduler: {name: cosine_annealing_lr, T_max: auto, warmup_steps: 100}
@@ -13,71 +13,92 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optplug.config import param_selection
-from optplug.config.builtins import saved
-from optplug.config.param_groups import AnyRule
+from optplug.config.builtins import to_serializable
+from optplug.config.param_groups import AnyGroupRule
 from optplug.config.param_selection import Selector
 from optplug.registry import Registration, registry
-from optplug.registry.signature import configurable
-from optplug.registry.specs import LENGTHS, SchedulerSpec
+from optplug.registry.signature import configurable_arguments
+from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
 
 ARGS = "args"
 METRIC_KEYS = ("monitor", "mode", "patience_unit", "on_nonfinite")
-"""Those of a scheduler that takes a metric."""
+"""Keys that only a scheduler with a metric accepts."""
 
-WIRING_KEYS = {
+RESERVED_KEYS = {
     "optimizer": ("name", ARGS),
     "scheduler": ("name", ARGS, "interval", "frequency", "warmup", "warmup_steps", *METRIC_KEYS),
 }
-"""Keys that are optplug's own; an algorithm's argument of the same name goes under `args`."""
+"""Keys that optplug interprets itself. An algorithm's argument of the same name is written under `args`."""
 
-KEYS = ("optimizer", "scheduler", "param_groups", "monitor", "mode", "on_resume")
-"""What a configuration has."""
+TOP_LEVEL_KEYS = ("optimizer", "scheduler", "param_groups", "monitor", "mode", "on_resume")
+"""The keys of a configuration."""
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-"""LightningCLI's, under which a file may have the keys too."""
+"""LightningCLI's subcommands. In a file the keys of a configuration may be nested under one of them."""
 
-MEMBER_KEYS = (*param_selection.SELECTOR_KEYS, "param_groups", "scheduler")
-"""What an optimizer of several has besides."""
+ENTRY_KEYS = (*param_selection.SELECTOR_KEYS, "param_groups", "scheduler")
+"""Additional keys of an optimizer in a list of optimizers."""
 
 WARMUP_UNITS = ("steps", "epochs", "ratio")
-OF_THE_WHOLE = ("engine", "state_dtype")
-"""Options of an optimizer that no group has of its own."""
+OPTIMIZER_WIDE_OPTIONS = ("engine", "state_dtype")
+"""Hyperparameters that apply to the whole optimizer. A parameter group cannot override them."""
 
 ON_RESUME = ("keep", "override_hparams", "reset_scheduler", "reset_all")
-"""What counts when a run goes on from a checkpoint: everything of the checkpoint; the configuration's numbers; its
-schedule, from the start; its optimizer and schedule, from the start."""
+"""What is restored when training resumes from a checkpoint.
+
+- `keep`: everything is restored from the checkpoint.
+- `override_hparams`: as `keep`, but hyperparameters come from the configuration.
+- `reset_scheduler`: as `keep`, but the scheduler comes from the configuration and starts from the beginning.
+- `reset_all`: as `keep`, but optimizer and scheduler come from the configuration and start from the beginning.
+"""
 
 PATIENCE_UNITS = ("validations", "epochs", "steps")
-"""What the patience of a scheduler that takes a metric counts since the last improvement: completed validations that
-logged the metric (for a training metric, epochs); epochs; optimizer steps. It acts at a validation in any case."""
+"""What the patience of a scheduler with a metric counts since the last improvement.
+
+- `validations`: completed validations that logged the metric; for a training metric, epochs.
+- `epochs`: epochs.
+- `steps`: optimizer steps.
+
+The learning rate is reduced only at a validation, whatever the unit.
+"""
 
 ON_NONFINITE = ("bad", "ignore", "raise")
-"""What a metric that is NaN or infinite does, which is never the best: it counts as a bad value; it is not heard, and
-patience does not count it; it ends the training with an error."""
+"""How non-finite metric values are handled. They are never stored as the best value.
+
+- `bad`: the value counts as no improvement.
+- `ignore`: the value is skipped, and patience does not count it.
+- `raise`: training stops with an error.
+"""
 
 AUTO = "auto"
-LINK = re.compile(r"module(\.[A-Za-z_]\w*)+")
-"""A number that is an attribute of the module, such as `module.lr`."""
+LINK_PATTERN = re.compile(r"module(\.[A-Za-z_]\w*)+")
+"""The text of a link: a value that is read from an attribute of the module, such as `module.lr`."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer by name and its hyperparameters."""
+    """An optimizer by name, with its hyperparameters."""
 
     name: str
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def registration(self) -> Registration:
-        return registry.find("optimizer", self.name)
+        return registry.resolve("optimizer", self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        return _with_arguments("optimizer", self.name, self.hyperparameters)
+        return _mapping_of("optimizer", self.name, self.hyperparameters)
 
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """A linear warmup: its length in optimizer steps, in epochs, or as a share of all steps, and its first factor."""
+    """A linear warmup.
+
+    Attributes:
+        length: how long the warmup lasts, in `unit`.
+        unit: `"steps"` (optimizer steps), `"epochs"`, or `"ratio"` (a fraction of all optimizer steps).
+        start_factor: the factor of the first step; None for the default of `Warmup`.
+    """
 
     length: float
     unit: str = "steps"
@@ -90,15 +111,18 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """A scheduler by name, its arguments, and when it steps.
+    """A scheduler by name, with its arguments and the times at which it steps.
 
     Attributes:
-        name: None for a warmup alone.
-        interval: `"epoch"` or `"step"`; a scheduler that takes a metric steps per completed validation instead.
-        frequency: every how many epochs, or optimizer steps.
-        warmup: None for none.
-        monitor: the metric a plateau watches, or None to infer it. mode: `"min"`, `"max"` or None to infer it.
-        patience_unit: of `PATIENCE_UNITS`. on_nonfinite: of `ON_NONFINITE`. Both for a scheduler that takes a metric.
+        name: None if there is only a warmup.
+        arguments: the constructor arguments.
+        interval: `"epoch"` or `"step"`. A scheduler with a metric ignores it and steps after each validation.
+        frequency: the scheduler steps once every `frequency` intervals.
+        warmup: None for no warmup.
+        monitor: the name of the metric; None to infer it.
+        mode: `"min"`, `"max"`, or None to infer it.
+        patience_unit: one of `PATIENCE_UNITS`, for a scheduler with a metric.
+        on_nonfinite: one of `ON_NONFINITE`, for a scheduler with a metric.
     """
 
     name: str | None
@@ -114,129 +138,145 @@ class SchedulerConfig:
     @property
     def registration(self) -> Registration:
         assert self.name is not None
-        return registry.find("scheduler", self.name)
+        return registry.resolve("scheduler", self.name)
 
     @property
     def takes_metric(self) -> bool:
         return self.name is not None and "metric" in self.registration.spec.capabilities
 
     @property
-    def length(self) -> str | None:
-        """The argument that says how many steps the schedule has."""
-        return None if self.name is None else length_of(self.registration)
+    def length_argument(self) -> str | None:
+        """The name of the argument that sets the length of the schedule, such as `T_max`; None if there is none."""
+        return None if self.name is None else length_argument(self.registration)
 
     def to_dict(self) -> dict[str, Any]:
-        wiring: dict[str, Any] = {}
+        reserved: dict[str, Any] = {}
         if self.name is not None and not self.takes_metric:
-            wiring |= {"interval": self.interval, "frequency": self.frequency}
-        heard = {key: getattr(self, key) for key in METRIC_KEYS}
-        wiring |= {key: value for key, value in heard.items() if value != getattr(SchedulerConfig, key)}  # its default
+            reserved |= {"interval": self.interval, "frequency": self.frequency}
+        metric_options = {key: getattr(self, key) for key in METRIC_KEYS}
+        # The class attribute is the default of the field.
+        reserved |= {key: value for key, value in metric_options.items() if value != getattr(SchedulerConfig, key)}
         if self.warmup is not None:
-            wiring["warmup"] = self.warmup.to_dict()
-        return {**_with_arguments("scheduler", self.name, self.arguments), **wiring}
+            reserved["warmup"] = self.warmup.to_dict()
+        return {**_mapping_of("scheduler", self.name, self.arguments), **reserved}
 
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """An optimizer and its parameters.
+    """An optimizer and the parameters that it optimizes.
 
     Attributes:
-        select: which of the module's; None for all. param_groups: the rules of its groups.
-        index: its number among several, as they were given.
+        optimizer: the name and the hyperparameters.
+        param_groups: the rules of its parameter groups.
+        select: selects parameters of the module; None selects all.
+        index: the index in the list of the configuration; 0 if there is no list.
     """
 
     optimizer: OptimizerConfig
-    param_groups: tuple[AnyRule, ...] = ()
+    param_groups: tuple[AnyGroupRule, ...] = ()
     select: Selector | None = None
     index: int = field(default=0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """As an entry of several."""
+        """The entry as an element of a list of optimizers."""
         groups = {"param_groups": [rule.to_dict() for rule in self.param_groups]} if self.param_groups else {}
         return {**self.optimizer.to_dict(), **(self.select.to_dict() if self.select else {}), **groups}
 
 
 @dataclass(frozen=True)
 class OptimizerSetup:
-    """What makes one optimizer of the trainer: a member, several to be combined, or none: the module has its own."""
+    """What one optimizer of the trainer is built from.
 
-    members: tuple[OptimizerEntry, ...] = ()
+    Attributes:
+        entries: one entry; or several, which are combined into one optimizer; or none, if the module builds its own
+            optimizer.
+        scheduler: None for no scheduler.
+        is_combined: whether the entries were given under the key `combine`.
+    """
+
+    entries: tuple[OptimizerEntry, ...] = ()
     scheduler: SchedulerConfig | None = None
-    combined: bool = False
+    is_combined: bool = False
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to train with. Plain data: it survives pickle and deepcopy, and holds no trainer and no module.
+    """A parsed configuration. It is plain data: it can be pickled and copied, and refers to no trainer and no module.
 
     Attributes:
-        parts: one, or in manual optimisation several. several: whether they were given as a list.
-        on_resume: of `ON_RESUME`.
+        setups: one per optimizer of the trainer. Several are possible in manual optimization only.
+        has_optimizer_list: whether `optimizer` was given as a list.
+        on_resume: one of `ON_RESUME`.
     """
 
     setups: tuple[OptimizerSetup, ...]
-    several: bool = False
+    has_optimizer_list: bool = False
     on_resume: str = ON_RESUME[0]
 
     def loc(self, setup: OptimizerSetup) -> str:
-        """Where a part stands in the configuration."""
-        return f"optimizer[{setup.members[0].index}]" if self.several and setup.members else "optimizer"
+        """The location of an optimizer in the configuration."""
+        return f"optimizer[{setup.entries[0].index}]" if self.has_optimizer_list and setup.entries else "optimizer"
 
     def scheduler_loc(self, setup: OptimizerSetup) -> str:
-        """Where the schedule of a part stands in the configuration."""
-        return f"{self.loc(setup)}.scheduler" if self.several else "scheduler"
+        """The location of an optimizer's scheduler in the configuration."""
+        return f"{self.loc(setup)}.scheduler" if self.has_optimizer_list else "scheduler"
 
     @property
     def setup(self) -> OptimizerSetup:
-        """The only part."""
+        """The only setup.
+
+        Raises:
+            ValueError: there are several setups.
+        """
         (setup,) = self.setups
         return setup
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """That of the only member of the only part."""
-        return self.setup.members[0].optimizer
+        """The optimizer of the first entry of the only setup."""
+        return self.setup.entries[0].optimizer
 
     @property
     def scheduler(self) -> SchedulerConfig | None:
-        """That of the only part."""
+        """The scheduler of the only setup."""
         return self.setup.scheduler
 
     @property
-    def param_groups(self) -> tuple[AnyRule, ...]:
-        """Those of the only member of the only part."""
-        return self.setup.members[0].param_groups
+    def param_groups(self) -> tuple[AnyGroupRule, ...]:
+        """The group rules of the first entry of the only setup."""
+        return self.setup.entries[0].param_groups
 
     def to_dict(self) -> dict[str, Any]:
-        """The same configuration as plain data, which `parse(**...)` takes, with everything spelled out."""
+        """The configuration as plain data, with all defaults of reserved keys; `parse(**...)` accepts it."""
         found: dict[str, Any] = {} if self.on_resume == ON_RESUME[0] else {"on_resume": self.on_resume}
-        if self.several:
-            entries = []
+        if self.has_optimizer_list:
+            optimizers = []
             for setup in self.setups:
-                schedule = {} if setup.scheduler is None else {"scheduler": setup.scheduler.to_dict()}
-                entries.append({**setup.members[0].to_dict(), **schedule})
-            return {"optimizer": entries, **found}
-        members = self.setup.members
-        if self.setup.combined:
-            found["optimizer"] = {"combine": [member.to_dict() for member in members]}
-        elif members:
-            found["optimizer"] = members[0].optimizer.to_dict()
-            if members[0].param_groups:
-                found["param_groups"] = [rule.to_dict() for rule in members[0].param_groups]
+                scheduler = {} if setup.scheduler is None else {"scheduler": setup.scheduler.to_dict()}
+                optimizers.append({**setup.entries[0].to_dict(), **scheduler})
+            return {"optimizer": optimizers, **found}
+        entries = self.setup.entries
+        if self.setup.is_combined:
+            found["optimizer"] = {"combine": [entry.to_dict() for entry in entries]}
+        elif entries:
+            found["optimizer"] = entries[0].optimizer.to_dict()
+            if entries[0].param_groups:
+                found["param_groups"] = [rule.to_dict() for rule in entries[0].param_groups]
         if self.scheduler is not None:
             found["scheduler"] = self.scheduler.to_dict()
         return found
 
 
-def _with_arguments(kind: str, name: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    reserved = {*WIRING_KEYS[kind], *(MEMBER_KEYS if kind == "optimizer" else ())}
-    plainly = {key: saved(value) for key, value in arguments.items() if key not in reserved}
-    nested = {key: saved(value) for key, value in arguments.items() if key in reserved}
-    return {**({} if name is None else {"name": name}), **plainly, **({ARGS: nested} if nested else {})}
+def _mapping_of(kind: str, name: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with the name and the arguments; arguments with the name of a reserved key are nested under `args`."""
+    reserved = {*RESERVED_KEYS[kind], *(ENTRY_KEYS if kind == "optimizer" else ())}
+    direct = {key: to_serializable(value) for key, value in arguments.items() if key not in reserved}
+    nested = {key: to_serializable(value) for key, value in arguments.items() if key in reserved}
+    return {**({} if name is None else {"name": name}), **direct, **({ARGS: nested} if nested else {})}
 
 
-def length_of(registration: Registration) -> str | None:
-    """The argument of a scheduler that says how many steps the whole schedule has."""
+def length_argument(registration: Registration) -> str | None:
+    """The name of a scheduler's argument that sets the length of the whole schedule; None if there is none."""
     assert isinstance(registration.spec, SchedulerSpec)
-    known = configurable(registration)
-    return registration.spec.length or next((name for name in LENGTHS if name in known), None)
+    known = configurable_arguments(registration)
+    return registration.spec.length or next((name for name in LENGTH_ARGUMENTS if name in known), None)

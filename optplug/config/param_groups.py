@@ -1,4 +1,4 @@
-"""Parameter groups from rules that cascade, and the table that shows them."""
+"""Parameter groups: built from cascading rules, and shown as a table."""
 
 from __future__ import annotations
 
@@ -12,152 +12,158 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optplug.config.builtins import saved
+from optplug.config.builtins import to_serializable
 from optplug.config.error_collector import ErrorCollector, prefix_loc
-from optplug.config.param_group_presets import LayerDecay, NoDecay, Take
-from optplug.config.param_selection import Parameter, Selector, check_use, parameters_of
+from optplug.config.param_group_presets import GroupAssignment, LayerDecay, NoDecay
+from optplug.config.param_selection import ModuleParameter, Selector, check_selector, module_parameters
 from optplug.errors import ConfigError, with_loc
 
 MULTIPLIERS = {"lr_mult": "lr", "wd_mult": "weight_decay"}
-"""Options of a rule that multiply an option of the optimizer."""
+"""Options of a rule that multiply an option of the optimizer, each with the option that is multiplied."""
 
 
 @dataclass(frozen=True)
 class GroupRule:
-    """Options for the parameters that a selector selects.
+    """A rule that sets options for the parameters that a selector selects.
 
     Attributes:
-        select: which parameters. name: for the group. options: of the optimizer, and `MULTIPLIERS`.
+        select: selects the parameters.
+        name: a name for the parameter group.
+        options: options of the optimizer, and keys of `MULTIPLIERS`.
     """
 
     select: Selector
     name: str
     options: dict[str, Any]
 
-    def takes(self, parameters: Sequence[Parameter], has_weight_decay: bool) -> list[Take]:
+    def assignments(self, parameters: Sequence[ModuleParameter], has_weight_decay: bool) -> list[GroupAssignment]:
         return [(self.name, [p for p in parameters if self.select.selects(p)], dict(self.options))]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **self.select.to_dict(),
             "name": self.name,
-            **{key: saved(value) for key, value in self.options.items()},
+            **{key: to_serializable(value) for key, value in self.options.items()},
         }
 
 
-AnyRule = GroupRule | NoDecay | LayerDecay
+AnyGroupRule = GroupRule | NoDecay | LayerDecay
 
 
-def trainable(module: nn.Module, select: Selector | None = None) -> list[Parameter]:
+def trainable_parameters(module: nn.Module, select: Selector | None = None) -> list[ModuleParameter]:
     """The module's parameters that require gradients.
 
     Args:
-        module: whose parameters. select: which of them; None for all.
+        module: the module.
+        select: selects some of the parameters. Default None: all parameters.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: no parameter requires gradients, or a pattern of `select` matches no parameter.
     """
-    parameters = parameters_of(module)
+    parameters = module_parameters(module)
     if select is not None:
-        check_use(select, parameters, module)
+        check_selector(select, parameters, module)
         parameters = [p for p in parameters if select.selects(p)]
-    found = [p for p in parameters if p.trainable]
+    found = [p for p in parameters if p.is_trainable]
     if not found:
-        which = "its parameters" if select is None else "those"
-        why = f"all {len(parameters)} of {which} are frozen" if parameters else "it has no parameters"
-        raise ConfigError(f"{type(module).__name__} has nothing to train: {why}")
+        which = "" if select is None else "selected "
+        why = f"all {len(parameters)} {which}parameters are frozen" if parameters else "it has no parameters"
+        raise ConfigError(f"{type(module).__name__} has no trainable parameters: {why}")
     return found
 
 
 def param_groups(
     module: nn.Module,
-    rules: Sequence[AnyRule],
+    rules: Sequence[AnyGroupRule],
     base: Mapping[str, Any] | None = None,
     select: Selector | None = None,
 ) -> list[dict[str, Any]]:
-    """The groups that rules make of a module's trainable parameters.
+    """Build the parameter groups for a module's trainable parameters.
 
-    The rules cascade: a parameter takes the options of every rule that takes it, a later rule wins, option by option;
-    then `lr` is multiplied by `lr_mult`, and `weight_decay` by `wd_mult`. Parameters with equal options form one group,
-    named after the rules it comes from, or `default`.
+    The rules cascade: a parameter gets the options of every rule that selects it. If several rules set the same option,
+    the last one wins. Then `lr` is multiplied by `lr_mult`, and `weight_decay` by `wd_mult`. Parameters with equal
+    options form one group, which is named after its rules, or `default`.
 
     Args:
-        module: whose parameters to group.
-        rules: see `GroupRule` and `optplug.config.param_group_presets`.
-        base: the optimizer's options, which multipliers multiply where no rule gives the option.
-        select: which parameters; None for all.
+        module: the module whose parameters are grouped.
+        rules: the rules, in order; see `GroupRule` and `optplug.config.param_group_presets`.
+        base: the optimizer's options. Multipliers apply to them where no rule sets the option.
+        select: selects some of the parameters. Default None: all parameters.
 
     Returns:
-        One dict per group, with `params`, `name` (left out when there are no rules) and the options.
+        One dict for each group, with `params`, `name` and the options. Without rules there is one group without `name`.
 
     Raises:
-        ConfigError: a pattern matches no parameter, there is nothing to train, or two groups share a name; several as
-        `ConfigErrors`.
+        ConfigError: a pattern matches no parameter, no parameter is trainable, or two groups have the same name.
+            Several errors are raised together as `ConfigErrors`.
     """
-    trained = trainable(module, select)
+    trained = trainable_parameters(module, select)
     if not rules:
         return [{"params": [p.tensor for p in trained]}]
     collector = ErrorCollector()
-    everything = [p for p in parameters_of(module) if select is None or select.selects(p)]
-    takes: list[tuple[str, Take]] = []
+    candidates = [p for p in module_parameters(module) if select is None or select.selects(p)]
+    assignments: list[tuple[str, GroupAssignment]] = []
     for i, rule in enumerate(rules):
         loc = f"param_groups[{i}]"
         with collector.collect(loc):
             if isinstance(rule, GroupRule):
-                check_use(rule.select, everything, module)
-            takes += [(loc, take) for take in rule.takes(everything, base is None or "weight_decay" in base)]
+                check_selector(rule.select, candidates, module)
+            has_weight_decay = base is None or "weight_decay" in base
+            assignments += [(loc, assignment) for assignment in rule.assignments(candidates, has_weight_decay)]
     collector.raise_collected()
 
-    origins: dict[int, list[str]] = {id(p.tensor): [] for p in trained}
+    rule_names: dict[int, list[str]] = {id(p.tensor): [] for p in trained}
     options: dict[int, dict[str, Any]] = {id(p.tensor): {} for p in trained}
-    sources: dict[int, dict[str, str]] = {id(p.tensor): {} for p in trained}
-    for loc, (name, taken, given) in takes:
-        for p in taken:
-            if p.trainable and given:
-                origins[id(p.tensor)].append(name)
+    locs: dict[int, dict[str, str]] = {id(p.tensor): {} for p in trained}
+    for loc, (name, selected, given) in assignments:
+        for p in selected:
+            if p.is_trainable and given:
+                rule_names[id(p.tensor)].append(name)
                 options[id(p.tensor)].update(given)
-                sources[id(p.tensor)].update(dict.fromkeys(given, loc))
+                locs[id(p.tensor)].update(dict.fromkeys(given, loc))
     groups: dict[Any, dict[str, Any]] = {}
     for p in trained:
         with collector.collect(""):
-            effective = multiplied(options[id(p.tensor)], base or {}, sources[id(p.tensor)])
-            name = " + ".join(origins[id(p.tensor)]) or "default"
-            group = groups.setdefault(_key(effective), {"params": [], "name": name, **effective})
+            effective = apply_multipliers(options[id(p.tensor)], base or {}, locs[id(p.tensor)])
+            name = " + ".join(rule_names[id(p.tensor)]) or "default"
+            group = groups.setdefault(_hashable(effective), {"params": [], "name": name, **effective})
             group["params"].append(p.tensor)
         collector.raise_collected()
     for name, count in Counter(group["name"] for group in groups.values()).items():
-        if count > 1:  # a rule named "default", or "a + b" beside "a" and "b"
-            twice = ConfigError(f"two groups would be named {name!r}: give the rule of that name another one")
-            raise prefix_loc(twice, "param_groups")
+        if count > 1:  # for example a rule named "default", or a rule named "a + b" and rules named "a" and "b"
+            error = ConfigError(f"two groups would be named {name!r}: give the rule of this name another name")
+            raise prefix_loc(error, "param_groups")
     return list(groups.values())
 
 
-def _key(value: Any) -> Any:
-    """Options as something to look up by: equal for equal options."""
+def _hashable(value: Any) -> Any:
+    """A hashable value that is equal for equal options."""
     if isinstance(value, Mapping):
-        return frozenset((key, _key(inner)) for key, inner in value.items())
+        return frozenset((key, _hashable(inner)) for key, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return tuple(map(_key, value))
+        return tuple(map(_hashable, value))
     return value if isinstance(value, Hashable) else repr(value)
 
 
-def multiplied(
+def apply_multipliers(
     options: Mapping[str, Any], base: Mapping[str, Any], locs: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The options with multipliers carried out.
+    """The options of a parameter with the multipliers applied.
 
     Args:
-        options: of a group. base: of the optimizer. places: where each option stands in the configuration.
+        options: the options from the rules, multipliers included.
+        base: the options of the optimizer, multiplied where `options` lacks the option.
+        locs: the location of each option in the configuration, for errors.
 
     Raises:
-        ConfigError: there is no number to multiply.
+        ConfigError: the option to multiply is not a number.
     """
     result = {key: value for key, value in options.items() if key not in MULTIPLIERS}
     for multiplier, key in MULTIPLIERS.items():
         if multiplier in options:
             value = result.get(key, base.get(key))
             if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-                says = f"{multiplier} multiplies {key}, which is {value!r} here: give the optimizer a number"
+                says = f"{multiplier} multiplies {key}, which is {value!r}: give the optimizer a number for {key}"
                 raise with_loc(locs.get(multiplier, ""), ConfigError(says))
             result[key] = value * options[multiplier]
     return result
@@ -165,11 +171,14 @@ def multiplied(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of groups.
+    """One row of the table of parameter groups.
 
     Attributes:
-        group: its name, or its number where it has none. parameters: the names. elements: of all of them together.
-        lr, weight_decay: before schedule and warmup; None where the optimizer has none.
+        group: the name of the group, or its index if it has no name.
+        parameters: the names of its parameters.
+        elements: the total number of elements of its parameters.
+        lr: the learning rate before schedule and warmup; None if the optimizer has none.
+        weight_decay: the weight decay; None if the optimizer has none.
     """
 
     group: str
@@ -183,7 +192,7 @@ class Row:
 
 
 class GroupTable(tuple[Row, ...]):
-    """The groups of an optimizer, one `Row` each; as text, a table."""
+    """The parameter groups of an optimizer, one `Row` each. `str()` formats them as a table."""
 
     def __str__(self) -> str:
         header = ("group", "parameters", "elements", "lr", "weight_decay")
@@ -199,73 +208,88 @@ class GroupTable(tuple[Row, ...]):
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is remembered of a parameter without holding it: its `id`, name, size, and whether it was trainable."""
+class ParameterInfo:
+    """Facts about a parameter, without a reference to its tensor.
+
+    Attributes:
+        id: the `id` of the tensor.
+        name: the name of the parameter.
+        elements: the number of elements.
+        is_trainable: whether the parameter required gradients.
+    """
 
     id: int
     name: str
     elements: int
-    trainable: bool
+    is_trainable: bool
 
 
-def known(module: nn.Module) -> list[Known]:
-    """The parameters of a module as they are now; FSDP puts others in their place while it computes."""
-    return [Known(id(p.tensor), p.name, p.tensor.numel(), p.trainable) for p in parameters_of(module)]
+def parameter_infos(module: nn.Module) -> list[ParameterInfo]:
+    """Facts about the current parameters of a module. (FSDP replaces the parameters during its computations.)"""
+    return [ParameterInfo(id(p.tensor), p.name, p.tensor.numel(), p.is_trainable) for p in module_parameters(module)]
 
 
-def group_table(optimizer: Optimizer, module: nn.Module | Sequence[Known] | None = None) -> GroupTable:
+def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo] | None = None) -> GroupTable:
     """The parameter groups of an optimizer: group, parameters, elements, learning rate, weight decay.
 
     Args:
         optimizer: any optimizer.
-        module: where the parameters' names are looked up, or what `known` said of it; without one they are numbered.
-            With one a last row tells of the parameters that no group has: frozen ones, and those of other optimizers.
+        module: the module that the optimizer trains, or its `parameter_infos`. It gives the names of the parameters;
+            without it they are numbered. It also adds one row for its frozen parameters that no group contains, and one
+            row for its trainable parameters that no group contains, such as those of other optimizers.
 
     Returns:
         A tuple of `Row`s; `print` shows it as a table.
     """
-    parameters = known(module) if isinstance(module, nn.Module) else module or ()
-    names = {p.id: p.name for p in parameters}
+    infos = parameter_infos(module) if isinstance(module, nn.Module) else module or ()
+    names = {info.id: info.name for info in infos}
     rows = []
     for i, group in enumerate(optimizer.param_groups):
-        found = tuple(names.pop(id(p), f"{i}.{j}") for j, p in enumerate(group["params"]))
-        lr = group.get("initial_lr", group.get("lr"))  # before warmup and schedule
-        numbers = (_as_float(lr), _as_float(group.get("weight_decay")))
-        rows.append(Row(str(group.get("name", i)), found, sum(p.numel() for p in group["params"]), *numbers))
-    rest = [p for p in parameters if p.id in names]
-    for word, left in (
-        ("frozen", [p for p in rest if not p.trainable]),
-        ("elsewhere", [p for p in rest if p.trainable]),
+        parameters = tuple(names.pop(id(p), f"{i}.{j}") for j, p in enumerate(group["params"]))
+        lr = group.get("initial_lr", group.get("lr"))  # initial_lr is the lr before warmup and schedule
+        numbers = (_float_or_none(lr), _float_or_none(group.get("weight_decay")))
+        elements = sum(p.numel() for p in group["params"])
+        rows.append(Row(str(group.get("name", i)), parameters, elements, *numbers))
+    ungrouped = [info for info in infos if info.id in names]
+    for title, found in (
+        ("frozen", [info for info in ungrouped if not info.is_trainable]),
+        ("elsewhere", [info for info in ungrouped if info.is_trainable]),
     ):
-        if left:
-            rows.append(Row(f"({word})", tuple(p.name for p in left), sum(p.elements for p in left), None, None))
+        if found:
+            elements = sum(info.elements for info in found)
+            rows.append(Row(f"({title})", tuple(info.name for info in found), elements, None, None))
     return GroupTable(rows)
 
 
-def _as_float(value: Any) -> float | None:
+def _float_or_none(value: Any) -> float | None:
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError, RuntimeError):
         return None
 
 
-def name_groups(optimizer: Optimizer, known: Sequence[Known], count: int) -> list[str]:
-    """Name groups after what their parameters' names have in common: `backbone`, `backbone.0`; else `group N`.
+def name_groups(optimizer: Optimizer, infos: Sequence[ParameterInfo], start: int) -> list[str]:
+    """Name parameter groups that were added to an optimizer.
+
+    A group without a name is named after the common beginning of its parameters' names, for example `backbone.0`, or
+    else `group N`. If another group has the name already, a number is appended: `backbone 2`.
 
     Args:
-        optimizer: whose groups to name. known: its parameters' names. count: how many groups are not new.
+        optimizer: the optimizer.
+        infos: the names of its parameters.
+        start: the index of the first added group.
 
     Returns:
-        The new groups' names. A group that has one keeps it; one that is taken is numbered, ` 2` and on.
+        The names of the added groups.
     """
-    paths = {p.id: p.name.split(".") for p in known}
+    paths = {info.id: info.name.split(".") for info in infos}
     groups = list(enumerate(optimizer.param_groups))
-    taken = {group.get("name") for _, group in groups[:count]}
-    for i, group in sorted(groups[count:], key=lambda pair: not pair[1].get("name")):  # given names go first
+    used = {group.get("name") for _, group in groups[:start]}
+    for i, group in sorted(groups[start:], key=lambda pair: not pair[1].get("name")):  # given names have precedence
         levels = zip(*(paths.get(id(p), []) for p in group["params"]), strict=False)
         common = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
         name = str(group.get("name") or ".".join(level[0] for level in common) or f"group {i}")
-        names = itertools.chain([name], (f"{name} {k}" for k in itertools.count(2)))
-        group["name"] = next(one for one in names if one not in taken)
-        taken.add(group["name"])
-    return [group["name"] for _, group in groups[count:]]
+        candidates = itertools.chain([name], (f"{name} {k}" for k in itertools.count(2)))
+        group["name"] = next(candidate for candidate in candidates if candidate not in used)
+        used.add(group["name"])
+    return [group["name"] for _, group in groups[start:]]

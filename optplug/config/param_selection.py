@@ -1,4 +1,7 @@
-"""Which parameters: by name, by regular expression, by the type of the module they belong to. Never by their shape."""
+"""Selection of a module's parameters: by name, by regular expression, by the class of the module that holds them.
+
+Selection never depends on a parameter's shape: FSDP flattens parameters and so changes their shapes.
+"""
 
 from __future__ import annotations
 
@@ -13,89 +16,104 @@ from typing import Any
 from torch import Tensor, nn
 
 from optplug.config.error_collector import ErrorCollector
-from optplug.errors import ConfigError, ConfigTypeError, did_you_mean, listing, with_loc
+from optplug.errors import ConfigError, ConfigTypeError, listing, suggest, with_loc
 
-WRAPPERS = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
-"""What wrappers put into parameter names; patterns are written against the bare ones."""
+WRAPPER_PREFIXES = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+"""Parts that wrappers add to parameter names. Patterns match names without them."""
 
 SELECTOR_KEYS = {
     "match": "a glob over parameter names",
     "regex": "a regular expression, searched for in parameter names",
     "type": "a glob over the names of module classes, base classes included",
 }
-"""The ways to say which parameters."""
+"""The keys that select parameters, each with a description of its patterns."""
 
 
 @dataclass(frozen=True)
 class ModuleAttribute:
-    """Where a module has a parameter: its bare name, and the module it is an attribute of."""
+    """A module attribute that holds a parameter.
+
+    Attributes:
+        name: the full name of the parameter, such as `body.0.weight`, without the parts that wrappers add.
+        module: the module that has the attribute.
+        local_name: the name of the attribute in `module`, such as `weight`.
+    """
 
     name: str
-    owner: nn.Module
-    own_name: str
+    module: nn.Module
+    local_name: str
 
     @functools.cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the owner's class and its bases, without the framework's wrappers around them."""
-        bases = type(self.owner).__mro__
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the module's class and of its base classes below `nn.Module`."""
+        bases = type(self.module).__mro__
         return tuple(base.__name__ for base in bases[: bases.index(nn.Module)])
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A parameter of a module with all its places; a shared one has several."""
+class ModuleParameter:
+    """A parameter with every module attribute that holds it. A shared parameter has several attributes."""
 
     tensor: Tensor
     attributes: tuple[ModuleAttribute, ...]
 
     @property
     def name(self) -> str:
-        """The bare name of its first place, which is `named_parameters`' name."""
+        """The name of the first attribute, which is the name in `named_parameters`, without the parts of wrappers."""
         return self.attributes[0].name
 
     @property
-    def trainable(self) -> bool:
+    def is_trainable(self) -> bool:
         return self.tensor.requires_grad
 
 
-def parameters_of(module: nn.Module) -> list[Parameter]:
-    """The parameters of a module, frozen ones too, in the order of `named_parameters`."""
+def module_parameters(module: nn.Module) -> list[ModuleParameter]:
+    """All parameters of a module, frozen parameters included, in the order of `named_parameters`."""
     found: dict[int, tuple[Tensor, list[ModuleAttribute]]] = {}
-    for prefix, owner in _modules(module):
-        for own_name, p in owner.named_parameters(recurse=False):
-            attribute = _attribute(module, prefix, owner, own_name)
+    for prefix, submodule in _named_modules(module):
+        for local_name, p in submodule.named_parameters(recurse=False):
+            attribute = _attribute(module, prefix, submodule, local_name)
             found.setdefault(id(p), (p, []))[1].append(attribute)
-    return [Parameter(p, tuple(dict.fromkeys(attributes))) for p, attributes in found.values()]
+    return [ModuleParameter(p, tuple(dict.fromkeys(attributes))) for p, attributes in found.values()]
 
 
-MOST = 100_000
-"""Ways through a module that are followed, so that shared modules within shared modules do not take forever."""
+MAX_MODULE_NAMES = 100_000
+"""Limit on the names of submodules. Shared modules nested in shared modules have exponentially many names."""
 
 
-def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules with their names, shared ones under each of their names."""
+def _named_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The submodules with their names; a shared submodule appears once for each of its names.
+
+    Where a module contains itself, or where the names exceed `MAX_MODULE_NAMES`, each submodule appears once only.
+    """
     try:
-        found = list(itertools.islice(module.named_modules(remove_duplicate=False), MOST))
-    except RecursionError:  # a module that is inside itself
+        found = list(itertools.islice(module.named_modules(remove_duplicate=False), MAX_MODULE_NAMES))
+    except RecursionError:  # a module that contains itself
         found = []
-    return found if 0 < len(found) < MOST else list(module.named_modules())
+    return found if 0 < len(found) < MAX_MODULE_NAMES else list(module.named_modules())
 
 
-def _attribute(root: nn.Module, prefix: str, owner: nn.Module, own_name: str) -> ModuleAttribute:
-    name = WRAPPERS.sub("", f"{prefix}.{own_name}" if prefix else own_name)
-    if isinstance(owner, nn.utils.parametrize.ParametrizationList):
-        # Its parameters make a tensor of the module two levels up: that one's type and own name count.
-        outer, _, made = f".{prefix}".rpartition(".parametrizations.")
-        return ModuleAttribute(name, root.get_submodule(outer[1:]), made)
-    return ModuleAttribute(name, owner, own_name)
+def _attribute(root: nn.Module, prefix: str, module: nn.Module, local_name: str) -> ModuleAttribute:
+    name = WRAPPER_PREFIXES.sub("", f"{prefix}.{local_name}" if prefix else local_name)
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        # The parameters of a parametrization compute a tensor of the module two levels up. The class of that module
+        # and the name of that tensor are used for selection.
+        outer, _, tensor_name = f".{prefix}".rpartition(".parametrizations.")
+        return ModuleAttribute(name, root.get_submodule(outer[1:]), tensor_name)
+    return ModuleAttribute(name, module, local_name)
 
 
 @dataclass(frozen=True)
 class Selector:
-    """A parameter is selected when every way that is used selects it, each by any of its patterns.
+    """Selects parameters by patterns.
+
+    Within one key, one matching pattern is enough. Where several keys have patterns, all of these keys must match, for
+    one and the same attribute of a shared parameter.
 
     Attributes:
-        match, regex, type: patterns, as `SELECTOR_KEYS` says; empty where a way is not used.
+        match: globs over parameter names; empty where the key is not used.
+        regex: regular expressions, searched for in parameter names; empty where the key is not used.
+        type: globs over the names of module classes; empty where the key is not used.
     """
 
     match: tuple[str, ...] = ()
@@ -103,17 +121,17 @@ class Selector:
     type: tuple[str, ...] = ()
 
     def patterns(self) -> Iterator[tuple[str, str]]:
-        """Each pattern with its way."""
+        """All patterns, as pairs of selector key and pattern."""
         for key in SELECTOR_KEYS:
             for pattern in getattr(self, key):
                 yield key, pattern
 
-    def selects(self, parameter: Parameter) -> bool:
-        return any(self._selects_at(attribute) for attribute in parameter.attributes)
+    def selects(self, parameter: ModuleParameter) -> bool:
+        return any(self._selects_attribute(attribute) for attribute in parameter.attributes)
 
-    def _selects_at(self, attribute: ModuleAttribute) -> bool:
+    def _selects_attribute(self, attribute: ModuleAttribute) -> bool:
         return all(
-            any(_way(key, pattern)(attribute) for pattern in patterns)
+            any(_matcher(key, pattern)(attribute) for pattern in patterns)
             for key in SELECTOR_KEYS
             if (patterns := getattr(self, key))
         )
@@ -126,8 +144,8 @@ class Selector:
 
 
 @functools.lru_cache(maxsize=4096)
-def _way(key: str, pattern: str) -> Callable[[ModuleAttribute], bool]:
-    """Whether a pattern selects a place, as a function."""
+def _matcher(key: str, pattern: str) -> Callable[[ModuleAttribute], bool]:
+    """A function that returns whether a pattern of a selector key matches a module attribute."""
     if key == "match" and not re.search(r"[*?\[]", pattern):
         return lambda attribute: attribute.name == pattern
     compiled = re.compile(pattern if key == "regex" else translate(pattern))
@@ -135,16 +153,19 @@ def _way(key: str, pattern: str) -> Callable[[ModuleAttribute], bool]:
         return lambda attribute: compiled.match(attribute.name) is not None
     if key == "regex":
         return lambda attribute: compiled.search(attribute.name) is not None
-    return lambda attribute: any(map(compiled.match, attribute.classes))
+    return lambda attribute: any(map(compiled.match, attribute.class_names))
 
 
-def parsed(given: Mapping[str, Any], collector: ErrorCollector, loc: str) -> Selector:
-    """The selector of a mapping with some of `SELECTOR_KEYS`; its other keys are left alone.
+def parse_selector(given: Mapping[str, Any], collector: ErrorCollector, loc: str) -> Selector:
+    """Parse the selector of a configuration entry.
 
-    What is wrong becomes complaints: a pattern that is no text, an empty list, a regular expression that is none.
+    Args:
+        given: the entry. Keys other than `SELECTOR_KEYS` are ignored.
+        collector: collects the errors: a pattern that is not text, an empty list, an invalid regular expression.
+        loc: the location of the entry in the configuration.
     """
     nouns = {"match": "a glob", "regex": "a regular expression", "type": "a glob over class names"}
-    ways: dict[str, tuple[str, ...]] = {}
+    parsed: dict[str, tuple[str, ...]] = {}
     for key in (key for key in SELECTOR_KEYS if key in given):
         value = given[key]
         patterns = [value] if isinstance(value, str) else value
@@ -158,46 +179,42 @@ def parsed(given: Mapping[str, Any], collector: ErrorCollector, loc: str) -> Sel
             for pattern in patterns if key == "regex" else ():
                 try:
                     re.compile(pattern)
-                except (re.error, RecursionError, OverflowError) as wrong:
-                    raise ConfigError(f"{pattern!r} is no regular expression: {wrong}") from None
-            ways[key] = tuple(patterns)
-    return Selector(**ways)
+                except (re.error, RecursionError, OverflowError) as error:
+                    raise ConfigError(f"{pattern!r} is not a valid regular expression: {error}") from None
+            parsed[key] = tuple(patterns)
+    return Selector(**parsed)
 
 
-def check_use(selector: Selector, parameters: Sequence[Parameter], module: nn.Module) -> None:
-    """Refuse a selector with a pattern that no parameter, not even a frozen one, matches.
+def check_selector(selector: Selector, parameters: Sequence[ModuleParameter], module: nn.Module) -> None:
+    """Check that every pattern of a selector matches a parameter, and that the selector selects one.
+
+    Args:
+        selector: the selector to check.
+        parameters: the parameters to select from. A match with a frozen parameter is sufficient.
+        module: the module of the parameters, named in messages.
 
     Raises:
-        ConfigError: with the nearest names; its place is the way of the pattern.
+        ConfigError: a pattern matches no parameter, or no parameter is selected by all keys together. For a pattern,
+            `loc` is its selector key.
     """
     for key, pattern in selector.patterns():
-        selects = _way(key, pattern)
-        if any(selects(attribute) for parameter in parameters for attribute in parameter.attributes):
+        matches = _matcher(key, pattern)
+        if any(matches(attribute) for parameter in parameters for attribute in parameter.attributes):
             continue
         if key == "type":
-            known = list(dict.fromkeys(p.classes[0] for q in parameters for p in q.attributes if p.classes))
-            noun = "the classes that have some"
+            known = list(dict.fromkeys(a.class_names[0] for p in parameters for a in p.attributes if a.class_names))
+            intro = "the classes that have parameters are"
         else:
-            known = [attribute.name for q in parameters for attribute in q.attributes]
-            noun = "its parameters"
-        raise with_loc(
-            key,
-            ConfigError(
-                f"{pattern!r} matches no parameter of {type(module).__name__}; {noun} are "
-                f"{shortened(known)}{did_you_mean(pattern, known)}"
-            ),
-        )
+            known = [attribute.name for p in parameters for attribute in p.attributes]
+            intro = "its parameters are"
+        hint = suggest(pattern, known, intro=intro)
+        raise with_loc(key, ConfigError(f"{pattern!r} matches no parameter of {type(module).__name__}{hint}"))
     if not any(selector.selects(parameter) for parameter in parameters):
-        ways = listing(f"{key} {pattern!r}" for key, pattern in selector.patterns())
-        raise ConfigError(f"no parameter of {type(module).__name__} is selected by {ways} together")
+        conditions = listing(f"{key} {pattern!r}" for key, pattern in selector.patterns())
+        raise ConfigError(f"no parameter of {type(module).__name__} is selected by {conditions} together")
 
 
-def shortened(names: Sequence[str], most: int = 12) -> str:
-    """The first of many names."""
-    return listing(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def numbered(glob: str) -> re.Pattern[str]:
-    """A glob in which `{}` stands for a whole number, as a pattern with a group for each."""
+def compile_numbered_glob(glob: str) -> re.Pattern[str]:
+    """Compile a glob in which `{}` stands for a whole number. The pattern has one group for each `{}`."""
     parts = (translate(part).removesuffix(r"\Z").removesuffix(r"\z") for part in glob.split("{}"))
     return re.compile(r"(\d+)".join(parts) + r"\Z")

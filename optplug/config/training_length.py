@@ -1,4 +1,4 @@
-"""How long a training lasts, and what follows for schedules: `auto`, warmups in epochs, a length in the wrong unit."""
+"""The length of a training, and what depends on it: `auto`, warmups in epochs, checks of a schedule's length."""
 
 from __future__ import annotations
 
@@ -14,106 +14,121 @@ from optplug.errors import ConfigError
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long a training lasts, as far as that can be known before it begins.
+    """The length of a training, as far as it is known before the training starts.
 
     Attributes:
-        steps: steps of each optimizer. epochs: their number. steps_per_epoch: of each optimizer. Each is None where it
-            cannot be known.
-        why: why one of them is not known, for messages.
-        batches: of all epochs on one process. processes: how many there are.
+        steps: the number of steps of each optimizer; None if unknown.
+        epochs: the number of epochs; None if unknown.
+        steps_per_epoch: steps of each optimizer per epoch; None if unknown.
+        unknown_reason: why one of these is unknown, for messages.
+        batches: the number of batches of all epochs on one process; None if unknown.
+        processes: the number of processes.
     """
 
     steps: int | None = None
     epochs: int | None = None
     steps_per_epoch: float | None = None
-    why: str = "no trainer is attached"
+    unknown_reason: str = "no trainer is attached"
     batches: int | None = None
     processes: int = 1
 
 
-def resolve_lengths(scheduled: SchedulerConfig, run: TrainingLength, loc: str = "scheduler") -> SchedulerConfig:
-    """The schedule with numbers for `auto`, and its warmup in steps.
+def resolve_lengths(
+    scheduler_config: SchedulerConfig, training: TrainingLength, loc: str = "scheduler"
+) -> SchedulerConfig:
+    """Replace `auto` by a number, and convert the length of the warmup to optimizer steps.
+
+    Args:
+        scheduler_config: the parsed scheduler.
+        training: the length of the training.
+        loc: the location of the scheduler in the configuration.
 
     Raises:
-        ConfigError: the run has no known length; a length in steps counted in epochs. ConfigErrors: several of these.
+        ConfigError: a length depends on an unknown length of the training; or a length in optimizer steps is given
+            for a schedule that steps once per epoch.
+        ConfigErrors: several of these errors.
     """
     collector = ErrorCollector()
-    length, warmup, arguments = scheduled.length, scheduled.warmup, dict(scheduled.arguments)
+    length, warmup = scheduler_config.length_argument, scheduler_config.warmup
+    arguments = dict(scheduler_config.arguments)
     if length is not None and arguments.get(length) == AUTO:
         with collector.collect(f"{loc}.{length}"):
-            arguments[length] = _auto(scheduled, run)
+            arguments[length] = _auto_length(scheduler_config, training)
     elif length is not None:
         with collector.collect(f"{loc}.{length}"):
-            _check_unit(scheduled, run)
+            _check_length_unit(scheduler_config, training)
     if warmup is not None and warmup.unit != "steps":
         with collector.collect(f"{loc}.warmup.{warmup.unit}"):
-            whole = run.steps if warmup.unit == "ratio" else run.steps_per_epoch
+            whole = training.steps if warmup.unit == "ratio" else training.steps_per_epoch
             if whole is None:
-                raise ConfigError(f"{run.why}: give the warmup in steps")
+                raise ConfigError(f"{training.unknown_reason}: give the warmup in steps")
             warmup = dataclasses.replace(warmup, length=round(whole * warmup.length), unit="steps")
             if not warmup.length:
                 warmup = None
     collector.raise_collected()
-    return dataclasses.replace(scheduled, arguments=arguments, warmup=warmup)
+    return dataclasses.replace(scheduler_config, arguments=arguments, warmup=warmup)
 
 
-def is_auto(scheduled: SchedulerConfig) -> bool:
-    """Whether anything of the schedule depends on how long the training lasts."""
-    length, warmup = scheduled.length, scheduled.warmup
-    return (length is not None and scheduled.arguments.get(length) == AUTO) or (
+def depends_on_training_length(scheduler_config: SchedulerConfig) -> bool:
+    """Whether the schedule's length is `auto`, or its warmup is given in epochs or as a ratio."""
+    length, warmup = scheduler_config.length_argument, scheduler_config.warmup
+    return (length is not None and scheduler_config.arguments.get(length) == AUTO) or (
         warmup is not None and warmup.unit != "steps"
     )
 
 
-def _auto(scheduled: SchedulerConfig, run: TrainingLength) -> int:
-    """The run's length in the schedule's own steps, at least 1."""
-    known = run.steps if scheduled.interval == "step" else run.epochs
+def _auto_length(scheduler_config: SchedulerConfig, training: TrainingLength) -> int:
+    """The number of steps that the schedule takes in the training, at least 1."""
+    known = training.steps if scheduler_config.interval == "step" else training.epochs
     if known is not None:
-        return max(1, known // scheduled.frequency)
-    other = run.epochs if scheduled.interval == "step" else run.steps
-    unit = "epoch" if scheduled.interval == "step" else "step"
+        return max(1, known // scheduler_config.frequency)
+    other = training.epochs if scheduler_config.interval == "step" else training.steps
+    unit = "epoch" if scheduler_config.interval == "step" else "step"
     remedy = (
         f"give a number, or interval: {unit}" if other is not None else "set the trainer's max_steps, or give a number"
     )
-    raise ConfigError(f"is auto, and {run.why}: {remedy}")
+    raise ConfigError(f"is auto, and {training.unknown_reason}: {remedy}")
 
 
-def _check_unit(scheduled: SchedulerConfig, run: TrainingLength) -> None:
-    length = scheduled.arguments.get(str(scheduled.length))
-    if scheduled.interval != "epoch" or run.epochs is None or not isinstance(length, (int, float)):
+def _check_length_unit(scheduler_config: SchedulerConfig, training: TrainingLength) -> None:
+    """Raise an error if the length of a schedule that steps per epoch is evidently a number of optimizer steps."""
+    length = scheduler_config.arguments.get(str(scheduler_config.length_argument))
+    if scheduler_config.interval != "epoch" or training.epochs is None or not isinstance(length, (int, float)):
         return
-    if length <= run.epochs:
+    if length <= training.epochs:
         return
-    for count, words in _counts(scheduled, run):
-        if length * scheduled.frequency == count:
-            every = "an epoch" if scheduled.frequency == 1 else f"{scheduled.frequency} epochs"
+    for count, description in _counts_in_steps(scheduler_config, training):
+        if length * scheduler_config.frequency == count:
+            every = "epoch" if scheduler_config.frequency == 1 else f"{scheduler_config.frequency} epochs"
             raise ConfigError(
-                f"is {length}, which is the number of {words}, and the schedule is stepped once in {every}, of which "
-                f"there are {run.epochs}: say interval: step, or {scheduled.length}: auto"
+                f"is {length}, which is the number of {description}, but the schedule steps once every {every}, and "
+                f"the training has {training.epochs} epochs: set interval: step, or "
+                f"{scheduler_config.length_argument}: auto"
             )
 
 
-def _counts(scheduled: SchedulerConfig, run: TrainingLength) -> Iterator[tuple[int, str]]:
-    """Numbers of steps that somebody may have meant."""
-    warmup = scheduled.warmup
-    for count, words in ((run.steps, "optimizer steps"), (run.batches, "batches")):
+def _counts_in_steps(scheduler_config: SchedulerConfig, training: TrainingLength) -> Iterator[tuple[int, str]]:
+    """Lengths of the training in optimizer steps or batches, each with its description."""
+    warmup = scheduler_config.warmup
+    for count, unit in ((training.steps, "optimizer steps"), (training.batches, "batches")):
         if count is None:
             continue
-        yield count, f"{words} of this training"
-        if run.processes > 1:
-            yield count * run.processes, f"{words} of this training on all processes together"
+        yield count, f"{unit} of this training"
+        if training.processes > 1:
+            yield count * training.processes, f"{unit} of this training on all processes together"
         if warmup is not None and warmup.unit == "steps":
-            yield count - int(warmup.length), f"{words} of this training after the warmup"
+            yield count - int(warmup.length), f"{unit} of this training after the warmup"
 
 
-def remarks(scheduled: SchedulerConfig, run: TrainingLength) -> Iterator[str]:
-    """What is not wrong and yet worth a word: a schedule much longer or shorter than the training."""
-    length: Any = scheduled.arguments.get(str(scheduled.length))
-    known = run.steps if scheduled.interval == "step" else run.epochs
+def length_warnings(scheduler_config: SchedulerConfig, training: TrainingLength) -> Iterator[str]:
+    """Warn about a schedule that is valid but much longer or shorter than the training."""
+    length: Any = scheduler_config.arguments.get(str(scheduler_config.length_argument))
+    known = training.steps if scheduler_config.interval == "step" else training.epochs
     if known is None or isinstance(length, bool) or not isinstance(length, (int, float)):
         return
-    units, there = f"{scheduled.interval}s", known // scheduled.frequency
-    if length > 2 * there:
-        yield f"{scheduled.length} is {length:g}, and this run of {known} {units} steps the schedule {there} times"
-    elif scheduled.interval == "step" and run.epochs is not None and length == run.epochs < there:
-        yield f"{scheduled.length} is {length:g} steps, as many as this run has epochs; its steps are {known}"
+    name, interval = scheduler_config.length_argument, scheduler_config.interval
+    scheduler_steps = known // scheduler_config.frequency
+    if length > 2 * scheduler_steps:
+        yield f"{name} is {length:g}, and this run of {known} {interval}s steps the schedule {scheduler_steps} times"
+    elif interval == "step" and training.epochs is not None and length == training.epochs < scheduler_steps:
+        yield f"{name} is {length:g} steps, the number of epochs of this run; the run has {known} steps"

@@ -1,4 +1,7 @@
-"""torch's private names, each used once here. What a version of torch lacks, and what follows then, is said beside it."""
+"""The private names of torch that optplug uses. Each name is used only here.
+
+Each function documents its fallback for versions of torch that lack the name.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,25 @@ __all__ = [
 
 
 def capturable_device_types() -> tuple[str, ...]:
-    """The types of device on which torch's optimizers take `capturable=True`."""
+    """The device types on which torch's optimizers accept `capturable=True`."""
     return ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_name(), "xla")
 
 
 def is_functorch_active() -> bool:
-    """Whether a transform of `torch.func` is running."""
+    """Whether a `torch.func` transform is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_proxy_tracing() -> bool:
-    """Whether `make_fx` is tracing."""
+    """Whether `make_fx` is tracing the current call."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def tensor_guards(tensors: Sequence[Tensor]) -> Any:
-    """torch.compile's check, in C++, of type, dtype, device, layout, shape and strides; None where torch has none."""
+    """torch.compile's C++ check that tensors keep their type, dtype, device, layout, shape and strides.
+
+    Returns None if this version of torch has no such check.
+    """
     guards: Any = getattr(torch._C._dynamo.guards, "TensorGuards", None)
     shapes = [list(t.shape) for t in tensors]
     strides = [list(t.stride()) for t in tensors]
@@ -47,7 +53,10 @@ def tensor_guards(tensors: Sequence[Tensor]) -> Any:
 
 
 def data_ptr_reader_address() -> int | None:
-    """The address of the C function `int64_t(PyObject*)` that returns a tensor's data pointer; None where torch has none."""
+    """The address of the C function `int64_t(PyObject*)` that returns the data pointer of a tensor.
+
+    Returns None if this version of torch has no such function.
+    """
     found = getattr(torch._C._dynamo.guards, "_torchinductor_pyobject_tensor_data_ptr", None)
     return found if isinstance(found, int) else None
 
@@ -61,5 +70,5 @@ def load_state_dict_hooks(optimizer: Any) -> tuple[Iterable[Any], Iterable[Any]]
 
 
 def preserve_version_counters(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:
-    """Within this context, writing to the tensors does not advance their version counters."""
+    """A context in which writes to the tensors do not increase their version counters."""
     return _unsafe_preserve_version_counter(tuple(tensors))

@@ -1,8 +1,11 @@
-"""Engine `foreach`: the graph as a straight line of `torch._foreach_*` calls, in place wherever a value is used up.
+"""Engine `foreach`: runs the graph as a straight-line program of `torch._foreach_*` calls.
 
-The line is Python source, made once per graph (`source` shows it). Three things keep it at torch's own memory traffic:
-a product that is added becomes `add(alpha)`, `addcmul` or `addcdiv`; a value whose last reader computes something of
-its size gives up its memory to it; the tensors go through in chunks, so that temporaries stay small.
+The program is Python source that is generated once per graph; `source` returns it. Three measures limit its memory
+traffic to that of torch's own foreach implementations:
+
+- a product that is added becomes `add(alpha)`, `addcmul` or `addcdiv`;
+- an operation that reads a value for the last time writes its result in place of that value;
+- the tensors are processed in chunks, so that temporaries are small.
 """
 
 from __future__ import annotations
@@ -20,22 +23,28 @@ from torch import Tensor
 
 from optplug.rules.graph import Node
 from optplug.rules.ops import PREDICATES
-from optplug.rules.trace import Traced
+from optplug.rules.trace import TracedRule
 
 CHUNK_BYTES = {"cpu": 2 * 2**20}
-"""No more than this many bytes of parameters go through the line at once (one tensor may be larger), by device type. On
-a CPU a chunk then stays in the cache from one operation to the next."""
+"""Maximum number of bytes of parameters in a chunk, by device type. A chunk with a single tensor may be larger. On a
+CPU a chunk of this size stays in the cache between operations."""
 
-CHUNK_BYTES_ELSEWHERE = 64 * 2**20
-"""Elsewhere every operation is a kernel launch: few, but with bounded temporaries."""
+DEFAULT_CHUNK_BYTES = 64 * 2**20
+"""The limit for other devices. There each operation is a kernel launch, so chunks are large."""
 
 UNARY = frozenset({"neg", "sqrt", "exp", "log", "abs", "sign"})
 BINARY = frozenset({"add", "sub", "mul", "div", "maximum", "minimum"})
 COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum"})
 
 
-class _Term:
-    """`coefficient * kind(x, y)`: what `add`, `addcmul` and `addcdiv` can take in one pass."""
+class _Product:
+    """A product that `add`, `addcmul` or `addcdiv` can add in one pass over memory.
+
+    Args:
+        kind: `"add"`, `"addcmul"` or `"addcdiv"`.
+        coefficient: the scalar factor, as source code.
+        factors: the element-wise factors.
+    """
 
     def __init__(self, kind: str, coefficient: str, factors: tuple[Node, ...]) -> None:
         self.kind = kind
@@ -43,199 +52,213 @@ class _Term:
         self.factors = factors
 
 
-class _Writer:
-    """Lowers one graph."""
+class _ProgramWriter:
+    """Generates the source code for one graph."""
 
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: TracedRule) -> None:
         self.traced = traced
         self.lines: list[str] = []
-        self.register: dict[Node, str] = {}
-        self.temporaries = 0
-        self.constants = {n: f"c{i}" for i, n in enumerate(traced.hoisted)}
-        self.roles = {"p", "g", *traced.variant.elementwise}
-        self.overwritten = set(traced.outputs)
+        # The variable that holds the value of a node.
+        self.registers: dict[Node, str] = {}
+        self.temporary_count = 0
+        self.constants = {n: f"c{i}" for i, n in enumerate(traced.hoisted_scalars)}
+        self.roles = {"p", "g", *traced.variant.elementwise_states}
+        self.output_roles = set(traced.outputs)
+        # How many outputs and nodes use a node, in the graph and (`remaining_reads`) in the operations after fusion.
         self.consumers: Counter[Node] = Counter(traced.outputs.values())
         for node in traced.nodes:
             self.consumers.update(node.args)
-        self.plan: list[tuple[Node, _Term | None, Node | None]] = []
-        absorbed: set[Node] = set()
+        self.operations: list[tuple[Node, _Product | None, Node | None]] = []
+        fused: set[Node] = set()
         for node in reversed(traced.nodes):
-            if node not in absorbed and node.op != "input":
-                term, base = self._fuse(node, absorbed)
-                self.plan.append((node, term, base))
-        self.plan.reverse()
-        self.readers: Counter[Node] = Counter()
-        for node, term, base in self.plan:
-            self.readers.update(self._operands(node, term, base))
+            if node not in fused and node.op != "input":
+                product, base = self._fuse(node, fused)
+                self.operations.append((node, product, base))
+        self.operations.reverse()
+        self.remaining_reads: Counter[Node] = Counter()
+        for node, product, base in self.operations:
+            self.remaining_reads.update(self._operands(node, product, base))
 
-    # ------------------------------------------------------------------ fusing
+    # ------------------------------------------------------------------ fusion
 
-    def _fuse(self, node: Node, absorbed: set[Node]) -> tuple[_Term | None, Node | None]:
-        """See `x + s * y`, `x + s * y * z`, `x + s * y / z` and their differences."""
-        if node.op in ("add", "sub") and all(a.elementwise for a in node.args):
+    def _fuse(self, node: Node, fused: set[Node]) -> tuple[_Product | None, Node | None]:
+        """Match `x + s * y`, `x + s * y * z`, `x + s * y / z` and the same with `-`.
+
+        Returns:
+            The product and `x`, or None and None for other nodes.
+        """
+        if node.op in ("add", "sub") and all(a.is_elementwise for a in node.args):
             for which in (1, 0) if node.op == "add" else (1,):
                 inner: set[Node] = set()
-                term = self._term(node.args[which], inner)
+                product = self._match_product(node.args[which], inner)
                 if inner:
-                    absorbed |= inner
+                    fused |= inner
                     if node.op == "sub":
-                        term.coefficient = _negated(term.coefficient)
-                    return term, node.args[1 - which]
+                        product.coefficient = _negate_code(product.coefficient)
+                    return product, node.args[1 - which]
         return None, None
 
-    def _term(self, node: Node, inner: set[Node]) -> _Term:
-        """The product that a node is, taking in the nodes that nobody else reads."""
+    def _match_product(self, node: Node, inner: set[Node]) -> _Product:
+        """Match a node as a product. Nodes with one consumer become part of the product and are added to `inner`."""
         if self.consumers[node] == 1 and node.op in ("mul", "div"):
             a, b = node.args
-            if node.op == "mul" and not (a.elementwise and b.elementwise):
+            if node.op == "mul" and not (a.is_elementwise and b.is_elementwise):
                 inner.add(node)
-                scalar, value = (a, b) if b.elementwise else (b, a)
-                below = self._term(value, inner)
-                return _Term(below.kind, _product(self._scalar(scalar), below.coefficient), below.factors)
-            if a.elementwise and b.elementwise:
+                scalar, value = (a, b) if b.is_elementwise else (b, a)
+                product = self._match_product(value, inner)
+                return _Product(
+                    product.kind, _multiply_code(self._scalar(scalar), product.coefficient), product.factors
+                )
+            if a.is_elementwise and b.is_elementwise:
                 inner.add(node)
-                coefficient, a = self._without_coefficient(a, inner)
-                other, b = self._without_coefficient(b, inner) if node.op == "mul" else ("1.0", b)
-                return _Term(f"addc{node.op}", _product(coefficient, other), (a, b))
-        return _Term("add", "1.0", (node,))
+                coefficient, a = self._split_coefficient(a, inner)
+                other, b = self._split_coefficient(b, inner) if node.op == "mul" else ("1.0", b)
+                return _Product(f"addc{node.op}", _multiply_code(coefficient, other), (a, b))
+        return _Product("add", "1.0", (node,))
 
-    def _without_coefficient(self, node: Node, inner: set[Node]) -> tuple[str, Node]:
-        if self.consumers[node] == 1 and node.op == "mul" and not all(a.elementwise for a in node.args):
+    def _split_coefficient(self, node: Node, inner: set[Node]) -> tuple[str, Node]:
+        """Split a node into a scalar coefficient, as source code, and an element-wise factor."""
+        if self.consumers[node] == 1 and node.op == "mul" and not all(a.is_elementwise for a in node.args):
             inner.add(node)
-            scalar, value = node.args if node.args[1].elementwise else node.args[::-1]
-            coefficient, value = self._without_coefficient(value, inner)
-            return _product(self._scalar(scalar), coefficient), value
+            scalar, value = node.args if node.args[1].is_elementwise else node.args[::-1]
+            coefficient, value = self._split_coefficient(value, inner)
+            return _multiply_code(self._scalar(scalar), coefficient), value
         return "1.0", node
 
-    def _operands(self, node: Node, term: _Term | None, base: Node | None) -> list[Node]:
-        if term is not None and base is not None:
-            return [base, *term.factors]
-        return [a for a in node.args if a.elementwise]
+    def _operands(self, node: Node, product: _Product | None, base: Node | None) -> list[Node]:
+        """The element-wise values that an operation reads."""
+        if product is not None and base is not None:
+            return [base, *product.factors]
+        return [a for a in node.args if a.is_elementwise]
 
     # ---------------------------------------------------------------- emission
 
     def source(self, name: str) -> str:
+        """The source code of a function of this name."""
         traced = self.traced
         for node in traced.nodes:
             if node.op == "input":
-                self.register[node] = node.value
-        pending = Counter(traced.outputs.values())
-        for node, term, base in self.plan:
-            operands = self._operands(node, term, base)
-            self.readers.subtract(operands)
-            free = [a for a in operands if self._is_used_up(a, pending)]
-            self._emit(node, term, base, free)
-            for operand in dict.fromkeys(free):
-                register = self.register[operand]
-                if register != self.register[node] and register not in self.roles:
+                self.registers[node] = node.value
+        output_nodes = Counter(traced.outputs.values())
+        for node, product, base in self.operations:
+            operands = self._operands(node, product, base)
+            self.remaining_reads.subtract(operands)
+            dead = [a for a in operands if self._is_dead(a, output_nodes)]
+            self._emit(node, product, base, dead)
+            for operand in dict.fromkeys(dead):
+                register = self.registers[operand]
+                if register != self.registers[node] and register not in self.roles:
                     self.lines.append(f"del {register}")
         self._write_back()
-        roles = ", ".join(["p", "g", *traced.variant.elementwise])
+        roles = ", ".join(["p", "g", *traced.variant.elementwise_states])
         constants = "".join(f", {c}" for c in self.constants.values())
         return f"def {name}({roles}{constants}):\n" + "\n".join(f"    {line}" for line in self.lines or ["pass"]) + "\n"
 
-    def _is_used_up(self, node: Node, pending: Counter[Node]) -> bool:
-        return self.readers[node] == 0 and not pending[node]
+    def _is_dead(self, node: Node, output_nodes: Counter[Node]) -> bool:
+        return self.remaining_reads[node] == 0 and not output_nodes[node]
 
-    def _may_overwrite(self, node: Node, free: list[Node]) -> bool:
-        """A temporary, or a state whose old value nobody needs any more and which is going to be written anyway."""
-        if node not in free:
+    def _can_overwrite(self, node: Node, dead: list[Node]) -> bool:
+        """Whether an operation may write in place of a node: of a dead temporary, or of the old value of an output."""
+        if node not in dead:
             return False
-        register = self.register[node]
-        return register in self.overwritten if register in self.roles else True
+        register = self.registers[node]
+        return register in self.output_roles if register in self.roles else True
 
-    def _emit(self, node: Node, term: _Term | None, base: Node | None, free: list[Node]) -> None:
-        if term is not None and base is not None:
-            factors = ", ".join(self.register[f] for f in term.factors)
-            keyword = "alpha" if term.kind == "add" else "value"
-            tail = "" if term.coefficient == "1.0" else f", {keyword}={term.coefficient}"
-            self._call(node, f"_foreach_{term.kind}", base, f"{factors}{tail}", self._may_overwrite(base, free))
+    def _emit(self, node: Node, product: _Product | None, base: Node | None, dead: list[Node]) -> None:
+        if product is not None and base is not None:
+            factors = ", ".join(self.registers[f] for f in product.factors)
+            keyword = "alpha" if product.kind == "add" else "value"
+            tail = "" if product.coefficient == "1.0" else f", {keyword}={product.coefficient}"
+            self._call(node, f"_foreach_{product.kind}", base, f"{factors}{tail}", self._can_overwrite(base, dead))
             return
         op, args = node.op, node.args
         if op in UNARY:
-            self._call(node, f"_foreach_{op}", args[0], "", self._may_overwrite(args[0], free))
+            self._call(node, f"_foreach_{op}", args[0], "", self._can_overwrite(args[0], dead))
         elif op == "lerp":
-            rest = f"{self.register[args[1]]}, {self._scalar(args[2])}"
-            self._call(node, "_foreach_lerp", args[0], rest, self._may_overwrite(args[0], free))
+            rest = f"{self.registers[args[1]]}, {self._scalar(args[2])}"
+            self._call(node, "_foreach_lerp", args[0], rest, self._can_overwrite(args[0], dead))
         elif op in BINARY:
-            self._binary(node, free)
-        else:  # comparisons, logic and where have no foreach form
+            self._binary(node, dead)
+        else:  # torch has no foreach functions for comparisons, logic and where
             compute = "where" if op == "where" else f"logical_{op}" if op in ("and", "or", "not") else op
-            values = ", ".join(self.register[a] if a.elementwise else self._scalar(a) for a in args)
-            self._assign(node, f"_each('{compute}', {values})")
+            values = ", ".join(self.registers[a] if a.is_elementwise else self._scalar(a) for a in args)
+            self._assign(node, f"_for_each_tensor('{compute}', {values})")
 
-    def _binary(self, node: Node, free: list[Node]) -> None:
+    def _binary(self, node: Node, dead: list[Node]) -> None:
         a, b = node.args
         method = f"_foreach_{node.op}"
-        if a.elementwise and b.elementwise:
-            if node.op in COMMUTATIVE and not self._may_overwrite(a, free) and self._may_overwrite(b, free):
+        if a.is_elementwise and b.is_elementwise:
+            if node.op in COMMUTATIVE and not self._can_overwrite(a, dead) and self._can_overwrite(b, dead):
                 a, b = b, a
-            self._call(node, method, a, self.register[b], self._may_overwrite(a, free))
-        elif a.elementwise:
-            self._call(node, method, a, self._scalar(b), self._may_overwrite(a, free))
+            self._call(node, method, a, self.registers[b], self._can_overwrite(a, dead))
+        elif a.is_elementwise:
+            self._call(node, method, a, self._scalar(b), self._can_overwrite(a, dead))
         elif node.op in COMMUTATIVE:
-            self._call(node, method, b, self._scalar(a), self._may_overwrite(b, free))
+            self._call(node, method, b, self._scalar(a), self._can_overwrite(b, dead))
         else:  # s - x and s / x
             first, then = (
                 ("_foreach_neg", "_foreach_add_") if node.op == "sub" else ("_foreach_reciprocal", "_foreach_mul_")
             )
-            self._call(node, first, b, "", self._may_overwrite(b, free))
-            self.lines.append(f"{then}({self.register[node]}, {self._scalar(a)})")
+            self._call(node, first, b, "", self._can_overwrite(b, dead))
+            self.lines.append(f"{then}({self.registers[node]}, {self._scalar(a)})")
 
     def _call(self, node: Node, method: str, target: Node, rest: str, in_place: bool) -> None:
-        arguments = self.register[target] + (f", {rest}" if rest else "")
+        arguments = self.registers[target] + (f", {rest}" if rest else "")
         if in_place:
-            self.register[node] = self.register[target]
+            self.registers[node] = self.registers[target]
             self.lines.append(f"{method}_({arguments})")
         else:
             self._assign(node, f"{method}({arguments})")
 
     def _assign(self, node: Node, expression: str) -> None:
-        self.temporaries += 1
-        self.register[node] = f"t{self.temporaries}"
-        self.lines.append(f"{self.register[node]} = {expression}")
+        self.temporary_count += 1
+        self.registers[node] = f"t{self.temporary_count}"
+        self.lines.append(f"{self.registers[node]} = {expression}")
 
     def _write_back(self) -> None:
-        moves = {role: self.register[node] for role, node in self.traced.outputs.items() if self.register[node] != role}
-        for role, source in moves.items():
-            if source in self.overwritten:  # another output's memory, which its own value may take first
-                self.temporaries += 1
-                moves[role] = f"t{self.temporaries}"
-                self.lines.append(f"{moves[role]} = _each('clone', {source})")
-        for role, source in moves.items():
+        """Copy the outputs that were not computed in place."""
+        copies = {
+            role: self.registers[node] for role, node in self.traced.outputs.items() if self.registers[node] != role
+        }
+        for role, source in copies.items():
+            if source in self.output_roles:  # the memory of another output, which may be overwritten first
+                self.temporary_count += 1
+                copies[role] = f"t{self.temporary_count}"
+                self.lines.append(f"{copies[role]} = _for_each_tensor('clone', {source})")
+        for role, source in copies.items():
             self.lines.append(f"_foreach_copy_({role}, {source})")
 
     def _scalar(self, node: Node) -> str:
         return repr(float(node.value)) if node.op == "const" else self.constants[node]
 
 
-def _product(a: str, b: str) -> str:
+def _multiply_code(a: str, b: str) -> str:
     return b if a == "1.0" else a if b == "1.0" else f"{a} * {b}"
 
 
-def _negated(coefficient: str) -> str:
+def _negate_code(coefficient: str) -> str:
     return coefficient[1:] if coefficient.startswith("-") and "*" not in coefficient else f"-{coefficient}"
 
 
-def _each(op: str, *operands: Any) -> list[Tensor]:
-    """An operation without foreach form, tensor by tensor; scalars serve all tensors."""
-    several = (list, tuple)  # what we pass, and what torch._foreach_* return
-    length = next(len(x) for x in operands if isinstance(x, several))
-    rows = zip(*(x if isinstance(x, several) else [x] * length for x in operands), strict=True)
+def _for_each_tensor(op: str, *operands: Any) -> list[Tensor]:
+    """Apply an operation without a foreach function tensor by tensor. Scalar operands apply to all tensors."""
+    sequences = (list, tuple)  # torch._foreach_* functions return tuples
+    length = next(len(x) for x in operands if isinstance(x, sequences))
+    rows = zip(*(x if isinstance(x, sequences) else [x] * length for x in operands), strict=True)
     if op == "where":
         return [_select(*row) for row in rows]
     if op in PREDICATES:
         return [getattr(torch, op)(*_tensors_first(row)) for row in rows]
     if op.startswith("logical_"):
-        return [getattr(torch, op)(*_as_bools(row)) for row in rows]
+        return [getattr(torch, op)(*_to_bool_tensors(row)) for row in rows]
     return [getattr(torch, op)(*row) for row in rows]
 
 
 def _select(condition: Tensor | float, a: Tensor | float, b: Tensor | float) -> Tensor:
     if isinstance(condition, Tensor):
         return torch.where(condition, a, b)
-    chosen, like = (a, b) if condition else (b, a)
-    return chosen.clone() if isinstance(chosen, Tensor) else torch.full_like(like, chosen)  # type: ignore[arg-type]
+    selected, like = (a, b) if condition else (b, a)
+    return selected.clone() if isinstance(selected, Tensor) else torch.full_like(like, selected)  # type: ignore[arg-type]
 
 
 def _tensors_first(row: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -243,13 +266,13 @@ def _tensors_first(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return row if isinstance(a, Tensor) else (torch.full_like(b, a), b)
 
 
-def _as_bools(row: tuple[Any, ...]) -> tuple[Any, ...]:
+def _to_bool_tensors(row: tuple[Any, ...]) -> tuple[Any, ...]:
     like = next(x for x in row if isinstance(x, Tensor))
     return tuple(x if isinstance(x, Tensor) else torch.full_like(like, bool(x)) for x in row)
 
 
 def _lerp(a: list[Tensor], b: list[Tensor], weight: float) -> Any:
-    """As `ops.lerp`: a weight of 1 gives b whatever a is, where torch's has NaN for an infinite a."""
+    """As `ops.lerp`: a weight of 1 gives b exactly. torch's function returns NaN where a is infinite."""
     return [t.clone() for t in b] if weight == 1 else torch._foreach_lerp(a, b, weight)
 
 
@@ -261,60 +284,67 @@ def _lerp_(a: list[Tensor], b: list[Tensor], weight: float) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def source(traced: Traced) -> str:
-    """The straight line of a graph, as Python source."""
-    return _Writer(traced).source("step")
+def source(traced: TracedRule) -> str:
+    """The straight-line program of a graph, as Python source."""
+    return _ProgramWriter(traced).source("step")
 
 
 @functools.lru_cache(maxsize=1024)
-def passes(traced: Traced) -> int:
-    """How many lists of tensors the line reads or writes, all operations together."""
-    scalars = {f"c{i}" for i in range(len(traced.hoisted))}
-    found = 0
+def count_list_accesses(traced: TracedRule) -> int:
+    """The number of lists of tensors that all operations of the program read or write, in total."""
+    scalars = {f"c{i}" for i in range(len(traced.hoisted_scalars))}
+    count = 0
     for line in ast.parse(source(traced)).body[0].body:  # type: ignore[attr-defined]
         call = line.value if isinstance(line, (ast.Assign, ast.Expr)) else None
         if isinstance(call, ast.Call):
-            read = sum(isinstance(a, ast.Name) and a.id not in scalars for a in call.args)
-            found += read + (ast.unparse(call.func) != "_foreach_copy_")  # which does not read what it writes
-    return found
+            tensor_arguments = sum(isinstance(a, ast.Name) and a.id not in scalars for a in call.args)
+            # The target of `_foreach_copy_` is an argument, but it is written only.
+            count += tensor_arguments + (ast.unparse(call.func) != "_foreach_copy_")
+    return count
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(traced: Traced) -> Callable[..., None]:
+def _compile_step(traced: TracedRule) -> Callable[..., None]:
     text = source(traced)
     filename = f"<optplug foreach {traced.variant.rule.__qualname__} {hash(text):x}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the line
-    namespace: dict[str, Any] = {"_each": _each, "inf": math.inf, "nan": math.nan}
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the source
+    namespace: dict[str, Any] = {"_for_each_tensor": _for_each_tensor, "inf": math.inf, "nan": math.nan}
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
     namespace.update({"_foreach_lerp": _lerp, "_foreach_lerp_": _lerp_})
-    exec(compile(text, filename, "exec"), namespace)  # noqa: S102 - our own text
+    exec(compile(text, filename, "exec"), namespace)  # noqa: S102 - source generated above
     compiled: Callable[..., None] = namespace["step"]
     return compiled
 
 
-def step(traced: Traced, tensors: dict[str, list[Tensor]], constants: Sequence[float]) -> None:
-    """Update `tensors["p"]` and the states in place.
+def step(traced: TracedRule, tensors: dict[str, list[Tensor]], constants: Sequence[float]) -> None:
+    """Update the parameters `tensors["p"]` and the states in place.
 
     Args:
+        traced: the graph.
         tensors: `p`, `g` and each element-wise state, as lists of equal length.
-        constants: the values of `traced.hoisted`.
+        constants: the values of `traced.hoisted_scalars`.
     """
-    _compiled(traced)(*tensors.values(), *constants)
+    _compile_step(traced)(*tensors.values(), *constants)
 
 
-def chunks(traced: Traced, tensors: Sequence[Tensor]) -> Iterator[slice]:
-    """Consecutive slices of tensors of one dtype that hold at most the limit together, or one tensor."""
-    limit = CHUNK_BYTES.get(tensors[0].device.type, CHUNK_BYTES_ELSEWHERE)
-    if source(traced).count("_foreach_") == 1:  # no second operation finds anything in the cache
-        limit = CHUNK_BYTES_ELSEWHERE
+def split_chunks(traced: TracedRule, tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Split tensors into chunks: consecutive slices whose total size is within the limit, or that hold one tensor.
+
+    Args:
+        traced: the graph.
+        tensors: tensors of one dtype on one device.
+    """
+    limit = CHUNK_BYTES.get(tensors[0].device.type, DEFAULT_CHUNK_BYTES)
+    if source(traced).count("_foreach_") == 1:  # a single operation cannot reuse the cache
+        limit = DEFAULT_CHUNK_BYTES
     sizes = [numel * tensors[0].element_size() for numel in map(Tensor.numel, tensors)]
     if sum(sizes) <= limit:
         yield slice(0, len(tensors))
         return
-    start, held = 0, 0
+    start, chunk_size = 0, 0
     for i, size in enumerate(sizes):
-        if i > start and held + size > limit:
+        if i > start and chunk_size + size > limit:
             yield slice(start, i)
-            start, held = i, 0
-        held += size
+            start, chunk_size = i, 0
+        chunk_size += size
     yield slice(start, len(tensors))

@@ -1,8 +1,8 @@
-"""From a graph to LLVM: a loop over chunks of tensors in which every input is read once and every output written once.
+"""Lowers a graph to LLVM code: a loop over chunks of tensors that reads each input once and writes each output once.
 
-Arithmetic is IEEE 754 apart from one liberty, `contract`: a product may be added before it is rounded or overflows. But
-for that NaN and inf go where they go in engine `loop`, and an element's result does not depend on which chunk or vector
-it is in.
+Arithmetic follows IEEE 754 with one exception, the flag `contract`: a product may be added without being rounded first
+(fused multiply-add). Apart from that, NaN and infinity propagate as in engine `loop`, and the result for an element
+does not depend on its chunk or on its position in a vector register.
 """
 
 from __future__ import annotations
@@ -14,91 +14,104 @@ from llvmlite import ir
 
 from optplug.rules.graph import Node
 from optplug.rules.ops import PREDICATES
-from optplug.rules.trace import Traced
+from optplug.rules.trace import TracedRule
 
-INT = ir.IntType(64)
+INT64 = ir.IntType(64)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-MEMORY = {torch.float64: DOUBLE, torch.float32: FLOAT, torch.float16: HALF, torch.bfloat16: ir.IntType(16)}
-"""What an element is in memory, by dtype; to LLVM's host targets bfloat16 is just 16 bits."""
+STORAGE_TYPES = {torch.float64: DOUBLE, torch.float32: FLOAT, torch.float16: HALF, torch.bfloat16: ir.IntType(16)}
+"""The LLVM type of an element in memory, by dtype. bfloat16 is loaded as an integer of 16 bits."""
 
-HEAD = 2
-"""The first columns of the chunk table: number of elements, row of the scalars; then an address for each role."""
+HEADER_COLUMNS = 2
+"""Number of leading columns of the chunk table: number of elements, and row of scalars. An address per role follows."""
 
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 CONTRACT = ("contract",)
 
 
-def computes_in(dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
-    """float64 where a parameter or a state is kept in it, else float32: nothing is computed in 16 bits."""
-    kept = (dtype for role, dtype in dtypes.items() if role != "g")
-    return torch.float64 if torch.float64 in kept else torch.float32
+def compute_dtype(dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
+    """The dtype of the arithmetic: float64 if the parameter or a state is float64, else float32.
+
+    Parameters of 16 bits are computed in float32.
+
+    Args:
+        dtypes: the dtype of each role's elements.
+    """
+    stored = (dtype for role, dtype in dtypes.items() if role != "g")
+    return torch.float64 if torch.float64 in stored else torch.float32
 
 
-def kernel(traced: Traced, dtypes: Mapping[str, torch.dtype], module: ir.Module) -> None:
-    """Add the function of a graph, `step`, to a module.
+def write_kernel(traced: TracedRule, dtypes: Mapping[str, torch.dtype], module: ir.Module) -> None:
+    """Add the function `step` of a graph to a module.
 
-    Its arguments are `int64* table, int64* blocks, T* scalars, int64* taken, int64 count`: the chunk table by rows; the
-    first chunk of each block, and one past the last; the hoisted scalars by rows; how many blocks have been taken, by
-    all threads together; how many there are. A call works until no block is left.
+    The arguments of `step` are:
+
+    - `int64* table`: the chunk table, row by row;
+    - `int64* blocks`: the index of the first chunk of each block, and at the end the number of chunks;
+    - `T* scalars`: the hoisted scalars, row by row;
+    - `int64* next_block`: a counter shared by all threads, the index of the next block;
+    - `int64 block_count`: the number of blocks.
+
+    A call processes blocks until none is left.
 
     Args:
         traced: the graph.
-        dtypes: of each role's elements, in the table's order.
+        dtypes: the dtype of each role's elements, in the column order of the table.
+        module: the module.
     """
-    kind = MEMORY[computes_in(dtypes)]
-    whole = INT.as_pointer()
-    signature = ir.FunctionType(ir.VoidType(), [whole, whole, kind.as_pointer(), whole, INT])
+    value_type = STORAGE_TYPES[compute_dtype(dtypes)]
+    int_pointer = INT64.as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [int_pointer, int_pointer, value_type.as_pointer(), int_pointer, INT64])
     function = ir.Function(module, signature, "step")
-    table, blocks, scalars, taken, count = function.args
+    table, blocks, scalars, next_block, block_count = function.args
     entry, take, block, chunk, element, after, done = map(
         function.append_basic_block, ("entry", "take", "block", "chunk", "element", "after", "done")
     )
     build = ir.IRBuilder(entry)
 
-    def at(base: ir.Value, index: ir.Value) -> ir.Value:
+    def load_at(base: ir.Value, index: ir.Value) -> ir.Value:
         return build.load(build.gep(base, [index]))
 
     build.branch(take)
     build.position_at_end(take)
-    number = build.atomic_rmw("add", taken, INT(1), "monotonic")
-    build.cbranch(build.icmp_signed("<", number, count), block, done)
+    number = build.atomic_rmw("add", next_block, INT64(1), "monotonic")
+    build.cbranch(build.icmp_signed("<", number, block_count), block, done)
 
     build.position_at_end(block)
-    first, last = at(blocks, number), at(blocks, build.add(number, INT(1)))
+    first, last = load_at(blocks, number), load_at(blocks, build.add(number, INT64(1)))
     build.branch(chunk)
 
     build.position_at_end(chunk)
-    c = build.phi(INT)
+    c = build.phi(INT64)
     c.add_incoming(first, block)
-    row = build.gep(table, [build.mul(c, INT(HEAD + len(dtypes)))])
-    length = at(row, INT(0))
-    constants = build.gep(scalars, [build.mul(at(row, INT(1)), INT(len(traced.hoisted)))])
-    scalar = {node: at(constants, INT(k)) for k, node in enumerate(traced.hoisted)}
+    row = build.gep(table, [build.mul(c, INT64(HEADER_COLUMNS + len(dtypes)))])
+    length = load_at(row, INT64(0))
+    constants = build.gep(scalars, [build.mul(load_at(row, INT64(1)), INT64(len(traced.hoisted_scalars)))])
+    scalar_values = {node: load_at(constants, INT64(k)) for k, node in enumerate(traced.hoisted_scalars)}
     pointers = {
-        role: build.inttoptr(at(row, INT(HEAD + k)), MEMORY[dtype].as_pointer())
+        role: build.inttoptr(load_at(row, INT64(HEADER_COLUMNS + k)), STORAGE_TYPES[dtype].as_pointer())
         for k, (role, dtype) in enumerate(dtypes.items())
     }
     build.branch(element)
 
     build.position_at_end(element)
-    i = build.phi(INT)
-    i.add_incoming(INT(0), chunk)
-    arithmetic = _Arithmetic(build, module, kind, scalar)
+    i = build.phi(INT64)
+    i.add_incoming(INT64(0), chunk)
+    arithmetic = _Arithmetic(build, module, value_type, scalar_values)
     for node in traced.nodes:
         if node.op == "input":
-            stored = at(pointers[node.value], i)
-            arithmetic.values[node] = _loaded(build, stored, dtypes[node.value], kind)
+            stored = load_at(pointers[node.value], i)
+            arithmetic.values[node] = _from_storage(build, stored, dtypes[node.value], value_type)
         else:
             arithmetic.compute(node)
     for role, node in traced.outputs.items():
-        value = _stored(build, arithmetic.number(node), dtypes[role], kind)
+        value = _to_storage(build, arithmetic.number(node), dtypes[role])
         build.store(value, build.gep(pointers[role], [i]))
-    following = build.add(i, INT(1))
-    i.add_incoming(following, element)
-    build.cbranch(build.icmp_signed("<", following, length), element, after)
+    next_i = build.add(i, INT64(1))
+    i.add_incoming(next_i, element)
+    build.cbranch(build.icmp_signed("<", next_i, length), element, after)
 
     build.position_at_end(after)
-    c.add_incoming(build.add(c, INT(1)), after)
+    c.add_incoming(build.add(c, INT64(1)), after)
     build.cbranch(build.icmp_signed("<", c.incomings[-1][0], last), chunk, take)
 
     build.position_at_end(done)
@@ -106,32 +119,42 @@ def kernel(traced: Traced, dtypes: Mapping[str, torch.dtype], module: ir.Module)
 
 
 class _Arithmetic:
-    """The values of nodes within the loop over elements."""
+    """Emits the arithmetic for one element, and holds the LLVM value of each node.
 
-    def __init__(self, build: ir.IRBuilder, module: ir.Module, kind: ir.Type, scalars: Mapping[Node, ir.Value]) -> None:
+    Args:
+        build: the builder.
+        module: the module.
+        value_type: the LLVM type of the arithmetic.
+        scalars: the values of the hoisted scalars.
+    """
+
+    def __init__(
+        self, build: ir.IRBuilder, module: ir.Module, value_type: ir.Type, scalars: Mapping[Node, ir.Value]
+    ) -> None:
         self.build = build
         self.module = module
-        self.kind = kind
+        self.value_type = value_type
         self.values: dict[Node, ir.Value] = dict(scalars)
 
     def __call__(self, node: Node) -> ir.Value:
-        return self.kind(float(node.value)) if node.op == "const" else self.values[node]
+        return self.value_type(float(node.value)) if node.op == "const" else self.values[node]
 
     def number(self, node: Node) -> ir.Value:
-        """A value to be stored: of a condition 0 or 1."""
+        """The value of a node as a number. A condition becomes 0 or 1."""
         value = self(node)
-        return self.build.uitofp(value, self.kind) if node.op in PREDICATES and node.elementwise else value
+        return self.build.uitofp(value, self.value_type) if node.op in PREDICATES and node.is_elementwise else value
 
     def condition(self, node: Node) -> ir.Value:
-        """A condition; one that is a scalar has been hoisted as 0 or 1."""
-        return self(node) if node.elementwise else self.build.fcmp_unordered("!=", self(node), self.kind(0.0))
+        """The value of a node as a condition. A hoisted scalar condition is a number, 0 or 1."""
+        return self(node) if node.is_elementwise else self.build.fcmp_unordered("!=", self(node), self.value_type(0.0))
 
     def compute(self, node: Node) -> None:
+        """Emit the operation of a node."""
         method: Callable[..., ir.Value] = getattr(self, node.op)
         self.values[node] = method(*node.args)
 
     def _intrinsic(self, name: str, x: Node | ir.Value) -> ir.Value:
-        function = self.module.declare_intrinsic(f"llvm.{name}", [self.kind])
+        function = self.module.declare_intrinsic(f"llvm.{name}", [self.value_type])
         return self.build.call(function, [self(x) if isinstance(x, Node) else x])
 
     def _compare(self, op: str, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -165,30 +188,33 @@ class _Arithmetic:
         return self._intrinsic("fabs", x)
 
     def sign(self, x: Node) -> ir.Value:
-        zero, one = self.kind(0.0), self.kind(1.0)
-        below = self.build.select(self._compare("<", self(x), zero), self.kind(-1.0), zero)
+        zero, one = self.value_type(0.0), self.value_type(1.0)
+        below = self.build.select(self._compare("<", self(x), zero), self.value_type(-1.0), zero)
         return self.build.select(self._compare(">", self(x), zero), one, below)  # 0 for NaN
 
     def maximum(self, a: Node, b: Node) -> ir.Value:
-        return self._extreme(">", self(a), self(b))
+        return self._select_extreme(">", self(a), self(b))
 
     def minimum(self, a: Node, b: Node) -> ir.Value:
-        return self._extreme("<", self(a), self(b))
+        return self._select_extreme("<", self(a), self(b))
 
-    def _extreme(self, op: str, a: ir.Value, b: ir.Value) -> ir.Value:
-        """NaN where either is: b is taken where nothing can be said, and it is NaN unless a is."""
+    def _select_extreme(self, op: str, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The larger or smaller value, NaN if a or b is NaN.
+
+        If b is NaN the comparison is false, and b is selected. If a is NaN, a is selected.
+        """
         a_is_nan = self.build.fcmp_unordered("uno", a, a)
         return self.build.select(self.build.or_(self._compare(op, a, b), a_is_nan), a, b)
 
     def lerp(self, a: Node, b: Node, weight: Node) -> ir.Value:
-        """From the nearer end, as torch does; with a weight of 1 exactly b, whatever a is."""
-        build, one = self.build, self.kind(1.0)
+        """Interpolate from the nearer end, as torch does. A weight of exactly 1 gives b, even for infinite a."""
+        build, one = self.build, self.value_type(1.0)
         start, end, w = self(a), self(b), self(weight)
-        near = self._compare("<", self._intrinsic("fabs", w), self.kind(0.5))
-        share = build.select(near, w, build.fsub(w, one))
-        path = build.fmul(share, build.fsub(end, start), flags=CONTRACT)
-        between = build.fadd(build.select(near, start, end), path, flags=CONTRACT)
-        return build.select(self._compare("==", w, one), end, between)
+        near = self._compare("<", self._intrinsic("fabs", w), self.value_type(0.5))
+        distance = build.select(near, w, build.fsub(w, one))
+        step = build.fmul(distance, build.fsub(end, start), flags=CONTRACT)
+        interpolated = build.fadd(build.select(near, start, end), step, flags=CONTRACT)
+        return build.select(self._compare("==", w, one), end, interpolated)
 
     def where(self, condition: Node, a: Node, b: Node) -> ir.Value:
         return self.build.select(self.condition(condition), self(a), self(b))
@@ -204,33 +230,35 @@ class _Arithmetic:
         raise AttributeError(op)
 
 
-def _loaded(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype, kind: ir.Type) -> ir.Value:
-    """An element as the loop computes with it."""
-    if dtype is torch.bfloat16:  # the upper half of a float32
+def _from_storage(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype, value_type: ir.Type) -> ir.Value:
+    """Convert an element from its type in memory to the type of the arithmetic."""
+    if dtype is torch.bfloat16:  # bfloat16 is the upper half of a float32
         bits = build.shl(build.zext(x, ir.IntType(32)), ir.IntType(32)(16))
         x = build.bitcast(bits, FLOAT)
-    return _converted(build, x, kind)
+    return _convert(build, x, value_type)
 
 
-def _stored(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype, kind: ir.Type) -> ir.Value:
-    """A value as an element, rounded to the nearest, ties to even."""
+def _to_storage(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype) -> ir.Value:
+    """Convert a value to its type in memory, rounding to nearest, ties to even."""
     if dtype is not torch.bfloat16:
-        return _converted(build, x, MEMORY[dtype])
+        return _convert(build, x, STORAGE_TYPES[dtype])
     word = ir.IntType(32)
-    x = _converted(build, x, FLOAT)
+    x = _convert(build, x, FLOAT)
     bits = build.bitcast(x, word)
     upper = build.lshr(bits, word(16))
     odd = build.and_(upper, word(1))
     rounded = build.lshr(build.add(bits, build.add(odd, word(0x7FFF))), word(16))
-    quiet = build.or_(upper, word(0x40))  # rounding up could carry a NaN to inf, or on to zero
-    return build.trunc(build.select(build.fcmp_unordered("uno", x, x), quiet, rounded), ir.IntType(16))
+    quiet_nan = build.or_(upper, word(0x40))  # rounding the bits of a NaN could produce inf or zero
+    return build.trunc(build.select(build.fcmp_unordered("uno", x, x), quiet_nan, rounded), ir.IntType(16))
 
 
-def _converted(build: ir.IRBuilder, x: ir.Value, kind: ir.Type) -> ir.Value:
-    if x.type == kind:
+def _convert(build: ir.IRBuilder, x: ir.Value, target: ir.Type) -> ir.Value:
+    """Convert a floating-point value to another floating-point type."""
+    if x.type == target:
         return x
-    if {x.type, kind} == {HALF, DOUBLE}:  # no processor converts between these, and the function for it may be missing
-        x = _converted(build, x, FLOAT)
+    # No processor converts between half and double directly, and LLVM's library function for it may be missing.
+    if {x.type, target} == {HALF, DOUBLE}:
+        x = _convert(build, x, FLOAT)
     widths = {HALF: 16, FLOAT: 32, DOUBLE: 64}
-    widens = widths[x.type] < widths[kind]
-    return (build.fpext if widens else build.fptrunc)(x, kind)
+    widens = widths[x.type] < widths[target]
+    return (build.fpext if widens else build.fptrunc)(x, target)

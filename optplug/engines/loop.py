@@ -1,4 +1,7 @@
-"""Engine `loop`: the rule itself, on one tensor after another. The oracle of the other engines, and differentiable."""
+"""Engine `loop`: runs the rule itself, on one parameter after another.
+
+It is the reference for the other engines, and the only engine that autograd can record.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +10,38 @@ from typing import Any
 
 from torch import Tensor
 
-from optplug.rules.trace import Variant
+from optplug.rules.trace import RuleVariant
 
 
 def step(
-    variant: Variant,
+    variant: RuleVariant,
     p: Tensor,
     g: Tensor,
     states: Mapping[str, Any],
-    hypers: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
     *,
     differentiable: bool = False,
 ) -> dict[str, Any]:
-    """Update `p` and the tensors among `states` in place; return the new scalar states.
+    """Update `p` and the element-wise states in place, and return the new scalar states by name.
 
     Args:
-        states: element-wise states, and scalar states as floats or (capturable, differentiable) as 0-dim tensors.
-        hypers: values by name.
-        differentiable: autograd records the step; what it saves must not be what is updated.
+        variant: the rule variant.
+        p: the parameter.
+        g: the gradient.
+        states: the states by name: element-wise states as tensors, scalar states as floats or, for `capturable` and
+            `differentiable`, as 0-dim tensors.
+        hyperparameters: the values by name.
+        differentiable: whether autograd records the step. The rule then runs on clones, because autograd saves its
+            inputs and they must not be modified in place.
     """
     inputs = {"p": p, **states}
     if differentiable:
         inputs = {name: x.clone() if isinstance(x, Tensor) else x for name, x in inputs.items()}
-    outputs = variant(inputs["p"], g, inputs, hypers)
-    scalars = {name: outputs.pop(name) for name in variant.scalars}
+    outputs = variant(inputs["p"], g, inputs, hyperparameters)
+    scalars = {name: outputs.pop(name) for name in variant.scalar_states}
     changed = {name: value for name, value in outputs.items() if value is not inputs[name]}
     for name, value in changed.items():
-        if any(value is x for x in inputs.values()):  # one state becomes another, which may be written before
+        if any(value is x for x in inputs.values()):  # another input, which may be overwritten before it is copied
             changed[name] = value.clone()
     for name, value in changed.items():
         target = p if name == "p" else states[name]

@@ -1,4 +1,4 @@
-"""What is reported about engines."""
+"""The report of an optimizer about its engines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import torch
 
 @dataclass(frozen=True)
 class BucketReport:
-    """Which engine steps a bucket, and why not a faster one.
+    """Which engine steps a bucket of parameters, and why.
 
     Attributes:
-        group: index of the parameter group. engine: the engine's name. reason: why this one.
-        tensors, elements: how many. dtype, device: of the parameters.
-        bytes_per_element: what the engine reads and writes for each element of a parameter; None where that is unknown,
-            as in engine `loop`. A fused kernel moves each input and each output once.
-        ran: True when this was observed in the last step, False when it is what the next step would do.
+        group: the index of the parameter group.
+        engine: the name of the engine.
+        reason: why this engine was chosen.
+        tensors: the number of parameters in the bucket.
+        elements: the number of elements of these parameters.
+        dtype: the dtype of the parameters.
+        device: the device of the parameters.
+        bytes_per_element: the bytes that the engine reads and writes for each element of a parameter. None where this
+            is unknown, as for engine `loop`. A fused kernel reads each input once and writes each output once.
+        ran: True if the last step ran so. False if this is a prediction for the next step.
     """
 
     group: int
@@ -31,9 +36,9 @@ class BucketReport:
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        moved = "" if self.bytes_per_element is None else f", {self.bytes_per_element:g} bytes each"
+        traffic = "" if self.bytes_per_element is None else f", {self.bytes_per_element:g} bytes each"
         noun = "tensor" if self.tensors == 1 else "tensors"
         return (
             f"group {self.group}: {self.engine} ({self.reason}), "
-            f"{self.tensors} {noun}, {self.elements:,} {dtype} elements on {self.device}{moved}"
+            f"{self.tensors} {noun}, {self.elements:,} {dtype} elements on {self.device}{traffic}"
         )

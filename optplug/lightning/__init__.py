@@ -1,8 +1,8 @@
-"""The Lightning integration: callback, `configure_optimizers`, stepping of schedulers, plateaus, resume, LightningCLI.
+"""The Lightning integration: callback, `configure_optimizers`, scheduler stepping, plateaus, resuming, LightningCLI.
 
-Everything that knows a trainer is here, and nothing else: no algorithm, no parsing of configurations. The names below
-serve `lightning.pytorch`, or `pytorch_lightning` where only that is installed; they load on first use, since the other
-import name (`optplug.pytorch_lightning`) and `optplug.configure_optimizers` need this package without them.
+Only this package uses a trainer. `ConfigureOptimizers` works with `lightning.pytorch` and `pytorch_lightning`.
+`OptplugCLI` is for `lightning.pytorch`, or for `pytorch_lightning` if only that is installed. Both are imported on
+first use, because `optplug.configure_optimizers` imports this package in environments without Lightning.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def __getattr__(name: str) -> Any:
 
         value = callback.ConfigureOptimizers
     elif name == "OptplugCLI":
-        from optplug.lightning.cli import cli_class
+        from optplug.lightning.cli import make_cli_class
 
-        value = cli_class("lightning.pytorch", __name__)
+        value = make_cli_class("lightning.pytorch", __name__)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -1,21 +1,21 @@
-"""The callback `ConfigureOptimizers`, one class for both import names of Lightning."""
+"""The callback `ConfigureOptimizers`: one class for both import names of Lightning."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from optplug.config.build import checked
+from optplug.config.build import parse_and_check
 from optplug.errors import ConfigTypeError
 from optplug.lightning._compat import attached_trainer
 from optplug.lightning.configure import attach, detach
 from optplug.lightning.stepping_callback import SteppingCallback
 
 
-class _LogSlot:
-    """The data descriptor behind `callback.log`.
+class _LogDescriptor:
+    """The data descriptor behind `callback.log`: gives the module its `configure_optimizers` when `log` is set.
 
-    A module without `configure_optimizers` is refused before any callback hook runs. The one thing the trainer does to
-    a callback before that is to set `callback.log = module.log`: there the module gets its `configure_optimizers`.
+    The trainer rejects a module without `configure_optimizers` before it calls any callback hook. Before that, its only
+    action on a callback is to set `callback.log = module.log`.
     """
 
     def __get__(self, callback: Any, owner: Any = None) -> Any:
@@ -30,31 +30,44 @@ class _LogSlot:
         callback.__dict__["log"] = log
         module = getattr(log, "__self__", None)
         if module is not None:
-            callback._bind(module)
+            callback._attach(module)
 
 
 class ConfigureOptimizers(SteppingCallback):
-    """Configures a module's optimizer and schedule by name, from outside, and steps the schedule.
+    """Configures the optimizer and the schedule of a module by name, and steps the schedule.
+
+    The module needs no `configure_optimizers`. Optimizer and schedule are built inside Lightning's call of that hook,
+    when the parameters are final. After the fit, and after an exception, module and trainer are as before. The callback
+    works in the trainers of `lightning.pytorch` and `pytorch_lightning`.
 
     Args:
-        optimizer: as in `optplug.configure_optimizers`. None: the module has its own `configure_optimizers`; with a
-            scheduler it gets that one, without one the callback only owns the schedulers it finds there, plain
-            `ReduceLROnPlateau` included.
-        scheduler, param_groups, monitor, mode, on_resume: as in `optplug.configure_optimizers`.
-        override: replace the module's own `configure_optimizers`, or its schedule. Without it that is an error.
-        verbose: say what was chosen and why, and each learning-rate cut, on rank zero.
+        optimizer: as in `optplug.configure_optimizers`. None if the module has its own `configure_optimizers`: with a
+            `scheduler`, the callback adds that schedule to the module's optimizer; without one, the callback only steps
+            the module's schedulers that optplug built and its `ReduceLROnPlateau` schedulers. Default: None.
+        scheduler: as in `optplug.configure_optimizers`. Default: None.
+        param_groups: as in `optplug.configure_optimizers`. Default: None.
+        monitor: as in `optplug.configure_optimizers`. Default: None.
+        mode: as in `optplug.configure_optimizers`. Default: None.
+        on_resume: as in `optplug.configure_optimizers`. Default: None.
+        override: whether to replace the module's own `configure_optimizers`, or its schedule. With False, a module that
+            has its own is an error. Default: False.
+        verbose: whether to print the configuration, where each part comes from, and each learning-rate cut, on rank
+            zero. Default: True.
 
     Raises:
-        UnknownNameError, AmbiguousNameError, PluginError, ConfigError, ConfigTypeError, HyperparameterError,
-        HyperparameterTypeError: at once, for whatever needs no parameters to be found wrong.
-        WiringError: when the fit begins, for what the module or trainer do not fit.
+        UnknownNameError: no plugin registers a name.
+        AmbiguousNameError: several plugins register a name.
+        PluginError: a plugin raised an exception, or is invalid.
+        ConfigError: a key, a value or a combination is wrong.
+        ConfigTypeError: a value has the wrong type.
+        HyperparameterError: a hyperparameter is out of its range.
+        HyperparameterTypeError: a hyperparameter has the wrong type.
+        WiringError: at the start of the fit, if the configuration does not fit the module or the trainer.
 
-    The module needs no `configure_optimizers`. Optimizer and schedule are built inside Lightning's call of it, when
-    parameters are final, and everything is restored at teardown and after an exception. Works in the trainers of
-    `lightning.pytorch` and `pytorch_lightning`.
+    All errors except WiringError are raised by the constructor, unless the check needs the parameters or the trainer.
     """
 
-    log = _LogSlot()
+    log = _LogDescriptor()
 
     def __init__(
         self,
@@ -71,16 +84,17 @@ class ConfigureOptimizers(SteppingCallback):
         for name, flag in (("override", override), ("verbose", verbose)):
             if not isinstance(flag, bool):
                 raise ConfigTypeError(f"{name}: must be True or False, got {flag!r} ({type(flag).__name__})")
-        super().__init__(foreign=optimizer is None and scheduler is None, verbose=verbose)
+        super().__init__(manage_third_party_plateaus=optimizer is None and scheduler is None, verbose=verbose)
         self.config = None
         self.override = override
         self._module: Any = None
         given = {"scheduler": scheduler, "param_groups": param_groups, "monitor": monitor, "mode": mode}
         given["on_resume"] = on_resume
         if optimizer is not None or any(value is not None for value in given.values()):
-            self.config = checked(optimizer, **given)
+            self.config = parse_and_check(optimizer, **given)
 
-    def _bind(self, module: Any) -> None:
+    def _attach(self, module: Any) -> None:
+        """Give the module its `configure_optimizers`, if the trainer is fitting it."""
         trainer = attached_trainer(module)
         fitting = trainer is not None and trainer.state.fn == "fit"
         if self.config is None or not fitting:
@@ -96,4 +110,4 @@ class ConfigureOptimizers(SteppingCallback):
             self._module = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._bind(pl_module)
+        self._attach(pl_module)

@@ -1,4 +1,4 @@
-"""What a checkpoint and a logger keep of the choice: the configuration and the parameter groups, as plain data."""
+"""The configuration and the parameter groups as plain data, for checkpoints and loggers."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from optplug.config.param_groups import group_table
 from optplug.lightning.stepping_plan import optimizer_choices
 
 METADATA_KEY = "optplug"
-"""The key in a checkpoint."""
+"""The key of the metadata in a checkpoint and in a logger's hyperparameters."""
 
 
-def record(trainer: Any) -> dict[str, Any]:
-    """What a checkpoint keeps of the choice: numbers, text, lists and mappings."""
+def collect_metadata(trainer: Any) -> dict[str, Any]:
+    """Collect configuration, optimizer classes and parameter groups; only numbers, strings, lists and dicts."""
     classes = [type(optimizer).__name__ for optimizer in trainer.optimizers]
-    return {"config": configuration(trainer), "classes": classes, "groups": tables(trainer)}
+    return {"config": config_dict(trainer), "classes": classes, "groups": group_tables(trainer)}
 
 
 def saved_metadata(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a checkpoint keeps; nothing where there is none, or not of optplug's."""
+    """The metadata in a checkpoint; empty without a checkpoint or without metadata in it."""
     found = (checkpoint or {}).get(METADATA_KEY)
     return found if isinstance(found, dict) else {}
 
 
-def configuration(trainer: Any) -> dict[str, Any]:
-    """The configuration that was trained with, in its one form; empty where optplug chose nothing."""
+def config_dict(trainer: Any) -> dict[str, Any]:
+    """The configuration of the trainer's optimizers as plain data; empty if optplug configured none of them."""
     for optimizer in trainer.optimizers:
         if optimizer in optimizer_choices:
             return optimizer_choices[optimizer].config.to_dict()
     return {}
 
 
-def tables(trainer: Any) -> list[list[dict[str, Any]]]:
-    """The table of groups of each optimizer that optplug built or schedules."""
+def group_tables(trainer: Any) -> list[list[dict[str, Any]]]:
+    """The table of parameter groups of each optimizer that optplug built or schedules, as rows of plain data."""
     return [
-        [row.to_dict() for row in group_table(optimizer, optimizer_choices[optimizer].known)]
+        [row.to_dict() for row in group_table(optimizer, optimizer_choices[optimizer].parameter_infos)]
         for optimizer in trainer.optimizers
         if optimizer in optimizer_choices
     ]
 
 
-def log(trainer: Any) -> None:
-    """Tell the loggers: by group, parameters, elements, learning rate and weight decay; and the configuration."""
-    found: dict[str, Any] = {}
-    for rows in tables(trainer):
+def log_metadata(trainer: Any) -> None:
+    """Log the configuration and, by group, the numbers of parameters and elements, lr and weight decay."""
+    groups: dict[str, Any] = {}
+    for rows in group_tables(trainer):
         for row in rows:
-            key = row["group"] if row["group"] not in found else f"{row['group']} {len(found)}"
-            found[key] = {**row, "parameters": len(row["parameters"])}
-    if found:
+            name = row["group"] if row["group"] not in groups else f"{row['group']} {len(groups)}"
+            groups[name] = {**row, "parameters": len(row["parameters"])}
+    if groups:
         for logger in trainer.loggers:
-            logger.log_hyperparams({METADATA_KEY: {**configuration(trainer), "groups": found}})
+            logger.log_hyperparams({METADATA_KEY: {**config_dict(trainer), "groups": groups}})

@@ -1,4 +1,4 @@
-"""`OptplugCLI`: LightningCLI that takes optimizers, schedules and parameter groups by name, in optplug's own form."""
+"""`OptplugCLI`: a LightningCLI with optplug's configuration keys."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import re
 import sys
 from typing import Any
 
-from optplug.config.build import checked
-from optplug.config.describe import explain
+from optplug.config.build import parse_and_check
+from optplug.config.describe import describe_registration
 from optplug.config.model import SUBCOMMANDS
 from optplug.errors import OptplugError, did_you_mean
 from optplug.lightning._compat import installed_import_names
 from optplug.lightning.callback import ConfigureOptimizers
 from optplug.registry import registry
 
-KEYS: dict[str, tuple[Any, str]] = {
+CLI_KEYS: dict[str, tuple[Any, str]] = {
     "optimizer": (
         str | dict[str, Any] | list[dict[str, Any]] | None,
         "A name, or {name: adam, lr: 1.0e-3, ...}, or a list of these; see `optplug list` and --optimizer.help NAME.",
@@ -28,28 +28,35 @@ KEYS: dict[str, tuple[Any, str]] = {
     ),
     "param_groups": (
         str | list[str | dict[str, Any]] | None,
-        "Options by parameter: [no_decay, {match: 'head.*', lr_mult: 10}, ...].",
+        "Options of parameter groups: [no_decay, {match: 'head.*', lr_mult: 10}, ...].",
     ),
-    "monitor": (str | None, "The metric that a plateau watches; see the documentation for how it is found."),
-    "mode": (str | None, "Whether less of it is better (min) or more (max)."),
+    "monitor": (str | None, "The metric that a plateau scheduler monitors; by default it is inferred."),
+    "mode": (str | None, "Whether a lower (min) or a higher (max) value of the metric is better."),
     "on_resume": (
         str | None,
-        "What counts on resuming: keep (the checkpoint), override_hparams, reset_scheduler or reset_all.",
+        "What a resumed run uses: keep (everything of the checkpoint), override_hparams, reset_scheduler or reset_all.",
     ),
-    "override": (bool, "Replace a configure_optimizers that the model defines itself."),
+    "override": (bool, "Replace the model's own configure_optimizers."),
 }
-"""The keys that OptplugCLI adds, which are the callback's arguments of these names."""
+"""The keys that OptplugCLI adds, each with type and help text. `ConfigureOptimizers` has arguments of these names."""
+
+NAME_KEYS = ("optimizer", "scheduler")
+"""The keys whose value may be a name."""
 
 
-def cli_class(namespace: str, module: str) -> type:
-    """OptplugCLI over the LightningCLI of one import name, or of the other where only that is installed.
+def make_cli_class(import_name: str, module: str) -> type:
+    """Create OptplugCLI as a subclass of LightningCLI.
 
     Args:
-        namespace: `"lightning.pytorch"` or `"pytorch_lightning"`. module: where the class will be found.
+        import_name: `"lightning.pytorch"` or `"pytorch_lightning"`. If it is not installed, the other one is used.
+        module: the name of the module that contains the class.
+
+    Raises:
+        MissingLightningError: Lightning is not installed under either name.
     """
-    if namespace not in installed_import_names():
-        (namespace,) = installed_import_names()
-    lightning_cli = importlib.import_module(f"{namespace}.cli")
+    if import_name not in installed_import_names():
+        (import_name,) = installed_import_names()
+    lightning_cli = importlib.import_module(f"{import_name}.cli")
     contents = {
         "__module__": module,
         "__doc__": _OptplugCLI.__doc__,
@@ -58,43 +65,39 @@ def cli_class(namespace: str, module: str) -> type:
     return type("OptplugCLI", (_OptplugCLI, lightning_cli.LightningCLI), contents)
 
 
-NAMED = ("optimizer", "scheduler")
-"""Those of them that may be a bare name."""
-
-
-class _BareNames:
-    """Takes `--optimizer adam --optimizer.lr 0.01`: a bare name is a mapping that options can be added to."""
+class _BareNameParser:
+    """Parser mixin that turns a bare name into a mapping, for `--optimizer adam --optimizer.lr 0.01`."""
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        given = sys.argv[1:] if args is None else list(args)
-        flags = [f"--{key}" for key in NAMED]
-        spelled: list[str] = []
-        for i, word in enumerate(given):
+        words = sys.argv[1:] if args is None else list(args)
+        flags = [f"--{key}" for key in NAME_KEYS]
+        converted: list[str] = []
+        for i, word in enumerate(words):
             flag, equals, name = word.partition("=")
             if equals and flag in flags:
-                word = f"{flag}={_as_mapping(name)}"
-            elif i and given[i - 1] in flags:
-                word = _as_mapping(word)
-            spelled.append(word)
-        return super().parse_args(spelled, *rest, **kwargs)  # type: ignore[misc]
+                word = f"{flag}={_bare_name_as_mapping(name)}"
+            elif i and words[i - 1] in flags:
+                word = _bare_name_as_mapping(word)
+            converted.append(word)
+        return super().parse_args(converted, *rest, **kwargs)  # type: ignore[misc]
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
-        # jsonargparse knows no nearest match, and `lr_scheduler` is LightningCLI's word for `scheduler`.
+        # jsonargparse suggests no nearest match. LightningCLI's key `lr_scheduler` is `scheduler` here.
         unknown = re.search(r"(?:[Oo]ption '|[Kk]ey '|[Kk]ey \"|unrecognized arguments: --)(\w+)", message)
-        hint = did_you_mean(unknown[1], KEYS) if unknown and unknown[1] not in KEYS else ""
+        hint = did_you_mean(unknown[1], CLI_KEYS) if unknown and unknown[1] not in CLI_KEYS else ""
         return super().error(message + hint, *args, **kwargs)  # type: ignore[misc]
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         config = super().parse_string(*args, **kwargs)  # type: ignore[misc]
         for section in ("", *(f"{subcommand}." for subcommand in SUBCOMMANDS)):
-            for key in NAMED:
+            for key in NAME_KEYS:
                 if isinstance(config.get(section + key), str):
                     config[section + key] = {"name": config[section + key]}
         return config
 
 
-class _Explain(argparse.Action):
-    """`--optimizer.help NAME`: everything that a name takes, in its own words."""
+class _DescribeAction(argparse.Action):
+    """The action of `--optimizer.help NAME`: prints arguments and documentation of the name, and exits."""
 
     def __init__(self, option_strings: Any, dest: str = "", kind: str = "", **kwargs: Any) -> None:
         self.kind = kind
@@ -102,29 +105,32 @@ class _Explain(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:
-            print(explain(registry.find(self.kind, values)))
+            print(describe_registration(registry.resolve(self.kind, values)))
         except OptplugError as error:
             parser.error(str(error))
         parser.exit()
 
 
-def _configures(given: dict[str, Any]) -> bool:
+def _has_optplug_keys(given: dict[str, Any]) -> bool:
+    """Whether a configuration has any of the keys; `override` always has a value."""
     return any(value is not None for key, value in given.items() if key != "override")
 
 
-def _as_mapping(word: str) -> str:
+def _bare_name_as_mapping(word: str) -> str:
+    """`adam` as `{"name": "adam"}`; YAML mappings, lists and null stay as they are."""
     return json.dumps({"name": word}) if re.fullmatch(r"[\w:-]+", word) and word not in ("null", "None") else word
 
 
 class _OptplugCLI:
     """LightningCLI that takes optimizers, schedules and parameter groups by name.
 
-    Adds the keys `optimizer`, `scheduler`, `param_groups`, `monitor`, `mode`, `on_resume` and `override` to a
-    configuration, in the form they have everywhere in optplug, and saves them back in it. Arguments are LightningCLI's.
+    Adds the keys `optimizer`, `scheduler`, `param_groups`, `monitor`, `mode`, `on_resume` and `override` to the
+    configuration. They have the same form as everywhere in optplug, and the saved configuration has it too. The
+    constructor's arguments are those of LightningCLI.
 
-    A configuration with `optimizer` adds a `ConfigureOptimizers` callback to the trainer; one with `scheduler` alone
-    adds one that schedules the model's own optimizer; one with neither leaves the model to itself. Wrong names, keys
-    and values end parsing with one sentence for each.
+    With any of these keys, a `ConfigureOptimizers` callback is added to the trainer. With `scheduler` and without
+    `optimizer`, the schedule is for the optimizer that the model's own `configure_optimizers` builds. Without the keys,
+    the model is not changed. Wrong names, keys and values end the parsing with one message for each.
     """
 
     parser_base: type
@@ -132,33 +138,33 @@ class _OptplugCLI:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["auto_configure_optimizers"] = False
         parser = kwargs.get("parser_class", self.parser_base)
-        kwargs["parser_class"] = type("OptplugArgumentParser", (_BareNames, parser), {})
+        kwargs["parser_class"] = type("OptplugArgumentParser", (_BareNameParser, parser), {})
         super().__init__(*args, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: Any) -> None:
-        # Not add_arguments_to_parser: that one is for users to override.
+        # Not in add_arguments_to_parser, which users override without calling super.
         super().add_default_arguments_to_parser(parser)  # type: ignore[misc]
-        for key, (kind, words) in KEYS.items():
-            if key in NAMED:
-                words_of_help = f"Show what the {key} of a name takes, and exit."
-                parser.add_argument(f"--{key}.help", action=_Explain, kind=key, help=words_of_help)
-            parser.add_argument(f"--{key}", type=kind, default=False if kind is bool else None, help=words)
+        for key, (kind, description) in CLI_KEYS.items():
+            if key in NAME_KEYS:
+                help_text = f"Show the arguments and the documentation of the {key} NAME, and exit."
+                parser.add_argument(f"--{key}.help", action=_DescribeAction, kind=key, help=help_text)
+            parser.add_argument(f"--{key}", type=kind, default=False if kind is bool else None, help=description)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         super().parse_arguments(parser, args)  # type: ignore[misc]
         config = self.config  # type: ignore[attr-defined]
         config = config.get(str(config.get("subcommand")), config)
-        given = {key: config.get(key) for key in KEYS}
-        if not _configures(given):
+        given = {key: config.get(key) for key in CLI_KEYS}
+        if not _has_optplug_keys(given):
             return
         try:
-            checked(**{key: value for key, value in given.items() if key != "override"})
+            parse_and_check(**{key: value for key, value in given.items() if key != "override"})
         except OptplugError as error:
             parser.error(str(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = super().instantiate_trainer(**kwargs)  # type: ignore[misc]
-        given = {key: self._get(self.config_init, key) for key in KEYS}  # type: ignore[attr-defined]
-        if _configures(given):
+        given = {key: self._get(self.config_init, key) for key in CLI_KEYS}  # type: ignore[attr-defined]
+        if _has_optplug_keys(given):
             trainer.callbacks = [ConfigureOptimizers(**given), *trainer.callbacks]
         return trainer

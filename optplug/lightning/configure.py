@@ -1,4 +1,8 @@
-"""`configure_optimizers`: from a configuration to what Lightning's hook of that name returns, built when asked for."""
+"""`optplug.configure_optimizers` and the callback's part of it: from a configuration to what Lightning expects.
+
+Optimizers and schedulers are built when Lightning calls `LightningModule.configure_optimizers`, not earlier: the
+module's parameters are final only then.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,23 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from optplug.config.build import build_optimizer, build_scheduler, check_shares, checked, links
+from optplug.config.build import (
+    build_optimizer,
+    build_scheduler,
+    check_parameter_partition,
+    parse_and_check,
+    resolve_links,
+)
 from optplug.config.model import AUTO, Config, OptimizerSetup, SchedulerConfig
-from optplug.config.param_groups import known
-from optplug.config.training_length import TrainingLength, is_auto, resolve_lengths
+from optplug.config.param_groups import parameter_infos
+from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer
-from optplug.lightning.monitor import infer
+from optplug.lightning.monitor import infer_monitored_metric
 from optplug.lightning.stepping_plan import OptimizerChoice, SteppingPlan, optimizer_choices, stepping_plans
 from optplug.lightning.trainer_info import training_length
 from optplug.registry import registry
-from optplug.schedulers.lr import rates_of, set_lr
+from optplug.schedulers.lr import lrs_of, set_lr
 
 
 def configure_optimizers(
@@ -34,169 +44,207 @@ def configure_optimizers(
     mode: str | None = None,
     on_resume: str | None = None,
 ) -> Any:
-    """Build what `LightningModule.configure_optimizers` returns; call it from there.
+    """Build the return value of `LightningModule.configure_optimizers`; call it from that hook.
 
     Args:
-        module: the LightningModule, whose trainable parameters are optimized.
-        optimizer: a name, or a mapping with `name` and hyperparameters; or a list of such mappings, each with `match`,
-            `regex` or `type` and perhaps its own `param_groups` and `scheduler`: several optimizers, for manual
-            optimisation; or `{combine: [...]}`: one optimizer made of several. Or an optimizer, already built.
-        scheduler: a name, or a mapping with `name`, arguments and wiring keys (`interval`, `frequency`, `warmup`,
-            `warmup_steps`, `monitor`, `mode`, `args`). None: no schedule.
-        param_groups: a preset (`"no_decay"`), or a list of rules: mappings with `match` (a glob over parameter names),
-            `regex` or `type` (a class of modules) and options, or presets.
-        monitor: the metric a plateau watches. Default: EarlyStopping's, else ModelCheckpoint's, else the only
-            validation loss.
-        mode: `"min"` or `"max"`. Default: that of the callback that watches the metric, else by the metric's name.
-        on_resume: what counts when a run goes on from a checkpoint: `"keep"` (default), everything of the checkpoint;
-            `"override_hparams"`, the configuration's numbers; `"reset_scheduler"`, the configuration's schedule, from
-            the start; `"reset_all"`, optimizer and schedule from the start, with the checkpoint's weights.
+        module: the LightningModule (`self`). Its trainable parameters are optimized.
+        optimizer: one of
+            - a name;
+            - a mapping with `name` and hyperparameters;
+            - a list of such mappings, for several optimizers in manual optimization. Each mapping has `match`, `regex`
+              or `type`, and optionally its own `param_groups` and `scheduler`;
+            - `{combine: [...]}`, for one optimizer that combines several;
+            - an existing `torch.optim.Optimizer`, which is used as it is.
+        scheduler: a name, or a mapping with `name`, the scheduler's arguments and optplug's keys (`interval`,
+            `frequency`, `warmup`, `warmup_steps`, `monitor`, `mode`, `patience_unit`, `on_nonfinite`, `args`).
+            Default: no schedule.
+        param_groups: a preset (`"no_decay"`), or a list of presets and rules. A rule is a mapping with `match` (a glob
+            over parameter names), `regex` or `type` (a module class), and options. Default: one group.
+        monitor: the metric that a plateau scheduler monitors. Default: the metric of EarlyStopping, else that of
+            ModelCheckpoint, else the only validation loss.
+        mode: `"min"` or `"max"`. Default: the mode of the callback that monitors the same metric, else derived from the
+            metric's name.
+        on_resume: which values a run uses that resumes from a checkpoint. Default: `"keep"`.
+            - `"keep"`: all values of the checkpoint;
+            - `"override_hparams"`: the states of the checkpoint, the hyperparameters of the configuration;
+            - `"reset_scheduler"`: the optimizer of the checkpoint, a new schedule of the configuration;
+            - `"reset_all"`: the weights of the checkpoint, a new optimizer and schedule of the configuration.
 
     Returns:
-        `{"optimizer": ...}`, and `"lr_scheduler": {...}` when there is a schedule; for several optimizers a list of
-        these. The schedules are stepped by optplug's callback, which is added to the trainer where none is there.
+        `{"optimizer": ...}`, with a schedule also `"lr_scheduler": {...}`. For a list of optimizers, a list of these.
+        optplug's callback steps the schedules. It is added to the trainer if the trainer does not have it.
 
     Raises:
         UnknownNameError, AmbiguousNameError, PluginError, ConfigError, ConfigTypeError, HyperparameterError,
-        HyperparameterTypeError, WiringError: each says where and what was wrong, what is allowed, and the nearest
-        match; ConfigErrors: all of them, where several things are wrong.
+            HyperparameterTypeError, WiringError: one error was found. The message gives the location, the allowed
+            values and the nearest match.
+        ConfigErrors: several errors were found. It contains all of them.
     """
-    built = optimizer if isinstance(optimizer, Optimizer) else None
+    prebuilt = optimizer if isinstance(optimizer, Optimizer) else None
     given = {"monitor": monitor, "mode": mode, "on_resume": on_resume}
-    if built is not None:
+    if prebuilt is not None:
         if param_groups is not None:
-            raise ConfigError("param_groups: the optimizer is built already: give a name and its options instead")
+            raise ConfigError(
+                "param_groups: not allowed with an optimizer object: pass the optimizer's name and options instead"
+            )
         alone = scheduler is None and all(value is None for value in given.values())
-        config = Config((OptimizerSetup(),)) if alone else checked(None, scheduler, **given)
+        config = Config((OptimizerSetup(),)) if alone else parse_and_check(None, scheduler, **given)
     else:
-        config = checked(optimizer, scheduler, param_groups=param_groups, **given)
-        if not config.setups[0].members:
+        config = parse_and_check(optimizer, scheduler, param_groups=param_groups, **given)
+        if not config.setups[0].entries:
             raise ConfigTypeError(
                 "optimizer: must be a name, a mapping with a name, or an optimizer, got None (NoneType)"
             )
-    # A submodule knows no trainer, and leaves the rest untrained; only the calling method shows that it is one.
+    # A submodule has no trainer, and optimizing it alone would leave the other parameters untrained. That `module` is a
+    # submodule can only be seen from the calling method.
     caller = sys._getframe(1).f_locals.get("self")
     if caller is not module and hasattr(caller, "lr_scheduler_step"):
         raise WiringError(
             f"configure_optimizers takes the LightningModule itself, got {type(module).__name__} from "
-            f"{type(caller).__name__}: pass self, and tell parameters apart with param_groups"
+            f"{type(caller).__name__}: pass self, and select parameters with param_groups"
         )
-    return configure(module, config, built)
+    return build_from_config(module, config, prebuilt)
 
 
-def configure(module: Any, config: Config, built: Optimizer | None = None) -> Any:
-    """As `configure_optimizers`, for a parsed configuration.
-
-    Args:
-        module: the LightningModule. config: what to build. built: the optimizer of a configuration that has none.
-    """
-    check_mode(module, config)
-    check_shares(module, config)
-    entries = [_entry(module, config, setup, built) for setup in config.setups]
-    trainer = attached_trainer(module)
-    if trainer is not None:
-        from optplug.lightning.stepping_callback import ensure_stepping_callback  # imports Lightning
-
-        ensure_stepping_callback(trainer)
-    return entries if config.several else entries[0]
-
-
-def optimizers(module: Any, config: Config, *, override: bool = False) -> list[Optimizer]:
-    """The optimizers of a configuration alone, without trainer and schedules.
+def build_from_config(module: Any, config: Config, prebuilt: Optimizer | None = None) -> Any:
+    """Build the return value of `LightningModule.configure_optimizers` from a parsed configuration.
 
     Args:
-        module, config: as in `configure`. override: replace the module's own.
+        module: the LightningModule.
+        config: what to build.
+        prebuilt: the existing optimizer, for a configuration without an optimizer.
+
+    Returns:
+        As `configure_optimizers`.
 
     Raises:
         As `configure_optimizers`.
     """
-    check_mode(module, config)
-    if not config.setups[0].members:
-        return [_own_optimizer(module, override=override)]
-    check_shares(module, config)
+    check_optimization_mode(module, config)
+    check_parameter_partition(module, config)
+    entries = [_build_entry(module, config, setup, prebuilt) for setup in config.setups]
+    trainer = attached_trainer(module)
+    if trainer is not None:
+        from optplug.lightning.stepping_callback import ensure_stepping_callback  # needs Lightning
+
+        ensure_stepping_callback(trainer)
+    return entries if config.has_optimizer_list else entries[0]
+
+
+def build_optimizers(module: Any, config: Config, *, override: bool = False) -> list[Optimizer]:
+    """Build the optimizers of a configuration, without schedulers and without a trainer.
+
+    Args:
+        module: the LightningModule.
+        config: what to build. Without an optimizer, the module's own `configure_optimizers` is called.
+        override: ignore a schedule that the module's own `configure_optimizers` builds.
+
+    Raises:
+        As `configure_optimizers`.
+    """
+    check_optimization_mode(module, config)
+    if not config.setups[0].entries:
+        return [_build_own_optimizer(module, override=override)]
+    check_parameter_partition(module, config)
     return [build_optimizer(module, setup, config.loc(setup)) for setup in config.setups]
 
 
-def check_mode(module: Any, config: Config) -> None:
-    """Refuse several optimizers in automatic optimisation.
+def check_optimization_mode(module: Any, config: Config) -> None:
+    """Check that several optimizers are configured only for manual optimization.
 
     Raises:
-        WiringError: with what to do.
+        WiringError: the module uses automatic optimization.
     """
     if len(config.setups) > 1 and getattr(module, "automatic_optimization", False):
         raise WiringError(
-            f"optimizer: automatic optimisation steps one optimizer, and {len(config.setups)} are configured: set "
+            f"optimizer: automatic optimization steps one optimizer, but {len(config.setups)} are configured: set "
             f"self.automatic_optimization = False in {type(module).__name__}.__init__ and step each in training_step, "
-            "or make one of them all: optimizer: {combine: [...]}"
+            "or combine them into one: optimizer: {combine: [...]}"
         )
 
 
-def _entry(module: Any, config: Config, setup: OptimizerSetup, built: Optimizer | None) -> dict[str, Any]:
-    """One optimizer and its schedule, as Lightning takes them."""
+def _build_entry(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimizer | None) -> dict[str, Any]:
+    """Build one optimizer and its schedule, as Lightning's dictionary."""
     trainer = attached_trainer(module)
-    where = config.scheduler_loc(setup)
+    scheduler_loc = config.scheduler_loc(setup)
     given = scheduled = setup.scheduler
-    monitored = run = None
+    monitored = length = None
     if scheduled is not None:
         if scheduled.takes_metric:
-            monitored = infer(trainer, scheduled.monitor, scheduled.mode, measured=_is_measured(module, scheduled))
-        if is_auto(scheduled):
-            run = training_length(trainer, module, len(config.setups))
-        scheduled = resolve_lengths(scheduled, run or TrainingLength(), where)
-    if built is None and not setup.members:
+            monitored = infer_monitored_metric(
+                trainer, scheduled.monitor, scheduled.mode, has_metric_objects=_has_metric_objects(module, scheduled)
+            )
+        if depends_on_training_length(scheduled):
+            length = training_length(trainer, module, len(config.setups))
+        scheduled = resolve_lengths(scheduled, length or TrainingLength(), scheduler_loc)
+    if prebuilt is None and not setup.entries:
         raise WiringError(
-            f"scheduler: there is no optimizer to schedule for {type(module).__name__}: add e.g. optimizer: adam"
+            f"scheduler: no optimizer is configured for {type(module).__name__}: add e.g. optimizer: adam"
         )
-    optimizer = built if built is not None else build_optimizer(module, setup, config.loc(setup))
+    optimizer = prebuilt if prebuilt is not None else build_optimizer(module, setup, config.loc(setup))
     scheduler = None
     if scheduled is not None:
-        scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None, where)
-    depends = {"run": run, "links": links(module, config), "rates": rates_of(optimizer)}
+        scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None, scheduler_loc)
+    build_inputs = {"training_length": length, "links": resolve_links(module, config), "lrs": lrs_of(optimizer)}
     setup = dataclasses.replace(setup, scheduler=scheduled)
-    choice = optimizer_choices[optimizer] = OptimizerChoice(config, setup, where, known(module), depends=depends)
+    choice = optimizer_choices[optimizer] = OptimizerChoice(
+        config, setup, scheduler_loc, parameter_infos(module), build_inputs=build_inputs
+    )
     if scheduled is None or scheduler is None:
         return {"optimizer": optimizer}
     interval = "validation" if monitored else scheduled.interval
-    length = scheduled.length or ""
-    end = scheduled.arguments[length] if given is not None and given.arguments.get(length) == AUTO else None
+    length_argument = scheduled.length_argument or ""
+    last_step = (
+        scheduled.arguments[length_argument]
+        if given is not None and given.arguments.get(length_argument) == AUTO
+        else None
+    )
     name = "warmup" if scheduled.name is None else scheduled.registration.name
     choice.plan = stepping_plans[scheduler] = SteppingPlan(
         name,
         interval,
         scheduled.frequency,
         monitored,
-        end=end,
-        length=length,
-        unit=scheduled.patience_unit,
+        last_step=last_step,
+        length_argument=length_argument,
+        patience_unit=scheduled.patience_unit,
         on_nonfinite=scheduled.on_nonfinite,
     )
     entry: dict[str, Any] = {"scheduler": scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
-    if monitored and getattr(module, "automatic_optimization", True):  # Lightning warns about these in manual mode
+    if monitored and getattr(module, "automatic_optimization", True):  # in manual mode Lightning warns about these keys
         entry["reduce_on_plateau"] = monitored.monitor is not None
         if monitored.monitor is not None:
             entry["monitor"] = monitored.monitor
     return {"optimizer": optimizer, "lr_scheduler": entry}
 
 
-def _is_measured(module: Any, scheduled: SchedulerConfig) -> bool:
-    """Whether a metric of torchmetrics that the module has may tell the mode, to a scheduler that can be told late."""
-    cls = registry.get("scheduler", scheduled.registration.qualified)
-    late = isinstance(cls, type) and issubclass(cls, ReduceLROnPlateau)
-    return late and any(isinstance(getattr(m, "higher_is_better", None), bool) for m in module.modules())
+def _has_metric_objects(module: Any, scheduled: SchedulerConfig) -> bool:
+    """Whether the module has torchmetrics objects that can provide the mode of a plateau after it was built.
+
+    The mode of `ReduceLROnPlateau` and its subclasses can be set later. Other schedulers need it when they are built.
+    """
+    cls = registry.get("scheduler", scheduled.registration.qualified_name)
+    accepts_late_mode = isinstance(cls, type) and issubclass(cls, ReduceLROnPlateau)
+    return accepts_late_mode and any(isinstance(getattr(m, "higher_is_better", None), bool) for m in module.modules())
 
 
-# A plain function behind a partial: Lightning's is_overridden needs its __code__, and pickle and deepcopy take it along
-# with the module it belongs to.
-def _configure(config: Config, override: bool, module: Any) -> Any:
-    built = None if config.setups[0].members else _own_optimizer(module, override=override)
-    return configure(module, config, built)
+# A partial of a plain function, for two reasons: Lightning's `is_overridden` reads the function's `__code__`, and
+# pickle and deepcopy copy a partial together with the module that it refers to.
+def _configure_attached(config: Config, override: bool, module: Any) -> Any:
+    prebuilt = None if config.setups[0].entries else _build_own_optimizer(module, override=override)
+    return build_from_config(module, config, prebuilt)
 
 
-def _own_optimizer(module: Any, *, override: bool) -> Optimizer:
-    """The optimizer that a module's own `configure_optimizers` builds.
+def _build_own_optimizer(module: Any, *, override: bool) -> Optimizer:
+    """Call the module's own `configure_optimizers` and return the one optimizer that it builds.
+
+    Args:
+        module: the LightningModule.
+        override: ignore a schedule that the module builds.
 
     Raises:
-        WiringError: it builds a schedule too, or not exactly one optimizer.
+        WiringError: the module also builds a schedule and `override` is False, or it does not build exactly one
+            optimizer.
     """
     name = type(module).__name__
     returned = type(module).configure_optimizers(module)
@@ -215,66 +263,71 @@ def _own_optimizer(module: Any, *, override: bool) -> Optimizer:
         )
     if schedule and not override:
         raise WiringError(
-            f"scheduler: {name}.configure_optimizers returns a schedule, and one is configured from outside too: "
+            f"scheduler: {name}.configure_optimizers returns a schedule, and the configuration has one too: "
             "remove one, or pass override=True to replace the module's own"
         )
-    if schedule:  # it has set the rates of its first step
+    if schedule:  # its constructor has set the learning rates of its first step
         for group in found.param_groups:
             set_lr(group, float(group.pop("initial_lr", group["lr"])))
     return found
 
 
 def attach(module: Any, config: Config, *, override: bool = False, others: Collection[Any] = ()) -> bool:
-    """Give a module its `configure_optimizers`, until `detach`.
+    """Set `configure_optimizers` on a module instance. `detach` removes it.
 
     Args:
-        module: a LightningModule. config: what to build; without an optimizer, a schedule for the module's own.
-        override: replace a `configure_optimizers` of its own, or the schedule that it builds.
-        others: the other configurations of the trainer's callbacks.
+        module: the LightningModule.
+        config: what to build. Without an optimizer, the schedule is built for the optimizer of the module's own
+            `configure_optimizers`.
+        override: replace the module's own `configure_optimizers`, or the schedule that it builds.
+        others: the configurations of the trainer's other callbacks.
 
     Returns:
-        False when this very configuration is attached already.
+        False if this configuration was already attached, else True.
 
     Raises:
-        WiringError: the module has one of its own and `override` is False, or has none and the configuration has no
-        optimizer, or another configuration is attached; several optimizers in automatic optimisation.
+        WiringError: one of
+            - the configuration has an optimizer, the module defines `configure_optimizers`, and `override` is False;
+            - the configuration has no optimizer, and the module does not define `configure_optimizers`;
+            - the configuration of another callback is attached;
+            - several optimizers are configured for automatic optimization.
     """
     bound = module.__dict__.get("configure_optimizers")
     name = type(module).__name__
-    if _is_ours(bound):
+    if _is_attached(bound):
         if bound.args[0] is config:
             return False
         if any(bound.args[0] is other for other in others):
-            raise WiringError(f"two ConfigureOptimizers callbacks want to configure {name}: keep one")
-        bound = None  # left over: the module is a copy that somebody made of one in training
-    check_mode(module, config)
-    own = defines_its_own(type(module))
-    if not config.setups[0].members:
+            raise WiringError(f"two ConfigureOptimizers callbacks configure {name}: keep one")
+        bound = None  # not of this fit: the module is a deep copy that was made during another fit
+    check_optimization_mode(module, config)
+    own = defines_configure_optimizers(type(module))
+    if not config.setups[0].entries:
         if not own:
             raise WiringError(
-                f"scheduler: there is no optimizer to schedule: {name} defines no configure_optimizers, and the "
-                "configuration has none; add e.g. optimizer: adam"
+                f"scheduler: no optimizer is configured, and {name} defines no configure_optimizers: "
+                "add e.g. optimizer: adam"
             )
     elif not override and (bound is not None or own):
         raise WiringError(
-            f"{name} defines configure_optimizers, and an optimizer is configured from outside too: "
+            f"{name} defines configure_optimizers, and the configuration has an optimizer too: "
             "remove one, or pass override=True to replace the module's own"
         )
-    module.__dict__["configure_optimizers"] = functools.partial(_configure, config, override, module)
+    module.__dict__["configure_optimizers"] = functools.partial(_configure_attached, config, override, module)
     return True
 
 
 def detach(module: Any) -> None:
-    """Take away what `attach` gave."""
-    if _is_ours(module.__dict__.get("configure_optimizers")):
+    """Remove the `configure_optimizers` that `attach` set."""
+    if _is_attached(module.__dict__.get("configure_optimizers")):
         del module.__dict__["configure_optimizers"]
 
 
-def defines_its_own(cls: type) -> bool:
+def defines_configure_optimizers(cls: type) -> bool:
     """Whether a LightningModule class overrides Lightning's `configure_optimizers`."""
     definer = next((c for c in cls.__mro__ if "configure_optimizers" in c.__dict__), None)
     return definer is not None and definer.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
 
 
-def _is_ours(bound: Any) -> bool:
-    return isinstance(bound, functools.partial) and bound.func is _configure
+def _is_attached(bound: Any) -> bool:
+    return isinstance(bound, functools.partial) and bound.func is _configure_attached

@@ -1,4 +1,4 @@
-"""What the owner keeps of each scheduler it steps, and of each optimizer's steps."""
+"""The state that optplug's callback keeps for each scheduler it steps, and the step counters of optimizers."""
 
 from __future__ import annotations
 
@@ -9,157 +9,185 @@ from typing import Any
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.config.model import PATIENCE_UNITS
-from optplug.lightning.monitor import mode_by_name, of_validation
+from optplug.lightning.monitor import is_validation_metric, mode_from_name
 from optplug.lightning.stepping_plan import MonitoredMetric, SteppingPlan
 from optplug.schedulers.warmup import Warmup
 
-NEVER = sys.maxsize
-"""A frequency that Lightning, which tests `index % frequency`, never reaches."""
+NEVER_STEPPED_BY_LIGHTNING = sys.maxsize
+"""A frequency so high that Lightning, which tests `index % frequency`, never steps the scheduler."""
 
 
 @dataclass
 class PlateauHistory:
-    """What a plateau did in the whole training, resumed parts included; plain numbers, which checkpoints keep.
+    """What a plateau scheduler did in the whole training, including the parts before a resume.
+
+    Checkpoints store the attributes as plain data.
 
     Attributes:
-        seen: how many values it heard. ignored: how many of them were not finite, and ignored.
-        cuts: the epoch of each cut. heard: the moment of the last value, of `PlateauObserver`.
-        monitor, mode, source: of `MonitoredMetric`, what was heard. unit: what patience counted.
+        observed: number of metric values observed.
+        ignored: number of observed values that were not finite and were ignored.
+        cuts: the epoch of each learning-rate cut.
+        moment: the moment of the last observation; see `PlateauObserver`.
+        monitor: name of the observed metric.
+        mode: `"min"` or `"max"`, of the observed metric.
+        source: what determined the metric; see `MonitoredMetric`.
+        patience_unit: the unit in which patience was counted.
     """
 
-    seen: int = 0
+    observed: int = 0
     ignored: int = 0
     cuts: list[int] = field(default_factory=list)
-    heard: str = "validation"
+    moment: str = "validation"
     monitor: str | None = None
     mode: str | None = None
     source: str = ""
-    unit: str = PATIENCE_UNITS[0]
+    patience_unit: str = PATIENCE_UNITS[0]
 
-    def line(self, title: str, monitored: MonitoredMetric) -> str:
-        """All of it in one line."""
-        seen = _number(self.seen, "validation" if self.heard == "validation" else "epoch")
+    def summary(self, title: str, monitored: MonitoredMetric) -> str:
+        """The history in one line."""
+        seen = _quantity(self.observed, "validation" if self.moment == "validation" else "epoch")
         ignored = f", {self.ignored} of them not finite and ignored" if self.ignored else ""
-        cuts = _number(len(self.cuts), "cut")
+        cuts = _quantity(len(self.cuts), "cut")
         if self.cuts:
             cuts += f" (epoch{'s' * (len(self.cuts) > 1)} {', '.join(map(str, self.cuts))})"
         return f"{title}: {seen} seen{ignored}, {cuts}, {monitored}"
 
 
-def _number(number: int, noun: str) -> str:
+def _quantity(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
 @dataclass
 class ManagedScheduler:
-    """A scheduler entry of the trainer that the owner has taken over.
+    """A scheduler entry of the trainer that optplug's callback steps in Lightning's place.
 
     Attributes:
-        frequency: the entry's own, to be restored.
-        seen: how many steps the scheduler had taken.
-        steps: those of its optimizer. counted: how many of these have been dealt with.
-        stepped_in: the epoch of a plateau's last step. searched: whether everything that could log a plateau's metric
-            has had its turn. told: whether it has been said that nothing logs it.
-        audit: of a plateau. number: of its optimizer, where there are several plateaus.
+        entry: the trainer's entry (`LRSchedulerConfig`).
+        plan: when to step the scheduler.
+        original_frequency: the entry's own frequency, which is restored after the fit.
+        steps_taken: number of steps of the scheduler after optplug's last step. A different number later shows that
+            something else stepped the scheduler.
+        step_counter: counts the steps of the scheduler's optimizer.
+        optimizer_steps_handled: number of optimizer steps for which the scheduler and its warmup are up to date.
+        last_step_epoch: the epoch in which a plateau scheduler was last stepped.
+        search_ended: whether everything that could log the metric has run once.
+        absence_reported: whether the user has been warned that the metric will not be logged.
+        history: what a plateau scheduler did.
+        optimizer_index: index of the optimizer; only if the trainer has several plateau schedulers.
     """
 
     entry: Any
     plan: SteppingPlan
-    frequency: int
-    seen: int | None = None
-    steps: StepCounter | GlobalStepCounter | None = None
-    counted: int = 0
-    stepped_in: int | None = None
-    searched: bool = False
-    told: bool = False
+    original_frequency: int
+    steps_taken: int | None = None
+    step_counter: StepCounter | GlobalStepCounter | None = None
+    optimizer_steps_handled: int = 0
+    last_step_epoch: int | None = None
+    search_ended: bool = False
+    absence_reported: bool = False
     history: PlateauHistory = field(default_factory=PlateauHistory)
-    number: int | None = None
+    optimizer_index: int | None = None
 
     @property
     def scheduler(self) -> Any:
         return self.entry.scheduler
 
     @property
-    def name(self) -> str:
-        return self.plan.name + self.suffix
-
-    @property
-    def suffix(self) -> str:
-        return "" if self.number is None else f"_{self.number}"
-
-    @property
-    def inner(self) -> Any:
-        """The scheduler, within its warmup if it has one."""
+    def inner_scheduler(self) -> Any:
+        """The scheduler without its warmup."""
         return self.scheduler.scheduler if isinstance(self.scheduler, Warmup) else self.scheduler
 
     @property
-    def taken(self) -> int:
-        """How many steps the optimizer has taken since the training began."""
-        return 0 if self.steps is None else self.steps.taken
+    def name(self) -> str:
+        return self.plan.name + self.name_suffix
+
+    @property
+    def name_suffix(self) -> str:
+        return "" if self.optimizer_index is None else f"_{self.optimizer_index}"
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Number of steps of the optimizer since the start of the training."""
+        return 0 if self.step_counter is None else self.step_counter.count
 
 
 def manage(entry: Any, plan: SteppingPlan) -> ManagedScheduler:
-    """Take an entry from Lightning; what the module changed in what `configure_optimizers` returned counts."""
+    """Stop Lightning from stepping an entry, and return the entry as a managed scheduler.
+
+    Changes that the module made to the returned dictionary (`interval`, `frequency`, `monitor`) override the plan.
+
+    Args:
+        entry: an entry of `trainer.lr_scheduler_configs`.
+        plan: the plan of the entry's scheduler; updated in place.
+    """
     if plan.interval != "validation":
         plan.interval, plan.frequency = entry.interval, entry.frequency
     elif entry.monitor is not None and plan.monitored is not None and entry.monitor != plan.monitored.monitor:
-        mode, told = plan.monitored.mode, plan.monitored.told
-        mode = mode if told else mode_by_name(entry.monitor, may_fail=True)
+        configured = plan.monitored.mode_is_configured
         plan.monitored = MonitoredMetric(
-            entry.monitor, mode, "the module's configure_optimizers", told, guessed=not told
+            entry.monitor,
+            plan.monitored.mode if configured else mode_from_name(entry.monitor, required=False),
+            "the module's configure_optimizers",
+            mode_is_configured=configured,
+            mode_is_inferred_from_name=not configured,
         )
-    managed = ManagedScheduler(entry, plan, entry.frequency, seen=count(entry.scheduler))
-    entry.frequency = NEVER
+    managed = ManagedScheduler(entry, plan, entry.frequency, steps_taken=scheduler_step_count(entry.scheduler))
+    entry.frequency = NEVER_STEPPED_BY_LIGHTNING
     return managed
 
 
-def plan_for_foreign_plateau(entry: Any) -> SteppingPlan | None:
-    """The plan of a plateau that optplug did not build, as its entry describes it; others stay with Lightning."""
+def plan_for_third_party_plateau(entry: Any) -> SteppingPlan | None:
+    """The plan for a `ReduceLROnPlateau` entry that optplug did not build; None if Lightning should step the entry."""
     if not isinstance(entry.scheduler, ReduceLROnPlateau) or not entry.monitor:
         return None
     if entry.interval == "epoch" and entry.frequency != 1:
         return None
-    if entry.interval == "step" and not of_validation(entry.monitor):  # that of each batch
+    if entry.interval == "step" and not is_validation_metric(entry.monitor):  # the metric has a value for each batch
         return None
-    monitored = MonitoredMetric(entry.monitor, entry.scheduler.mode, "the module's configure_optimizers", told=True)
+    monitored = MonitoredMetric(
+        entry.monitor, entry.scheduler.mode, "the module's configure_optimizers", mode_is_configured=True
+    )
     return SteppingPlan(type(entry.scheduler).__name__, "validation", 1, monitored)
 
 
-def count(scheduler: Any) -> int | None:
-    """How many steps a scheduler has taken, where it counts them."""
-    found = getattr(scheduler, "last_epoch", None)
-    return found if isinstance(found, int) else None
+def scheduler_step_count(scheduler: Any) -> int | None:
+    """Number of steps that a scheduler has taken; None if the scheduler does not count its steps."""
+    count = getattr(scheduler, "last_epoch", None)
+    return count if isinstance(count, int) else None
 
 
 class StepCounter:
-    """Counts the steps that an optimizer takes. A step that a gradient scaler skips is none.
+    """Counts the steps of an optimizer. A step that a gradient scaler skips does not count.
 
     Args:
-        optimizer: any with torch's hooks. taken: how many it has taken before.
+        optimizer: an optimizer with torch's step hooks.
+        count: number of steps taken before.
     """
 
-    def __init__(self, optimizer: Any, taken: int = 0) -> None:
-        self.taken = taken
+    def __init__(self, optimizer: Any, count: int = 0) -> None:
+        self.count = count
         self._handle = optimizer.register_step_post_hook(self)
 
     def __call__(self, optimizer: Any, *_: Any) -> None:
-        overflow = getattr(optimizer, "found_inf", None)  # a fused step is called, and skips itself
+        # A gradient scaler calls a fused optimizer in any case; the optimizer skips the step itself.
+        overflow = getattr(optimizer, "found_inf", None)
         if overflow is None or not float(overflow):
-            self.taken += 1
+            self.count += 1
 
-    def forget(self) -> None:
+    def detach(self) -> None:
+        """Remove the hook from the optimizer. `count` keeps its value."""
         self._handle.remove()
 
 
 class GlobalStepCounter:
-    """The trainer's own count, for what looks like an optimizer and has no hooks."""
+    """Reports the trainer's `global_step`, for optimizers without step hooks."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
 
     @property
-    def taken(self) -> int:
+    def count(self) -> int:
         return int(self._trainer.global_step)
 
-    def forget(self) -> None:
-        """There is nothing to remove."""
+    def detach(self) -> None:
+        """Do nothing: this counter has no hook."""

@@ -1,4 +1,7 @@
-"""Which metric a plateau watches, and whether less of it is better. No guess without a word, no silent `min`."""
+"""Which metric a plateau scheduler monitors, and whether lower (`"min"`) or higher (`"max"`) values are better.
+
+Inferred metrics and modes are reported. There is no default mode: a mode that cannot be inferred is an error.
+"""
 
 from __future__ import annotations
 
@@ -7,97 +10,120 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from optplug.errors import ConfigError, WiringError, listing
+from optplug.errors import ConfigError, WiringError, listing, short_list
 from optplug.lightning._compat import logged_results
 from optplug.lightning.stepping_plan import MonitoredMetric
 
-_LESS_IS_BETTER = re.compile(
+_LOWER_IS_BETTER = re.compile(
     r"(^|[_/.-])(loss|nll|bce|cross_?entropy|err|error|error_rate|mse|rmse|mae|mape|smape|perplexity|ppl|wer|cer|eer|fid|"
     r"kl|divergence|regret)(\d*$|[_/.-])",
     re.IGNORECASE,
 )
-_MORE_IS_BETTER = re.compile(
+_HIGHER_IS_BETTER = re.compile(
     r"(^|[_/.-])(acc|accuracy|top\d|auc|auroc|aucpr|auprc|ap|map|precision|recall|sensitivity|specificity|f1|f1score|fbeta|"
     r"dice|iou|miou|jaccard|r2|bleu|rouge|psnr|ssim|reward|return|kappa|mcc|ndcg|mrr)(\d*$|[_/.-])",
     re.IGNORECASE,
 )
 
 _VALIDATION = re.compile(r"(^|[_/.-])(val|valid|validation)([_/.-]|$)", re.IGNORECASE)
-_NO_METRIC = re.compile(r"lr-|(epoch|step|global_step)$")
-"""LearningRateMonitor's learning rates; what ModelCheckpoint counts, and some watch to keep the last files."""
+_NOT_A_METRIC = re.compile(r"lr-|(epoch|step|global_step)$")
+"""Learning rates of LearningRateMonitor, and the counters that ModelCheckpoint accepts as a monitor."""
 
 
-def of_validation(name: str | None) -> bool:
-    """Whether a metric's name says that validation logs it; a name that is to come will be of validation."""
+def is_validation_metric(name: str | None) -> bool:
+    """Whether validation logs a metric, judging by its name. A metric without a name yet is a validation loss."""
     return name is None or _VALIDATION.search(name) is not None
 
 
-def infer(trainer: Any, monitor: str | None, mode: str | None, measured: bool = False) -> MonitoredMetric:
-    """Settle monitor and mode from what is explicit, else EarlyStopping, else ModelCheckpoint, else later.
+def infer_monitored_metric(
+    trainer: Any, monitor: str | None, mode: str | None, has_metric_objects: bool = False
+) -> MonitoredMetric:
+    """Resolve metric and mode: from the configuration, else from EarlyStopping, else from ModelCheckpoint, else later.
 
     Args:
-        trainer: the Lightning trainer, or None outside of one.
-        monitor, mode: what the user said, or None.
-        measured: whether the module has metrics of torchmetrics, which may tell the mode later.
+        trainer: the Lightning trainer, or None.
+        monitor: the configured metric, or None.
+        mode: the configured mode, or None.
+        has_metric_objects: whether the module has torchmetrics objects, from which the mode may be inferred later.
 
     Returns:
-        The decision; with `monitor=None` when only the first validation can tell (`only_validation_loss`), with
-        `mode=None` when only the metric that is logged can.
+        The metric. `monitor` is None if it is to be the only validation loss of the first validation
+        (`only_validation_loss`). `mode` is None if it is to come from a metric object.
 
     Raises:
-        WiringError: two callbacks of one kind watch different metrics. ConfigError: the mode cannot be told.
+        WiringError: callbacks of one kind monitor different metrics, or callbacks disagree about the mode.
+        ConfigError: the mode cannot be inferred from the name.
     """
-    watchers = list(_watchers(trainer))
+    callbacks = list(_monitoring_callbacks(trainer))
     source = "the configuration"
     if monitor is None:
         for kind in ("EarlyStopping", "ModelCheckpoint"):
-            named = sorted({m for k, m, _ in watchers if k == kind})
-            if len(named) > 1:
-                raise WiringError(f"{kind} callbacks watch {listing(named)}: say which with scheduler.monitor")
-            if named:
-                monitor, source = named[0], kind
+            metrics = sorted({m for k, m, _ in callbacks if k == kind})
+            if len(metrics) > 1:
+                raise WiringError(
+                    f"{kind} callbacks monitor different metrics: set scheduler.monitor to one of {listing(metrics)}"
+                )
+            if metrics:
+                monitor, source = metrics[0], kind
                 break
     if monitor is None:
         only = "the only validation loss that the first validation logs"
-        return MonitoredMetric(None, mode or "min", only, told=mode is not None, guessed=mode is None)
+        configured = mode is not None
+        return MonitoredMetric(
+            None, mode or "min", only, mode_is_configured=configured, mode_is_inferred_from_name=not configured
+        )
     if mode is not None:
-        return MonitoredMetric(monitor, mode, source, told=True)
-    # The callback that watches the same metric knows; EarlyStopping is asked first.
-    said = [(k, m) for k, name, m in watchers if name == monitor and m in ("min", "max")]
-    if len({m for _, m in said}) > 1:
-        raise WiringError(f"{listing(f'{k} says {m}' for k, m in said)} for {monitor!r}: say which with scheduler.mode")
-    by_name = mode_by_name(monitor, may_fail=measured or bool(said))
-    if said:
-        kind, said_mode = said[0]
-        found = MonitoredMetric(monitor, said_mode, source)
-        if by_name not in (None, said_mode) and (trainer is None or trainer.is_global_zero):
-            says = contradiction(found, f"{kind} says {said_mode}, and the name {by_name}")
-            warnings.warn(says, UserWarning, stacklevel=2)
-        return found
-    return MonitoredMetric(monitor, by_name, source, guessed=True)
+        return MonitoredMetric(monitor, mode, source, mode_is_configured=True)
+    # EarlyStopping takes precedence over ModelCheckpoint.
+    modes = [(k, m) for k, name, m in callbacks if name == monitor and m in ("min", "max")]
+    if len({m for _, m in modes}) > 1:
+        shown = listing(f"{kind}: {m}" for kind, m in modes)
+        raise WiringError(f"callbacks monitor {monitor!r} with different modes ({shown}): set scheduler.mode")
+    name_mode = mode_from_name(monitor, required=not has_metric_objects and not modes)
+    if modes:
+        kind, callback_mode = modes[0]
+        monitored = MonitoredMetric(monitor, callback_mode, source)
+        if name_mode not in (None, callback_mode) and (trainer is None or trainer.is_global_zero):
+            conflict = f"{kind} has mode {callback_mode}, and the name means {name_mode}"
+            warnings.warn(mode_conflict_message(monitored, conflict), UserWarning, stacklevel=2)
+        return monitored
+    return MonitoredMetric(monitor, name_mode, source, mode_is_inferred_from_name=True)
 
 
-def contradiction(monitored: MonitoredMetric, says: str) -> str:
-    """What to warn of: a callback is believed, though `min` may be but its default."""
-    return f"{monitored.monitor}: {says}; {monitored.mode} counts, unless scheduler.mode is set"
+def mode_conflict_message(monitored: MonitoredMetric, conflict: str) -> str:
+    """The warning about a callback's mode that contradicts the metric. It is needed: the mode may be only a default."""
+    return f"{monitored.monitor}: {conflict}; using {monitored.mode}, set scheduler.mode to choose"
 
 
-def mode_by_name(monitor: str, *, may_fail: bool = False) -> str | None:
-    """`"min"` or `"max"`, from a table of words; None where that may be and the name does not tell.
+def mode_from_name(monitor: str, *, required: bool = True) -> str | None:
+    """Infer `"min"` or `"max"` from the words of a metric's name.
+
+    Args:
+        monitor: name of the metric.
+        required: whether to raise if the mode cannot be inferred. Default: True.
+
+    Returns:
+        The mode; None if it cannot be inferred and `required` is False.
 
     Raises:
-        ConfigError: the name has words of neither kind, or of both.
+        ConfigError: the name has words for neither mode, or for both.
     """
-    less, more = _LESS_IS_BETTER.search(monitor), _MORE_IS_BETTER.search(monitor)
-    if bool(less) != bool(more):
-        return "min" if less else "max"
-    if may_fail:
+    lower, higher = _LOWER_IS_BETTER.search(monitor), _HIGHER_IS_BETTER.search(monitor)
+    if bool(lower) != bool(higher):
+        return "min" if lower else "max"
+    if not required:
         return None
-    raise ConfigError(f"cannot tell from the name whether more or less {monitor!r} is better: set scheduler.mode")
+    raise ConfigError(
+        f"cannot infer from the name {monitor!r} whether lower or higher values are better: set scheduler.mode"
+    )
 
 
-def mode_by_metric(trainer: Any, name: str) -> str | None:
-    """`"min"` or `"max"`, where what is logged by this name is a metric of torchmetrics that says so."""
+def mode_from_metric_object(trainer: Any, name: str) -> str | None:
+    """Read the mode from `higher_is_better` of the torchmetrics object that is logged under this name.
+
+    Returns:
+        `"min"` or `"max"`; None if there is no such object, or it does not define `higher_is_better`.
+    """
     for result in logged_results(trainer):
         meta = result.meta
         suffix = (
@@ -105,60 +131,69 @@ def mode_by_metric(trainer: Any, name: str) -> str | None:
             if meta.dataloader_idx is None or not meta.add_dataloader_idx
             else f"/dataloader_idx_{meta.dataloader_idx}"
         )
-        better = None if result.is_tensor else getattr(result.value, "higher_is_better", None)
-        if isinstance(better, bool) and name in (meta.name + suffix, meta.forked_name(False) + suffix):
-            return "max" if better else "min"
+        higher_is_better = None if result.is_tensor else getattr(result.value, "higher_is_better", None)
+        if isinstance(higher_is_better, bool) and name in (meta.name + suffix, meta.forked_name(False) + suffix):
+            return "max" if higher_is_better else "min"
     return None
 
 
 def only_validation_loss(logged: Iterable[str]) -> str:
-    """The one validation loss among the metrics a validation logged.
+    """The only validation loss among the metrics that a validation logged.
 
     Raises:
-        WiringError: there is none, or more than one; the message lists the candidates.
+        WiringError: there is no validation loss, or more than one; the message lists the metrics to choose from.
     """
-    logged = candidates(logged)
-    losses = validation_losses(logged)
-    if len(losses) != 1:
-        found = f"the validation losses {listing(losses)}" if losses else "no validation loss"
-        raise WiringError(f"the validation logged {found}; set scheduler.monitor to one of {listing(logged)}")
-    return losses[0]
+    available = monitorable_metrics(logged)
+    losses = validation_losses(available)
+    if len(losses) == 1:
+        return losses[0]
+    if losses:
+        raise WiringError(
+            f"the validation logged {len(losses)} losses: set scheduler.monitor to one of {short_list(losses)}"
+        )
+    if available:
+        raise WiringError(f"the validation logged no loss: set scheduler.monitor to one of {short_list(available)}")
+    raise WiringError("the validation logged no metric: log one in validation_step, and set scheduler.monitor")
 
 
-def candidates(logged: Iterable[str]) -> list[str]:
-    """The metrics among what is logged, each under one name."""
-    names = {name for name in logged if not _NO_METRIC.match(name)}
-    parts = [_of_loader(name) for name in names]
-    forms = {name + form + loader for name, loader in parts for form in ("_step", "_epoch")}  # of one metric
+def monitorable_metrics(logged: Iterable[str]) -> list[str]:
+    """The names of the logged metrics, without learning rates, counters, and the `_step` and `_epoch` forms."""
+    names = {name for name in logged if not _NOT_A_METRIC.match(name)}
+    parts = [_split_loader_suffix(name) for name in names]
+    forms = {name + form + loader for name, loader in parts for form in ("_step", "_epoch")}
     return sorted(names - forms)
 
 
 def validation_losses(logged: Iterable[str]) -> list[str]:
-    """The losses of validation among the metrics that are logged."""
-    return [name for name in candidates(logged) if of_validation(name) and "loss" in name.lower()]
+    """The names of the logged validation losses."""
+    return [name for name in monitorable_metrics(logged) if is_validation_metric(name) and "loss" in name.lower()]
 
 
-def nearly(monitor: str, logged: Iterable[str]) -> list[str]:
-    """The metrics whose names differ in no more than separators, case, `_epoch`, or a data loader's number left out."""
-    asked, loader = _of_loader(monitor)
-    found = [(name, *_of_loader(name)) for name in candidates(logged)]
-    return [name for name, it, its in found if _bare(it) == _bare(asked) and (its == loader or not its or not loader)]
+def near_matches(monitor: str, logged: Iterable[str]) -> list[str]:
+    """The logged metrics whose names differ only in separators, case, `_epoch`, or an omitted data loader suffix."""
+    wanted, wanted_loader = _split_loader_suffix(monitor)
+    parts = [(name, *_split_loader_suffix(name)) for name in monitorable_metrics(logged)]
+    return [
+        name
+        for name, base, loader in parts
+        if _normalize(base) == _normalize(wanted) and (loader == wanted_loader or not loader or not wanted_loader)
+    ]
 
 
-def _of_loader(name: str) -> tuple[str, str]:
-    """A metric's name, and what Lightning adds for one of several data loaders."""
+def _split_loader_suffix(name: str) -> tuple[str, str]:
+    """A metric's name, and the suffix that Lightning adds if there are several data loaders."""
     match = re.search(r"/dataloader_idx_\d+$", name)
     return (name[: match.start()], match[0]) if match else (name, "")
 
 
-def _bare(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", re.sub(r"_epoch$", "", name).lower())
 
 
-def _watchers(trainer: Any) -> Iterable[tuple[str, str, str | None]]:
-    """Kind, metric and mode of the callbacks that watch one."""
+def _monitoring_callbacks(trainer: Any) -> Iterable[tuple[str, str, str | None]]:
+    """Kind, metric and mode of each callback that monitors a metric."""
     for kind, attribute in (("EarlyStopping", "early_stopping_callbacks"), ("ModelCheckpoint", "checkpoint_callbacks")):
         for callback in getattr(trainer, attribute, ()):
             monitor = getattr(callback, "monitor", None)
-            if monitor and not _NO_METRIC.match(monitor):
+            if monitor and not _NOT_A_METRIC.match(monitor):
                 yield kind, monitor, getattr(callback, "mode", None)

@@ -1,4 +1,7 @@
-"""How plateaus hear their metric: found by name, fresh, once, the same on all ranks; and what is told of it."""
+"""`PlateauObserver`: how plateau schedulers get their metric values, and what is reported about them.
+
+Each value is found by name, is new since the last observation, is used once, and is the same on all ranks.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,26 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from optplug.errors import WiringError, did_you_mean, listing
+from optplug.errors import WiringError, did_you_mean, listing, short_list
 from optplug.lightning import monitor
 from optplug.lightning._compat import logging_step
 from optplug.lightning.managed_scheduler import ManagedScheduler
 from optplug.lightning.stepping_plan import MonitoredMetric
-from optplug.lightning.trainer_info import no_validation
-from optplug.schedulers.lr import rates_of
+from optplug.lightning.trainer_info import reason_without_validation
+from optplug.schedulers.lr import lrs_of
 
 
 class PlateauObserver:
-    """Listens for the plateaus of a fit.
+    """Observes the logged metrics of a fit and steps the plateau schedulers.
 
     Args:
-        step: steps the scheduler of a claim with a value; with None, patience is not to count the time since the last.
-        verbose: say each learning-rate cut, on rank zero.
+        step: steps a managed scheduler with a metric value. With None as the value, it only excludes the time since the
+            last observation from patience.
+        verbose: whether to print each learning-rate cut on rank zero.
 
-    There are four moments to listen: `"sanity"`, when nothing is stepped; `"validation"`; `"epoch"`, when the epoch is
-    over; `"late"`, when the module's own `on_train_epoch_end` has run too.
+    Metrics are observed at four moments: `"sanity"`, after the sanity check, when no scheduler is stepped;
+    `"validation"`, after a validation; `"epoch"`, in the callback's `on_train_epoch_end`; `"late"`, after the module's
+    own `on_train_epoch_end`.
     """
 
     def __init__(self, step: Callable[[Any, ManagedScheduler, float | None], None], *, verbose: bool) -> None:
@@ -38,199 +43,240 @@ class PlateauObserver:
         self._before_validation: dict[str, Any] = {}
 
     def begin_epoch(self, trainer: Any) -> None:
-        """Remember the metrics as they are: a value is fresh when it is another object afterwards."""
+        """Store the current metric values. A value is new if it is a different object at the next observation."""
         self.epoch = trainer.current_epoch
         self._before_epoch = dict(trainer.callback_metrics)
 
     def begin_validation(self, trainer: Any) -> None:
+        """Store the current metric values, as `begin_epoch` does."""
         self._before_validation = dict(trainer.callback_metrics)
 
     def observe(self, trainer: Any, managed_schedulers: Iterable[ManagedScheduler], moment: str) -> bool:
-        """Step each plateau whose metric has a fresh value. Every rank comes here and runs the same collectives.
+        """Step each plateau scheduler whose metric has a new value.
+
+        Every rank must call this method at the same moments: it runs collectives.
+
+        Args:
+            trainer: the Lightning trainer.
+            managed_schedulers: the plateau schedulers.
+            moment: one of the four moments; see the class.
 
         Returns:
-            Whether any stepped.
+            Whether any scheduler was stepped.
 
         Raises:
-            WiringError: nothing logs the metric, or one of several may be meant; its value is not finite, and that is
-            to be an error. ConfigError: nothing tells whether more of it is better.
+            WiringError: the metric is not logged, several logged metrics match its name, or its value is not finite and
+                `on_nonfinite` is `"raise"`.
+            ConfigError: the mode of the metric cannot be inferred.
         """
         if trainer.fast_dev_run:
             return False
         stepped = False
         before = self._before_validation if moment in ("sanity", "validation") else self._before_epoch
-        fresh = {name: value for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
+        new_values = {name: value for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
         for managed in managed_schedulers:
             monitored = managed.plan.monitored
             assert monitored is not None
-            if moment in ("epoch", "late") and managed.stepped_in == self.epoch:
-                continue  # its value is no news: Lightning computes training metrics again when the epoch is over
-            if not monitored.found:
-                self._find(trainer, managed, monitored, fresh, moment)
+            if moment in ("epoch", "late") and managed.last_step_epoch == self.epoch:
+                # At the end of an epoch, Lightning computes training metrics again: the value has been used already.
+                continue
+            if not monitored.has_been_logged:
+                self._resolve_metric(trainer, managed, monitored, new_values, moment)
             if moment == "sanity":
                 continue
-            mean = _mean_over_ranks(trainer, fresh.get(str(monitored.monitor)))
+            mean = _mean_over_ranks(trainer, new_values.get(str(monitored.monitor)))
             if mean is not None:
-                self._step_with(trainer, managed, mean)
-                managed.history.heard = moment
-                managed.stepped_in, stepped = self.epoch, True
+                self._step_with_value(trainer, managed, mean)
+                managed.history.moment = moment
+                managed.last_step_epoch, stepped = self.epoch, True
         return stepped
 
-    def wait(self, managed_schedulers: Iterable[ManagedScheduler]) -> bool:
-        """Whether any of them hears what the module's `on_train_epoch_end` logs, and that has not run."""
+    def expects_late_value(self, managed_schedulers: Iterable[ManagedScheduler]) -> bool:
+        """Whether the metric of any scheduler is logged in the module's `on_train_epoch_end`, which has not run yet."""
         return any(
-            managed.history.seen and managed.history.heard == "late" and managed.stepped_in != self.epoch
+            managed.history.observed and managed.history.moment == "late" and managed.last_step_epoch != self.epoch
             for managed in managed_schedulers
         )
 
-    # ------------------------------------------------------------------- finding
+    # ------------------------------------------------------------------ metric and mode
 
-    def _find(
-        self, trainer: Any, managed: ManagedScheduler, monitored: MonitoredMetric, fresh: Iterable[str], moment: str
+    def _resolve_metric(
+        self,
+        trainer: Any,
+        managed: ManagedScheduler,
+        monitored: MonitoredMetric,
+        new_names: Iterable[str],
+        moment: str,
     ) -> None:
-        """Find the metric among what any rank has just logged, by its name or nearly so; learn its mode."""
-        logged = sorted({name for names in _of_all_ranks(trainer, list(fresh)) for name in names})
+        """Find the metric among those logged on any rank, by its exact name or a near match; then resolve its mode."""
+        logged = sorted({name for names in _gather(trainer, list(new_names)) for name in names})
         in_validation = moment in ("sanity", "validation")
         if monitored.monitor in logged:
-            monitored.found = True
+            monitored.has_been_logged = True
         elif monitored.monitor is None:
             losses = monitor.validation_losses(logged) if in_validation else []
             if losses or moment == "validation":
-                monitored.monitor, monitored.found = monitor.only_validation_loss(logged), True
+                monitored.monitor, monitored.has_been_logged = monitor.only_validation_loss(logged), True
                 self.report(
-                    trainer, f"{managed.name} follows {monitored.monitor} ({monitored.mode}), the only validation loss"
+                    trainer, f"{managed.name} monitors {monitored.monitor} ({monitored.mode}), the only validation loss"
                 )
-        elif monitor.of_validation(monitored.monitor) if in_validation else moment == "late":
-            nearly = monitor.nearly(monitored.monitor, logged)
-            asked = f"{managed.name} monitors {monitored.monitor!r} (from {monitored.source})"
-            if len(nearly) > 1:
-                raise WiringError(f"{asked}, and logged are {listing(nearly)}: say which with scheduler.monitor")
-            if nearly:
-                self.report(trainer, f"{asked}, which nothing logs; it will follow {nearly[0]!r}")
-                monitored.monitor, monitored.found = nearly[0], True
-        if monitored.found:
-            self._settle(trainer, managed, monitored)
+        elif monitor.is_validation_metric(monitored.monitor) if in_validation else moment == "late":
+            matches = monitor.near_matches(monitored.monitor, logged)
+            subject = f"{managed.name} monitors {monitored.monitor!r} (from {monitored.source}), which is not logged"
+            if len(matches) > 1:
+                raise WiringError(f"{subject}; set scheduler.monitor to one of {listing(matches)}")
+            if matches:
+                self.report(trainer, f"{subject}; using {matches[0]!r} instead")
+                monitored.monitor, monitored.has_been_logged = matches[0], True
+        if monitored.has_been_logged:
+            self._resolve_mode(trainer, managed, monitored)
         else:
-            self._tell_silence(trainer, managed, monitored, moment)
+            self._report_absence(trainer, managed, monitored, moment)
 
-    def _settle(self, trainer: Any, managed: ManagedScheduler, monitored: MonitoredMetric) -> None:
-        """Learn the mode: a metric of torchmetrics knows it better than its name. Forget the best of another metric."""
+    def _resolve_mode(self, trainer: Any, managed: ManagedScheduler, monitored: MonitoredMetric) -> None:
+        """Resolve the mode, and discard the best value if it is of another metric or mode.
+
+        The mode of a logged torchmetrics object takes precedence over the mode inferred from the name.
+        """
         name, history = str(monitored.monitor), managed.history
-        said = [mode for mode in _of_all_ranks(trainer, monitor.mode_by_metric(trainer, name)) if mode is not None]
-        if monitored.guessed:
-            before, monitored.mode = monitored.mode, said[0] if said else monitored.mode or monitor.mode_by_name(name)
+        modes = _gather(trainer, monitor.mode_from_metric_object(trainer, name))
+        object_mode = next((mode for mode in modes if mode is not None), None)
+        if monitored.mode_is_inferred_from_name:
+            before = monitored.mode
+            monitored.mode = object_mode or before or monitor.mode_from_name(name)
             if before != monitored.mode:
-                self.report(trainer, f"{managed.name}: {name} is better the {_BETTER[str(monitored.mode)]} it is")
-        elif not monitored.told and said and said[0] != monitored.mode:
-            says = f"a callback says {monitored.mode}, and the metric itself {said[0]}"
-            self.warn(trainer, monitor.contradiction(monitored, says))
-        scheduler = managed.inner
-        another = history.monitor is not None and (history.monitor, history.mode) != (name, monitored.mode)
-        if another:
-            self.report(
-                trainer, f"{managed.name}: its best value was of {history.monitor} ({history.mode}), and is forgotten"
-            )
-        if isinstance(scheduler, ReduceLROnPlateau) and (another or scheduler.mode != monitored.mode):
+                source = "its higher_is_better" if object_mode else "its name"
+                self.report(trainer, f"{managed.name}: the mode of {name} is {monitored.mode}, from {source}")
+        elif not monitored.mode_is_configured and object_mode not in (None, monitored.mode):
+            conflict = f"a callback has mode {monitored.mode}, and the metric's higher_is_better means {object_mode}"
+            self.warn(trainer, monitor.mode_conflict_message(monitored, conflict))
+        scheduler = managed.inner_scheduler
+        has_changed = history.monitor is not None and (history.monitor, history.mode) != (name, monitored.mode)
+        if has_changed:
+            self.report(trainer, f"{managed.name}: its best value, of {history.monitor} ({history.mode}), is discarded")
+        if isinstance(scheduler, ReduceLROnPlateau) and (has_changed or scheduler.mode != monitored.mode):
             scheduler._init_is_better(monitored.mode, scheduler.threshold, scheduler.threshold_mode)
             scheduler.best, scheduler.num_bad_epochs = scheduler.mode_worse, 0
         history.monitor, history.mode, history.source = name, monitored.mode, monitored.source
 
-    def _tell_silence(self, trainer: Any, managed: ManagedScheduler, monitored: MonitoredMetric, moment: str) -> None:
-        """A validation or an epoch has passed. A plateau that has had no value may never fire: say so."""
+    def _report_absence(self, trainer: Any, managed: ManagedScheduler, monitored: MonitoredMetric, moment: str) -> None:
+        """Report a metric that a whole validation or epoch did not log: the scheduler might never be stepped.
+
+        Raises:
+            WiringError: except after the sanity check, which may not be a full validation.
+        """
         if moment == ("validation" if trainer.enable_validation else "epoch"):
-            managed.searched = True
-        due = managed.searched if moment == "late" else moment != "epoch" and monitor.of_validation(monitored.monitor)
-        if managed.told or managed.history.seen or not managed.entry.strict or not due:
+            managed.search_ended = True
+        if moment == "late":
+            is_due = managed.search_ended
+        else:
+            is_due = moment != "epoch" and monitor.is_validation_metric(monitored.monitor)
+        if managed.absence_reported or managed.history.observed or not managed.entry.strict or not is_due:
             return
-        known = {name for names in _of_all_ranks(trainer, list(trainer.callback_metrics)) for name in names}
-        shown = monitor.candidates(known)
-        if monitored.monitor in known or (moment == "sanity" and not shown):  # on purpose: some log nothing there
+        known = {name for names in _gather(trainer, list(trainer.callback_metrics)) for name in names}
+        available = monitor.monitorable_metrics(known)
+        # The metric is logged elsewhere, or the module logs nothing at all in the sanity check: both are intended.
+        if monitored.monitor in known or (moment == "sanity" and not available):
             return
-        where = "the sanity check does not log" if moment == "sanity" else "nothing logs"
-        what = f"monitors {monitored.monitor!r} (from {monitored.source}), which {where}"
+        where = " in the sanity check" if moment == "sanity" else ""
         if monitored.monitor is None:
-            what = f"looks for a validation loss to monitor, which {where}"
-        hint = did_you_mean(str(monitored.monitor), shown) or ": set scheduler.monitor"
-        says = f"{managed.name} {what}; logged are {listing(shown)}{hint}"
+            problem = f"{managed.name} needs a validation loss to monitor, and none is logged{where}"
+        else:
+            subject = f"{managed.name} monitors {monitored.monitor!r} (from {monitored.source})"
+            problem = f"{subject}, which is not logged{where}"
+        hint = "" if monitored.monitor is None else did_you_mean(monitored.monitor, available)
+        message = problem + (hint or f"; logged metrics: {short_list(available)}; set scheduler.monitor")
         if moment != "sanity":
-            raise WiringError(says)
-        self.report(trainer, says)  # the first validation has the last word
+            raise WiringError(message)
+        self.report(trainer, message)
 
     def warn_before_training(self, trainer: Any, managed: ManagedScheduler, lost_values: Mapping[str, str]) -> None:
-        """Say before the first batch what a plateau will not hear.
+        """Warn before the first batch about metric values that a plateau scheduler will not get.
 
         Args:
-            lost: why a metric of a `"validation"`, or of an `"epoch"`, is lost on resume.
+            trainer: the Lightning trainer.
+            managed: the plateau scheduler.
+            lost_values: why the resume loses a value, by the moment (`"validation"`, `"epoch"`, `"late"`) at which it
+                would be observed.
         """
         name, monitored = managed.name, managed.plan.monitored
         assert monitored is not None
         if trainer.fast_dev_run:
             self.report(trainer, f"fast_dev_run: {name} is not stepped")
             return
-        of_validation = monitor.of_validation(monitored.monitor)
-        usual = managed.history.heard if managed.history.seen else "validation" if of_validation else "epoch"
-        why = lost_values.get(usual)
-        if why is not None:
-            self.warn(trainer, f"{name} misses a value of {monitored.monitor or 'its metric'}: {why}")
-        why = no_validation(trainer)
-        if why is not None and of_validation:
-            ever = "not stepped any more" if managed.history.seen else "never stepped"
+        from_validation = monitor.is_validation_metric(monitored.monitor)
+        expected_moment = "validation" if from_validation else "epoch"
+        reason = lost_values.get(managed.history.moment if managed.history.observed else expected_moment)
+        if reason is not None:
+            self.warn(trainer, f"{name} misses a value of {monitored.monitor or 'its metric'}: {reason}")
+        reason = reason_without_validation(trainer)
+        if reason is not None and from_validation:
+            when = "no longer" if managed.history.observed else "never"
             metric = monitored.monitor or "a validation loss"
-            self.warn(trainer, f"{name} is {ever}, unless training itself logs {metric}: {why}")
-            managed.told = True
+            self.warn(trainer, f"{name} is {when} stepped, unless training itself logs {metric}: {reason}")
+            managed.absence_reported = True
 
-    # ------------------------------------------------------------------- hearing
+    # ------------------------------------------------------------------ steps
 
-    def _step_with(self, trainer: Any, managed: ManagedScheduler, value: float) -> None:
+    def _step_with_value(self, trainer: Any, managed: ManagedScheduler, value: float) -> None:
         history, optimizer = managed.history, managed.scheduler.optimizer
-        name, finite = history.monitor, math.isfinite(value)
-        if not finite and managed.plan.on_nonfinite == "raise":
+        name, is_finite = history.monitor, math.isfinite(value)
+        if not is_finite and managed.plan.on_nonfinite == "raise":
             raise WiringError(f"epoch {self.epoch}: {name} is {value}, and {managed.name} has on_nonfinite: raise")
-        history.seen += 1
-        if not finite and managed.plan.on_nonfinite == "ignore":
+        history.observed += 1
+        if not is_finite and managed.plan.on_nonfinite == "ignore":
             history.ignored += 1
-            self.report(trainer, f"epoch {self.epoch}: {name} is {value}: {managed.name} ignores it")
+            self.report(trainer, f"epoch {self.epoch}: {name} is {value}, which {managed.name} ignores")
             self.step(trainer, managed, None)
             return
-        before = rates_of(optimizer)
-        self.step(trainer, managed, value if finite else math.nan)  # NaN is better than nothing; infinity may be
-        after = rates_of(optimizer)
+        before = lrs_of(optimizer)
+        # NaN never counts as an improvement; infinity can.
+        self.step(trainer, managed, value if is_finite else math.nan)
+        after = lrs_of(optimizer)
         if before != after:
-            history.cuts.append(self.epoch)
-            cuts = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
-            best = getattr(managed.scheduler, "best", None)
-            than = f", not better than {best:.4g}" if isinstance(best, float) and math.isfinite(best) else ""
-            whose = "" if managed.number is None else f" of optimizer {managed.number}"
-            self.report(trainer, f"epoch {self.epoch}: {name} is {value:.4g}{than}: learning rate{whose} {cuts}")
-            for logger in trainer.loggers:
-                logger.log_metrics({f"{managed.name}/cuts": len(history.cuts)}, step=logging_step(trainer))
+            self._report_cut(trainer, managed, value, before, after)
+
+    def _report_cut(
+        self, trainer: Any, managed: ManagedScheduler, value: float, before: list[float], after: list[float]
+    ) -> None:
+        """Record a learning-rate cut, print it, and log the number of cuts."""
+        history = managed.history
+        history.cuts.append(self.epoch)
+        changes = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
+        best = getattr(managed.scheduler, "best", None)
+        than = f", not better than {best:.4g}" if isinstance(best, float) and math.isfinite(best) else ""
+        of = "" if managed.optimizer_index is None else f" of optimizer {managed.optimizer_index}"
+        self.report(trainer, f"epoch {self.epoch}: {history.monitor} is {value:.4g}{than}: learning rate{of} {changes}")
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{managed.name}/cuts": len(history.cuts)}, step=logging_step(trainer))
+
+    # ------------------------------------------------------------------ messages
 
     def report(self, trainer: Any, text: str) -> None:
+        """Print a line on rank zero if `verbose`, without disturbing the progress bar."""
         if self.verbose:
-            trainer.lightning_module.print(f"optplug: {text}")  # rank zero, and clear of the progress bar
+            trainer.lightning_module.print(f"optplug: {text}")
 
     def warn(self, trainer: Any, text: str) -> None:
+        """Emit a `UserWarning` on rank zero."""
         if trainer.is_global_zero:
             warnings.warn(text, UserWarning, stacklevel=2)
 
 
-_BETTER = {"min": "less", "max": "more"}
-
-
-def _of_all_ranks(trainer: Any, value: Any) -> list[Any]:
-    """What each rank has; every rank must come here."""
+def _gather(trainer: Any, value: Any) -> list[Any]:
+    """The values of all ranks. Every rank must call this function."""
     if trainer.world_size == 1:
         return [value]
     return [trainer.strategy.broadcast(value, rank) for rank in range(trainer.world_size)]
 
 
 def _mean_over_ranks(trainer: Any, value: Any) -> float | None:
-    """The mean over the ranks that have a value; None on all of them when none has."""
+    """The mean over the ranks that have a value; None on all ranks if no rank has one."""
     total, count = (0.0, 0.0) if value is None else (float(value), 1.0)
     if trainer.world_size > 1:
         device = trainer.strategy.root_device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # A tensor of our own: reduce works in place.
+        # A new tensor, because reduce works in place.
         pair = torch.tensor([total, count], dtype=dtype, device=device)
         total, count = trainer.strategy.reduce(pair, reduce_op="sum").tolist()
     return total / count if count else None

@@ -1,4 +1,8 @@
-"""What a run that goes on from a checkpoint takes from it, and what from the configuration (`on_resume`)."""
+"""Resuming from a checkpoint: which values come from the checkpoint, and which from the configuration (`on_resume`).
+
+`prepare_resume` compares the checkpoint with the configuration before Lightning restores it. `finish_resume` applies
+the policy afterwards.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +16,49 @@ from typing import Any
 
 from optplug.config.error_collector import join_loc
 from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS
-from optplug.errors import WiringError, listing
-from optplug.lightning.checkpoint_metadata import record, saved_metadata
+from optplug.errors import WiringError, short_list
+from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.stepping_plan import MonitoredMetric, optimizer_choices, stepping_plans
 from optplug.schedulers.lr import set_lr
-from optplug.schedulers.rebase import overruled
+from optplug.schedulers.rebase import apply_settings
 
 
 @dataclass
 class ResumeState:
-    """A run that goes on from a checkpoint.
+    """What `finish_resume` and the summary need to know about a run that resumes from a checkpoint.
 
     Attributes:
-        policy: of `optplug.config.model.ON_RESUME`. config: the checkpoint's configuration; empty where it keeps none.
-        groups: by optimizer, the options of its groups as the configuration has them. schedules: by scheduler, its
-            state.
-        audits: what its plateaus have heard. lines: what to say about it.
+        policy: one of `optplug.config.model.ON_RESUME`.
+        saved_config: the configuration in the checkpoint; empty for a checkpoint without one.
+        saved_histories: the `PlateauHistory` fields of each plateau, as the checkpoint has them.
+        configured_groups: for each optimizer, the options of its parameter groups before Lightning restores them.
+        configured_schedules: for each scheduler, its state before Lightning restores it.
+        messages: lines for the summary at the start of the training.
     """
 
     policy: str
-    config: dict[str, Any] = field(default_factory=dict)
-    histories: list[dict[str, Any]] = field(default_factory=list)
-    groups: list[list[dict[str, Any]]] = field(default_factory=list)
-    schedules: list[dict[str, Any]] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
+    saved_config: dict[str, Any] = field(default_factory=dict)
+    saved_histories: list[dict[str, Any]] = field(default_factory=list)
+    configured_groups: list[list[dict[str, Any]]] = field(default_factory=list)
+    configured_schedules: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
 
 def prepare_resume(trainer: Any, checkpoint: dict[str, Any] | None, *, sharded: bool = False) -> ResumeState | None:
-    """Compare the checkpoint with the configuration, before anything is restored; None where there is no checkpoint.
+    """Compare the checkpoint with the configuration, before Lightning restores optimizers and schedulers.
 
     Args:
-        trainer: with its optimizers and schedules. checkpoint: what it resumes from.
-        sharded: whether the strategy has restored the optimizers by itself.
+        trainer: the Lightning trainer, with the optimizers and schedulers of the configuration.
+        checkpoint: the checkpoint to resume from, or None. For the policies that reset something, the states that must
+            not be restored are removed from it.
+        sharded: whether the strategy has already restored the optimizers itself.
+
+    Returns:
+        The state for `finish_resume`; None without a checkpoint, or if optplug configured no optimizer.
 
     Raises:
-        WiringError: the checkpoint's optimizers, groups or schedules are not the configuration's, and the policy is to
-        go on with them; a policy that the strategy makes impossible.
+        WiringError: the optimizers, parameter groups or schedules of the checkpoint differ from the configuration, and
+            the policy keeps them; or the policy is impossible with the trainer's strategy.
     """
     chosen = [optimizer_choices[optimizer] for optimizer in trainer.optimizers if optimizer in optimizer_choices]
     if not chosen or not checkpoint:
@@ -55,180 +66,218 @@ def prepare_resume(trainer: Any, checkpoint: dict[str, Any] | None, *, sharded: 
     policy = chosen[0].config.on_resume
     if sharded and policy != "keep":
         raise WiringError(
-            f"on_resume: {policy} cannot be had with {type(trainer.strategy).__name__}, which restores its "
-            "checkpoints by itself: leave on_resume out, or start from the weights alone"
+            f"on_resume: {policy} is not supported with {type(trainer.strategy).__name__}, which restores checkpoints "
+            "itself: leave on_resume out, or start from the weights alone"
         )
     saved = saved_metadata(checkpoint)
-    found = ResumeState(policy, saved.get("config", {}), saved.get("audits", []))
+    state = ResumeState(policy, saved.get("config", {}), saved.get("plateau_histories", []))
     if saved.get("config"):
-        now = record(trainer)
-        _refuse_others(trainer, saved, now, policy)
-        found.lines = list(_differences(saved, now, policy))
-    found.groups = [
+        current = collect_metadata(trainer)
+        _check_compatible(trainer, saved, current, policy)
+        state.messages = list(_describe_differences(saved, current, policy))
+    state.configured_groups = [
         [{key: copy.copy(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         for optimizer in trainer.optimizers
     ]
-    found.schedules = [copy.deepcopy(entry.scheduler.state_dict()) for entry in trainer.lr_scheduler_configs]
+    state.configured_schedules = [copy.deepcopy(entry.scheduler.state_dict()) for entry in trainer.lr_scheduler_configs]
     if policy == "reset_all":
         checkpoint["optimizer_states"] = []
     if policy in ("reset_all", "reset_scheduler"):
-        checkpoint["lr_schedulers"] = []  # Lightning restores as many as there are
-        for (
-            history
-        ) in found.histories:  # what was done stays counted; what was heard, and its unit, are the old plateau's
-            for key in ("monitor", "mode", "source", "unit"):
+        checkpoint["lr_schedulers"] = []  # Lightning restores only the states in this list
+        # The new plateau continues the counts of values and cuts. The metric and the unit belong to the old plateau.
+        for history in state.saved_histories:
+            for key in ("monitor", "mode", "source", "patience_unit"):
                 history.pop(key, None)
-    return found
+    return state
 
 
 def lost_values(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:
-    """Why a plateau misses a value that Lightning does not repeat, by the moment at which it would hear it.
+    """Find the metric values that a plateau misses because Lightning does not repeat the code that logs them.
 
     Args:
-        saved: by the checkpoint. epoch: in which the training goes on.
+        saved: optplug's metadata in the checkpoint (`saved_metadata`).
+        epoch: the epoch in which the training resumes.
+
+    Returns:
+        By the moment at which the plateau would have received the value (see `PlateauObserver`), the reason.
     """
-    found = {}
+    reasons = {}
     if saved.get("validation_due"):
-        found["validation"] = (
-            "the checkpoint was written after a batch and before the validation that was due, which Lightning does not "
-            "run when it resumes"
+        reasons["validation"] = (
+            "the checkpoint was written after a batch and before the validation that was due, and Lightning does not "
+            "run this validation when it resumes"
         )
     if not saved.get("epoch_over", True):
-        found["epoch"] = f"the checkpoint was written within epoch {epoch}, and what was logged in it is gone"
-    if saved.get("late_due"):
-        found["late"] = (
-            "the checkpoint was written before the module's on_train_epoch_end, which Lightning does not repeat"
+        reasons["epoch"] = (
+            f"the checkpoint was written within epoch {epoch}, and the values logged in this epoch before it are lost"
         )
-    return found
+    if saved.get("late_due"):
+        reasons["late"] = (
+            "the checkpoint was written before the module's on_train_epoch_end, and Lightning does not call this hook "
+            "again when it resumes"
+        )
+    return reasons
 
 
-def finish_resume(trainer: Any, found: ResumeState) -> None:
-    """Put the configuration's values where the policy wants them; optimizers and schedules are restored by now."""
-    if found.policy == "keep":
-        _keep_plans(trainer, found)
-    if found.policy == "reset_scheduler":
-        for optimizer, groups in zip(trainer.optimizers, found.groups, strict=True):
-            for group, fresh in zip(optimizer.param_groups, groups, strict=False):
-                set_lr(group, float(fresh["lr"]))
-                if "initial_lr" in fresh:
-                    group["initial_lr"] = fresh["initial_lr"]
-    if found.policy != "override_hparams":
-        return
-    rates: dict[int, tuple[list[float], list[float]]] = {}
+def finish_resume(trainer: Any, state: ResumeState) -> None:
+    """Apply the policy after Lightning has restored optimizers and schedulers.
+
+    Args:
+        trainer: the Lightning trainer.
+        state: from `prepare_resume`. Messages for the summary are added to it.
+    """
+    if state.policy == "keep":
+        _restore_plans(trainer, state)
+    elif state.policy == "reset_scheduler":
+        _reset_lrs(trainer, state)
+    elif state.policy == "override_hparams":
+        _override_hyperparameters(trainer, state)
+
+
+def _reset_lrs(trainer: Any, state: ResumeState) -> None:
+    """Set the learning rates of the configuration, for schedules that start again."""
+    for optimizer, groups in zip(trainer.optimizers, state.configured_groups, strict=True):
+        for group, configured in zip(optimizer.param_groups, groups, strict=False):
+            set_lr(group, float(configured["lr"]))
+            if "initial_lr" in configured:
+                group["initial_lr"] = configured["initial_lr"]
+
+
+def _override_hyperparameters(trainer: Any, state: ResumeState) -> None:
+    """Give the restored optimizers and schedulers the hyperparameters and settings of the configuration.
+
+    A learning rate that a schedule has reached is scaled by the ratio of the new base learning rate to the old one.
+    """
+    base_lrs: dict[int, tuple[list[float], list[float]]] = {}  # by id of the optimizer: new values, ratios to the old
     entries = trainer.lr_scheduler_configs
-    for optimizer, groups in zip(trainer.optimizers, found.groups, strict=True):
-        bases, ratios = rates.setdefault(id(optimizer), ([], []))
-        options = _options(optimizer) - {"lr"}
-        # A callback that thaws layers may have added groups of its own: these stay as they are.
-        for group, fresh in zip(optimizer.param_groups, groups, strict=False):
+    for optimizer, groups in zip(trainer.optimizers, state.configured_groups, strict=True):
+        bases, ratios = base_lrs.setdefault(id(optimizer), ([], []))
+        names = _hyperparameter_names(optimizer) - {"lr"}
+        # A finetuning callback may have added further groups. They have no configuration and stay as they are.
+        for group, configured in zip(optimizer.param_groups, groups, strict=False):
             if "initial_lr" not in group and any(entry.scheduler.optimizer is optimizer for entry in entries):
-                # A plateau's checkpoint of somebody else's: what cuts have made of the rate cannot be told.
-                found.lines.append(f"the checkpoint does not tell its base learning rate: {float(group['lr']):g} stays")
-                fresh = {**fresh, "initial_lr": group["lr"]}
+                # torch's plateau saves no base learning rate, and the cuts so far cannot be separated from it.
+                state.messages.append(
+                    f"the checkpoint has no base learning rate: the learning rate stays at {float(group['lr']):g}"
+                )
+                configured = {**configured, "initial_lr": group["lr"]}
             before = float(group.get("initial_lr", group["lr"]))
-            after = float(fresh.get("initial_lr", fresh["lr"]))
-            group.update({key: value for key, value in fresh.items() if key in options})
+            after = float(configured.get("initial_lr", configured["lr"]))
+            group.update({key: value for key, value in configured.items() if key in names})
             if "initial_lr" in group:
                 group["initial_lr"] = after
             bases.append(after)
             ratios.append(after / before if before else 1.0)
-    for entry, fresh_state in zip(entries, found.schedules, strict=False):
-        bases, ratios = rates[id(entry.scheduler.optimizer)]
-        if not overruled(entry.scheduler, fresh_state, bases, ratios):
+    for entry, configured_state in zip(entries, state.configured_schedules, strict=False):
+        bases, ratios = base_lrs[id(entry.scheduler.optimizer)]
+        if not apply_settings(entry.scheduler, configured_state, bases, ratios):
             name = type(entry.scheduler).__name__
-            found.lines.append(f"the numbers of {name}, which is not optplug's, stay the checkpoint's")
+            state.messages.append(f"the settings of {name} come from the checkpoint: optplug cannot replace them")
     for optimizer in trainer.optimizers:
         if not any(entry.scheduler.optimizer is optimizer for entry in entries):
-            for group, base in zip(optimizer.param_groups, rates[id(optimizer)][0], strict=False):
+            for group, base in zip(optimizer.param_groups, base_lrs[id(optimizer)][0], strict=False):
                 set_lr(group, base)
 
 
-def _options(optimizer: Any) -> set[str]:
-    """What an optimizer is told; its groups may also hold what it counts."""
-    options: set[str] = set()
+def _hyperparameter_names(optimizer: Any) -> set[str]:
+    """The names of the constructor arguments; parameter groups may also hold counters under other names."""
+    names: set[str] = set()
     for member in getattr(optimizer, "members", [optimizer]):
         parameters = inspect.signature(type(member)).parameters.values()
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        options |= set(member.defaults) if open_ended else {p.name for p in parameters}
-    return options
+        accepts_any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        names |= set(member.defaults) if accepts_any_keyword else {p.name for p in parameters}
+    return names
 
 
-def _keep_plans(trainer: Any, found: ResumeState) -> None:
-    """What the owner does with a schedule is the checkpoint's too; no scheduler keeps it."""
-    config = found.config
+def _restore_plans(trainer: Any, state: ResumeState) -> None:
+    """Restore the stepping plans of the checkpoint; they are not part of any scheduler's state."""
+    config = state.saved_config
     several = config.get("optimizer") if isinstance(config.get("optimizer"), list) else None
-    given = [entry.get("scheduler") for entry in several] if several is not None else [config.get("scheduler")]
-    histories = iter(found.histories)
-    for entry, saved in zip(trainer.lr_scheduler_configs, [one for one in given if one], strict=False):
+    schedules = [entry.get("scheduler") for entry in several] if several is not None else [config.get("scheduler")]
+    histories = iter(state.saved_histories)
+    for entry, saved in zip(trainer.lr_scheduler_configs, [one for one in schedules if one], strict=False):
         plan = stepping_plans.get(entry.scheduler)
         if plan is not None and plan.interval != "validation" and "interval" in saved:
             plan.interval, plan.frequency = saved["interval"], saved["frequency"]
         elif plan is not None:
-            plan.unit = saved.get("patience_unit", PATIENCE_UNITS[0])
+            plan.patience_unit = saved.get("patience_unit", PATIENCE_UNITS[0])
             plan.on_nonfinite = saved.get("on_nonfinite", ON_NONFINITE[0])
-            heard = next(histories, {})
-            if plan.monitored is not None and heard.get("monitor") is not None:
-                plan.monitored = _kept(plan.monitored, heard)
+            history = next(histories, {})
+            if plan.monitored is not None and history.get("monitor") is not None:
+                plan.monitored = _saved_metric(plan.monitored, history)
 
 
-def _kept(now: MonitoredMetric, heard: Mapping[str, Any]) -> MonitoredMetric:
-    """The metric that a plateau heard before, which its best value is of."""
-    same = now.monitor in (None, heard["monitor"]) and now.mode in (None, heard["mode"])
-    return MonitoredMetric(heard["monitor"], heard["mode"], heard["source"] if same else "the checkpoint", told=True)
+def _saved_metric(current: MonitoredMetric, history: Mapping[str, Any]) -> MonitoredMetric:
+    """The metric that the plateau of the checkpoint monitored; its best value is a value of this metric."""
+    same = current.monitor in (None, history["monitor"]) and current.mode in (None, history["mode"])
+    source = history["source"] if same else "the checkpoint"
+    return MonitoredMetric(history["monitor"], history["mode"], source, mode_is_configured=True)
 
 
-# -------------------------------------------------------------------------------------- comparing
+# ------------------------------------------------------------ checkpoint and configuration compared
 
 
-def _refuse_others(trainer: Any, saved: Mapping[str, Any], now: Mapping[str, Any], policy: str) -> None:
-    """Refuse what cannot go on: other optimizers or other groups, and other schedules."""
+def _check_compatible(trainer: Any, saved: Mapping[str, Any], current: Mapping[str, Any], policy: str) -> None:
+    """Check that the optimizers, schedules and parameter groups of the checkpoint are those of the configuration.
+
+    Args:
+        trainer: the Lightning trainer.
+        saved: the metadata of the checkpoint.
+        current: the metadata of the configuration.
+        policy: one of `optplug.config.model.ON_RESUME`. What it resets is not compared.
+
+    Raises:
+        WiringError: something differs.
+    """
     if policy == "reset_all":
         return
-    remedy = "; on_resume: reset_all keeps the weights and starts optimizer and schedule anew"
-    kinds = [
-        ("the optimizer", _names(saved["config"], "optimizer"), _names(now["config"], "optimizer"), ""),
-        ("the optimizer", saved.get("classes", now["classes"]), now["classes"], ""),
-    ]
+    remedy = "; on_resume: reset_all keeps the weights and restarts optimizer and schedule"
+    configs = saved["config"], current["config"]
+    optimizers = [_canonical_names(config, "optimizer") for config in configs]
+    schedules = [_canonical_names(config, "scheduler") for config in configs]
+    classes = [saved.get("classes", current["classes"]), current["classes"]]
+    comparisons = [("the optimizer", *optimizers, remedy), ("the optimizer", *classes, remedy)]
     if policy != "reset_scheduler":
-        other = ", reset_scheduler the schedule alone"
-        kinds.append(("the schedule", _names(saved["config"], "scheduler"), _names(now["config"], "scheduler"), other))
-    for what, before, after, other in kinds:
+        comparisons.append(("the schedule", *schedules, f"{remedy}, reset_scheduler restarts the schedule alone"))
+    for what, before, after, remedies in comparisons:
         if before != after:
             raise WiringError(
-                f"{what} of the checkpoint is {listing(before)}, and the configuration says {listing(after)}"
-                f"{remedy}{other}"
+                f"{what} of the checkpoint is {short_list(before)}, but the configuration has {short_list(after)}"
+                f"{remedies}"
             )
-    for before_rows, after_rows in zip(saved["groups"], now["groups"], strict=False):
-        before_groups, after_groups = _groups(before_rows), _groups(after_rows)
+    for before_rows, after_rows in zip(saved["groups"], current["groups"], strict=False):
+        before_groups, after_groups = _parameters_by_group(before_rows), _parameters_by_group(after_rows)
         names = list(after_groups)
-        # Groups that a callback adds when it thaws layers are not there yet.
-        thawing = any("BaseFinetuning" in [c.__name__ for c in type(cb).__mro__] for cb in trainer.callbacks)
-        compared = list(before_groups.values())[: len(names)] if thawing else list(before_groups.values())
+        # The groups that a finetuning callback adds when it unfreezes layers do not exist yet.
+        finetuning = any("BaseFinetuning" in [c.__name__ for c in type(cb).__mro__] for cb in trainer.callbacks)
+        compared = list(before_groups.values())[: len(names)] if finetuning else list(before_groups.values())
         if compared == list(after_groups.values()):
             continue
         changed = [
             name for name in {**before_groups, **after_groups} if before_groups.get(name) != after_groups.get(name)
         ]
         group = changed[0] if changed else names[0]
-        was, is_ = set(before_groups.get(group, ())), set(after_groups.get(group, ()))
-        moved = "; ".join(
-            f"{word} {listing(sorted(members)[:5])}"
-            for word, members in (("without", was - is_), ("with", is_ - was))
-            if members
-        )
+        removed = sorted({*before_groups.get(group, ())} - {*after_groups.get(group, ())})
+        added = sorted({*after_groups.get(group, ())} - {*before_groups.get(group, ())})
+        changes = [
+            f"{words} {short_list(parameters, limit=5)}"
+            for words, parameters in (("no longer has", removed), ("now has", added))
+            if parameters
+        ]
+        difference = f"group {group} {' and '.join(changes)}" if changes else "the order is different"
         raise WiringError(
-            f"the checkpoint's parameter groups are {listing(before_groups)}, now there are {listing(after_groups)}; "
-            f"group {group} is now {moved or 'elsewhere'}{remedy}"
+            f"the parameter groups of the checkpoint are {short_list(before_groups)}, but the configuration has "
+            f"{short_list(after_groups)}; {difference}{remedy}"
         )
 
 
-def _groups(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """The parameters by group; rows in parentheses are about others."""
+def _parameters_by_group(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The names of the parameters of each group. Rows in parentheses list parameters without a group."""
     return {row["group"]: row["parameters"] for row in rows if not row["group"].startswith("(")}
 
 
-def _names(config: Mapping[str, Any], kind: str) -> list[str]:
-    """The canonical names of the optimizers, or schedules, of a configuration."""
+def _canonical_names(config: Mapping[str, Any], kind: str) -> list[str]:
+    """The canonical names of the optimizers or of the schedules (`kind`) of a saved configuration."""
     from optplug.registry import registry
 
     given = config.get(kind)
@@ -241,42 +290,46 @@ def _names(config: Mapping[str, Any], kind: str) -> list[str]:
     names = []
     for entry in entries:
         name = entry.get("name", "constant") if isinstance(entry, dict) else "none"
-        with contextlib.suppress(LookupError):  # a plugin that has gone, or no name
-            name = registry.find(kind, name).name
+        with contextlib.suppress(LookupError):  # the plugin is no longer installed, or there is no name
+            name = registry.resolve(kind, name).name
         names.append(f"{name} with a warmup" if isinstance(entry, dict) and "warmup" in entry else name)
     return names
 
 
-def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], policy: str) -> Iterator[str]:
-    """What the configuration and the checkpoint say differently, and which counts."""
-    before, after = dict(_flat(saved["config"])), dict(_flat(now["config"]))
+def _describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any], policy: str) -> Iterator[str]:
+    """Describe each value that differs between configuration and checkpoint, and which of the two is used."""
+    before, after = dict(_flatten(saved["config"])), dict(_flatten(current["config"]))
     titles: dict[str, str] = {}
-    for found, tables in ((before, saved["groups"]), (after, now["groups"])):
-        found.pop("on_resume", None)
+    for values, tables in ((before, saved["groups"]), (after, current["groups"])):
+        values.pop("on_resume", None)
         for i, rows in enumerate(tables):
             for j, row in enumerate(row for row in rows if not row["group"].startswith("(")):
-                name = f"group {row['group']}" if found is after else None
                 loc = f"{i}.{j}"
-                found |= {f"{loc} lr": row["lr"], f"{loc} weight_decay": row["weight_decay"]}
-                if name is not None:
+                values |= {f"{loc} lr": row["lr"], f"{loc} weight_decay": row["weight_decay"]}
+                if values is after:
+                    name = f"group {row['group']}"
                     titles[loc] = f"optimizer {i}, {name}" if len(tables) > 1 else name
     for loc in {**before, **after}:
         if before.get(loc) == after.get(loc):
             continue
-        checkpoints = policy == "keep" or (policy == "reset_scheduler" and not re.search(r"scheduler|\blr$", loc))
-        which = "the checkpoint's" if checkpoints else "the configuration's"
+        keeps = policy == "keep" or (policy == "reset_scheduler" and not re.search(r"scheduler|\blr$", loc))
+        source = "checkpoint" if keeps else "configuration"
         shown = [repr(values[loc]) if loc in values else "the default" for values in (after, before)]
         head, _, option = loc.partition(" ")
         title = f"{titles.get(head, head)}: {option}" if option else loc
-        yield f"{title} is {shown[0]} in the configuration and {shown[1]} in the checkpoint: {which} counts"
+        yield (
+            f"{title} is {shown[0]} in the configuration and {shown[1]} in the checkpoint: "
+            f"the value of the {source} is used"
+        )
 
 
-def _flat(value: Any, loc: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, loc: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings and lists of mappings, each with its location."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(inner, join_loc(loc, str(key)))
+            yield from _flatten(inner, join_loc(loc, str(key)))
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
         for i, inner in enumerate(value):
-            yield from _flat(inner, join_loc(loc, f"[{i}]"))
+            yield from _flatten(inner, join_loc(loc, f"[{i}]"))
     else:
         yield loc, value

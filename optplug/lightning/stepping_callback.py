@@ -1,12 +1,12 @@
-"""`SteppingCallback`: the part of optplug's callback that every fit needs, whoever configured the optimizers."""
+"""`SteppingCallback`: the part of optplug's callback that every fit needs, however its optimizers were configured."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from optplug.lightning._compat import callback_classes, loaded_checkpoint, restore_data_loaders
-from optplug.lightning.checkpoint_metadata import log
-from optplug.lightning.rebuild import check_units, rebuild_if_stale
+from optplug.lightning.checkpoint_metadata import log_metadata
+from optplug.lightning.rebuild import check_length_units, rebuild_if_stale
 from optplug.lightning.resume import ResumeState, finish_resume, prepare_resume
 from optplug.lightning.scheduler_stepper import SchedulerStepper
 from optplug.lightning.summary import summary_lines
@@ -15,27 +15,29 @@ _Callbacks: Any = callback_classes()
 
 
 class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
-    """Resumes optimizers and schedulers, prints and logs what was configured, and steps the schedulers.
+    """Resumes optimizers and schedulers, prints and logs the configuration, and steps the schedulers.
 
-    `optplug.configure_optimizers` adds one to the trainer where no `ConfigureOptimizers` is among its callbacks.
+    `optplug.configure_optimizers` adds one to the trainer if there is no `ConfigureOptimizers` among its callbacks.
 
     Args:
-        foreign, verbose: as in `SchedulerStepper`.
+        manage_third_party_plateaus: as in `SchedulerStepper`.
+        verbose: as in `SchedulerStepper`; also whether to print the summary at the start of a fit.
     """
 
-    def __init__(self, *, foreign: bool = False, verbose: bool = True) -> None:
-        super().__init__(foreign=foreign, verbose=verbose)
+    def __init__(self, *, manage_third_party_plateaus: bool = False, verbose: bool = True) -> None:
+        super().__init__(manage_third_party_plateaus=manage_third_party_plateaus, verbose=verbose)
         self._resume_state: ResumeState | None = None
         self._added_for_this_fit = False
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        rebuild_if_stale(trainer, pl_module)  # callbacks that tune, such as an LR finder, have run by now
+        # Tuning callbacks, such as a learning-rate finder, have run by now.
+        rebuild_if_stale(trainer, pl_module)
         self._resume_state = prepare_resume(trainer, loaded_checkpoint(trainer))
         super().on_fit_start(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        if trainer.strategy.restore_checkpoint_after_setup:  # such a strategy has no checkpoint before this hook
+        if trainer.strategy.restore_checkpoint_after_setup:  # a sharded strategy has no checkpoint before this hook
             self._resume_state = prepare_resume(trainer, checkpoint, sharded=True)
 
     def _resume(self, trainer: Any) -> None:
@@ -44,12 +46,13 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
         super()._resume(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        restore_data_loaders(trainer)  # `auto` asks for the training's length, which sets the loaders up too early
+        # Resolving `auto` reads the training length, which sets up the data loaders before the checkpoint is loaded.
+        restore_data_loaders(trainer)
         super().on_train_start(trainer, pl_module)
-        check_units(trainer, pl_module)
-        log(trainer)
+        check_length_units(trainer, pl_module)
+        log_metadata(trainer)
         for line in summary_lines(trainer, self._resume_state):
-            self._plateaus.report(trainer, line)
+            self._plateau_observer.report(trainer, line)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
@@ -60,15 +63,15 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
         self._restore(trainer)
 
     def _restore(self, trainer: Any) -> None:
-        """Leave the trainer as it was before the fit."""
+        """Restore the trainer to its state before the fit."""
         self._resume_state = None
-        if self._added_for_this_fit:  # a new list: the trainer is iterating over the old one
+        if self._added_for_this_fit:  # a new list, because the trainer is iterating over the old one
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]
 
 
 def ensure_stepping_callback(trainer: Any) -> None:
-    """Add a `SteppingCallback` to the trainer, for this fit, if it has none."""
+    """Add a `SteppingCallback` to the trainer for this fit, if the trainer has none."""
     if not any(isinstance(callback, SchedulerStepper) for callback in trainer.callbacks):
         callback = SteppingCallback()
         callback._added_for_this_fit = True
-        trainer.callbacks = [callback, *trainer.callbacks]  # a new list: the old one may be the user's own
+        trainer.callbacks = [callback, *trainer.callbacks]  # a new list, because the user may own the old one

@@ -1,4 +1,4 @@
-"""What optplug decided about each scheduler it built: kept beside it, not in it, so that no state dict has it."""
+"""What optplug decided about each optimizer and scheduler it built, stored outside their state dicts."""
 
 from __future__ import annotations
 
@@ -7,73 +7,82 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS, Config, OptimizerSetup
-from optplug.config.param_groups import Known
+from optplug.config.param_groups import ParameterInfo
 
 
 @dataclass
 class MonitoredMetric:
-    """The metric a scheduler listens to, whether more of it is better, and who said so.
+    """The metric that a scheduler monitors, its mode, and where both were configured.
 
     Attributes:
-        monitor: None until a validation tells. mode: `"min"`, `"max"`, or None until a validation tells.
-        source: who named the metric. told: whether the configuration says the mode.
-        guessed: whether the mode is but the name's, which the logged metric may correct.
-        found: whether the metric has been logged under this very name.
+        monitor: name of the metric. None until the first validation shows it.
+        mode: `"min"` or `"max"`. None until the metric is logged.
+        source: what determined the metric, such as `EarlyStopping`; for messages.
+        mode_is_configured: whether the configuration sets the mode.
+        mode_is_inferred_from_name: whether the mode comes from the metric's name. The mode of the logged metric object
+            then takes precedence.
+        has_been_logged: whether a metric of exactly this name has been logged.
     """
 
     monitor: str | None
     mode: str | None
     source: str
-    told: bool = False
-    guessed: bool = False
-    found: bool = False
+    mode_is_configured: bool = False
+    mode_is_inferred_from_name: bool = False
+    has_been_logged: bool = False
 
     def __str__(self) -> str:
-        return f"monitor {self.monitor or 'to come'} ({self.mode or 'mode to come'}) from {self.source}"
+        return f"monitor {self.monitor or 'not yet known'} ({self.mode or 'mode not yet known'}) from {self.source}"
 
 
 @dataclass
 class SteppingPlan:
-    """When the owner steps a scheduler.
+    """When optplug's callback steps a scheduler.
 
     Attributes:
-        interval: `"step"`, `"epoch"` or, for a scheduler that takes a metric, `"validation"`.
-        frequency: every how many of them. monitored: the metric, for `"validation"`.
         name: the scheduler's name, for messages.
-        unit: what its patience counts, of `PATIENCE_UNITS`. on_nonfinite: of `ON_NONFINITE`.
-        end: its last step, for one that is as long as the training. length: the argument that says so.
+        interval: `"step"`, `"epoch"` or, for a scheduler that takes a metric, `"validation"`.
+        frequency: number of intervals per scheduler step.
+        monitored: the metric; only with interval `"validation"`.
+        last_step: the scheduler's last step; only if its length is that of the training (`auto`).
+        length_argument: the scheduler argument that holds the length.
+        patience_unit: one of `PATIENCE_UNITS`.
+        on_nonfinite: one of `ON_NONFINITE`.
     """
 
     name: str
     interval: str
     frequency: int = 1
     monitored: MonitoredMetric | None = None
-    end: int | None = None
-    length: str = ""
-    unit: str = PATIENCE_UNITS[0]
+    last_step: int | None = None
+    length_argument: str = ""
+    patience_unit: str = PATIENCE_UNITS[0]
     on_nonfinite: str = ON_NONFINITE[0]
 
 
 @dataclass
 class OptimizerChoice:
-    """Everything that was chosen for an optimizer, for the account at the start of a fit.
+    """Everything that was chosen for one optimizer. The summary at the start of a fit is made from it.
 
     Attributes:
-        config: the whole configuration. part: of this optimizer, with numbers for `auto`. place: of the part.
-        known: the module's parameters when it was built. plan: of its schedule. depends: what was looked up in trainer
-            and module, and may have changed since.
+        config: the whole configuration.
+        setup: the part of the configuration for this optimizer, with numbers in place of `auto`.
+        loc: location of this optimizer's schedule in the configuration.
+        parameter_infos: the module's parameters when the optimizer was built.
+        plan: the plan of the optimizer's scheduler, if it has one.
+        build_inputs: values read from the trainer and the module at construction; a tuner may have changed them since.
     """
 
     config: Config
     setup: OptimizerSetup
     loc: str
-    known: list[Known]
+    parameter_infos: list[ParameterInfo]
     plan: SteppingPlan | None = None
-    depends: dict[str, Any] = field(default_factory=dict)
+    build_inputs: dict[str, Any] = field(default_factory=dict)
 
 
 stepping_plans: WeakKeyDictionary[Any, SteppingPlan] = WeakKeyDictionary()
-"""By scheduler."""
+"""The plan of each scheduler that optplug built."""
 
 optimizer_choices: WeakKeyDictionary[Any, OptimizerChoice] = WeakKeyDictionary()
-"""By optimizer."""
+"""The choice for each optimizer that optplug built or schedules."""

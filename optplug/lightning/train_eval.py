@@ -1,7 +1,8 @@
-"""Optimizers that evaluate with other weights than they train: schedule-free ones, which have `train()` and `eval()`.
+"""Optimizers with `train()` and `eval()` methods: switching their mode, and evaluation weights in checkpoints.
 
-They train on weights between two sequences and are judged by an average. So they are told which of the two begins, and
-every checkpoint gets the weights to evaluate with.
+Schedule-free optimizers evaluate with other weights than they train with: they train with an interpolation of two
+sequences of weights and evaluate with an average. Their methods `train()` and `eval()` switch the parameters between
+the two. Every checkpoint must contain the evaluation weights.
 """
 
 from __future__ import annotations
@@ -14,34 +15,39 @@ from weakref import WeakSet
 from torch import Tensor
 
 from optplug.engines._torch_compat import preserve_version_counters
-from optplug.optim.combined import has_modes
+from optplug.optim.combined import has_train_eval_modes
 
-_training: WeakSet[Any] = WeakSet()  # what was told to train; an optimizer's own flag may be anywhere
+_in_train_mode: WeakSet[Any] = WeakSet()
+"""The optimizers that `set_mode` last switched to `"train"`. Each class keeps its own flag in another place."""
 
 
 def set_mode(optimizers: Iterable[Any], mode: str) -> None:
-    """Put the optimizers that have modes into one.
+    """Switch the optimizers that have modes.
 
     Args:
-        optimizers: the raw ones; a flag set through Lightning's wrapper would stay on that. mode: "train" or "eval".
+        optimizers: torch optimizers, not Lightning's wrappers: a wrapper would store the mode flag on itself.
+        mode: `"train"` or `"eval"`.
     """
-    for optimizer in filter(has_modes, optimizers):
+    for optimizer in filter(has_train_eval_modes, optimizers):
         getattr(optimizer, mode)()
-        (_training.add if mode == "train" else _training.discard)(optimizer)
+        (_in_train_mode.add if mode == "train" else _in_train_mode.discard)(optimizer)
 
 
 def save_eval_weights(trainer: Any, checkpoint: dict[str, Any]) -> None:
-    """Give a checkpoint that is written amid training the evaluation weights, and optimizer states that go with them.
+    """Put evaluation weights and the matching optimizer states into a checkpoint that is written during training.
+
+    The weights and states that the training continues with stay bit-identical.
 
     Args:
-        trainer: it trains on as if nothing had been saved. checkpoint: as Lightning has collected it.
+        trainer: the Lightning trainer.
+        checkpoint: the checkpoint as Lightning has collected it; its weights and optimizer states are replaced.
     """
-    if not any(optimizer in _training for optimizer in trainer.optimizers):
+    if not any(optimizer in _in_train_mode for optimizer in trainer.optimizers):
         return
-    set_mode(trainer.optimizers, "train")  # a module may have switched by itself in order to save
-    tensors = list(_tensors(trainer))
-    kept = [tensor.clone() for tensor in tensors]
-    # A graph that is to be differentiated yet finds the values it knows.
+    set_mode(trainer.optimizers, "train")  # a module may have switched to eval in order to save
+    tensors = list(_tensors_changed_by_modes(trainer))
+    training_values = [tensor.clone() for tensor in tensors]
+    # Between forward and backward, autograd checks the version counters of the tensors that it has saved.
     with preserve_version_counters(tensors):
         set_mode(trainer.optimizers, "eval")
         checkpoint["state_dict"] = copy.deepcopy(trainer.strategy.lightning_module_state_dict())
@@ -49,13 +55,13 @@ def save_eval_weights(trainer: Any, checkpoint: dict[str, Any]) -> None:
             copy.deepcopy(trainer.strategy.optimizer_state(optimizer)) for optimizer in trainer.optimizers
         ]
         set_mode(trainer.optimizers, "train")
-        for tensor, before in zip(tensors, kept, strict=True):  # there and back costs rounding
-            tensor.copy_(before)
+        for tensor, value in zip(tensors, training_values, strict=True):  # switching twice adds rounding errors
+            tensor.copy_(value)
 
 
-def _tensors(trainer: Any) -> Iterator[Tensor]:
-    """What the modes of the trainer's optimizers may change."""
-    for optimizer in filter(has_modes, trainer.optimizers):
+def _tensors_changed_by_modes(trainer: Any) -> Iterator[Tensor]:
+    """The parameters and state tensors that switching the mode may change."""
+    for optimizer in filter(has_train_eval_modes, trainer.optimizers):
         for group in optimizer.param_groups:
             yield from (p.detach() for p in group["params"])
         for state in optimizer.state.values():

@@ -1,4 +1,4 @@
-"""How long a trainer's fit lasts."""
+"""How long a fit lasts, and whether it completes a validation, as far as the trainer knows in advance."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from optplug.config.training_length import TrainingLength
 
 
 def training_length(trainer: Any, module: Any, optimizers: int = 1) -> TrainingLength:
-    """How long a fit lasts, as far as the trainer knows before it begins.
+    """The length of a fit, as far as the trainer knows before the fit begins.
 
     Args:
-        trainer: a Lightning trainer, or None outside of one. It loads its training data to count them.
-        module: the LightningModule. optimizers: how many it has; in manual optimisation each is taken to step once in
-            every batch, and `max_steps` counts the steps of all.
+        trainer: the Lightning trainer, or None. The trainer may set up its training data to count the batches.
+        module: the LightningModule.
+        optimizers: number of optimizers of the module. With manual optimization, each is assumed to step once per
+            batch, and `max_steps` counts the steps of all optimizers. Default: 1.
     """
     if trainer is None:
         return TrainingLength()
     for callback in trainer.callbacks:
         if type(callback).__name__ == "GradientAccumulationScheduler" and len(callback.scheduling) > 1:
-            return TrainingLength(why="accumulation changes from epoch to epoch")
+            return TrainingLength(unknown_reason="accumulation changes from epoch to epoch")
     estimate = trainer.estimated_stepping_batches
     manual = not getattr(module, "automatic_optimization", True)
     if trainer.max_steps > 0 and not math.isfinite(trainer.num_training_batches):
-        trainer.fit_loop.setup_data()  # the estimate did without
+        trainer.fit_loop.setup_data()  # with max_steps, the estimate does not set up the data
     batches = trainer.num_training_batches
     accumulated = 1 if manual else trainer.accumulate_grad_batches
     per_epoch = math.ceil(batches / accumulated) if math.isfinite(batches) else None
@@ -40,34 +41,34 @@ def training_length(trainer: Any, module: Any, optimizers: int = 1) -> TrainingL
         steps,
         epochs,
         per_epoch,
-        _why(trainer, per_epoch),
+        _reason_for_unknown_length(trainer, per_epoch),
         batches=None if per_epoch is None or epochs is None else int(batches) * epochs,
         processes=trainer.world_size,
     )
 
 
-def _why(trainer: Any, per_epoch: int | None) -> str:
-    """Why the trainer may not know how long it trains."""
+def _reason_for_unknown_length(trainer: Any, per_epoch: int | None) -> str:
+    """Why the length of the training may be unknown."""
     if not trainer.max_steps > 0 and not (trainer.max_epochs or 0) > 0:
         if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):
-            return "the trainer stops by max_time, so nobody knows how many steps there will be"
+            return "the trainer stops by max_time, so the number of steps is unknown"
         return "the trainer has neither max_epochs nor max_steps"
     if per_epoch is None:
-        return "the training data have no length (an iterable without __len__), so nobody knows how long an epoch is"
+        return "the training data have no length (an iterable without __len__), so the length of an epoch is unknown"
     return "there are no training batches"
 
 
-def no_validation(trainer: Any) -> str | None:
-    """Why no validation is completed before the training ends; None where one may be. Asked when training begins."""
+def reason_without_validation(trainer: Any) -> str | None:
+    """Why no validation will be completed before the training ends; None if one may be. Call it in `on_train_start`."""
     if not trainer.enable_validation:
         return "no validation runs (there is no validation_step, no data for it, or limit_val_batches is 0)"
     if trainer.barebones:
-        return "barebones=True logs nothing"
+        return "barebones=True disables logging"
     every, epochs, batch = trainer.check_val_every_n_epoch, trainer.max_epochs, trainer.val_check_batch
     batches = trainer.num_training_batches
-    if batch is None:  # a time
+    if batch is None:  # val_check_interval is a time
         return None
-    if every is None:  # batches, counted across epochs
+    if every is None:  # val_check_interval counts batches across epochs
         first = (trainer.fit_loop.total_batch_idx + 1) // batch * batch + batch
         if epochs is None or epochs < 0 or first <= batches * epochs:
             return None

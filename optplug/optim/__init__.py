@@ -1,4 +1,4 @@
-"""`RuleOptimizer` and what it is made of: parameters, hyperparameters, state, buckets, the dispatch to engines.
+"""`RuleOptimizer` and its parts: parameter groups, hyperparameters, state, buckets, and the dispatch to engines.
 
-No algorithm, no plugin look-up by name, no configuration.
+This package contains no algorithm, no lookup of plugins by name, and no configuration.
 """

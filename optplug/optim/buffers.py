@@ -1,4 +1,4 @@
-"""The tensors a rule computes on: real, of one dtype, views of the optimizer's own wherever that is possible."""
+"""The tensors that a rule computes on: real, of one dtype, and views of the optimizer's tensors where possible."""
 
 from __future__ import annotations
 
@@ -8,57 +8,63 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-PLAIN = (Tensor, Parameter)
-"""The types whose memory is what it seems; subclasses mean something else by their operations."""
+PLAIN_TYPES = (Tensor, Parameter)
+"""The tensor types that kernels may access through raw memory. Other subclasses may redefine their operations."""
 
-FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-"""What an element, or each part of a complex one, may be for a kernel of our own."""
+KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+"""The dtypes that fused kernels support; for complex tensors, the dtype of the real part."""
 
 Roles = dict[str, list[Tensor]]
 """Parameters (`"p"`), gradients (`"g"`) and element-wise states by name, as lists of equal length."""
 
 
-def overlapping(params: Sequence[Tensor]) -> frozenset[int]:
-    """The indices of parameters that share memory with another one, or whose own elements do."""
+def indices_sharing_memory(params: Sequence[Tensor]) -> frozenset[int]:
+    """Return the indices of parameters that overlap in memory with another parameter or with themselves."""
     spans = []
     for i, p in enumerate(params):
-        start = p.data_ptr() if type(p) in PLAIN and p.layout is torch.strided else 0
-        if start and p.numel():  # an empty tensor and one without memory of its own share nothing
+        start = p.data_ptr() if type(p) in PLAIN_TYPES and p.layout is torch.strided else 0
+        if start and p.numel():  # a tensor that is empty or has no storage cannot overlap
             extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
-            spans.append((start, start + extent * p.element_size(), i, extent < p.numel()))
+            overlaps_itself = extent < p.numel()
+            spans.append((start, start + extent * p.element_size(), i, overlaps_itself))
     spans.sort()
-    found = {i for *_, i, within in spans if within}
-    reach, owner = 0, -1
+    found = {i for *_, i, overlaps_itself in spans if overlaps_itself}
+    furthest_end, furthest = 0, -1
     for start, end, i, _ in spans:
-        if start < reach:
-            found |= {i, owner}
-        if end > reach:
-            reach, owner = end, i
+        if start < furthest_end:
+            found |= {i, furthest}
+        if end > furthest_end:
+            furthest_end, furthest = end, i
     return frozenset(found)
 
 
-def misfit(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str | None:
-    """Why these cannot be read and written where they lie, element by element in one order; None if they can.
+def why_not_in_place(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str | None:
+    """Return why a kernel cannot update a parameter in place, element by element in one order; None if it can.
 
-    The order is that of the memory; a sparse gradient has rows, so there it is that of the indices.
+    The order is that of memory. For a sparse gradient it is the order of the rows.
+
+    Args:
+        p: the parameter.
+        g: its gradient.
+        states: its element-wise states.
     """
-    names = ("it", "its gradient", *("its state" for _ in states))
+    names = ("the parameter", "its gradient", *("its state" for _ in states))
     for name, t in zip(names, (p, g, *states), strict=True):
         if t.device != p.device:
-            return f"{name} is on {t.device}, it is on {p.device}"
+            return f"{name} is on {t.device}, the parameter on {p.device}"
         if t.shape != p.shape:
-            return f"{name} has shape {tuple(t.shape)}, it has {tuple(p.shape)}"
+            return f"{name} has shape {tuple(t.shape)}, the parameter {tuple(p.shape)}"
         if t.is_neg() or t.is_conj():
             return f"{name} is a lazy {'negative' if t.is_neg() else 'conjugate'}"
         if t.is_complex() != p.is_complex():
-            return f"{name} is {'' if t.is_complex() else 'not '}complex"
-        if (t.real.dtype if t.is_complex() else t.dtype) not in FLOATS:
+            return f"{name} is {'complex' if t.is_complex() else 'real'}, the parameter is not"
+        if (t.real.dtype if t.is_complex() else t.dtype) not in KERNEL_DTYPES:
             return f"{name} has dtype {str(t.dtype).removeprefix('torch.')}"
     strided = states if g.layout is torch.sparse_coo else (g, *states)
     if g.layout is torch.sparse_coo and not p.is_contiguous():
-        return "its rows are not contiguous"
+        return "the parameter's rows are not contiguous"
     if not _is_dense(p):
-        return "its memory has gaps"
+        return "the parameter's memory has gaps"
     for t in strided:
         if t.layout is not torch.strided or not _same_order(t, p):
             return f"its {'gradient' if t is g else 'state'} has another order in memory"
@@ -66,7 +72,7 @@ def misfit(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str | None:
 
 
 def _is_dense(t: Tensor) -> bool:
-    """Whether the elements fill a piece of memory, in any order of the dimensions."""
+    """Whether the elements fill a memory range without gaps, in any order of the dimensions."""
     if t.is_contiguous():
         return True
     expected = 1
@@ -78,13 +84,22 @@ def _is_dense(t: Tensor) -> bool:
 
 
 def _same_order(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape have the same order of elements in memory."""
     return a.stride() == b.stride() or all(
         x == y for x, y, size in zip(a.stride(), b.stride(), b.shape, strict=True) if size > 1
     )
 
 
-def working(originals: Roles, dtype: torch.dtype | None) -> Roles:
-    """`originals` themselves, or real views and copies of them in a dtype that holds the parameters' and `dtype`."""
+def working_tensors(originals: Roles, dtype: torch.dtype | None) -> Roles:
+    """Return real tensors of one dtype for the rule to compute on.
+
+    Args:
+        originals: the parameters, gradients and states.
+        dtype: the optimizer's `state_dtype`. The result has the wider of it and the parameters' (real) dtype.
+
+    Returns:
+        `originals` itself if nothing has to be converted; else views where possible and copies elsewhere.
+    """
     p = originals["p"][0]
     real = p.real.dtype if p.is_complex() else p.dtype
     dtype = real if dtype is None else torch.promote_types(real, dtype)
@@ -95,15 +110,15 @@ def working(originals: Roles, dtype: torch.dtype | None) -> Roles:
 
 
 def write_back(work: Roles, originals: Roles) -> None:
-    """Copy what was computed on a copy to where it belongs; views have written through."""
+    """Copy results that were computed on copies to the original tensors; results on views need no copy."""
     for role, tensors in originals.items():
         if role != "g":
             for original, computed in zip(tensors, work[role], strict=True):
-                _write_one(computed, original)
+                _write_one_back(computed, original)
 
 
-def _write_one(computed: Tensor, original: Tensor) -> None:
-    if original.is_conj() or original.is_neg():  # its memory holds something else than its value
+def _write_one_back(computed: Tensor, original: Tensor) -> None:
+    if original.is_conj() or original.is_neg():  # the memory holds another value than the tensor
         value = computed.to(original.real.dtype).contiguous()
         original.copy_(torch.view_as_complex(value) if original.is_complex() else value)
         return
@@ -113,6 +128,6 @@ def _write_one(computed: Tensor, original: Tensor) -> None:
 
 
 def _as_real(t: Tensor) -> Tensor:
-    """A complex tensor as reals, conjugation and negation resolved; a view whenever there is neither."""
+    """Return a tensor as reals with lazy conjugation and negation resolved; a view if the tensor has neither."""
     t = t.resolve_conj().resolve_neg()
     return torch.view_as_real(t) if t.is_complex() else t

@@ -1,4 +1,4 @@
-"""`Combined`: several optimizers as one, for trainers that step one."""
+"""`Combined`: several optimizers as one, for trainers that step a single optimizer."""
 
 from __future__ import annotations
 
@@ -23,112 +23,119 @@ if TYPE_CHECKING:
 
 
 class Combined(Optimizer):
-    """Steps several optimizers, each with its own parameters, as one.
+    """Steps several optimizers, its members, as one. Each member has its own parameters.
+
+    The parameter groups are those of the members; the dicts are shared. Each group gets a unique `name`: its own name,
+    or else the class name of its member in snake case. A number is appended to a name that is already used.
+    `defaults` contains the keys that all members have, with the values of the first member.
+    `train()` and `eval()` exist if a member has both. They call the method on every such member.
 
     Args:
-        optimizers: its members. Schedulers, hooks and checkpoints are for the combination, no longer for them.
+        optimizers: the members. Schedulers, hooks and checkpoints must use the combination instead of the members.
 
     Raises:
-        ConfigTypeError: a member is no optimizer. ConfigError: there is none, or one that needs a closure.
+        ConfigTypeError: a member is not an optimizer.
+        ConfigError: the list is empty, or a member needs a closure.
         ParameterError: two members have the same parameter.
-
-    The groups are the members' own. Each gets a `name` that no other has: its own, or its member's class name in snake
-    case, numbered where it is taken. `defaults` has the keys that all members have, with the first one's values.
-    `train()` and `eval()` are there if a member has both, and put all such members into that mode.
     """
 
     members: list[Optimizer]
     train: Callable[[], None]
     eval: Callable[[], None]
-    _order: list[int]  # for each group, whose it is: new groups go last, as schedulers expect
+    _order: list[int]  # for each group the index of its member; new groups go last because schedulers expect that
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         members = list(optimizers) if isinstance(optimizers, Iterable) else [optimizers]
         if not members:
             raise ConfigError("Combined needs at least one optimizer, got none")
         for member in members:
-            _check(member)
-        _check_apart(members)
+            _check_member(member)
+        _check_disjoint(members)
         first, *others = (member.defaults for member in members)
         defaults = {key: value for key, value in first.items() if all(key in other for other in others)}
-        # The rest of the base class's __init__ makes groups and a state, which the members have.
+        # Optimizer.__init__ is not called: it would create groups and a state, which the members already have.
         self.__setstate__({"defaults": defaults, "members": members, "_order": []})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._settle()
-        moody: list[Any] = [member for member in self.members if has_modes(member)]
-        if moody:  # else there must be nothing that looks like modes
-            self.train = partial(_call_all, [member.train for member in moody])
-            self.eval = partial(_call_all, [member.eval for member in moody])
+        self._share_state_and_name_groups()
+        with_modes: list[Any] = [member for member in self.members if has_train_eval_modes(member)]
+        if with_modes:  # otherwise the attributes must not exist: callers check for them
+            self.train = partial(_call_all, [member.train for member in with_modes])
+            self.eval = partial(_call_all, [member.eval for member in with_modes])
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The members' groups: the very same dicts."""
-        for number, member in enumerate(self.members):
-            self._order.extend([number] * (len(member.param_groups) - self._order.count(number)))
+        """The parameter groups of the members; the dicts are shared with the members."""
+        for index, member in enumerate(self.members):
+            self._order.extend([index] * (len(member.param_groups) - self._order.count(index)))
         groups = [iter(member.param_groups) for member in self.members]
-        return [next(groups[number]) for number in self._order]
+        return [next(groups[index]) for index in self._order]
 
     @param_groups.setter
     def param_groups(self, groups: Sequence[dict[str, Any]]) -> None:
-        # Lightning's finetuning callbacks resume like this, and the groups they added come last.
-        added = [self._number(group.get("member")) for group in groups[len(self._order) :]]
+        # Lightning's finetuning callbacks assign the groups when they resume; groups that they added come last.
+        added = [self._member_index(group.get("member")) for group in groups[len(self._order) :]]
         if len(groups) < len(self._order):
-            raise ConfigError(f"Combined has {len(self._order)} parameter groups and is given {len(groups)}")
+            raise ConfigError(f"Combined has {len(self._order)} parameter groups, got {len(groups)}")
         self._order.extend(added)
-        for number, member in enumerate(self.members):
-            member.param_groups = self._of(number, groups)
-        self._settle()
+        for index, member in enumerate(self.members):
+            member.param_groups = self._select(index, groups)
+        self._share_state_and_name_groups()
 
-    def _of(self, number: int, each: Iterable[Any]) -> list[Any]:
-        """Of what there is one for each group: what is a member's."""
-        return [one for one, owner in zip(each, self._order, strict=True) if owner == number]
+    def _select(self, index: int, items: Iterable[Any]) -> list[Any]:
+        """From items, one per parameter group, select those of the member with this index."""
+        return [item for item, member_index in zip(items, self._order, strict=True) if member_index == index]
 
-    def _settle(self) -> None:
-        """Share the state; give every group a name."""
+    def _share_state_and_name_groups(self) -> None:
+        """Make all members use one state mapping, and give every group a unique name."""
         self.state = self.state
-        taken: set[str] = set()
+        used: set[str] = set()
         groups = list(zip(self.param_groups, self._order, strict=True))
-        for group, number in sorted(groups, key=lambda pair: not pair[0].get("name")):  # given names go first
-            name = group.get("name") or snake_case(type(self.members[number]).__name__)
-            group["name"] = next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in taken)
-            taken.add(group["name"])
+        for group, index in sorted(groups, key=lambda pair: not pair[0].get("name")):  # given names have priority
+            name = group.get("name") or snake_case(type(self.members[index]).__name__)
+            group["name"] = next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in used)
+            used.add(group["name"])
 
-    def _number(self, wanted: Any) -> int:
-        """The index of the member of this index or class name."""
+    def _member_index(self, wanted: Any) -> int:
+        """Return the index of the member with this index or class name."""
         names = [type(member).__name__ for member in self.members]
         fits = [i for i, name in enumerate(names) if not isinstance(wanted, bool) and wanted in (i, name)]
         if len(fits) == 1:
             return fits[0]
         raise ConfigError(
-            f"a group added to Combined needs a key 'member', the index of its optimizer or the class name if only one "
-            f"has it, out of {listing(f'{i} ({name})' for i, name in enumerate(names))}; got {wanted!r}"
-            f"{did_you_mean(wanted, names) if isinstance(wanted, str) and not fits else ''}"
+            "a parameter group added to Combined needs the key 'member': the index of an optimizer, or its class name "
+            f"if no other optimizer has it; allowed: {listing(f'{i} ({name})' for i, name in enumerate(names))}; "
+            f"got {wanted!r}{did_you_mean(wanted, names) if isinstance(wanted, str) and not fits else ''}"
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to a member: `param_group` as that takes it, and `member`, its index or class name.
+        """Add a parameter group to a member.
+
+        Args:
+            param_group: the group as the member expects it, and the key `member`: the member's index or class name.
 
         Raises:
-            ConfigError: no such member, or several. ParameterError: another member has one of the parameters.
+            ConfigError: `member` matches none of the members, or several.
+            ParameterError: another member already has one of the parameters.
         """
         options = dict(param_group)
-        member = self.members[self._number(options.pop("member", None))]
+        member = self.members[self._member_index(options.pop("member", None))]
         member.add_param_group(options)
         try:
-            _check_apart(self.members)
+            _check_disjoint(self.members)
         except ParameterError:
             member.param_groups.pop()
             raise
         member.param_groups[-1]["member"] = param_group["member"]
-        self._settle()
+        self._share_state_and_name_groups()
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
-        """The one mapping that all members share; made anew when one of them has loaded another."""
+        """The state mapping that all members share. It is rebuilt if a member has replaced its mapping."""
         if any(member.state is not self.members[0].state for member in self.members):
-            self.state = defaultdict(dict, chain.from_iterable(self._own(member).items() for member in self.members))
+            own_states = map(self._own_state, self.members)
+            self.state = defaultdict(dict, chain.from_iterable(state.items() for state in own_states))
         return self.members[0].state
 
     @state.setter
@@ -136,52 +143,62 @@ class Combined(Optimizer):
         for member in self.members:
             member.state = state
 
-    def _own(self, member: Optimizer) -> defaultdict[Tensor, Any]:
-        """A member's state without the other members'."""
+    def _own_state(self, member: Optimizer) -> defaultdict[Tensor, Any]:
+        """Return a member's state without the state of the other members' parameters."""
         others = {id(p) for other in self.members if other is not member for p in _params(other)}
-        return defaultdict(dict, {p: kept for p, kept in member.state.items() if id(p) not in others})
+        return defaultdict(dict, {p: state for p, state in member.state.items() if id(p) not in others})
 
     def __getstate__(self) -> dict[str, Any]:
-        apart = [object.__new__(type(member)) for member in self.members]
-        for one, member in zip(apart, self.members, strict=True):  # torch's Adagrad expects all state to be its own
-            one.__dict__.update(member.__dict__, state=self._own(member))
-        return {"defaults": self.defaults, "members": apart, "_order": self._order}
+        # Each member is copied with its own state only: torch's Adagrad expects to have no other.
+        copies = [object.__new__(type(member)) for member in self.members]
+        for member_copy, member in zip(copies, self.members, strict=True):
+            member_copy.__dict__.update(member.__dict__, state=self._own_state(member))
+        return {"defaults": self.defaults, "members": copies, "_order": self._order}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of as many groups: each member its part, by its own rules; all of them or none.
+        """Load a state dict: each member loads its groups with its own method. If one fails, none is changed.
 
         Raises:
-            ConfigError: it has another number of groups; and what a member raises.
+            ConfigError: the state dict has another number of parameter groups.
+            Exception: whatever `load_state_dict` of a member raises.
         """
         state_dict = state_dict.copy()
-        before_hooks, after_hooks = load_state_dict_hooks(self)
-        for before in before_hooks:
-            changed = before(self, state_dict)
+        pre_hooks, post_hooks = load_state_dict_hooks(self)
+        for pre_hook in pre_hooks:
+            changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         groups, saved = self.param_groups, state_dict["param_groups"]
         if len(groups) != len(saved):
             names = listing(group["name"] for group in groups)
             raise ConfigError(f"the state dict has {len(saved)} parameter groups; Combined has {len(groups)}: {names}")
         indices = {i for group in saved for i in group["params"]}
-        held = [(member.state, member.param_groups) for member in self.members]
+        previous = [(member.state, member.param_groups) for member in self.members]
         try:
-            for number, member in enumerate(self.members):
-                part = self._of(number, saved)
-                others = indices - {i for group in part for i in group["params"]}
-                state = {i: kept for i, kept in state_dict["state"].items() if i not in others}
-                member.load_state_dict({"state": state, "param_groups": part})
+            for index, member in enumerate(self.members):
+                member_groups = self._select(index, saved)
+                others = indices - {i for group in member_groups for i in group["params"]}
+                state = {i: param_state for i, param_state in state_dict["state"].items() if i not in others}
+                member.load_state_dict({"state": state, "param_groups": member_groups})
         except BaseException:
-            for member, (member_state, member_groups) in zip(self.members, held, strict=True):
+            for member, (member_state, member_groups) in zip(self.members, previous, strict=True):
                 member.state, member.param_groups = member_state, member_groups
             raise
         for old, new in zip(groups, self.param_groups, strict=True):
             new.setdefault("name", old["name"])
-        self._settle()
-        for after in after_hooks:
-            after(self)
+        self._share_state_and_name_groups()
+        for post_hook in post_hooks:
+            post_hook(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Evaluate the closure, if there is one, with gradients enabled; step every member; return the loss."""
+        """Step every member.
+
+        Args:
+            closure: re-evaluates the model and returns the loss. It is called once, before the members step, with
+                gradients enabled.
+
+        Returns:
+            The closure's loss, or None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -191,16 +208,16 @@ class Combined(Optimizer):
         return loss
 
     def engine_report(self) -> list[BucketReport]:
-        """The reports of the members that have one; their `group` is the index here."""
+        """Return the reports of the members that have `engine_report`; `group` is the index in the combination."""
         reports: list[BucketReport] = []
-        for number, member in enumerate(self.members):
-            indices = self._of(number, range(len(self.param_groups)))
-            reports += [replace(r, group=indices[r.group]) for r in getattr(member, "engine_report", list)()]
+        for index, member in enumerate(self.members):
+            group_indices = self._select(index, range(len(self.param_groups)))
+            reports += [replace(r, group=group_indices[r.group]) for r in getattr(member, "engine_report", list)()]
         return reports
 
 
-def has_modes(optimizer: Any) -> bool:
-    """Whether an optimizer has `train()` and `eval()`, as schedule-free ones have."""
+def has_train_eval_modes(optimizer: Any) -> bool:
+    """Whether an optimizer has `train()` and `eval()`, as schedule-free optimizers do."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
@@ -213,28 +230,31 @@ def _params(member: Optimizer) -> list[Tensor]:
     return [p for group in member.param_groups for p in group["params"]]
 
 
-def _check(member: Any) -> None:
+def _check_member(member: Any) -> None:
+    """Raise ConfigError or ConfigTypeError if an object cannot be a member of `Combined`."""
     name = type(member).__name__
     if not isinstance(member, Optimizer):
-        raise ConfigTypeError(f"Combined takes a list of optimizers, got {member!r} ({name}) for one")
+        raise ConfigTypeError(f"Combined takes a list of optimizers, got an element {member!r} ({name})")
     if isinstance(member, Combined):
-        raise ConfigError("Combined cannot be a member of Combined: list all members in one")
+        raise ConfigError("Combined cannot be a member of Combined: list all optimizers in one")
     _, *arguments = inspect.signature(type(member).step).parameters.values()
     required = [p for p in arguments if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if isinstance(member, torch.optim.LBFGS) or required or "closure" in getattr(member, "capabilities", ()):
         raise ConfigError(
-            f"{name} cannot be combined: its step() needs a closure to evaluate as it sees fit, and Combined evaluates "
-            f"the closure once for all; train with {name} alone, or step it yourself in manual optimization"
+            f"{name} cannot be combined: its step() needs a closure that it can evaluate several times, and Combined "
+            f"evaluates the closure once for all optimizers; train with {name} alone, or use manual optimization"
         )
 
 
-def _check_apart(members: Iterable[Optimizer]) -> None:
-    owners: dict[int, tuple[int, str]] = {}
-    for number, member in enumerate(members):
-        me = number, type(member).__name__
+def _check_disjoint(members: Iterable[Optimizer]) -> None:
+    """Raise ParameterError if two members have the same parameter."""
+    found: dict[int, tuple[int, str]] = {}
+    for index, member in enumerate(members):
+        current = index, type(member).__name__
         for p in _params(member):
-            other = owners.setdefault(id(p), me)
-            if other != me:
+            first = found.setdefault(id(p), current)
+            if first != current:
                 raise ParameterError(
-                    f"{other[1]} and {me[1]} both have a parameter of shape {tuple(p.shape)}: give it to one of them"
+                    f"{first[1]} and {current[1]} both have a parameter of shape {tuple(p.shape)}: "
+                    "give it to one of them"
                 )

@@ -1,4 +1,4 @@
-"""What the constructors of an optimizer's classes take, read from their signatures."""
+"""Hyperparameters of an optimizer class, read from the signatures of its constructors."""
 
 from __future__ import annotations
 
@@ -12,53 +12,58 @@ from typing import Any
 from torch.optim import Optimizer
 
 from optplug.errors import RuleError, listing
-from optplug.optim.strict_kwargs import unexpected_keyword
+from optplug.optim.strict_kwargs import unexpected_keyword_error
 
-NAMED = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+NAMED_KINDS = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
-def arguments(cls: Any, framework: Any) -> Mapping[str, Parameter]:
-    """The arguments after the parameters, by name, of a class's constructor and those it may hand them on to.
+def constructor_arguments(cls: Any, base: Any) -> Mapping[str, Parameter]:
+    """Return the constructor arguments of an optimizer class after `params`, by name.
+
+    Where a constructor takes `**kwargs`, the arguments of the constructors of its base classes are included.
 
     Args:
-        cls: the class. A wrapper in its ancestry that is no optimizer (Lightning's) has no say.
-        framework: the base of all rules, whose own keywords count where a constructor takes `**options`.
+        cls: the class. Classes in its ancestry that are not optimizers (Lightning's wrappers) are ignored.
+        base: the base class of all rules. Its own keywords are included if a constructor takes `**kwargs`.
     """
-    return _arguments(cls, framework)
+    return _constructor_arguments(cls, base)
 
 
 @functools.lru_cache(maxsize=1024)
-def _arguments(cls: Any, framework: Any) -> Mapping[str, Parameter]:
+def _constructor_arguments(cls: Any, base: Any) -> Mapping[str, Parameter]:
     found: dict[str, Parameter] = {}
-    open_ended = False
-    for base in cls.__mro__:
-        if "__init__" not in vars(base) or not issubclass(base, Optimizer):
+    has_kwargs = False
+    for ancestor in cls.__mro__:
+        if "__init__" not in vars(ancestor) or not issubclass(ancestor, Optimizer):
             continue
-        if base is framework and not open_ended:
+        if ancestor is base and not has_kwargs:
             break
-        after = list(inspect.signature(vars(base)["__init__"]).parameters.values())[2:]
-        for p in after:
-            if p.kind in NAMED and not (base is framework and p.default is p.empty):
+        arguments = list(inspect.signature(vars(ancestor)["__init__"]).parameters.values())[2:]  # after self, params
+        for p in arguments:
+            if p.kind in NAMED_KINDS and not (ancestor is base and p.default is p.empty):
                 found.setdefault(p.name, p)
-        open_ended = open_ended or any(p.kind is p.VAR_KEYWORD for p in after)
-        if base is framework:
+        has_kwargs = has_kwargs or any(p.kind is p.VAR_KEYWORD for p in arguments)
+        if ancestor is base:
             break
     return MappingProxyType(found)
 
 
-def shapes(cls: Any, framework: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """For each option a value that shows whether it is a flag, a tuple or a number; None where any will do.
+def reference_values(cls: Any, base: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return for each option a value of the required kind: a flag, a tuple or a number; None if all kinds are allowed.
 
-    What a constructor declares goes before `defaults`, which may hold what a user gave.
+    Args:
+        cls: the optimizer class. Defaults in its signature have priority over `defaults`.
+        base: the base class of all rules.
+        defaults: the optimizer's `defaults`, which may contain values that the user passed.
     """
-    declared = {name: p.default for name, p in arguments(cls, framework).items() if p.default is not p.empty}
-    usual = {key: value for key, value in declared.items() if value is not None}
-    return {key: None if key in ("foreach", "fused") else usual.get(key, value) for key, value in defaults.items()}
+    declared = {name: p.default for name, p in constructor_arguments(cls, base).items() if p.default is not p.empty}
+    not_none = {key: value for key, value in declared.items() if value is not None}
+    return {key: None if key in ("foreach", "fused") else not_none.get(key, value) for key, value in defaults.items()}
 
 
-def as_tuples(cls: Any, framework: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with lists, which is what YAML makes, as tuples where the constructor has tuples."""
-    known = arguments(cls, framework)
+def lists_to_tuples(cls: Any, base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert lists, which YAML produces, to tuples for options whose default in the constructor is a tuple."""
+    known = constructor_arguments(cls, base)
     return {
         key: tuple(value)
         if isinstance(value, list) and key in known and isinstance(known[key].default, tuple)
@@ -67,52 +72,60 @@ def as_tuples(cls: Any, framework: Any, options: Mapping[str, Any]) -> dict[str,
     }
 
 
-def handed_over(optimizer: Any, framework: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters in `given`: a dict of them, or the `locals()` of a constructor.
+def extract_hyperparameters(optimizer: Any, base: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters in `given`.
+
+    Args:
+        optimizer: the optimizer under construction.
+        base: the base class of all rules.
+        given: a dict of hyperparameters, or the `locals()` of the constructor.
 
     Raises:
-        RuleError: there is more in these `locals()` than the constructor's arguments, or they are those of a subclass
-            that handed them to another optimizer's constructor.
+        RuleError: `locals()` contains more than the constructor's arguments, or a subclass passed its `locals()` to
+            the constructor of another optimizer.
+        HyperparameterTypeError: `**kwargs` in `locals()` contains an unknown keyword.
     """
     owner = type(optimizer).__name__
     for value in given.values():
         if isinstance(value, dict) and any(v is optimizer for v in value.values()):
             raise RuleError(
-                f"{owner} hands its locals() to the constructor of another optimizer, which takes hyperparameters: "
+                f"{owner} passes its locals() to the constructor of another optimizer, which takes hyperparameters: "
                 "write RuleOptimizer.__init__(self, params, locals())"
             )
     if not any(value is optimizer for value in given.values()):
         return dict(given)
-    # A subclass may have fewer arguments than the base whose locals these are.
-    callers = [b for b in type(optimizer).__mro__ if "__init__" in vars(b) and _has(vars(b)["__init__"], given)]
-    if not callers:
-        raise RuleError(f"{owner}: these locals() are not those of a constructor: hand over a dict of hyperparameters")
-    constructor = vars(max(callers, key=lambda b: len(inspect.signature(vars(b)["__init__"]).parameters)))["__init__"]
-    own, params, *after = inspect.signature(constructor).parameters.values()
+    # A subclass may have fewer arguments than the base class whose locals these are.
+    candidates = [c for c in type(optimizer).__mro__ if "__init__" in vars(c) and _fits(vars(c)["__init__"], given)]
+    if not candidates:
+        raise RuleError(
+            f"{owner}: locals() does not contain the arguments of a constructor: pass a dict of hyperparameters"
+        )
+    longest = max(candidates, key=lambda c: len(inspect.signature(vars(c)["__init__"]).parameters))
+    constructor = vars(longest)["__init__"]
+    self_argument, params_argument, *arguments = inspect.signature(constructor).parameters.values()
     result: dict[str, Any] = {}
-    for p in after:
-        if p.kind in NAMED:
+    for p in arguments:
+        if p.kind in NAMED_KINDS:
             result[p.name] = given[p.name]
         elif p.kind is p.VAR_KEYWORD:
-            known = framework.__init__.__kwdefaults__
+            keywords = base.__init__.__kwdefaults__
             for key, value in given[p.name].items():
-                if key not in known:
-                    raise unexpected_keyword(
-                        type(optimizer), key, [*(q.name for q in after if q.kind in NAMED), *known]
-                    )
+                if key not in keywords:
+                    known = [*(q.name for q in arguments if q.kind in NAMED_KINDS), *keywords]
+                    raise unexpected_keyword_error(type(optimizer), key, known)
                 result[key] = value
-    closed_over = getattr(inspect.unwrap(constructor), "__code__", None)
-    stray = {name for name in given if name.isidentifier()}  # not what pytest puts among them
-    stray -= {own.name, params.name, "__class__", *(p.name for p in after)}
-    stray -= set(closed_over.co_freevars if closed_over else ())
-    if stray:
+    code = getattr(inspect.unwrap(constructor), "__code__", None)
+    extra = {name for name in given if name.isidentifier()}  # pytest adds names that are not identifiers
+    extra -= {self_argument.name, params_argument.name, "__class__", *(p.name for p in arguments)}
+    extra -= set(code.co_freevars if code else ())
+    if extra:
         raise RuleError(
-            f"{owner}: locals() has {listing(sorted(stray))} besides the constructor's arguments: "
-            "hand it over before anything else is computed"
+            f"{owner}: locals() has {listing(sorted(extra))} besides the constructor's arguments: "
+            "call RuleOptimizer.__init__ before assigning local variables"
         )
     return result
 
 
-def _has(function: Any, given: Mapping[str, Any]) -> bool:
-    """Whether a function's arguments are all in these `locals()`."""
+def _fits(function: Any, given: Mapping[str, Any]) -> bool:
+    """Whether `given` contains all arguments of a function."""
     return all(name in given for name in inspect.signature(function).parameters)

@@ -1,4 +1,4 @@
-"""Which hyperparameters and group keys are allowed, by name; with torch's text first where torch checks too."""
+"""Checks of hyperparameters and of the keys of parameter groups. Messages begin with torch's where torch checks too."""
 
 from __future__ import annotations
 
@@ -10,39 +10,36 @@ from typing import Any
 
 from torch import Tensor
 
-from optplug.errors import HyperparameterError, HyperparameterTypeError, did_you_mean, listing, number_hint
-from optplug.optim.ranges import COMMON, Range
+from optplug.errors import HyperparameterError, HyperparameterTypeError, number_hint, suggest
+from optplug.optim.ranges import COMMON_RANGES, Range
 
-FOREIGN_KEYS = frozenset(
+EXTERNAL_GROUP_KEYS = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
 )
-"""Group keys that torch, its schedulers and Lightning write; no optimizer declares them and all may carry them."""
+"""Keys that torch, its schedulers and Lightning write into parameter groups. They are allowed for every optimizer."""
 
 
-def check(
+def check_hyperparameters(
     defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str, ranges: Iterable[Range] | None = ()
 ) -> None:
-    """Check hyperparameters against the shape of their defaults and against ranges.
+    """Check hyperparameters against the kinds of their defaults and against ranges.
 
     Args:
-        defaults: what the optimizer declares; its keys and the kinds of its values are what is allowed.
-        given: what to check, a parameter group for example.
-        owner: the optimizer's name, for the messages.
-        ranges: the optimizer's own, which go before `COMMON`; None where only kinds and finiteness count.
+        defaults: the allowed keys, each with a value of the required kind; None allows every kind.
+        given: the hyperparameters to check, for example a parameter group.
+        owner: name of the optimizer, for messages.
+        ranges: the optimizer's own ranges, which have priority over `COMMON_RANGES`. None: do not check ranges.
 
     Raises:
-        HyperparameterError: out of range, not finite, of the wrong length, or a key the optimizer does not have.
-        HyperparameterTypeError: of the wrong type.
+        HyperparameterError: a value is out of range, not finite or has the wrong length, or a key is unknown.
+        HyperparameterTypeError: a value has the wrong type.
     """
-    by_name = {} if ranges is None else {r.name: r for r in (*COMMON, *ranges)}
+    by_name = {} if ranges is None else {r.name: r for r in (*COMMON_RANGES, *ranges)}
     for key, value in given.items():
-        if key in FOREIGN_KEYS:
+        if key in EXTERNAL_GROUP_KEYS:
             continue
         if key not in defaults:
-            known = sorted(defaults)
-            raise HyperparameterError(
-                f"{owner} has no option {key!r}; it has {listing(known)}{did_you_mean(key, known)}"
-            )
+            raise HyperparameterError(f"{owner} has no option {key!r}{suggest(key, defaults, see=f'help({owner})')}")
         default = defaults[key]
         if isinstance(default, bool):
             _check_flag(key, value, owner)
@@ -59,11 +56,11 @@ def _check_flag(key: str, value: Any, owner: str) -> None:
 
 def _check_tuple(key: str, value: Any, length: int, owner: str, range_: Range | None) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != length:
-        kind = HyperparameterTypeError if not isinstance(value, (tuple, list)) else HyperparameterError
-        raise kind(f"{owner}: {key} must be {length} numbers, got {value!r}")
+        error = HyperparameterTypeError if not isinstance(value, (tuple, list)) else HyperparameterError
+        raise error(f"{owner}: {key} must be {length} numbers, got {value!r}")
     for i, item in enumerate(value):
         indexed = (
-            replace(range_, called=f"{range_.complaint.removeprefix('Invalid ')} at index {i}") if range_ else None
+            replace(range_, called=f"{range_.message_start.removeprefix('Invalid ')} at index {i}") if range_ else None
         )
         _check_number(f"{key}[{i}]", item, indexed, owner)
     if len({isinstance(item, Tensor) for item in value}) > 1:
@@ -81,20 +78,20 @@ def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> Non
     if range_ is not None and range_.whole and not isinstance(value, Integral):
         raise HyperparameterTypeError(f"{owner}: {key} must be {range_.words}, got {value!r} ({type(value).__name__})")
     if range_ is not None and not range_.holds(number):
-        raise HyperparameterError(f"{range_.complaint}: {value} ({owner}: {key} must be {range_.words})")
+        raise HyperparameterError(f"{range_.message_start}: {value} ({owner}: {key} must be {range_.words})")
     if not math.isfinite(number):
-        complaint = range_.complaint if range_ else f"Invalid {key}"
-        raise HyperparameterError(f"{complaint}: {value} ({owner}: {key} must be finite)")
+        message_start = range_.message_start if range_ else f"Invalid {key}"
+        raise HyperparameterError(f"{message_start}: {value} ({owner}: {key} must be finite)")
 
 
 def _as_float(value: Any) -> float | None:
-    """A real number of any library; None for what is none: a flag, text, an array, a complex number."""
-    of_a_library = str(getattr(value, "dtype", ""))  # of torch or numpy
-    if isinstance(value, bool) or of_a_library.endswith("bool") or not (of_a_library or isinstance(value, Real)):
+    """Convert a real number of any library to a float; None for flags, text, arrays and complex numbers."""
+    dtype = str(getattr(value, "dtype", ""))  # torch and numpy numbers have one
+    if isinstance(value, bool) or dtype.endswith("bool") or not (dtype or isinstance(value, Real)):
         return None
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
-    except OverflowError:  # a whole number without end
+    except OverflowError:  # a Python int may exceed the range of floats
         return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError, RuntimeError):
         return None

@@ -1,4 +1,4 @@
-"""Scalar states of a bucket, as views of one vector: a thousand separate additions cost more than a kernel."""
+"""Scalar states of a bucket, as views of one vector: updating thousands of separate tensors is slower than a kernel."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from torch import Tensor
 
 from optplug.optim.state import scalar_dtype
 
-Reader = Callable[[list[Tensor]], Any]
-"""From dense tensors of plain types to an array of their addresses; an engine may bring a faster one than ours."""
+AddressReader = Callable[[list[Tensor]], Any]
+"""Maps dense tensors of plain types to an array of their addresses. An engine may provide a faster one."""
 
 
-def _addresses(tensors: list[Tensor]) -> array[int]:
-    """Where each tensor's first element lies."""
+def _read_addresses(tensors: list[Tensor]) -> array[int]:
+    """Return the address of the first element of each tensor."""
     return array("q", list(map(Tensor.data_ptr, tensors)))
 
 
 class PackedScalars:
-    """The scalar states of some parameters: one vector per state name, whose elements the parameters hold."""
+    """The scalar states of some parameters: one vector per state name; each parameter's state is a view of an element.
+
+    Args:
+        names: names of the scalar states.
+        states: the state dict of each parameter. Its scalar states are replaced by views of the vectors.
+    """
 
     def __init__(self, names: Sequence[str], states: Sequence[dict[str, Any]]) -> None:
         self.names = tuple(names)
@@ -30,7 +35,7 @@ class PackedScalars:
         self.vectors: dict[str, Tensor] = {}
         self.views: dict[str, list[Tensor]] = {}
         for name in self.names:
-            dtypes = {getattr(state[name], "dtype", None) for state in states}  # somebody may have put numbers there
+            dtypes = {getattr(state[name], "dtype", None) for state in states}  # the user may have assigned numbers
             dtype = dtypes.pop() if len(dtypes) == 1 else None
             vector = torch.tensor([float(state[name]) for state in states], dtype=dtype or scalar_dtype(), device="cpu")
             self.vectors[name] = vector
@@ -38,27 +43,32 @@ class PackedScalars:
             for state, view in zip(states, self.views[name], strict=True):
                 state[name] = view
 
-    def holds(self, scalars: Mapping[str, Sequence[Any]], read: Reader) -> bool:
-        """Whether the parameters still hold these very elements. Anything may have replaced or redirected them."""
-        if self.names != tuple(scalars):
+    def is_current(self, scalar_states: Mapping[str, Sequence[Any]], read_addresses: AddressReader) -> bool:
+        """Whether the states are still the views of the vectors. Other code may replace them or change their data.
+
+        Args:
+            scalar_states: the scalar states of all parameters by name.
+            read_addresses: reads the addresses of tensors.
+        """
+        if self.names != tuple(scalar_states):
             return False
-        for name, values in scalars.items():
+        for name, values in scalar_states.items():
             vector, views = self.vectors[name], self.views[name]
             if len(values) != len(views) or not all(map(operator.is_, values, views)):
                 return False
-            first, size = vector.data_ptr(), vector.element_size()
-            if read(views).tolist() != list(range(first, first + size * self.length, size)):
+            start, size = vector.data_ptr(), vector.element_size()
+            if read_addresses(views).tolist() != list(range(start, start + size * self.length, size)):
                 return False
         return True
 
-    def rows(self, first: Sequence[bool] | None) -> Mapping[tuple[float, ...], Sequence[int]]:
-        """The distinct combinations of (first, *scalars), each with the indices of the parameters that share it.
+    def distinct_rows(self, first: Sequence[bool] | None) -> Mapping[tuple[float, ...], Sequence[int]]:
+        """Return the distinct rows (first, *scalars), each with the indices of the parameters that have it.
 
         Args:
-            first: whether it is the parameter's first step; None: for none of them.
+            first: for each parameter whether this is its first step; None if it is the first step of none.
         """
-        began = [0.0] * self.length if first is None else [float(f) for f in first]
-        columns = [began, *(self.vectors[name].tolist() for name in self.names)]
+        first_column = [0.0] * self.length if first is None else [float(f) for f in first]
+        columns = [first_column, *(self.vectors[name].tolist() for name in self.names)]
         if all(column.count(column[0]) == self.length for column in columns):
             return {tuple(column[0] for column in columns): range(self.length)}
         rows: dict[tuple[float, ...], list[int]] = {}
@@ -66,31 +76,38 @@ class PackedScalars:
             rows.setdefault(row, []).append(i)
         return rows
 
-    def write(self, values: Mapping[str, float], members: Sequence[int]) -> None:
-        """Set the scalars of some parameters."""
+    def write(self, values: Mapping[str, float], indices: Sequence[int]) -> None:
+        """Set the scalar states of the parameters with these indices.
+
+        Args:
+            values: the new value by state name.
+            indices: indices of the parameters.
+        """
         for name, value in values.items():
-            if len(members) == self.length:
+            if len(indices) == self.length:
                 self.vectors[name].fill_(value)
             else:
-                self.vectors[name][torch.tensor(members, device="cpu")] = value
+                self.vectors[name][torch.tensor(indices, device="cpu")] = value
 
 
 class PackedScalarsCache:
-    """The columns of an optimizer. They know states, not the optimizer, so nothing refers back to it."""
+    """The packed scalar states of an optimizer, by bucket. It holds no reference to the optimizer: no cycles."""
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, PackedScalars] = {}
-        self.read: Reader = _addresses
+        self._by_bucket: dict[Hashable, PackedScalars] = {}
+        self.read_addresses: AddressReader = _read_addresses
 
-    def adopt(
-        self, bucket: Hashable, scalars: Mapping[str, Sequence[Any]], states: Sequence[dict[str, Any]]
+    def get(
+        self, bucket: Hashable, scalar_states: Mapping[str, Sequence[Any]], states: Sequence[dict[str, Any]]
     ) -> PackedScalars:
-        """The column of a bucket, made anew when the states are no longer its elements.
+        """Return the packed scalar states of a bucket, packed again if the states are no longer views of the vectors.
 
         Args:
-            states: what the optimizer keeps for each parameter. scalars: the scalar states among that, by name.
+            bucket: identifies the bucket.
+            scalar_states: the scalar states of all parameters by name.
+            states: the state dict of each parameter.
         """
-        column = self._kept.get(bucket)
-        if column is None or column.length != len(states) or not column.holds(scalars, self.read):
-            column = self._kept[bucket] = PackedScalars(tuple(scalars), states)
-        return column
+        packed = self._by_bucket.get(bucket)
+        if packed is None or packed.length != len(states) or not packed.is_current(scalar_states, self.read_addresses):
+            packed = self._by_bucket[bucket] = PackedScalars(tuple(scalar_states), states)
+        return packed

@@ -1,4 +1,4 @@
-"""What an optimizer takes for parameters, beyond what the base class checks."""
+"""Checks of the parameters of a group, beyond those of `torch.optim.Optimizer`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT as Params
 
-from optplug.errors import ParameterError, did_you_mean, listing
+from optplug.errors import ParameterError, listing, nearest
 
-__all__ = ["Params", "of_group"]
+__all__ = ["Params", "check_group_params"]
 
 
-def of_group(group: dict[str, Any], number: int, owner: str, *, takes_complex: bool) -> Any:
-    """The parameters of a group, of a generator too, checked; what is no list of tensors is for the base class.
+def check_group_params(group: dict[str, Any], number: int, owner: str, *, takes_complex: bool) -> Any:
+    """Check the parameters of a group and return them as a list.
+
+    Values that are not iterables of tensors are returned unchanged: `torch.optim.Optimizer` raises for them.
 
     Args:
-        group: the options with `params`. number: the group's index. owner: the optimizer's name, for the messages.
+        group: the options of the group and `params`, which may be a generator.
+        number: index of the group.
+        owner: name of the optimizer, for messages.
         takes_complex: whether complex parameters are allowed.
 
     Raises:
-        ParameterError: no `params`; duplicate, sparse, or unwelcome complex parameters.
+        ParameterError: `params` is missing, or contains duplicate, sparse, or unsupported complex parameters.
     """
     if "params" not in group:
-        near = did_you_mean("params", group)
-        raise ParameterError(f"parameter group {number} needs 'params', it has {listing(sorted(group))}{near}")
+        near = nearest("params", group)
+        hint = f"; rename {near[0]!r} to 'params'" if near else ""
+        raise ParameterError(f"parameter group {number} needs 'params', it has {listing(sorted(group))}{hint}")
     params = group["params"]
     if isinstance(params, Tensor):
         params = [params]
@@ -34,20 +39,22 @@ def of_group(group: dict[str, Any], number: int, owner: str, *, takes_complex: b
     params = list(params)
     for i, p in enumerate(params):
         if isinstance(p, tuple) and len(p) != 2:
-            raise ParameterError(f"parameter {i} of group {number} is {p!r}: a named one is a pair (name, tensor)")
-    found = [(i, t) for i, p in enumerate(params) if isinstance(t := p[1] if isinstance(p, tuple) else p, Tensor)]
-    places: dict[int, int] = {}
-    for i, p in found:
-        first = places.setdefault(id(p), i)
+            raise ParameterError(
+                f"parameter {i} of group {number} is {p!r}: a named parameter must be a pair (name, tensor)"
+            )
+    tensors = [(i, t) for i, p in enumerate(params) if isinstance(t := p[1] if isinstance(p, tuple) else p, Tensor)]
+    first_index: dict[int, int] = {}
+    for i, p in tensors:
+        first = first_index.setdefault(id(p), i)
         if first != i:
             raise ParameterError(
                 f"optimizer contains a parameter group with duplicate parameters: "
-                f"group {number} has one tensor as its parameters {first} and {i}"
+                f"in group {number}, parameters {first} and {i} are the same tensor"
             )
-    sparse = [[number, i] for i, p in found if p.is_sparse or p.is_sparse_csr]
+    sparse = [[number, i] for i, p in tensors if p.is_sparse or p.is_sparse_csr]
     if sparse:
         raise ParameterError(f"Sparse params at indices {sparse}: {owner} requires dense parameter tensors")
-    unwelcome = [[number, i] for i, p in found if p.is_complex() and not takes_complex]
-    if unwelcome:
-        raise ParameterError(f"Complex params at indices {unwelcome}: {owner} does not support complex parameters")
+    unsupported = [[number, i] for i, p in tensors if p.is_complex() and not takes_complex]
+    if unsupported:
+        raise ParameterError(f"Complex params at indices {unsupported}: {owner} does not support complex parameters")
     return params

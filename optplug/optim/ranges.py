@@ -1,4 +1,4 @@
-"""Ranges of hyperparameters, for an optimizer's `ranges`. What means the same everywhere is in `COMMON`."""
+"""Allowed ranges of hyperparameters, for an optimizer's `ranges`. `COMMON_RANGES` holds for every optimizer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Range:
-    """The allowed numbers of one hyperparameter.
+    """The allowed values of one numeric hyperparameter.
 
     Args:
-        name: the hyperparameter.
-        words: the range, said to a person.
-        holds: whether a number is in it.
-        whole: whole numbers only.
-        called: the hyperparameter in the words of a complaint. Default: `"<name> value"`.
-        bounds: the range in the words of JSON Schema, such as `{"minimum": 0}`, for editors; empty where it has none.
+        name: name of the hyperparameter.
+        words: the range in words, for messages.
+        holds: whether a number is in the range.
+        whole: whether the number must be whole.
+        called: what messages call the hyperparameter. Default: `"<name> value"`.
+        bounds: the range as JSON Schema keywords, for example `{"minimum": 0}`; empty if it cannot be expressed so.
     """
 
     name: str
@@ -27,29 +27,46 @@ class Range:
     bounds: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
-    def complaint(self) -> str:
-        """How a complaint begins."""
+    def message_start(self) -> str:
+        """The start of an error message, in torch's form."""
         return f"Invalid {self.called or f'{self.name} value'}"
 
 
 def at_least(low: float, name: str, called: str = "", *, whole: bool = False) -> Range:
-    """Numbers from `low` on."""
+    """Return the range of numbers that are at least `low`.
+
+    Args:
+        low: the lower bound.
+        name: name of the hyperparameter.
+        called: what messages call the hyperparameter. Default: `"<name> value"`.
+        whole: whether the number must be whole.
+    """
     words = f"{'a whole number, ' if whole else ''}at least {low}"
     return Range(name, words, lambda x: x >= low, whole, called, {"minimum": low})
 
 
 def above_zero(name: str, called: str = "") -> Range:
-    """Numbers above 0."""
+    """Return the range of numbers above 0.
+
+    Args:
+        name: name of the hyperparameter.
+        called: what messages call the hyperparameter. Default: `"<name> value"`.
+    """
     return Range(name, "above 0", lambda x: x > 0, called=called, bounds={"exclusiveMinimum": 0})
 
 
 def unit_interval(name: str, called: str = "") -> Range:
-    """Numbers from 0 to 1."""
+    """Return the range of numbers from 0 to 1, both included.
+
+    Args:
+        name: name of the hyperparameter.
+        called: what messages call the hyperparameter. Default: `"<name> value"`.
+    """
     bounds = {"minimum": 0, "maximum": 1}
     return Range(name, "at least 0 and at most 1", lambda x: 0 <= x <= 1, called=called, bounds=bounds)
 
 
-COMMON = (
+COMMON_RANGES = (
     at_least(0, "lr", "learning rate"),
     at_least(0, "eps", "epsilon value"),
     at_least(0, "weight_decay"),
@@ -62,12 +79,15 @@ COMMON = (
         bounds={"minimum": 0, "exclusiveMaximum": 1},
     ),
 )
-"""So that every optimizer, a third party's too, gets the same check and the same words. An optimizer's own go first."""
+"""Ranges that apply to every optimizer, including third-party ones. An optimizer's own ranges have priority."""
 
 
-def declared(cls: type) -> dict[str, Range]:
-    """The ranges of a class that declares `ranges`, by hyperparameter: its own, its bases' and `COMMON`; else none."""
+def declared_ranges(cls: type) -> dict[str, Range]:
+    """Return the ranges of a class by hyperparameter: its own, those of its bases and `COMMON_RANGES`.
+
+    The result is empty for a class without the attribute `ranges`.
+    """
     if not isinstance(getattr(cls, "ranges", None), (list, tuple)):
         return {}
     own = [r for base in reversed(cls.__mro__) for r in vars(base).get("ranges", ())]
-    return {r.name: r for r in (*COMMON, *own) if isinstance(r, Range)}
+    return {r.name: r for r in (*COMMON_RANGES, *own) if isinstance(r, Range)}

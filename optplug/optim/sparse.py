@@ -1,4 +1,4 @@
-"""Sparse gradients: the rows of parameters and states that they name, taken out, stepped as dense ones, put back."""
+"""Steps with sparse gradients: only the rows in the gradient's indices are stepped, as dense tensors."""
 
 from __future__ import annotations
 
@@ -13,37 +13,48 @@ from optplug.optim.buckets import BucketKey
 from optplug.optim.buffers import Roles
 
 
-def numbers(t: Tensor) -> Tensor:
-    """The rows that a sparse tensor names, as single numbers, ascending."""
-    return _flat(t.coalesce().indices(), t.shape)
+def row_numbers(t: Tensor) -> Tensor:
+    """Return the numbers of the rows that a sparse tensor contains, ascending and without duplicates."""
+    return _flatten_indices(t.coalesce().indices(), t.shape)
 
 
-def _flat(indices: Tensor, shape: torch.Size) -> Tensor:
+def _flatten_indices(indices: Tensor, shape: torch.Size) -> Tensor:
+    """Return the row-major number of each row.
+
+    Args:
+        indices: int64 [sparse dimensions, rows].
+        shape: shape of the sparse tensor.
+    """
     if len(indices) == 1:
         return indices[0]
-    found = indices.new_zeros(indices.shape[1])  # a tensor without dimensions has no rows: it is one
+    numbers = indices.new_zeros(indices.shape[1])  # a 0-dim tensor has one row, number 0
     for size, index in zip(shape, indices, strict=False):
-        found = found * size + index
-    return found
+        numbers = numbers * size + index
+    return numbers
 
 
-class Rows:
-    """The rows of one parameter: those that its gradient names, and those of states that are sparse themselves.
+class SteppedRows:
+    """The rows of one parameter that a step with a sparse gradient changes.
 
-    A sparse state goes on acting where it is not zero, whatever rows the gradient names.
+    These are the rows in the gradient and the rows in the sparse states. A sparse state such as a momentum buffer
+    changes its rows in every step, even those that are not in the gradient.
+
+    Args:
+        gradient: the sparse gradient.
+        sparse_states: the states of the parameter that are sparse tensors.
     """
 
     def __init__(self, gradient: Tensor, sparse_states: Sequence[Tensor]) -> None:
-        self.gradient = gradient.coalesce()  # rules are not linear in the gradient: each row once
+        self.gradient = gradient.coalesce()  # rules are not linear in the gradient, so duplicate rows must be summed
         self.shape = gradient.shape[: gradient.sparse_dim()]
-        self.numbers = numbers(self.gradient)
+        self.numbers = row_numbers(self.gradient)
         if sparse_states:
-            self.numbers = torch.unique(torch.cat([self.numbers, *map(numbers, sparse_states)]))
-        many = len(self.shape) > 1
-        self.indices = torch.unravel_index(self.numbers, self.shape) if many else (self.numbers,)
+            self.numbers = torch.unique(torch.cat([self.numbers, *map(row_numbers, sparse_states)]))
+        has_several_dims = len(self.shape) > 1
+        self.indices = torch.unravel_index(self.numbers, self.shape) if has_several_dims else (self.numbers,)
 
-    def taken_from(self, t: Tensor) -> Tensor:
-        """The rows of `t` one after another, zero where a sparse `t` has none."""
+    def gather(self, t: Tensor) -> Tensor:
+        """Return the rows of `t` as a dense tensor; rows that a sparse `t` does not contain are zero."""
         if t.layout is torch.strided:
             if len(self.shape) == 1:
                 return t.index_select(0, self.numbers)
@@ -52,11 +63,11 @@ class Rows:
         if len(values) == len(self.numbers):
             return values
         rows = values.new_zeros(len(self.numbers), *values.shape[1:])
-        rows[torch.searchsorted(self.numbers, numbers(t))] = values
+        rows[torch.searchsorted(self.numbers, row_numbers(t))] = values
         return rows
 
-    def put_into(self, t: Tensor, rows: Tensor) -> None:
-        """Write the rows of `t`; a sparse `t` has no others."""
+    def scatter(self, t: Tensor, rows: Tensor) -> None:
+        """Write the rows into `t`; a sparse `t` contains no other rows afterwards."""
         if t.layout is torch.strided:
             if len(self.shape) == 1:
                 t.index_copy_(0, self.numbers, rows)
@@ -68,83 +79,92 @@ class Rows:
 
 
 class RowAddresses:
-    """Where the rows that sparse gradients name lie in memory, in parameters and states as in the gradients.
+    """The memory addresses of the rows in sparse gradients, for the gradients, the parameters and the dense states.
 
-    A row that is named several times has its sum made here; the others stay where they are, which is what `coalesce`
-    takes most of its time for.
+    Rows that occur several times in a gradient are summed into a new tensor. The other rows are used in place, because
+    copying them would take most of the time of `coalesce`.
 
     Args:
-        roles: contiguous tensors, gradients apart. Those must be there for as long as the addresses are used.
+        roles: the tensors of a bucket. All but the gradients must be contiguous, and must live as long as the addresses
+            are used.
 
     Attributes:
-        addresses: of each row, by role: int64 [roles, rows].
-        lengths: elements of each row. owners: the index of the parameter that it belongs to.
+        addresses: the address of each row by role: int64 [roles, rows].
+        lengths: the number of elements of each row.
+        param_indices: for each row the index of its parameter.
     """
 
     def __init__(self, roles: Roles) -> None:
-        rows: list[Tensor] = []
-        at: list[Tensor] = []
+        numbers: list[Tensor] = []
+        grad_addresses: list[Tensor] = []
         sizes = [math.prod(g.shape[g.sparse_dim() :]) for g in roles["g"]]
-        self._held: list[Tensor] = []
+        self._keep_alive: list[Tensor] = []
         for g in roles["g"]:
-            found, places = self._of(g)
-            rows.append(found)
-            at.append(places)
-        counts = torch.tensor([len(found) for found in rows], device="cpu")
-        self.owners = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
-        self.lengths = torch.tensor(sizes, device="cpu")[self.owners]
+            found, addresses = self._grad_rows(g)
+            numbers.append(found)
+            grad_addresses.append(addresses)
+        counts = torch.tensor([len(found) for found in numbers], device="cpu")
+        self.param_indices = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
+        self.lengths = torch.tensor(sizes, device="cpu")[self.param_indices]
         self.addresses = torch.stack(
             [
-                torch.cat(at)
+                torch.cat(grad_addresses)
                 if role == "g"
                 else torch.cat(
                     [
                         t.data_ptr() + found * (size * t.element_size())
-                        for t, found, size in zip(tensors, rows, sizes, strict=True)
+                        for t, found, size in zip(tensors, numbers, sizes, strict=True)
                     ]
                 )
                 for role, tensors in roles.items()
             ]
         )
 
-    def _of(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows that a gradient names, ascending, and the addresses of their values."""
-        named, values = _flat(g._indices(), g.shape), g._values().contiguous()
+    def _grad_rows(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the rows in a gradient, ascending, and the addresses of their values."""
+        numbers, values = _flatten_indices(g._indices(), g.shape), g._values().contiguous()
         size = math.prod(values.shape[1:]) * values.element_size()
-        self._held.append(values)
+        self._keep_alive.append(values)
         if g.is_coalesced():
-            return named, values.data_ptr() + torch.arange(len(values), device="cpu") * size
-        ordered, order = torch.sort(named, stable=True)
-        found, slot, counts = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
+            return numbers, values.data_ptr() + torch.arange(len(values), device="cpu") * size
+        ordered, order = torch.sort(numbers, stable=True)
+        distinct, slot, counts = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
         first = order[counts.cumsum(0) - counts]
-        places = values.data_ptr() + first * size
-        several = counts > 1
-        if bool(several.any()):
-            among = several[slot]
-            sums = values.new_zeros(int(several.sum()), *values.shape[1:])
-            sums.index_add_(0, (several.cumsum(0) - 1)[slot[among]], values[order[among]])
-            self._held.append(sums)
-            places[several] = sums.data_ptr() + torch.arange(len(sums), device="cpu") * size
-        return found, places
+        addresses = values.data_ptr() + first * size
+        repeated = counts > 1
+        if bool(repeated.any()):
+            in_repeated = repeated[slot]
+            sums = values.new_zeros(int(repeated.sum()), *values.shape[1:])
+            sums.index_add_(0, (repeated.cumsum(0) - 1)[slot[in_repeated]], values[order[in_repeated]])
+            self._keep_alive.append(sums)
+            addresses[repeated] = sums.data_ptr() + torch.arange(len(sums), device="cpu") * size
+        return distinct, addresses
 
 
 @contextmanager
-def named(whole: Roles, kind: BucketKey) -> Iterator[Roles]:
-    """All roles as dense tensors; where gradients are sparse, on the rows they name, and put back there afterwards."""
-    if kind.layout is torch.strided:
-        yield whole
+def as_dense(roles: Roles, key: BucketKey) -> Iterator[Roles]:
+    """Provide all tensors of a bucket as dense tensors.
+
+    For sparse gradients these are copies of the stepped rows, which are written back on exit.
+
+    Args:
+        roles: the tensors of the bucket.
+        key: the key of the bucket.
+    """
+    if key.grad_layout is torch.strided:
+        yield roles
         return
-    if kind.made_dense:
-        yield {**whole, "g": [g.to_dense() for g in whole["g"]]}
+    if key.densify_grads:
+        yield {**roles, "g": [g.to_dense() for g in roles["g"]]}
         return
-    rows = []
-    for _, g, *states in zip(*whole.values(), strict=True):
-        rows.append(Rows(g, [state for state in states if state.layout is torch.sparse_coo]))
-    taken = {
-        role: [r.taken_from(t) for r, t in zip(rows, tensors, strict=True)]
-        for role, tensors in {**whole, "g": [r.gradient for r in rows]}.items()
+    stepped = []
+    for _, g, *states in zip(*roles.values(), strict=True):
+        stepped.append(SteppedRows(g, [state for state in states if state.layout is torch.sparse_coo]))
+    dense = {
+        role: [rows.gather(t) for rows, t in zip(stepped, tensors, strict=True)]
+        for role, tensors in {**roles, "g": [rows.gradient for rows in stepped]}.items()
     }
-    yield taken
-    for role in whole.keys() - {"g"}:
-        for r, t, new in zip(rows, whole[role], taken[role], strict=True):
-            r.put_into(t, new)
+    yield dense
+    for role in roles.keys() - {"g"}:
+        for rows, t, values in zip(stepped, roles[role], dense[role], strict=True):
+            rows.scatter(t, values)

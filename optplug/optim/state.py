@@ -1,4 +1,4 @@
-"""The states of a rule: their declaration, their first values, and what loading must not do to them."""
+"""The states of a rule: their declaration, initial values, and how they are loaded from a state dict."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug.errors import HyperparameterError, HyperparameterTypeError, ParameterError, listing
+from optplug.errors import HyperparameterError, HyperparameterTypeError, ParameterError, listing, short_list
 
 
 @dataclass(frozen=True)
 class State:
-    """One state of a rule, kept under torch's name.
+    """One state of a rule, stored under the name that torch uses.
 
     Args:
-        name: the key in `optimizer.state[p]` and the rule's argument.
-        scalar: one number for the parameter (a 0-dim tensor) rather than one per element.
-        when: the hyperparameter that must be true, or not 0, for the state to exist. Default: it always does.
-        init: its first value, or the name of the hyperparameter that gives it.
-        sparse: where gradients are sparse it is a sparse tensor, and it acts on all rows it has; without it, rows that
-            a gradient does not name are left alone.
+        name: the key in `optimizer.state[p]` and the argument of the rule.
+        scalar: whether the state is one number per parameter (a 0-dim tensor) instead of one per element.
+        when: name of the hyperparameter that must be truthy for the state to exist. Default: the state always exists.
+        init: the initial value, or the name of the hyperparameter that contains it.
+        sparse: whether the state is a sparse tensor for sparse gradients. A step then changes all rows of the state.
+            Without it a step changes only the rows in the gradient.
     """
 
     name: str
@@ -32,115 +32,154 @@ class State:
     sparse: bool = False
 
     def exists(self, group: Mapping[str, Any]) -> bool:
-        """Whether a parameter of this group has the state."""
+        """Whether the parameters of a group have the state."""
         return self.when is None or bool(group[self.when])
 
-    def first(self, p: Tensor, g: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
-        """The state before the first step; `dtype` is the optimizer's `state_dtype`."""
+    def initial_value(self, p: Tensor, g: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
+        """Return the value of the state before the first step.
+
+        Args:
+            p: the parameter.
+            g: its gradient.
+            group: its parameter group.
+            dtype: `state_dtype` of the optimizer.
+        """
         value: Any = group[self.init] if isinstance(self.init, str) else self.init
-        if isinstance(value, Tensor):  # which autograd may be following
+        if isinstance(value, Tensor):  # with differentiable=True, autograd must record its use
             value = value.reshape(()) if group["differentiable"] else float(value.detach())
         if self.scalar:
-            return torch.zeros((), dtype=scalar_dtype(), device=place_of_scalars(p, group)).add(value)
-        dtype = dtype_of(p, dtype)
+            return torch.zeros((), dtype=scalar_dtype(), device=scalar_device(p, group)).add(value)
+        dtype = elementwise_dtype(p, dtype)
         if self.sparse and g.layout is torch.sparse_coo:
             return torch.zeros_like(g, dtype=dtype)
         if p.is_complex():
             value = value * (1 + 1j)
         if isinstance(value, Tensor):
             return torch.zeros_like(p, dtype=dtype).add(value)
-        # Zeros that nobody has touched are no memory yet: the first step makes them so, with all its threads.
+        # The pages of zeros_like are allocated when the first step writes to them, by all threads of its kernel.
         return torch.full_like(p, value, dtype=dtype) if value else torch.zeros_like(p, dtype=dtype)
 
-    def check(self, value: Any, p: Tensor, place: str) -> None:
-        """Refuse a saved value that is no state of this parameter.
+    def check(self, value: Any, p: Tensor, prefix: str) -> None:
+        """Check that a value from a state dict fits the state of a parameter.
+
+        Args:
+            value: the value.
+            p: the parameter.
+            prefix: start of the message.
 
         Raises:
-            ParameterError: of another shape. HyperparameterTypeError: no tensor, or for a scalar no number.
+            ParameterError: the value has the wrong shape.
+            HyperparameterTypeError: the value is not a tensor; for a scalar state, neither a tensor nor a number.
         """
         if self.scalar:
             if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-                raise HyperparameterTypeError(f"{place} must be a number, got {value!r}")
+                raise HyperparameterTypeError(f"{prefix} must be a number, got {value!r}")
             if isinstance(value, Tensor) and value.numel() != 1:
-                raise ParameterError(f"{place} must be one number, got a tensor of shape {tuple(value.shape)}")
+                raise ParameterError(f"{prefix} must be one number, got a tensor of shape {tuple(value.shape)}")
         elif not isinstance(value, Tensor):
-            raise HyperparameterTypeError(f"{place} must be a tensor, got {value!r}")
+            raise HyperparameterTypeError(f"{prefix} must be a tensor, got {value!r}")
         elif value.shape != p.shape:
-            raise ParameterError(f"{place} has shape {tuple(value.shape)}, the parameter has {tuple(p.shape)}")
+            raise ParameterError(f"{prefix} has shape {tuple(value.shape)}, the parameter has {tuple(p.shape)}")
 
-    def loaded(self, value: Any, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
-        """What a state dict has for the state, where and in the dtype it belongs.
+    def restore(self, value: Any, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
+        """Return a copy of a value from a state dict, with the device and dtype of the state.
 
-        torch casts states to the parameter's dtype, and keeps only `step` from it. Old state dicts hold plain numbers.
+        This corrects torch's loading, which casts all states but `step` to the dtype of the parameter. Old state dicts
+        contain plain numbers.
+
+        Args:
+            value: the value.
+            p: the parameter.
+            group: its parameter group.
+            dtype: `state_dtype` of the optimizer.
         """
         if self.scalar:
-            return torch.as_tensor(value, dtype=scalar_dtype(), device=place_of_scalars(p, group)).detach().clone()
-        copied: Tensor = value.to(p.device, dtype_of(p, dtype), copy=True)
-        return copied
+            return torch.as_tensor(value, dtype=scalar_dtype(), device=scalar_device(p, group)).detach().clone()
+        copy: Tensor = value.to(p.device, elementwise_dtype(p, dtype), copy=True)
+        return copy
 
 
-def check_saved(state_dict: Mapping[str, Any], owner: str, states: Sequence[State], params: Sequence[Tensor]) -> None:
-    """Refuse the state of another optimizer or of other parameters; what a user has added to it is welcome.
+def check_saved_states(
+    state_dict: Mapping[str, Any], owner: str, states: Sequence[State], params: Sequence[Tensor]
+) -> None:
+    """Check that a state dict contains the states of this optimizer and these parameters. Additional keys are allowed.
 
     Args:
-        owner: the optimizer's name. states: what it keeps. params: its parameters, in order.
+        state_dict: the state dict of an optimizer.
+        owner: name of the optimizer, for messages.
+        states: the states that the optimizer declares.
+        params: all parameters of the optimizer, in order.
 
     Raises:
-        HyperparameterError: with what it has and what it should have. ParameterError: of another shape.
+        HyperparameterError: the states are those of another optimizer.
+        ParameterError: a state has the wrong shape.
+        HyperparameterTypeError: a state has the wrong type.
     """
-    kept = {state.name: state for state in states}
+    declared = {state.name: state for state in states}
     indices = [i for group in state_dict["param_groups"] for i in group["params"]]
-    for position, (i, p) in enumerate(zip(indices, params, strict=False)):  # the base class compares the lengths
+    for position, (i, p) in enumerate(zip(indices, params, strict=False)):  # torch compares the lengths
         saved = state_dict["state"].get(i) or {}
-        missing = {name for name, state in kept.items() if state.when is None and not state.scalar} - set(saved)
-        strange = set(saved) - set(kept)
-        if saved and (missing or strange & {"step", "n_iter"}):  # torch's optimizers, but SGD, count
+        missing = {name for name, state in declared.items() if state.when is None and not state.scalar} - set(saved)
+        unknown = set(saved) - set(declared)
+        if saved and (missing or unknown & {"step", "n_iter"}):  # all optimizers of torch but SGD have a step count
             raise HyperparameterError(
-                f"this is the state of another optimizer: it has {listing(sorted(saved))}; "
-                f"{owner} keeps {listing(sorted(kept))}"
+                f"this is the state of another optimizer, with the keys {short_list(sorted(saved))}; "
+                f"{owner} keeps {listing(sorted(declared))}"
             )
-        for name in (name for name in kept if saved.get(name) is not None):
-            kept[name].check(saved[name], p, f"{owner}: {name} of parameter {position} in the state dict")
+        for name in (name for name in declared if saved.get(name) is not None):
+            declared[name].check(saved[name], p, f"{owner}: {name} of parameter {position} in the state dict")
 
 
 def scalar_dtype() -> torch.dtype:
-    """float32, or float64 where that is the default dtype: as torch keeps `step`."""
+    """Return the dtype of scalar states, as torch chooses it for `step`: float64 if it is the default, else float32."""
     return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
 
 
-def place_of_scalars(p: Tensor, group: Mapping[str, Any]) -> torch.device:
-    """The CPU, where reading a number waits for nothing, except under `capturable`."""
+def scalar_device(p: Tensor, group: Mapping[str, Any]) -> torch.device:
+    """Return the device of scalar states.
+
+    It is the CPU, where they can be read without synchronization; with `capturable`, it is the parameter's device.
+    """
     return p.device if group["capturable"] else torch.device("cpu")
 
 
-def dtype_of(p: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of a parameter's element-wise states."""
+def elementwise_dtype(p: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of a parameter's element-wise states; `dtype` is the optimizer's `state_dtype`."""
     if dtype is None:
         return p.dtype
     return dtype.to_complex() if p.is_complex() else dtype
 
 
-def prepare(
+def init_missing_states(
     states: Sequence[State],
-    kept: dict[str, Any],
+    param_state: dict[str, Any],
     p: Tensor,
     g: Tensor,
     group: Mapping[str, Any],
     dtype: torch.dtype | None,
 ) -> bool:
-    """Make the states that are missing from `kept`, for a parameter and its gradient.
+    """Add the states that a parameter lacks to its state dict.
+
+    Args:
+        states: the states that exist for the group.
+        param_state: the state dict of the parameter.
+        p: the parameter.
+        g: its gradient.
+        group: its parameter group.
+        dtype: `state_dtype` of the optimizer.
 
     Returns:
-        Whether this is the first step: no element-wise state was there, or for a rule with scalar states only, none.
+        Whether this is the first step: all element-wise states were missing. For a rule with scalar states only: all
+        states were missing.
     """
-    missing = [state for state in states if kept.get(state.name) is None]
+    missing = [state for state in states if param_state.get(state.name) is None]
     for state in missing:
-        kept[state.name] = state.first(p, g, group, dtype)
+        param_state[state.name] = state.initial_value(p, g, group, dtype)
     if g.layout is torch.strided:
-        for state in states:  # a dense gradient has every row, and so has from now on the state
-            if state.sparse and kept[state.name].layout is not torch.strided:
-                kept[state.name] = kept[state.name].to_dense()
+        for state in states:  # a dense gradient changes every row, so a sparse state becomes dense
+            if state.sparse and param_state[state.name].layout is not torch.strided:
+                param_state[state.name] = param_state[state.name].to_dense()
     if not missing:
         return False
-    telling = [state for state in states if not state.scalar] or states
-    return all(state in missing for state in telling)
+    decisive = [state for state in states if not state.scalar] or states
+    return all(state in missing for state in decisive)

@@ -1,4 +1,4 @@
-"""Whether tensors are still what they were, so that what was decided about them need not be decided anew."""
+"""`TensorGuard`: a check whether tensors still have the properties that earlier decisions depend on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from optplug.engines._torch_compat import tensor_guards
 
 
 class TensorGuard:
-    """What some dense tensors are: type, dtype, device, layout, shape, strides, conjugate and negative bits.
+    """The properties of dense tensors: type, dtype, device, layout, shape, strides, conjugate and negative bits.
 
-    It knows the facts and holds none of the tensors. Addresses are no part of it: they are read in each step.
+    The guard stores the properties and holds no tensors. Addresses are not included: they are read in each step.
+
+    Args:
+        tensors: the tensors whose properties are stored.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        # In C++: a fraction of the time that comparing each tensor takes in Python. Without it nothing is cached.
+        # torch's check in C++ is several times faster than a comparison in Python. Without it nothing is cached.
         self._guards = tensor_guards(tensors)
 
-    def holds(self, tensors: Sequence[Any]) -> bool:
-        """Whether these are the same number of tensors, each like its predecessor."""
+    def matches(self, tensors: Sequence[Any]) -> bool:
+        """Whether there are as many tensors as before, and each has the stored properties."""
         return self._guards is not None and bool(self._guards.check(*tensors))

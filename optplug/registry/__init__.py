@@ -1,6 +1,6 @@
-"""Names and plugins: hook specifications, specs, discovery, look-up, and what a registered class takes as arguments.
+"""Plugins and the names they register: hook specifications, specs, discovery, look-up, constructor arguments.
 
-Standard library and pluggy only. No torch, no algorithm, no configuration.
+This package uses the standard library and pluggy only. It does not import torch.
 """
 
 from optplug.registry.plugin_registry import (

@@ -1,4 +1,7 @@
-"""The hooks a plugin may implement. A plugin is a module or object named by an entry point of group `optplug`."""
+"""The hooks that a plugin can implement.
+
+A plugin is a module or an object that an entry point of the group `optplug` names.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ import pluggy
 if TYPE_CHECKING:
     from optplug.registry.specs import FunctionSpec, OptimizerSpec, SchedulerSpec
 
-PROJECT = "optplug"
+PROJECT_NAME = "optplug"
 
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 
 
 @hookspec
 def optplug_optimizers() -> Sequence[OptimizerSpec | type]:  # type: ignore[empty-body]
-    """Return the optimizers this plugin offers: specs, or plain `torch.optim.Optimizer` classes."""
+    """Return the optimizers to register: specs, or subclasses of `torch.optim.Optimizer`."""
 
 
 @hookspec
 def optplug_schedulers() -> Sequence[SchedulerSpec | type]:  # type: ignore[empty-body]
-    """Return the learning-rate schedulers this plugin offers: specs, or plain `LRScheduler` classes."""
+    """Return the learning-rate schedulers to register: specs, or subclasses of `LRScheduler`."""
 
 
 @hookspec
 def optplug_functions() -> Sequence[FunctionSpec | Callable[[int], float]]:  # type: ignore[empty-body]
-    """Return the functions of the epoch that configurations may name: specs, or plain functions."""
+    """Return the functions of the epoch to register: specs, or functions. A configuration can name them."""

@@ -1,4 +1,7 @@
-"""Names and plugins: discovery, isolation and look-up. Imports no plugin until asked, and torch never."""
+"""The registry: discovers plugins, isolates faulty ones, and resolves names.
+
+Plugins are imported on the first listing or look-up. This file does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from importlib.metadata import EntryPoint, entry_points
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
@@ -20,28 +24,37 @@ from optplug.errors import (
     ConfigTypeError,
     PluginError,
     UnknownNameError,
-    describe,
     did_you_mean,
     listing,
+    one_line,
+    short_list,
 )
 from optplug.registry import hookspecs
-from optplug.registry.specs import FunctionSpec, OptimizerSpec, SchedulerSpec, Spec, lookup_key, spec_of
+from optplug.registry.specs import FunctionSpec, OptimizerSpec, SchedulerSpec, Spec, lookup_key, spec_from_target
 
-GROUP = "optplug"
-DISABLE = "OPTPLUG_DISABLE"
+ENTRY_POINT_GROUP = "optplug"
+DISABLE_VARIABLE = "OPTPLUG_DISABLE"
+"""Environment variable with the names of plugins or distributions that are not loaded."""
+
 KINDS: dict[str, type[Spec]] = {"optimizer": OptimizerSpec, "scheduler": SchedulerSpec, "function": FunctionSpec}
-HOOKS = {kind: f"optplug_{kind}s" for kind in KINDS}
-METHODS = {
+HOOK_NAMES = {kind: f"optplug_{kind}s" for kind in KINDS}
+REQUIRED_METHODS = {
     "optimizer": ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict"),
     "scheduler": ("step", "state_dict", "load_state_dict"),
     "function": ("__call__",),
 }
-"""What a class of each kind must have; torch is not asked, since listing names must not import it."""
+"""Methods that a class of each kind must have. Base classes are not checked, since that would import torch."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An installed plugin: its entry-point name and the distribution and version it came with."""
+    """An installed plugin.
+
+    Attributes:
+        name: the name of its entry point.
+        distribution: the distribution that contains the entry point; the plugin's module if this is unknown.
+        version: the version of the distribution; `?` if it is unknown.
+    """
 
     name: str
     distribution: str
@@ -53,19 +66,25 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A plugin left out because it raised or returned nonsense."""
+    """A plugin that is not used because it raised an exception or returned invalid values.
+
+    Attributes:
+        plugin: the plugin.
+        cause: the exception, on one line.
+        traceback: the traceback of the exception.
+    """
 
     plugin: Plugin
     cause: str
     traceback: str
 
     def __str__(self) -> str:
-        return f"plugin {self.plugin} was left out: {self.cause}"
+        return f"plugin {self.plugin} is quarantined: {self.cause}"
 
 
 @dataclass(frozen=True)
 class Registration:
-    """A spec together with the plugin that offers it."""
+    """A spec and the plugin that registered it."""
 
     spec: Spec
     plugin: Plugin
@@ -75,14 +94,15 @@ class Registration:
         return self.spec.name
 
     @property
-    def qualified(self) -> str:
+    def qualified_name(self) -> str:
+        """The name as `plugin:name`."""
         return f"{self.plugin.name}:{self.spec.name}"
 
     def load(self) -> Any:
-        """Import the class, or the function.
+        """Import and return the class or function.
 
         Raises:
-            PluginError: when the import fails or what was imported is no optimizer (or scheduler) class, no function.
+            PluginError: the import fails, or the imported object is not a class or function of the registered kind.
         """
         target = self.spec.target
         if isinstance(target, str):
@@ -93,28 +113,38 @@ class Registration:
                     found = getattr(found, part)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # SystemExit too, and what a compiled extension makes of a panic
+            except BaseException as error:  # includes SystemExit and panics of compiled extensions
                 raise PluginError(
                     f"{self.spec.kind} {self.name!r} of plugin {self.plugin} could not be loaded from {target!r}: "
-                    f"{describe(error)}"
+                    f"{one_line(error)}"
                 ) from error
         else:
             found = target
         kind = self.spec.kind
-        missing = [m for m in METHODS[kind] if not callable(getattr(found, m, None))]
-        fits = self.spec.is_thing(found)
-        if not fits or missing:
-            wanted = kind if kind in self.spec.thing else f"{kind} {self.spec.thing[0]}"
+        missing = [method for method in REQUIRED_METHODS[kind] if not callable(getattr(found, method, None))]
+        has_right_type = self.spec.is_valid_target(found)
+        if not has_right_type or missing:
+            noun = self.spec.target_nouns[0]
+            wanted = kind if kind == noun else f"{kind} {noun}"
+            article = "an" if wanted[0] in "aeiou" else "a"
             raise PluginError(
-                f"{kind} {self.name!r} of plugin {self.plugin} is {found!r}, which is no {wanted}"
-                + (f" (it has no {listing(missing)})" if fits else "")
+                f"{kind} {self.name!r} of plugin {self.plugin} is {found!r}, which is not {article} {wanted}"
+                + (f" (it lacks {listing(missing)})" if has_right_type else "")
             )
         return found
 
 
 @dataclass
-class _Catalogue:
-    """What one discovery found."""
+class _Discovery:
+    """The result of one discovery.
+
+    Attributes:
+        manager: the pluggy manager with the plugins in use.
+        registrations: by kind, and by `lookup_key` of the name, one registration for each plugin.
+        plugins: the plugins in use.
+        quarantined: the plugins that failed.
+        disabled: the plugins that OPTPLUG_DISABLE names.
+    """
 
     manager: pluggy.PluginManager
     registrations: dict[str, dict[str, list[Registration]]] = field(
@@ -126,172 +156,192 @@ class _Catalogue:
 
 
 class Registry:
-    """Finds what plugins offer.
+    """Finds installed plugins and resolves the names that they register.
+
+    Discovery runs once, on the first listing or look-up; `reload` discards its result. Each plugin is isolated: a
+    plugin that raises an exception, returns invalid values or has the name of another plugin is quarantined, and the
+    other plugins are used.
 
     Args:
-        points: the entry points to look at. Default: those of group `optplug` of every installed distribution.
-
-    Discovery happens on the first listing or look-up and once; `reload` forgets it. Each plugin is isolated: one that
-    raises, returns nonsense or shares its name with another plugin is quarantined, and the others go on.
+        points: the entry points to load. Default: those of the group `optplug` of all installed distributions.
     """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
         self._points = None if points is None else tuple(points)
         self._lock = threading.RLock()
-        self._discovering = False
-        self._found: _Catalogue | None = None
+        self._is_discovering = False
+        self._result: _Discovery | None = None
         self._loaded: dict[Registration, Any] = {}
 
     def reload(self) -> None:
-        """Forget what was found; the next look-up discovers anew."""
+        """Discard the result of the discovery; the next listing or look-up discovers again."""
         with self._lock:
-            self._found = None
+            self._result = None
             self._loaded.clear()
-            importlib.invalidate_caches()  # what was installed since this process started
+            importlib.invalidate_caches()  # finds modules that were installed after this process started
 
     @property
     def plugins(self) -> Sequence[Plugin]:
-        """The plugins in use, by name."""
-        return tuple(self._catalogue().plugins)
+        """The plugins in use, sorted by name."""
+        return tuple(self._discovered().plugins)
 
     @property
     def quarantined(self) -> Sequence[Quarantined]:
-        """The plugins left out, each with its cause and traceback."""
-        return tuple(self._catalogue().quarantined)
+        """The quarantined plugins, each with its cause and traceback."""
+        return tuple(self._discovered().quarantined)
 
     @property
     def disabled(self) -> Sequence[Plugin]:
-        """The plugins that OPTPLUG_DISABLE leaves out."""
-        return tuple(self._catalogue().disabled)
+        """The plugins that the environment variable OPTPLUG_DISABLE disables."""
+        return tuple(self._discovered().disabled)
 
     @property
     def manager(self) -> pluggy.PluginManager:
-        """The pluggy manager that holds the plugins in use."""
-        return self._catalogue().manager
+        """The pluggy manager with the plugins in use."""
+        return self._discovered().manager
 
     def names(self, kind: str, pattern: str = "*") -> list[str]:
-        """Sorted canonical names of a kind that match a glob; a name that two plugins offer is spelt `plugin:name`.
+        """Return the sorted canonical names of a kind; a name that several plugins register is given as `plugin:name`.
 
         Args:
             kind: `"optimizer"`, `"scheduler"` or `"function"`.
-            pattern: a glob over canonical names (`"ada*"`), or over `plugin:name` when it contains a colon. Case does
-                not count and `-` is `_`.
-        """
-        _must_be_text("pattern", pattern)
-        return sorted(spelling for spelling, _ in self._spelled(kind, pattern))
-
-    def registrations(self, kind: str, pattern: str = "*") -> list[Registration]:
-        """The offers behind `names`, in its order."""
-        return [registration for _, registration in sorted(self._spelled(kind, pattern), key=lambda pair: pair[0])]
-
-    def find(self, kind: str, name: str) -> Registration:
-        """The offer of a name (any case, `-` or `_`), or of `plugin:name`.
+            pattern: a glob over canonical names (`"ada*"`), or over `plugin:name` if it contains a colon. Case is
+                ignored, and `-` equals `_`. Default: all names.
 
         Raises:
-            UnknownNameError: nobody offers it; the message has the nearest names and every quarantined plugin.
-            AmbiguousNameError: two plugins offer it; the message spells both as `plugin:name`.
+            ConfigTypeError: `pattern` is not text.
+        """
+        _check_is_text("pattern", pattern)
+        return sorted(name for name, _ in self._matching(kind, pattern))
+
+    def registrations(self, kind: str, pattern: str = "*") -> list[Registration]:
+        """Return the registrations of `names`, in the same order."""
+        return [registration for _, registration in sorted(self._matching(kind, pattern), key=lambda pair: pair[0])]
+
+    def resolve(self, kind: str, name: str) -> Registration:
+        """Return the registration of a name.
+
+        Args:
+            kind: `"optimizer"`, `"scheduler"` or `"function"`.
+            name: the name, or `plugin:name`. Case, `-` and `_` are ignored.
+
+        Raises:
+            UnknownNameError: no plugin registers the name; the message has similar names and all quarantined plugins.
+            AmbiguousNameError: several plugins register the name; the message has each as `plugin:name`.
             ConfigTypeError: `name` is not text.
         """
-        _must_be_text(f"{kind} name", name)
+        _check_is_text(f"{kind} name", name)
         plugin, colon, bare = name.rpartition(":")
-        found = self._catalogue().registrations[kind].get(lookup_key(bare), [])
+        found = self._discovered().registrations[kind].get(lookup_key(bare), [])
         if colon:
             found = [
                 registration for registration in found if lookup_key(registration.plugin.name) == lookup_key(plugin)
             ]
         if not found:
-            raise UnknownNameError(self._unknown(kind, name))
+            raise UnknownNameError(self._unknown_name_message(kind, name))
         if len(found) > 1:
-            spellings = " or ".join(repr(registration.qualified) for registration in found)
-            raise AmbiguousNameError(f"{len(found)} plugins offer {kind} {name!r}: write {spellings}")
+            choices = " or ".join(repr(registration.qualified_name) for registration in found)
+            raise AmbiguousNameError(f"{len(found)} plugins register {kind} {name!r}: write {choices}")
         return found[0]
 
     def get(self, kind: str, name: str) -> Any:
-        """The class (or function) of a name; errors as in `find` and `Registration.load`."""
-        registration = self.find(kind, name)
+        """Return the class or function of a name. Errors: see `resolve` and `Registration.load`."""
+        registration = self.resolve(kind, name)
         if not isinstance(registration.spec.target, str):
-            return registration.load()  # it is there already, and may be a function that has no hash
+            return registration.load()  # not cached: there is nothing to import, and the target may be unhashable
         if registration not in self._loaded:
             self._loaded[registration] = registration.load()
         return self._loaded[registration]
 
     # ------------------------------------------------------------------ look-up
 
-    def _spelled(self, kind: str, pattern: str) -> list[tuple[str, Registration]]:
-        pattern = re.sub(r"(\[[^]]*])|-", lambda match: match[1] or "_", pattern.lower())  # [a-c] keeps its -
-        spelled = []
-        for registrations in self._catalogue().registrations[kind].values():
+    def _matching(self, kind: str, pattern: str) -> list[tuple[str, Registration]]:
+        """Return the registrations that match a glob, each with the shortest name that resolves to it."""
+        # A `-` in brackets, as in [a-c], is a range.
+        pattern = re.sub(r"(\[[^]]*])|-", lambda match: match[1] or "_", pattern.lower())
+        matching = []
+        for registrations in self._discovered().registrations[kind].values():
             for registration in registrations:
-                qualified = registration.qualified
-                subject = qualified.lower().replace("-", "_") if ":" in pattern else registration.name
-                if fnmatchcase(subject, pattern):
-                    spelled.append((qualified if len(registrations) > 1 else registration.name, registration))
-        return spelled
+                qualified_name = registration.qualified_name
+                text = qualified_name.lower().replace("-", "_") if ":" in pattern else registration.name
+                if fnmatchcase(text, pattern):
+                    matching.append((qualified_name if len(registrations) > 1 else registration.name, registration))
+        return matching
 
-    def _unknown(self, kind: str, name: str) -> str:
+    def _unknown_name_message(self, kind: str, name: str) -> str:
         bare = name.rpartition(":")[2]
-        hint = did_you_mean(bare, (registration.name for registration in self.registrations(kind))) or "."
-        message = f"no {kind} named {name!r}{hint} Installed: {listing(self.names(kind))}."
+        message = f"no {kind} named {name!r}"
+        if hint := did_you_mean(bare, (registration.name for registration in self.registrations(kind))):
+            message += f"{hint} `optplug list` shows all names."
+        else:
+            message += f"; installed: {short_list(self.names(kind), 'optplug list')}."
         for other in KINDS:
-            if other != kind and lookup_key(bare) in self._catalogue().registrations[other]:
+            if other != kind and lookup_key(bare) in self._discovered().registrations[other]:
                 message += f" ({bare!r} is a {other}.)"
         for quarantined in self.quarantined:
             message += f" ({quarantined}.)"
         if self.disabled:
-            message += f" ({DISABLE} leaves out {listing(p.name for p in self.disabled)}.)"
+            message += f" ({DISABLE_VARIABLE} disables {listing(plugin.name for plugin in self.disabled)}.)"
         return message
 
     # ---------------------------------------------------------------- discovery
 
-    def _catalogue(self) -> _Catalogue:
+    def _discovered(self) -> _Discovery:
+        """Return the result of the discovery, which runs on the first call."""
         with self._lock:
-            if self._discovering:  # only a plugin in the middle of its own loading gets here; anyone else waits
-                raise PluginError("a plugin may not ask for names while plugins are being loaded")
-            if self._found is None:
-                self._discovering = True
+            if self._is_discovering:  # the lock is reentrant: only a plugin that is being loaded can get here
+                raise PluginError("a plugin must not look up names while plugins are being loaded")
+            if self._result is None:
+                self._is_discovering = True
                 try:
-                    self._found = self._discover()
+                    self._result = self._discover()
                 finally:
-                    self._discovering = False
-            return self._found
+                    self._is_discovering = False
+            return self._result
 
-    def _discover(self) -> _Catalogue:
-        manager = pluggy.PluginManager(hookspecs.PROJECT)
+    def _discover(self) -> _Discovery:
+        manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
         manager.add_hookspecs(hookspecs)
-        catalogue = _Catalogue(manager)
-        disabled = {_loose(word) for word in os.environ.get(DISABLE, "").replace(",", " ").split()}
+        discovery = _Discovery(manager)
+        disabled = {_distribution_key(word) for word in os.environ.get(DISABLE_VARIABLE, "").replace(",", " ").split()}
 
-        # One distribution may be seen twice (an editable install next to a build): the first on the path counts.
+        # A distribution can appear twice, e.g. an editable install and a build. The first one on the path is used.
         points: dict[tuple[str, str], tuple[Plugin, EntryPoint]] = {}
-        for point in self._points if self._points is not None else entry_points(group=GROUP):
-            plugin = _provenance(point)
-            points.setdefault((plugin.name, _loose(plugin.distribution)), (plugin, point))
+        for point in self._points if self._points is not None else metadata.entry_points(group=ENTRY_POINT_GROUP):
+            plugin = _plugin_of(point)
+            points.setdefault((plugin.name, _distribution_key(plugin.distribution)), (plugin, point))
         by_name: dict[str, list[tuple[Plugin, EntryPoint]]] = {}
         for _, (plugin, point) in sorted(points.items()):
-            if {_loose(plugin.name), _loose(plugin.distribution)} & disabled:
-                catalogue.disabled.append(plugin)
+            if {_distribution_key(plugin.name), _distribution_key(plugin.distribution)} & disabled:
+                discovery.disabled.append(plugin)
             else:
                 by_name.setdefault(lookup_key(plugin.name), []).append((plugin, point))
 
-        for claims in by_name.values():
-            for plugin, point in claims:
+        for candidates in by_name.values():
+            for plugin, point in candidates:
                 try:
-                    if len(claims) > 1:
-                        others = listing(p.distribution for p, _ in claims if p is not plugin)
+                    if len(candidates) > 1:
+                        others = listing(p.distribution for p, _ in candidates if p is not plugin)
                         raise PluginError(
-                            f"{others} also has a plugin named {plugin.name!r}; put one distribution into {DISABLE}"
+                            f"{others} also has a plugin named {plugin.name!r}; "
+                            f"disable one of the distributions with {DISABLE_VARIABLE}"
                         )
-                    self._admit(catalogue, plugin, point)
+                    self._register(discovery, plugin, point)
                 except KeyboardInterrupt:
                     raise
-                except BaseException as error:  # SystemExit too, and what a compiled extension makes of a panic
+                except BaseException as error:  # includes SystemExit and panics of compiled extensions
                     if manager.has_plugin(point.name):
                         manager.unregister(name=point.name)
-                    catalogue.quarantined.append(Quarantined(plugin, describe(error), traceback.format_exc()))
-        return catalogue
+                    discovery.quarantined.append(Quarantined(plugin, one_line(error), traceback.format_exc()))
+        return discovery
 
-    def _admit(self, catalogue: _Catalogue, plugin: Plugin, point: EntryPoint) -> None:
-        manager = catalogue.manager
+    def _register(self, discovery: _Discovery, plugin: Plugin, point: EntryPoint) -> None:
+        """Load a plugin, and add its registrations if all of them are valid.
+
+        Raises:
+            PluginError, SpecError: the plugin is invalid. Exceptions of the plugin's own code.
+        """
+        manager = discovery.manager
         implementation = point.load()
         if manager.is_registered(implementation):
             raise PluginError(f"{point.value!r} is already in use as plugin {manager.get_name(implementation)!r}")
@@ -299,15 +349,15 @@ class Registry:
         manager.check_pending()
         hooks = manager.get_hookcallers(implementation)
         if not hooks:
-            raise PluginError(f"{point.value!r} implements no optplug hook ({listing(HOOKS.values())})")
+            raise PluginError(f"{point.value!r} implements no optplug hook ({listing(HOOK_NAMES.values())})")
         others = [p for name, p in manager.list_name_plugin() if name != point.name]
         accepted: list[tuple[str, Registration]] = []
         for kind, spec_class in KINDS.items():
-            hook = HOOKS[kind]
+            hook = HOOK_NAMES[kind]
             if getattr(manager.hook, hook) not in hooks:
                 continue
             seen: set[str] = set()
-            for result in manager.subset_hook_caller(hook, others)() or [None]:  # pluggy drops a None
+            for result in manager.subset_hook_caller(hook, others)() or [None]:  # pluggy omits a result of None
                 for spec in _specs(hook, result, spec_class):
                     key = lookup_key(spec.name)
                     if key in seen:
@@ -315,30 +365,38 @@ class Registry:
                     seen.add(key)
                     registration = Registration(spec, plugin)
                     if not isinstance(spec.target, str):
-                        registration.load()  # nothing to import, so nonsense shows at once
+                        registration.load()  # checks the target now, since there is nothing to import
                     accepted.append((kind, registration))
         for kind, registration in accepted:
-            catalogue.registrations[kind].setdefault(lookup_key(registration.name), []).append(registration)
-        catalogue.plugins.append(plugin)
+            discovery.registrations[kind].setdefault(lookup_key(registration.name), []).append(registration)
+        discovery.plugins.append(plugin)
 
 
 def _specs(hook: str, result: Any, spec_class: type[Spec]) -> list[Spec]:
+    """Convert the result of a hook to specs.
+
+    Raises:
+        PluginError: the result is not a list of specs, classes or functions.
+        SpecError: a spec cannot be made of a class or function.
+    """
     if not isinstance(result, (list, tuple)):
-        raise PluginError(f"{hook}() returned {result!r}; it must return a list of specs or {spec_class.thing[1]}")
+        raise PluginError(
+            f"{hook}() returned {result!r}; it must return a list of specs or {spec_class.target_nouns[1]}"
+        )
     specs = []
     for item in result:
         if isinstance(item, spec_class):
             specs.append(item)
-        elif spec_class.is_thing(item) and not (isinstance(item, type) and issubclass(item, Spec)):
-            specs.append(spec_of(spec_class, item))
+        elif spec_class.is_valid_target(item) and not (isinstance(item, type) and issubclass(item, Spec)):
+            specs.append(spec_from_target(spec_class, item))
         else:
-            wanted = f"{spec_class.__name__} or {spec_class.thing[1]}"
+            wanted = f"{spec_class.__name__} or {spec_class.target_nouns[1]}"
             raise PluginError(f"{hook}() returned {item!r} in its list; items must be {wanted}")
     return specs
 
 
-def _provenance(point: EntryPoint) -> Plugin:
-    """Where a plugin comes from; where its metadata is missing or damaged, its module stands for the distribution."""
+def _plugin_of(point: EntryPoint) -> Plugin:
+    """Return the plugin of an entry point. If its metadata is damaged, its module name replaces the distribution."""
     module = point.value.partition(":")[0]
     try:
         distribution: Any = point.dist
@@ -347,12 +405,12 @@ def _provenance(point: EntryPoint) -> Plugin:
         return Plugin(point.name, module, "?")
 
 
-def _loose(name: str) -> str:
-    """What plugins and distributions are compared by: as a look-up, and `.` does not count either."""
+def _distribution_key(name: str) -> str:
+    """Return the form in which names of plugins and distributions are compared: `lookup_key` without `.`."""
     return lookup_key(name).replace(".", "")
 
 
-def _must_be_text(what: str, value: object) -> None:
+def _check_is_text(what: str, value: object) -> None:
     if not isinstance(value, str):
         raise ConfigTypeError(f"{what} must be text, got {value!r} ({type(value).__name__})")
 
@@ -362,34 +420,46 @@ registry = Registry()
 
 
 def list_optimizers(pattern: str = "*") -> list[str]:
-    """Sorted canonical names of the installed optimizers.
+    """Return the sorted canonical names of the installed optimizers.
 
     Args:
-        pattern: a glob, e.g. `"ada*"`, or `"plugin:*"`. Default: all.
+        pattern: a glob, e.g. `"ada*"`, or `"plugin:*"`. Default: all names.
+
+    Raises:
+        ConfigTypeError: `pattern` is not text.
     """
     return registry.names("optimizer", pattern)
 
 
 def list_schedulers(pattern: str = "*") -> list[str]:
-    """Sorted canonical names of the installed schedulers.
+    """Return the sorted canonical names of the installed schedulers.
 
     Args:
-        pattern: a glob, e.g. `"*_lr"`, or `"plugin:*"`. Default: all.
+        pattern: a glob, e.g. `"*_lr"`, or `"plugin:*"`. Default: all names.
+
+    Raises:
+        ConfigTypeError: `pattern` is not text.
     """
     return registry.names("scheduler", pattern)
 
 
 def get_optimizer(name: str) -> type:
-    """The optimizer class of a name: any case, `-` or `_`, or `plugin:name`.
+    """Return the optimizer class of a name.
+
+    Args:
+        name: the name, or `plugin:name`. Case, `-` and `_` are ignored.
 
     Raises:
-        UnknownNameError: nobody offers it. AmbiguousNameError: several plugins do. PluginError: it cannot be loaded.
+        UnknownNameError: no plugin registers the name.
+        AmbiguousNameError: several plugins register the name.
+        PluginError: the class cannot be loaded.
+        ConfigTypeError: `name` is not text.
     """
     found: type = registry.get("optimizer", name)
     return found
 
 
 def get_scheduler(name: str) -> type:
-    """The scheduler class of a name; names and errors as in `get_optimizer`."""
+    """Return the scheduler class of a name. Argument and errors: see `get_optimizer`."""
     found: type = registry.get("scheduler", name)
     return found

@@ -1,4 +1,4 @@
-"""What a plugin says about an optimizer, a scheduler or a function, without importing it."""
+"""Specs: how a plugin declares an optimizer, a scheduler or a function without importing it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from optplug.errors import SpecError, did_you_mean, listing
+from optplug.errors import SpecError, suggest
 
 API_VERSION = 1
-"""The plugin interface this optplug speaks. A spec written for another version is refused, by name."""
+"""The newest version of the plugin API that this optplug supports."""
 
 OLDEST_API_VERSION = 1
+"""The oldest supported version of the plugin API. A spec for an unsupported version raises `SpecError`."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _PATH = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
@@ -20,28 +21,28 @@ _TARGET = re.compile(f"{_PATH}:{_PATH}")
 
 
 def lookup_key(name: str) -> str:
-    """What a name is compared by: case, `-` and `_` do not count."""
+    """Return the form in which names are compared: lower case, without `-` and `_`."""
     return name.lower().replace("-", "").replace("_", "")
 
 
 def snake_case(name: str) -> str:
-    """`SignDescent` -> `sign_descent`, `StepLR` -> `step_lr`, `SGD` -> `sgd`."""
+    """Convert a class name: `SignDescent` -> `sign_descent`, `StepLR` -> `step_lr`, `SGD` -> `sgd`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One name that a plugin offers.
+    """One name that a plugin registers. Base class of the specs for optimizers, schedulers and functions.
 
     Args:
         name: canonical name in snake case, e.g. `"sparse_adam"`.
-        target: `"module:object"`, imported when the name is first asked for, or the class (the function) itself.
+        target: `"module:object"`, which is imported when the name is first used, or the class or function itself.
         summary: one line for listings.
-        capabilities: words of the kind's vocabulary (`CAPABILITIES`); the conformance kit checks them for truth.
-        api_version: the `optplug.API_VERSION` the plugin was written for.
+        capabilities: keys of `CAPABILITIES` of the spec class. The conformance kit tests them. Default: none.
+        api_version: the `optplug.API_VERSION` for which the plugin was written.
 
     Raises:
-        SpecError: for a malformed name, target or summary, an unknown capability, a foreign API version.
+        SpecError: the name, target or summary is malformed, a capability is unknown, or the API version is unsupported.
     """
 
     name: str
@@ -52,22 +53,22 @@ class Spec:
 
     kind: ClassVar[str]
     CAPABILITIES: ClassVar[Mapping[str, str]]
-    thing: ClassVar[tuple[str, str]] = ("class", "classes")
-    """What a target is, one and many."""
+    target_nouns: ClassVar[tuple[str, str]] = ("class", "classes")
+    """The noun for a target in messages, singular and plural."""
 
     @staticmethod
-    def is_thing(target: object) -> bool:
-        """Whether a target is of the right sort."""
+    def is_valid_target(target: object) -> bool:
+        """Return whether a loaded target has the right type: a class, or for functions a callable."""
         return isinstance(target, type)
 
     def __post_init__(self) -> None:
-        # The version first: a spec from another age may be malformed in every other way.
+        # The version is checked first: other fields may have another form in another version.
         if not isinstance(self.api_version, int):
             raise SpecError(f"api_version of {self.kind} {self.name!r} must be an int, got {self.api_version!r}")
         if not OLDEST_API_VERSION <= self.api_version <= API_VERSION:
             remedy = "update optplug" if self.api_version > API_VERSION else "update the plugin"
             raise SpecError(
-                f"{self.kind} {self.name!r} was written for plugin API {self.api_version}; this optplug speaks "
+                f"{self.kind} {self.name!r} was written for plugin API {self.api_version}; this optplug supports "
                 f"{OLDEST_API_VERSION} to {API_VERSION}: {remedy}"
             )
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -75,9 +76,10 @@ class Spec:
         if isinstance(self.target, str):
             if not _TARGET.fullmatch(self.target):
                 raise SpecError(f"target {self.target!r} of {self.kind} {self.name!r} is not 'module:object'")
-        elif not self.is_thing(self.target):
+        elif not self.is_valid_target(self.target):
             raise SpecError(
-                f"target of {self.kind} {self.name!r} is {self.target!r}: give 'module:object' or a {self.thing[0]}"
+                f"target of {self.kind} {self.name!r} is {self.target!r}: "
+                f"give 'module:object' or a {self.target_nouns[0]}"
             )
         if not isinstance(self.summary, str):
             raise SpecError(f"summary of {self.kind} {self.name!r} must be text, got {self.summary!r}")
@@ -89,14 +91,14 @@ class Spec:
         for word in sorted(self.capabilities):
             if word not in self.CAPABILITIES:
                 raise SpecError(
-                    f"{self.kind} {self.name!r} declares capability {word!r}; known are "
-                    f"{listing(self.CAPABILITIES)}{did_you_mean(word, self.CAPABILITIES)}"
+                    f"{self.kind} {self.name!r} declares the unknown capability {word!r}"
+                    f"{suggest(word, self.CAPABILITIES, intro='known are')}"
                 )
 
 
 @dataclass(frozen=True)
 class OptimizerSpec(Spec):
-    """An optimizer by name; arguments and errors as in `Spec`."""
+    """The spec of an optimizer. Arguments and errors: see `Spec`."""
 
     kind: ClassVar[str] = "optimizer"
     CAPABILITIES: ClassVar[Mapping[str, str]] = {
@@ -109,18 +111,18 @@ class OptimizerSpec(Spec):
     }
 
 
-LENGTHS = ("T_max", "total_steps", "total_iters", "num_training_steps")
-"""What arguments are usually called that say how many steps a whole schedule has."""
+LENGTH_ARGUMENTS = ("T_max", "total_steps", "total_iters", "num_training_steps")
+"""Usual names of the argument that sets the total number of steps of a schedule."""
 
 
 @dataclass(frozen=True)
 class SchedulerSpec(Spec):
-    """A learning-rate scheduler by name; arguments and errors as in `Spec`.
+    """The spec of a learning-rate scheduler. Further arguments and errors: see `Spec`.
 
     Args:
-        interval: `"epoch"` or `"step"`, the unit in which the schedule naturally counts.
-        length: the argument that says how many steps the whole schedule has, where there is one; a configuration may
-            give it as `auto`. Arguments of the names in `LENGTHS` need no declaration.
+        interval: `"epoch"` or `"step"`: the default of the configuration key `interval`.
+        length: the name of the argument that sets the total number of steps of the schedule. A configuration can then
+            set this argument to `auto`. Arguments named as in `LENGTH_ARGUMENTS` need no declaration. Default: none.
     """
 
     interval: Literal["epoch", "step"] = "epoch"
@@ -139,36 +141,40 @@ class SchedulerSpec(Spec):
 
 @dataclass(frozen=True)
 class FunctionSpec(Spec):
-    """A function of the epoch by name, for the arguments of schedulers; arguments and errors as in `Spec`."""
+    """The spec of a function of the epoch, for arguments of schedulers. Arguments and errors: see `Spec`."""
 
     kind: ClassVar[str] = "function"
     CAPABILITIES: ClassVar[Mapping[str, str]] = {}
-    thing: ClassVar[tuple[str, str]] = ("function", "functions")
+    target_nouns: ClassVar[tuple[str, str]] = ("function", "functions")
 
     @staticmethod
-    def is_thing(target: object) -> bool:
+    def is_valid_target(target: object) -> bool:
         return callable(target) and not isinstance(target, type)
 
 
-def spec_of(spec_class: type[Spec], thing: Any) -> Spec:
-    """The spec of a class or function that a plugin returned as it is; a class's attributes may declare the rest.
+def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
+    """Make the spec of a class or function that a plugin returned without a spec.
+
+    The attributes `capabilities`, `interval` and `length` of the target become the fields of the same name.
 
     Raises:
-        SpecError: for what has no name to be called by.
+        SpecError: the target has no `__name__` that can be registered, e.g. a lambda.
     """
-    name = getattr(thing, "__name__", "")
+    name = getattr(target, "__name__", "")
     if name in ("", "<lambda>"):
         raise SpecError(
-            f"{thing!r} has no name to be registered under: make it a function by def, or give "
+            f"{target!r} has no name to be registered under: make it a function by def, or give "
             f"{spec_class.__name__}(name, function)"
         )
     options: dict[str, Any] = {
-        key: getattr(thing, key) for key in ("capabilities", "interval", "length") if _declares(spec_class, thing, key)
+        key: getattr(target, key)
+        for key in ("capabilities", "interval", "length")
+        if _declares(spec_class, target, key)
     }
-    doc = (thing.__doc__ or "").strip().partition("\n")[0]
-    return spec_class(snake_case(name), thing, summary=doc, **options)
+    doc = (target.__doc__ or "").strip().partition("\n")[0]
+    return spec_class(snake_case(name), target, summary=doc, **options)
 
 
-def _declares(spec_class: type[Spec], thing: Any, key: str) -> bool:
-    value = getattr(thing, key, None)
+def _declares(spec_class: type[Spec], target: Any, key: str) -> bool:
+    value = getattr(target, key, None)
     return key in spec_class.__dataclass_fields__ and isinstance(value, (str, Iterable))

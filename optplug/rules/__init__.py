@@ -1,4 +1,5 @@
-"""The rule language: its operations, the graph a rule is traced to, and the prelude that every rule shares.
+"""The rule language: its operations, the graph that a rule is traced to, and the prelude that every rule shares.
 
-No optimizer, no parameter groups, no engine: a rule does not know how it is run.
+This package contains no optimizer, no parameter groups and no engine. A rule does not depend on the engine that runs
+it.
 """

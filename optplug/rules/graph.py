@@ -1,102 +1,122 @@
-"""A small hash-consed SSA graph, and the symbols that build it when a rule is called on them."""
+"""A small hash-consed SSA graph, and the symbols that build the graph when a rule is called on them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from optplug.errors import BranchingError, RuleError, did_you_mean, listing
-from optplug.rules.ops import ON_FLOATS, PREDICATES, Symbolic
+from optplug.errors import BranchingError, RuleError, suggest
+from optplug.rules.ops import FLOAT_OPERATIONS, PREDICATES, SymbolicValue
 from optplug.rules.ops import __all__ as OPS
 
 
 class Node:
-    """One value: an input (`op="input"`), a constant (`op="const"`) or an operation on other nodes.
+    """One value of a graph: an input, a constant, or an operation on other nodes.
 
-    `elementwise` values have one element per parameter element; the others are scalars, which depend on
-    hyperparameters and scalar states only.
+    Attributes:
+        index: the position of the node in its graph.
+        op: `"input"`, `"const"`, or the name of an operation.
+        args: the operands of an operation.
+        is_elementwise: True for a value with one element per parameter element. False for a scalar, which depends on
+            hyperparameters and scalar states only.
+        value: the name of an input, the number of a constant, None for an operation.
     """
 
-    __slots__ = ("args", "elementwise", "index", "op", "value")
+    __slots__ = ("args", "index", "is_elementwise", "op", "value")
 
-    def __init__(self, index: int, op: str, args: tuple[Node, ...], elementwise: bool, value: Any) -> None:
+    def __init__(self, index: int, op: str, args: tuple[Node, ...], is_elementwise: bool, value: Any) -> None:
         self.index = index
         self.op = op
         self.args = args
-        self.elementwise = elementwise
+        self.is_elementwise = is_elementwise
         self.value = value
 
     def __repr__(self) -> str:
-        inside = repr(self.value) if self.op in ("input", "const") else ", ".join(f"%{a.index}" for a in self.args)
-        return f"%{self.index} = {self.op}({inside})"
+        operands = repr(self.value) if self.op in ("input", "const") else ", ".join(f"%{a.index}" for a in self.args)
+        return f"%{self.index} = {self.op}({operands})"
 
 
 class Graph:
-    """Nodes in the order they were made, which is topological; equal nodes are made once."""
+    """Nodes in the order of their creation, which is a topological order. Equal nodes are created once."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._made: dict[tuple[Any, ...], Node] = {}
+        self._nodes_by_key: dict[tuple[Any, ...], Node] = {}
 
-    def input(self, name: str, *, elementwise: bool) -> Symbol:
-        return Symbol(self, self._node("input", (), elementwise, name))
+    def input(self, name: str, *, is_elementwise: bool) -> Symbol:
+        """Add an input."""
+        return Symbol(self, self._node("input", (), is_elementwise, name))
 
     def const(self, value: float) -> Node:
+        """Add a constant."""
         return self._node("const", (), False, value)
 
     def record(self, op: str, *operands: Any) -> Symbol:
-        """The node of an operation on symbols and numbers, folded where all are constants."""
-        args = tuple(x.node if isinstance(x, Symbol) else self.const(_number(op, x)) for x in operands)
+        """Add an operation on symbols and numbers. An operation on constants is folded to a constant.
+
+        Raises:
+            RuleError: the operation is not allowed on these operands.
+        """
+        args = tuple(x.node if isinstance(x, Symbol) else self.const(_check_number(op, x)) for x in operands)
         _check_conditions(op, args)
-        elementwise = any(a.elementwise for a in args)
+        is_elementwise = any(a.is_elementwise for a in args)
         if all(a.op == "const" for a in args):
-            return Symbol(self, self.const(ON_FLOATS[op](*(a.value for a in args))))
+            return Symbol(self, self.const(FLOAT_OPERATIONS[op](*(a.value for a in args))))
         if op == "pow":
             if args[1].op == "const" and args[1].value == 2:
                 return self.record("mul", operands[0], operands[0])
-            if elementwise:
-                raise RuleError("a rule may raise an element-wise value to the power 2 only; for 0.5 there is sqrt")
+            if is_elementwise:
+                raise RuleError(
+                    "a rule may raise an element-wise value to the power 2 only; for the power 0.5 use sqrt"
+                )
         if op == "lerp":
-            if args[2].elementwise:
+            if args[2].is_elementwise:
                 raise RuleError("the weight of lerp must be a scalar")
-            if not (args[0].elementwise and args[1].elementwise):
+            if not (args[0].is_elementwise and args[1].is_elementwise):
                 a, b, weight = (Symbol(self, x) for x in args)
                 return self.record("add", a, self.record("mul", weight, self.record("sub", b, a)))
-        if op == "where" and args[0].elementwise and not (args[1].elementwise or args[2].elementwise):
-            raise RuleError("where(condition, scalar, scalar) has no dtype: make one of the two element-wise")
-        return Symbol(self, self._node(op, args, elementwise, None))
+        if op == "where" and args[0].is_elementwise and not (args[1].is_elementwise or args[2].is_elementwise):
+            raise RuleError("where(condition, scalar, scalar) has no dtype: one of the two must be element-wise")
+        return Symbol(self, self._node(op, args, is_elementwise, None))
 
-    def _node(self, op: str, args: tuple[Node, ...], elementwise: bool, value: Any) -> Node:
-        # repr keeps 0.0 and -0.0 apart, and 1 and True.
-        key = (op, tuple(a.index for a in args), elementwise, repr(value))
-        if key not in self._made:
-            self._made[key] = Node(len(self.nodes), op, args, elementwise, value)
-            self.nodes.append(self._made[key])
-        return self._made[key]
+    def _node(self, op: str, args: tuple[Node, ...], is_elementwise: bool, value: Any) -> Node:
+        # repr distinguishes 0.0 from -0.0 and 1 from True; == does not.
+        key = (op, tuple(a.index for a in args), is_elementwise, repr(value))
+        if key not in self._nodes_by_key:
+            self._nodes_by_key[key] = Node(len(self.nodes), op, args, is_elementwise, value)
+            self.nodes.append(self._nodes_by_key[key])
+        return self._nodes_by_key[key]
 
 
 def _check_conditions(op: str, args: tuple[Node, ...]) -> None:
-    """Engines keep conditions as booleans, so they are for `& | ~` and for `where`, and nothing else is."""
+    """Check that `& | ~` and the first operand of `where` are conditions, and that no other operand is one.
+
+    Engines store element-wise conditions as booleans, so no arithmetic with conditions is possible.
+    """
     for i, node in enumerate(args):
-        wanted = op in ("and", "or", "not") or (op == "where" and i == 0)
-        if wanted and node.elementwise and node.op not in PREDICATES:
+        needs_condition = op in ("and", "or", "not") or (op == "where" and i == 0)
+        if needs_condition and node.is_elementwise and node.op not in PREDICATES:
             raise RuleError(f"{op} needs a comparison as its condition, not a value")
-        if not wanted and node.elementwise and node.op in PREDICATES:
-            raise RuleError(f"{op} got a condition: a rule may not compute with one; use where(condition, a, b)")
+        if not needs_condition and node.is_elementwise and node.op in PREDICATES:
+            raise RuleError(
+                f"{op} got a condition: arithmetic with conditions is not allowed; use where(condition, a, b)"
+            )
 
 
-def _number(op: str, x: Any) -> float:
+def _check_number(op: str, x: Any) -> float:
     if isinstance(x, (int, float)):
         return x
-    raise RuleError(f"{op} got {x!r}: a rule computes with its arguments and Python numbers only")
+    raise RuleError(f"{op} got {x!r}: a rule may compute with its arguments and Python numbers only")
 
 
-def _foreign(what: str) -> RuleError:
-    hint = did_you_mean(what.rpartition(".")[2], OPS)
-    return RuleError(f"a rule may not use {what}; it may use + - * / ** and {listing(OPS)}{hint}")
+def _unsupported(what: str) -> RuleError:
+    name = what.rpartition(".")[2]
+    return RuleError(
+        f"a rule may not use {what}{suggest(name, OPS, intro='it may use + - * / ** and', see='optplug.ops')}"
+    )
 
 
-class Symbol(Symbolic):
-    """A value of a trace. Arithmetic on it adds nodes to its graph."""
+class Symbol(SymbolicValue):
+    """A value of a trace. Arithmetic on a symbol adds nodes to its graph."""
 
     __slots__ = ("graph", "node")
     __hash__ = object.__hash__
@@ -109,20 +129,22 @@ class Symbol(Symbolic):
         return self.graph.record(op, *operands)
 
     def __bool__(self) -> bool:
-        kind = BranchingError if self.node.elementwise else RuleError
-        raise kind("a rule may branch on its flags and on absent states only, not on values; use where(cond, a, b)")
+        error = BranchingError if self.node.is_elementwise else RuleError
+        raise error(
+            "a rule may branch on its flags and on absent states only, not on values; use where(condition, a, b)"
+        )
 
     def __float__(self) -> float:
-        raise _foreign("float() or math functions")
+        raise _unsupported("float() or math functions")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise _foreign(f"the attribute .{name}")
+        raise _unsupported(f"the attribute .{name}")
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise _foreign(f"torch.{getattr(func, '__name__', func)}")
+        raise _unsupported(f"torch.{getattr(func, '__name__', func)}")
 
     def __neg__(self) -> Symbol:
         return self.record("neg", self)
@@ -134,7 +156,7 @@ class Symbol(Symbolic):
         return self.record("not", self)
 
 
-def _operator(name: str, op: str) -> None:
+def _define_operator(name: str, op: str) -> None:
     setattr(Symbol, f"__{name}__", lambda self, other: self.record(op, self, other))
 
 
@@ -147,7 +169,7 @@ for _name, _op in {
     "and": "and",
     "or": "or",
 }.items():
-    _operator(_name, _op)
+    _define_operator(_name, _op)
     setattr(Symbol, f"__r{_name}__", (lambda op: lambda self, other: self.record(op, other, self))(_op))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    _operator(_name, _name)
+    _define_operator(_name, _name)

@@ -1,7 +1,8 @@
-"""The operations an update rule may use, besides `+ - * /`, `**` on scalars, `x ** 2`, comparisons and `& | ~`.
+"""The operations that an update rule may use besides `+ - * /`, `**` on scalars, `x ** 2`, comparisons and `& | ~`.
 
-Each works on Python floats, on tensors and on the symbols of a trace, so a rule can be called on any of them.
-On floats they follow IEEE 754 as tensors do: `sqrt(-1.0)` is NaN, `1.0 / 0.0` of a traced scalar is inf.
+Each operation works on Python floats, on tensors and on the symbols of a trace. So a rule can be called on any of
+these. Operations on floats follow IEEE 754, as operations on tensors do: `sqrt(-1.0)` is NaN, and `1.0 / 0.0` of a
+traced scalar is inf.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from optplug.errors import RuleError
 __all__ = ["abs", "exp", "lerp", "log", "maximum", "minimum", "sign", "sqrt", "where"]
 
 
-class Symbolic:
-    """Base of values that record operations instead of computing them (`optplug.rules.graph.Symbol`)."""
+class SymbolicValue:
+    """Base class of values that record operations instead of computing them; see `optplug.rules.graph.Symbol`."""
 
     __slots__ = ()
 
@@ -27,8 +28,11 @@ class Symbolic:
         raise NotImplementedError
 
 
-def _ieee(compute: Callable[..., float]) -> Callable[..., float]:
-    """Python raises where IEEE 754 has a value; a branch that `where` does not take must not raise."""
+def _with_ieee_values(compute: Callable[..., float]) -> Callable[..., float]:
+    """Return inf on overflow and NaN outside the domain, as IEEE 754 does, where Python raises.
+
+    A branch that `where` does not select is evaluated too, and must not raise.
+    """
 
     def guarded(*args: float) -> float:
         try:
@@ -51,7 +55,7 @@ def _pow(a: float, b: float) -> float:
     try:
         return math.pow(a, b)
     except ValueError:
-        if a:  # a negative number to a fraction
+        if a:  # a negative base and a fractional exponent
             return math.nan
     except OverflowError:
         pass
@@ -59,7 +63,7 @@ def _pow(a: float, b: float) -> float:
 
 
 def _lerp(a: float, b: float, weight: float) -> float:
-    if weight == 1:  # whatever a is
+    if weight == 1:  # exact, even where a is infinite or NaN
         return b
     return a + weight * (b - a) if -0.5 < weight < 0.5 else b - (b - a) * (1 - weight)
 
@@ -68,9 +72,9 @@ def _sign(a: float) -> float:
     return float((a > 0) - (a < 0))
 
 
-def _choose(condition: Any, a: Any, b: Any) -> Any:
-    if type(condition) is int:  # `~True` is -2, which counts as true
-        raise RuleError("where got a whole number as its condition; ~ is for element-wise conditions only")
+def _select(condition: Any, a: Any, b: Any) -> Any:
+    if type(condition) is int:  # `~True` is -2, which is truthy
+        raise RuleError("where got an integer as its condition; ~ is for element-wise conditions only")
     return a if condition else b
 
 
@@ -82,16 +86,16 @@ def _min(a: float, b: float) -> float:
     return math.nan if a != a or b != b else min(a, b)
 
 
-ON_FLOATS: dict[str, Callable[..., Any]] = {
+FLOAT_OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": _divide,
     "neg": lambda a: -a,
     "pow": _pow,
-    "sqrt": _ieee(math.sqrt),
-    "exp": _ieee(math.exp),
-    "log": _ieee(lambda a: math.log(a) if a else -math.inf),
+    "sqrt": _with_ieee_values(math.sqrt),
+    "exp": _with_ieee_values(math.exp),
+    "log": _with_ieee_values(lambda a: math.log(a) if a else -math.inf),
     "abs": lambda a: -a if a < 0 else a + 0.0,
     "sign": _sign,
     "maximum": _max,
@@ -106,25 +110,26 @@ ON_FLOATS: dict[str, Callable[..., Any]] = {
     "and": lambda a, b: bool(a) and bool(b),
     "or": lambda a, b: bool(a) or bool(b),
     "not": lambda a: not a,
-    "where": _choose,
+    "where": _select,
 }
-"""Every operation on floats; also the complete list of operations."""
+"""All operations, by name, as functions of floats."""
 
 PREDICATES = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
+"""The operations whose result is a condition."""
 
 
 def _apply(op: str, on_tensors: Callable[..., Tensor], *operands: Any) -> Any:
     for operand in operands:
-        if isinstance(operand, Symbolic):
+        if isinstance(operand, SymbolicValue):
             return operand.record(op, *operands)
     for operand in operands:
         if isinstance(operand, Tensor):
             return on_tensors(*operands)
-    return ON_FLOATS[op](*operands)
+    return FLOAT_OPERATIONS[op](*operands)
 
 
-def _pairwise(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """Torch's maximum and minimum take two tensors."""
+def _with_tensor_operands(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """Convert a number among the operands to a tensor: torch's maximum and minimum take tensors only."""
 
     def on_tensors(a: Any, b: Any) -> Tensor:
         like = a if isinstance(a, Tensor) else b
@@ -136,14 +141,14 @@ def _pairwise(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
     if not isinstance(condition, Tensor):
-        chosen, other = ON_FLOATS["where"](condition, (a, b), (b, a))
-        # What is element-wise in one case is so in both.
-        return chosen if isinstance(chosen, Tensor) else torch.full_like(other, chosen)
+        selected, other = FLOAT_OPERATIONS["where"](condition, (a, b), (b, a))
+        # The result is element-wise for either value of the condition.
+        return selected if isinstance(selected, Tensor) else torch.full_like(other, selected)
     return torch.where(condition, a, b)
 
 
 def _lerp_tensors(a: Any, b: Any, weight: Any) -> Any:
-    if isinstance(weight, Tensor):  # which autograd may be following: no choice by its value
+    if isinstance(weight, Tensor):  # autograd may record the weight: do not branch on its value
         return a + weight * (b - a)
     if weight == 1:
         return b
@@ -173,25 +178,28 @@ def abs(x: Any) -> Any:
 
 
 def sign(x: Any) -> Any:
-    """-1, 0 or 1; 0 for NaN, as torch on CPU."""
+    """Sign: -1, 0 or 1; 0 for NaN, as in torch on CPU."""
     return _apply("sign", torch.sign, x)
 
 
 def maximum(a: Any, b: Any) -> Any:
-    """The larger of two; NaN if either is."""
-    return _apply("maximum", _pairwise(torch.maximum), a, b)
+    """The larger of two values; NaN if either is NaN."""
+    return _apply("maximum", _with_tensor_operands(torch.maximum), a, b)
 
 
 def minimum(a: Any, b: Any) -> Any:
-    """The smaller of two; NaN if either is."""
-    return _apply("minimum", _pairwise(torch.minimum), a, b)
+    """The smaller of two values; NaN if either is NaN."""
+    return _apply("minimum", _with_tensor_operands(torch.minimum), a, b)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """`a` where the condition holds, else `b`; for an element-wise condition one of the two must be element-wise."""
+    """`a` where the condition holds, else `b`. For an element-wise condition `a` or `b` must be element-wise."""
     return _apply("where", _where, condition, a, b)
 
 
 def lerp(a: Any, b: Any, weight: Any) -> Any:
-    """`a + weight * (b - a)`, for a scalar weight, computed so that a number 1 gives `b` exactly, whatever `a` is."""
+    """Linear interpolation `a + weight * (b - a)` with a scalar weight.
+
+    A weight of exactly 1, given as a number, returns `b` exactly, even where `a` is infinite or NaN.
+    """
     return _apply("lerp", _lerp_tensors, a, b, weight)

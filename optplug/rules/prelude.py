@@ -1,27 +1,38 @@
-"""What comes before every rule, in the rule's own language: `maximize` and both weight decays.
+"""The prelude of every rule, written in the rule language: `maximize` and both kinds of weight decay.
 
-Both are static choices: a decay of 0 is no decay, not a product with 0, which would turn inf into NaN.
+The prelude depends on static choices only. A weight decay of 0 omits the decay; multiplying by 0 would turn inf into
+NaN.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-Decay = Literal["none", "coupled", "decoupled"]
+DecayKind = Literal["none", "coupled", "decoupled"]
 
 
-def prelude(p: Any, g: Any, *, weight_decay: Any, shrink: Any, maximize: bool, decay: Decay) -> tuple[Any, Any]:
-    """The parameter and gradient that the rule sees.
+def prelude(
+    p: Any, g: Any, *, weight_decay: Any, decay_factor: Any, maximize: bool, decay_kind: DecayKind
+) -> tuple[Any, Any]:
+    """Return the parameter and the gradient that are passed to the rule.
 
-    `shrink` is `1 - lr * weight_decay`, from outside: a float32 tensor as lr rounds it to float32, as torch does.
+    Coupled weight decay adds the gradient of an L2 penalty to the gradient. Decoupled weight decay multiplies the
+    parameter by a factor below 1 (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019,
+    https://arxiv.org/abs/1711.05101).
 
-    Coupled decay adds an L2 penalty to the gradient; decoupled decay shrinks the parameter (Loshchilov and Hutter,
-    Decoupled Weight Decay Regularization, 2019, https://arxiv.org/abs/1711.05101).
+    Args:
+        p: the parameter.
+        g: the gradient.
+        weight_decay: the coefficient of coupled weight decay.
+        decay_factor: `1 - lr * weight_decay`, for decoupled weight decay. The caller computes it, because a float32
+            tensor `lr` rounds it to float32, as in torch.
+        maximize: ascend instead of descend.
+        decay_kind: which weight decay to apply.
     """
     if maximize:
         g = -g
-    if decay == "coupled":
+    if decay_kind == "coupled":
         g = g + weight_decay * p
-    if decay == "decoupled":
-        p = p * shrink
+    if decay_kind == "decoupled":
+        p = p * decay_factor
     return p, g

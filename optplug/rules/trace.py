@@ -1,106 +1,120 @@
-"""A rule with its static choices made (`Variant`), and the graph it is traced to (`Traced`)."""
+"""A rule with its static choices (`RuleVariant`), and the graph that it is traced to (`TracedRule`)."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.errors import RuleError, did_you_mean, listing
+from optplug.errors import RuleError, listing, suggest
 from optplug.rules.graph import Graph, Node, Symbol
-from optplug.rules.ops import ON_FLOATS
-from optplug.rules.prelude import Decay, prelude
+from optplug.rules.ops import FLOAT_OPERATIONS
+from optplug.rules.prelude import DecayKind, prelude
 
 RuleFunction = Callable[..., Any]
 
-FIRST = "first"
-"""The keyword by which a rule asks whether this is the parameter's first step with its state: 1.0 or 0.0."""
+FIRST_STEP = "first"
+"""The keyword of a rule that is 1.0 in a parameter's first step with its state, and 0.0 in later steps."""
 
-
-SHRINK = "1 - lr * weight_decay"
-"""The hyperparameter of decoupled decay. No rule can have one of this name."""
+DECAY_FACTOR = "1 - lr * weight_decay"
+"""The hyperparameter of decoupled weight decay. The name is no identifier, so no rule can use it."""
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What a rule takes: `rule(p, g, *states, *, hypers, flags)`; flags are the keywords whose default is a bool."""
+class RuleSignature:
+    """The signature of a rule: `rule(p, g, *states, *, hyperparameters, flags)`.
+
+    Attributes:
+        states: the names of the states.
+        hyperparameters: the keywords that are not flags.
+        flags: the keywords whose default is a bool.
+    """
 
     states: tuple[str, ...]
-    hypers: tuple[str, ...]
+    hyperparameters: tuple[str, ...]
     flags: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=1024)
-def signature_of(rule: RuleFunction) -> Signature:
-    """Read a rule's signature.
+def rule_signature(rule: RuleFunction) -> RuleSignature:
+    """Read the signature of a rule.
 
     Raises:
-        RuleError: for a rule that does not begin with `p, g` or takes `*args` or `**kwargs`.
+        RuleError: the rule does not begin with `p, g`, or takes `*args` or `**kwargs`.
     """
     parameters = inspect.signature(rule).parameters.values()
     positional = [q.name for q in parameters if q.kind in (q.POSITIONAL_ONLY, q.POSITIONAL_OR_KEYWORD)]
     keywords = [q for q in parameters if q.kind is q.KEYWORD_ONLY]
     if len(positional) + len(keywords) != len(parameters) or len(positional) < 2:
-        raise RuleError(f"{rule.__qualname__} must be rule(p, g, *states, *, hypers, flags) without *args or **kwargs")
-    return Signature(
+        raise RuleError(
+            f"{rule.__qualname__} must be rule(p, g, *states, *, hyperparameters, flags) without *args or **kwargs"
+        )
+    return RuleSignature(
         states=tuple(positional[2:]),
-        hypers=tuple(q.name for q in keywords if not isinstance(q.default, bool)),
+        hyperparameters=tuple(q.name for q in keywords if not isinstance(q.default, bool)),
         flags=tuple(q.name for q in keywords if isinstance(q.default, bool)),
     )
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A rule with every static choice made: calling it on values of any kind is one update of one parameter.
+class RuleVariant:
+    """A rule with all its static choices. A call computes one update of one parameter, on values of any kind.
 
     Args:
         rule: the pure function.
         flags: the rule's flags and their values.
-        present: the states that exist; the rule receives None for the others.
-        scalars: those of them that are scalars rather than element-wise.
+        present_states: the names of the states that exist. The rule receives None for the others.
+        scalar_states: the names of the existing states that are scalars and not element-wise.
         maximize: ascend instead of descend.
-        decay: which weight decay the prelude applies.
+        decay_kind: which weight decay the prelude applies.
     """
 
     rule: RuleFunction
     flags: tuple[tuple[str, bool], ...] = ()
-    present: tuple[str, ...] = ()
-    scalars: tuple[str, ...] = ()
+    present_states: tuple[str, ...] = ()
+    scalar_states: tuple[str, ...] = ()
     maximize: bool = False
-    decay: Decay = "none"
+    decay_kind: DecayKind = "none"
 
     @property
-    def hypers(self) -> tuple[str, ...]:
-        """The hyperparameters that this variant reads, the prelude's included."""
-        names = list(signature_of(self.rule).hypers)
-        wanted = {"none": (), "coupled": ("weight_decay",), "decoupled": (SHRINK,)}[self.decay]
-        return tuple(dict.fromkeys([*names, *wanted]))
+    def hyperparameters(self) -> tuple[str, ...]:
+        """The names of the hyperparameters that this variant reads, including those of the prelude."""
+        own = rule_signature(self.rule).hyperparameters
+        of_prelude = {"none": (), "coupled": ("weight_decay",), "decoupled": (DECAY_FACTOR,)}[self.decay_kind]
+        return tuple(dict.fromkeys([*own, *of_prelude]))
 
     @property
-    def elementwise(self) -> tuple[str, ...]:
-        """The states with one element per parameter element."""
-        return tuple(s for s in self.present if s not in self.scalars)
+    def elementwise_states(self) -> tuple[str, ...]:
+        """The names of the existing states with one element per parameter element."""
+        return tuple(s for s in self.present_states if s not in self.scalar_states)
 
-    def __call__(self, p: Any, g: Any, states: Mapping[str, Any], hypers: Mapping[str, Any]) -> dict[str, Any]:
-        """The new parameter (`"p"`) and states by name.
+    def __call__(self, p: Any, g: Any, states: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the new parameter (`"p"`) and the new states, by name.
+
+        Args:
+            p: the parameter.
+            g: the gradient.
+            states: the states by name.
+            hyperparameters: the values by name.
 
         Raises:
-            RuleError: when the rule returns something else than `(p, *states)`.
+            RuleError: the rule does not return `(p, *states)`.
         """
-        signature = signature_of(self.rule)
+        signature = rule_signature(self.rule)
         p, g = prelude(
             p,
             g,
-            weight_decay=hypers.get("weight_decay"),
-            shrink=hypers.get(SHRINK),
+            weight_decay=hyperparameters.get("weight_decay"),
+            decay_factor=hyperparameters.get(DECAY_FACTOR),
             maximize=self.maximize,
-            decay=self.decay,
+            decay_kind=self.decay_kind,
         )
-        # A state that is declared but absent is None; so is one that nobody declared.
+        # The rule receives None for a state that does not exist.
         arguments = [states.get(name) for name in signature.states]
-        returned = self.rule(p, g, *arguments, **{h: hypers[h] for h in signature.hypers}, **dict(self.flags))
+        keywords = {name: hyperparameters[name] for name in signature.hyperparameters}
+        returned = self.rule(p, g, *arguments, **keywords, **dict(self.flags))
         outputs = returned if isinstance(returned, tuple) else (returned,)
         if len(outputs) != 1 + len(signature.states):
             raise RuleError(
@@ -109,65 +123,76 @@ class Variant:
             )
         named = dict(zip(("p", *signature.states), outputs, strict=True))
         for name, value in named.items():
-            if (value is None) != (name != "p" and name not in self.present):
-                verb = "returned None for" if value is None else "made up the absent state"
+            if (value is None) != (name != "p" and name not in self.present_states):
+                problem = "returned None for" if value is None else "returned a value for the absent state"
                 raise RuleError(
-                    f"{self.rule.__qualname__} {verb} {name!r}: return each state that was given, and no other"
+                    f"{self.rule.__qualname__} {problem} {name!r}: it must return each state that it received, "
+                    "and None for the others"
                 )
         return {name: value for name, value in named.items() if value is not None}
 
 
-class Traced:
-    """The graph of a variant: what it computes per element, and the scalars hoisted out of it.
+class TracedRule:
+    """The graph of a rule variant: the element-wise computation, and the scalars that are hoisted out of it.
 
     Attributes:
-        outputs: for `"p"` and each element-wise state that changes, the node of its new value.
-        nodes: the element-wise nodes that the outputs need, in topological order.
-        reads: the element-wise inputs among them (`"p"`, `"g"` and states).
-        hoisted: the scalar nodes that element-wise nodes use; `scalars` computes their values.
+        outputs: for `"p"` and each element-wise state that changes, the node of the new value.
+        nodes: the element-wise nodes that the outputs depend on, in topological order.
+        inputs: the names of the element-wise inputs among them: `"p"`, `"g"` and states.
+        hoisted_scalars: the scalar nodes that element-wise nodes use. `compute_scalars` computes their values.
     """
 
-    def __init__(self, variant: Variant, hypers: Mapping[str, int]) -> None:
-        """Trace. `hypers` gives each hyperparameter's length: 0 for a number, n for a tuple of n numbers."""
+    def __init__(self, variant: RuleVariant, lengths: Mapping[str, int]) -> None:
+        """Trace a variant.
+
+        Args:
+            variant: the rule variant.
+            lengths: for each hyperparameter 0 for a number, n for a tuple of n numbers.
+
+        Raises:
+            RuleError: the rule uses an unsupported operation or returns wrong values.
+        """
         graph = Graph()
-        states = {name: graph.input(name, elementwise=name not in variant.scalars) for name in variant.present}
+        states = {
+            name: graph.input(name, is_elementwise=name not in variant.scalar_states) for name in variant.present_states
+        }
         symbols: dict[str, Any] = {}
-        for name in variant.hypers:
-            length = hypers[name]
-            items = tuple(graph.input(f"{name}[{i}]", elementwise=False) for i in range(length))
-            symbols[name] = items if length else graph.input(name, elementwise=False)
-        results = variant(graph.input("p", elementwise=True), graph.input("g", elementwise=True), states, symbols)
+        for name in variant.hyperparameters:
+            length = lengths[name]
+            items = tuple(graph.input(f"{name}[{i}]", is_elementwise=False) for i in range(length))
+            symbols[name] = items if length else graph.input(name, is_elementwise=False)
+        results = variant(graph.input("p", is_elementwise=True), graph.input("g", is_elementwise=True), states, symbols)
 
         self.variant = variant
         self.outputs: dict[str, Node] = {}
         self._scalar_outputs: dict[str, Node] = {}
         for name, result in results.items():
-            node = result.node if isinstance(result, Symbol) else graph.const(_constant(variant, name, result))
-            if node.elementwise != (name not in variant.scalars):
+            node = result.node if isinstance(result, Symbol) else graph.const(_check_constant(variant, name, result))
+            if node.is_elementwise != (name not in variant.scalar_states):
                 kinds = ("an element-wise value", "a scalar")
-                expected, got = kinds if name not in variant.scalars else kinds[::-1]
+                expected, got = kinds if name not in variant.scalar_states else kinds[::-1]
                 raise RuleError(f"{variant.rule.__qualname__} returned {got} for {name!r}, which is {expected}")
-            if name in variant.scalars:
+            if name in variant.scalar_states:
                 self._scalar_outputs[name] = node
-            elif node.value != name:  # a state returned as it came is not written
+            elif node.value != name:  # an unchanged state is not written
                 self.outputs[name] = node
 
-        live = _live(self.outputs.values())
-        self.nodes = [n for n in graph.nodes if n in live and n.elementwise]
-        self.reads = tuple(n.value for n in self.nodes if n.op == "input")
-        self.hoisted = [
+        live = _live_nodes(self.outputs.values())
+        self.nodes = [n for n in graph.nodes if n in live and n.is_elementwise]
+        self.inputs = tuple(n.value for n in self.nodes if n.op == "input")
+        self.hoisted_scalars = [
             n
             for n in graph.nodes
-            if n in live and not n.elementwise and n.op != "const" and any(n in t.args for t in self.nodes)
+            if n in live and not n.is_elementwise and n.op != "const" and any(n in t.args for t in self.nodes)
         ]
-        needed = _live([*self.hoisted, *self._scalar_outputs.values()])
-        self._program = [n for n in graph.nodes if n in needed]
+        needed = _live_nodes([*self.hoisted_scalars, *self._scalar_outputs.values()])
+        self._scalar_program = [n for n in graph.nodes if n in needed]
 
-    def scalars(self, values: Mapping[str, Any]) -> tuple[list[float], dict[str, float]]:
-        """The hoisted scalars and the new scalar states, in float64.
+    def compute_scalars(self, values: Mapping[str, Any]) -> tuple[list[float], dict[str, float]]:
+        """Return the values of the hoisted scalars and the new scalar states by name, computed in float64.
 
         Args:
-            values: hyperparameters, tuples included, and scalar states by name.
+            values: hyperparameters, numbers or tuples, and scalar states, by name.
         """
         flat: dict[str, float] = {}
         for name, value in values.items():
@@ -176,14 +201,14 @@ class Traced:
             else:
                 flat[name] = value
         computed: dict[Node, float] = {}
-        for node in self._program:
+        for node in self._scalar_program:
             if node.op == "const":
                 computed[node] = node.value
             elif node.op == "input":
                 computed[node] = flat[node.value]
             else:
-                computed[node] = ON_FLOATS[node.op](*(computed[a] for a in node.args))
-        hoisted = [float(computed[n]) for n in self.hoisted]
+                computed[node] = FLOAT_OPERATIONS[node.op](*(computed[a] for a in node.args))
+        hoisted = [float(computed[n]) for n in self.hoisted_scalars]
         return hoisted, {name: float(computed[n]) for name, n in self._scalar_outputs.items()}
 
     def __str__(self) -> str:
@@ -191,13 +216,17 @@ class Traced:
         return "\n".join([*lines, *(f"{name} <- %{node.index}" for name, node in self.outputs.items())])
 
 
-def _constant(variant: Variant, name: str, result: Any) -> float:
+def _check_constant(variant: RuleVariant, name: str, result: Any) -> float:
     if isinstance(result, (int, float)):
         return result
-    raise RuleError(f"{variant.rule.__qualname__} returned {result!r} for {name!r}")
+    raise RuleError(
+        f"{variant.rule.__qualname__} returned {result!r} for {name!r}: it must return values computed from its "
+        "arguments, or numbers"
+    )
 
 
-def _live(outputs: Any) -> set[Node]:
+def _live_nodes(outputs: Iterable[Node]) -> set[Node]:
+    """The nodes that the outputs depend on, including the outputs."""
     live: set[Node] = set()
     stack = list(outputs)
     while stack:
@@ -209,22 +238,32 @@ def _live(outputs: Any) -> set[Node]:
 
 
 @functools.lru_cache(maxsize=1024)
-def trace(variant: Variant, hypers: tuple[tuple[str, int], ...]) -> Traced | RuleError:
-    """The graph of a variant, traced once; or, remembered as well, why the rule cannot be traced."""
+def trace(variant: RuleVariant, lengths: tuple[tuple[str, int], ...]) -> TracedRule | RuleError:
+    """Trace a variant, or return the error why it cannot be traced. The result is cached in both cases.
+
+    Args:
+        variant: the rule variant.
+        lengths: the name of each hyperparameter and 0 for a number, n for a tuple of n numbers.
+    """
     try:
-        return Traced(variant, dict(hypers))
+        return TracedRule(variant, dict(lengths))
     except RuleError as error:
         return error.with_traceback(None)
-    except Exception as error:  # the author's code met a symbol where it wanted a number
+    except Exception as error:  # code of the rule that fails on symbols, such as a call of a function of numbers
         return RuleError(f"{variant.rule.__qualname__} cannot be traced: {type(error).__name__}: {error}")
 
 
-def missing_hypers(variant: Variant, known: Sequence[str]) -> str | None:
-    """The complaint about a rule that asks for a hyperparameter its optimizer does not have, or None."""
-    for name in variant.hypers:
-        if name not in (FIRST, SHRINK) and name not in known:
+def missing_hyperparameter_error(variant: RuleVariant, known: Sequence[str]) -> str | None:
+    """The error message for a rule that needs a hyperparameter which its optimizer does not have; None if it has all.
+
+    Args:
+        variant: the rule variant.
+        known: the names of the optimizer's hyperparameters.
+    """
+    for name in variant.hyperparameters:
+        if name not in (FIRST_STEP, DECAY_FACTOR) and name not in known:
             return (
-                f"{variant.rule.__qualname__} asks for {name!r}, but its optimizer has "
-                f"{listing(known)}{did_you_mean(name, known)}"
+                f"{variant.rule.__qualname__} needs the hyperparameter {name!r}, but its optimizer does not have "
+                f"it{suggest(name, known)}"
             )
     return None

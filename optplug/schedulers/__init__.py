@@ -1,4 +1,4 @@
-"""What schedulers are made of: the closed-form base class, warmup, parameter groups added late, learning-rate access.
+"""The parts of schedulers: the closed-form base class, warmup, groups added late, access to learning rates.
 
-No schedule by name, no configuration, no trainer.
+This package contains no schedule by name, no configuration, and no trainer.
 """

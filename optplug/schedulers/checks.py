@@ -1,4 +1,4 @@
-"""Checks that every scheduler makes: numbers, the optimizer, a loaded state, a call of `get_lr` outside of a step."""
+"""Checks that schedulers share: numbers, the optimizer, a loaded state, a call of `get_lr` outside of a step."""
 
 from __future__ import annotations
 
@@ -24,29 +24,34 @@ from optplug.errors import (
 def checked_number(
     owner: object, name: str, value: Any, at_least: float = 0, *, whole: bool = False, noun: str = "a number"
 ) -> Any:
-    """A number that a scheduler was given, as a Python int or float.
+    """Check a numeric argument of a scheduler, and return it as a Python int or float.
 
     Args:
-        owner: the scheduler. name: of the argument. value: what was given.
-        at_least: the lower bound. whole: whole numbers only. noun: what it must be, for the message.
+        owner: the scheduler.
+        name: name of the argument.
+        value: the value to check.
+        at_least: the lower bound. Default: 0.
+        whole: whether the number must be whole. Default: False.
+        noun: what the value must be, for the message. Default: "a number".
 
     Raises:
-        HyperparameterError: below the bound or not finite. HyperparameterTypeError: no number.
+        HyperparameterError: the number is below the bound or not finite.
+        HyperparameterTypeError: the value is not a number, or not a whole number.
     """
-    place = f"{type(owner).__name__}: {name} must be"
+    prefix = f"{type(owner).__name__}: {name} must be"
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         hint = whole_hint(value) if whole else number_hint(value)
-        raise HyperparameterTypeError(f"{place} {'a whole number' if whole else noun}, got {value!r}{hint}")
-    plain = int(value) if isinstance(value, Integral) else float(value)
-    if not math.isfinite(plain):
-        raise HyperparameterError(f"{place} finite, got {value}")
-    if plain < at_least:
-        raise HyperparameterError(f"{place} at least {at_least}, got {value}")
-    return plain
+        raise HyperparameterTypeError(f"{prefix} {'a whole number' if whole else noun}, got {value!r}{hint}")
+    number = int(value) if isinstance(value, Integral) else float(value)
+    if not math.isfinite(number):
+        raise HyperparameterError(f"{prefix} finite, got {value}")
+    if number < at_least:
+        raise HyperparameterError(f"{prefix} at least {at_least}, got {value}")
+    return number
 
 
 def whole_hint(value: Any) -> str:
-    """`; write 1000` for what is a whole number in another form."""
+    """Return `; write 1000` for a whole number in another form, such as 1e3 or "1000"; else an empty string."""
     try:
         number = float(value) if isinstance(value, (str, float)) else math.nan
     except ValueError:
@@ -55,13 +60,13 @@ def whole_hint(value: Any) -> str:
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Refuse what is no optimizer, in torch's words and type."""
+    """Raise ConfigTypeError with torch's message if the value is not an optimizer."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigTypeError(f"{type(optimizer).__name__} is not an Optimizer")
 
 
-def warn_by_hand(scheduler: LRScheduler) -> None:
-    """Give torch's warning about `get_lr()` outside of a step."""
+def warn_get_lr_outside_step(scheduler: LRScheduler) -> None:
+    """Emit torch's warning if `get_lr()` was called by the user instead of by `step()`."""
     if not scheduler._get_lr_called_within_step:
         warnings.warn(
             "To get the last learning rate computed by the scheduler, please use `get_last_lr()`.",
@@ -70,25 +75,30 @@ def warn_by_hand(scheduler: LRScheduler) -> None:
         )
 
 
-TELLING = frozenset(
+IDENTIFYING_KEYS = frozenset(
     {"T_0", "T_max", "best", "eta_min", "gamma", "lr_lambdas", "max_lrs", "milestones", "num_bad_epochs", "power"}
     | {"start_factor", "step_size", "total_iters", "total_steps"}
 )
-"""What torch's schedulers keep and by which they are told apart. Anything else a scheduler may gain or lose in time."""
+"""State-dict keys that identify the class of a torch scheduler. Other keys may change between versions of torch."""
 
 
 def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: Collection[str] | None = None) -> None:
-    """Refuse the state of another kind of scheduler, which torch would take over key by key.
+    """Check that a state dict was saved by the same kind of scheduler. torch would load it without a check.
 
     Args:
-        needed: keys that are enough to tell. Default: `last_epoch`, `base_lrs`, and of `TELLING` what the scheduler
-            keeps itself, and nothing else.
+        scheduler: the scheduler that loads the state dict.
+        state_dict: the state dict.
+        needed: keys that must exist; no other keys are then checked. Default: `last_epoch`, `base_lrs` and the keys in
+            `IDENTIFYING_KEYS` that the scheduler itself has; other keys in `IDENTIFYING_KEYS` must not exist.
+
+    Raises:
+        ConfigError: the state dict was saved by another kind of scheduler.
     """
-    own = TELLING & set(scheduler.state_dict())
-    strange = set() if needed is not None else (TELLING & set(state_dict)) - own
-    if strange or not set(needed or {"last_epoch", "base_lrs", *own}) <= set(state_dict):
-        had = "a warmup, and this one has none" if "warmup" in state_dict else f"the keys {listing(sorted(state_dict))}"
+    own = IDENTIFYING_KEYS & set(scheduler.state_dict())
+    unexpected = set() if needed is not None else (IDENTIFYING_KEYS & set(state_dict)) - own
+    if unexpected or not set(needed or {"last_epoch", "base_lrs", *own}) <= set(state_dict):
+        found = "a warmup" if "warmup" in state_dict else f"the keys {listing(sorted(state_dict))}"
         raise ConfigError(
-            f"the checkpoint's scheduler is no {type(scheduler).__name__}: it has {had}. "
-            "Resume with the schedule of the checkpoint, or start anew"
+            f"the checkpoint's scheduler is no {type(scheduler).__name__}: it has {found}. "
+            "Resume with the scheduler of the checkpoint, or start a new run"
         )

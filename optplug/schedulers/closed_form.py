@@ -1,4 +1,4 @@
-"""The base class of schedules that are a closed form: the learning rate is a function of the number of steps taken."""
+"""The base class of closed-form schedules: the learning rate is a function of the number of steps taken."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import ConfigError, HyperparameterError
-from optplug.optim.strict_kwargs import CheckedKeywords
-from optplug.schedulers.checks import check_optimizer, check_state, checked_number, warn_by_hand
+from optplug.optim.strict_kwargs import StrictKwargs
+from optplug.schedulers.checks import check_optimizer, check_state, checked_number, warn_get_lr_outside_step
 from optplug.schedulers.late_groups import follow_groups
-from optplug.schedulers.lr import copied
+from optplug.schedulers.lr import clone_tensor
 
 
-class ClosedFormLR(CheckedKeywords, LRScheduler):
+class ClosedFormLR(StrictKwargs, LRScheduler):
     r"""A schedule defined by :meth:`multiplier`: :math:`lr(t) = floor + (base - floor) \, f(t)`.
 
-    Each step multiplies the group's *current* distance from the floor by :math:`f(t) / f(t-1)`, so that several
-    schedulers on one optimizer compose; where :math:`f(t-1) = 0` it adds :math:`(base - floor) \, f(t)`.
+    Each step multiplies the *current* distance of the learning rate from the floor by :math:`f(t) / f(t-1)`.
+    Therefore several schedulers can be used with one optimizer. If :math:`f(t-1) = 0`, the step adds
+    :math:`(base - floor) \, f(t)` instead.
 
-    Groups that are added to the optimizer are followed, see `optplug.schedulers.late_groups.follow_groups`. With a floor of 0 a new
-    group's rate keeps its ratio to that of the last group before it; above a floor the base rates have that ratio, and
-    the new group's rate is as defined above, at once.
+    Parameter groups that are added to the optimizer later are scheduled too, see
+    `optplug.schedulers.late_groups.follow_groups`. If the floor is 0, the learning rate of a new group keeps its ratio
+    to that of the last group before it. If the floor is above 0, the base learning rates have that ratio, and the new
+    group's learning rate is set according to the formula at once.
 
     Args:
-        optimizer: whose groups' learning rates to set.
-        last_epoch: index of the last step taken; -1 to start.
+        optimizer: the optimizer whose learning rates are scheduled.
+        last_epoch: index of the last step taken. Default: -1, to start.
 
     Attributes:
-        floor: the learning rate that multiplier 0 stands for.
-        functions: names of the arguments that are functions of the step; a configuration may give these as text.
-        steps_when_resumed: whether construction with `last_epoch` >= 0 takes the step to `last_epoch` + 1. If not, it
-            leaves the rates as they are; torch's schedules do the one or the other.
+        floor: the learning rate for multiplier 0.
+        functions: names of the arguments that are functions of the step. A configuration may give them as text.
+        steps_when_resumed: whether construction with `last_epoch` >= 0 takes the step to `last_epoch` + 1. Otherwise
+            construction leaves the learning rates unchanged. torch's schedulers differ in this.
 
     Raises:
-        TypeError: `optimizer` is not a `torch.optim.Optimizer`. KeyError: resuming without `initial_lr` in the groups.
-        HyperparameterError: `last_epoch` below -1. HyperparameterTypeError: no whole number; a misspelt keyword.
+        TypeError: `optimizer` is not a `torch.optim.Optimizer`.
+        KeyError: `last_epoch` >= 0 and a parameter group has no `initial_lr`.
+        HyperparameterError: `last_epoch` is below -1.
+        HyperparameterTypeError: `last_epoch` is not a whole number, or a keyword is unknown.
     """
 
     interval: ClassVar[str] = "epoch"
@@ -53,15 +57,18 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
         super().__init__(optimizer, checked_number(self, "last_epoch", last_epoch, -1, whole=True))
 
     def multiplier(self, t: int) -> float:
-        """The multiplier :math:`f(t)` after `t` steps; `f(0) = 1` for a schedule that starts at the base rate."""
+        """Return :math:`f(t)`, the multiplier after `t` steps; 1 for the base learning rate."""
         raise NotImplementedError
 
     def multipliers(self, t: int) -> list[float]:
-        """The multipliers of all groups; to be overridden by a schedule that treats groups differently."""
+        """Return the multiplier of each parameter group. Schedules that treat groups differently override this."""
         return [float(self.multiplier(t))] * len(self.optimizer.param_groups)
 
     def ratios(self, t: int) -> list[float | None]:
-        """What step `t` multiplies by, per group: :math:`f(t) / f(t-1)`, at the start :math:`f(0)`; None for 1 / 0."""
+        """Return the factor of step `t` for each group.
+
+        The factor is :math:`f(t) / f(t-1)`, in the first step :math:`f(0)`; None where :math:`f(t-1) = 0`.
+        """
         now = self.multipliers(t)
         before = [1.0] * len(now) if self._is_initial and t == 0 else self.multipliers(t - 1)
         return [1.0 if f == b else f / b if b else None for f, b in zip(now, before, strict=True)]
@@ -71,44 +78,49 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
         super()._update_lr(epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rates of this step, per group, from the current ones; torch's warning when called by hand."""
-        warn_by_hand(self)
+        """Return the learning rates of this step for each group, computed from the current ones.
+
+        Like torch's `get_lr`, it warns if it is called outside of `step()`.
+        """
+        warn_get_lr_outside_step(self)
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         t = self.last_epoch
         if self._is_initial and t > 0 and not self.steps_when_resumed:
-            return [copied(lr) for lr in lrs]
-        with self._refusing_overflow():
+            return [clone_tensor(lr) for lr in lrs]
+        with self._convert_overflow():
             ratios = self.ratios(t)
-            heights = self._heights(t) if None in ratios else lrs
-        moved = [self._moved(*group) for group in zip(lrs, ratios, heights, strict=True)]
-        with self._refusing_overflow():
-            if any(isinstance(lr, float) and math.isinf(lr) for lr in moved):
+            distances = self._distances_from_floor(t) if None in ratios else lrs
+        new_lrs = [self._next_lr(*group) for group in zip(lrs, ratios, distances, strict=True)]
+        with self._convert_overflow():
+            if any(isinstance(lr, float) and math.isinf(lr) for lr in new_lrs):
                 raise OverflowError
-        return moved
+        return new_lrs
 
-    def _moved(self, lr: float | Tensor, ratio: float | None, height: float | Tensor) -> float | Tensor:
+    def _next_lr(self, lr: float | Tensor, ratio: float | None, distance: float | Tensor) -> float | Tensor:
         if ratio is None:
-            return lr + height
-        return copied(lr) if ratio == 1 else ratio * (lr - self.floor) + self.floor
+            return lr + distance
+        return clone_tensor(lr) if ratio == 1 else ratio * (lr - self.floor) + self.floor
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
-        """The learning rates by definition; `step(epoch)` asks for them."""
-        with self._refusing_overflow():
-            return [self.floor + height for height in self._heights(self.last_epoch)]
+        """Return the learning rates according to the formula. torch calls this in `step(epoch)`."""
+        with self._convert_overflow():
+            return [self.floor + distance for distance in self._distances_from_floor(self.last_epoch)]
 
-    def _heights(self, t: int) -> list[float | Tensor]:
-        """How high above the floor the learning rates are by definition."""
+    def _distances_from_floor(self, t: int) -> list[float | Tensor]:
+        """Return for each group the distance of its learning rate from the floor, according to the formula."""
         follow_groups(self)
         groups = self.optimizer.param_groups
         if len(groups) < len(self.base_lrs):
             raise ConfigError(
-                f"{type(self).__name__} has {len(self.base_lrs)} base rates and the optimizer {len(groups)} groups: "
-                "groups may be added, not removed; give the optimizer all groups before it loads a checkpoint"
+                f"{type(self).__name__} has {len(self.base_lrs)} base learning rates, but the optimizer has "
+                f"{len(groups)} parameter groups: groups can be added but not removed; add all groups to the optimizer "
+                "before you load a checkpoint"
             )
         return [(base - self.floor) * f for base, f in zip(self.base_lrs, self.multipliers(t), strict=True)]
 
     @contextmanager
-    def _refusing_overflow(self) -> Iterator[None]:
+    def _convert_overflow(self) -> Iterator[None]:
+        """Convert OverflowError to HyperparameterError."""
         try:
             yield
         except OverflowError as error:
@@ -116,20 +128,26 @@ class ClosedFormLR(CheckedKeywords, LRScheduler):
             raise HyperparameterError(f"{name}: the learning rate overflows at step {self.last_epoch}") from error
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a `state_dict`; ConfigError for that of another kind of scheduler."""
+        """Load a state dict.
+
+        Raises:
+            ConfigError: the state dict was saved by another kind of scheduler.
+        """
         check_state(self, state_dict)
         super().load_state_dict(state_dict)
 
 
 class GeometricLR(ClosedFormLR):
-    r"""A schedule of cuts, each by the same factor: :math:`f(t) = \gamma^{cuts(t)}`.
+    r"""A schedule that multiplies the learning rate by the same factor at each cut: :math:`f(t) = \gamma^{cuts(t)}`.
 
     Args:
-        optimizer, last_epoch: as in `ClosedFormLR`.
-        gamma: what the rate is multiplied by at a cut, :math:`\gamma \ge 0`; above 1 it grows.
+        optimizer: as in `ClosedFormLR`.
+        gamma: the factor of a cut, :math:`\gamma \ge 0`. Above 1 the learning rate grows.
+        last_epoch: as in `ClosedFormLR`.
 
     Raises:
-        As `ClosedFormLR`. HyperparameterError: `gamma` out of range. HyperparameterTypeError: of the wrong type.
+        HyperparameterError: `gamma` is out of range; and as in `ClosedFormLR`.
+        HyperparameterTypeError: `gamma` is not a number; and as in `ClosedFormLR`.
     """
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
@@ -137,20 +155,20 @@ class GeometricLR(ClosedFormLR):
         super().__init__(optimizer, last_epoch)
 
     def cuts(self, t: int) -> int:
-        """How many cuts there are in the first `t` steps."""
+        """Return the number of cuts in the first `t` steps."""
         raise NotImplementedError
 
     def multiplier(self, t: int) -> float:
         return float(self.gamma) ** self.cuts(t)
 
     def ratios(self, t: int) -> list[float | None]:
-        # Not by division: the multiplier may have become 0.
+        # A quotient of multipliers would fail once the multiplier has underflowed to 0.
         before = 0 if self._is_initial and t == 0 else self.cuts(t - 1)
         return [float(self.gamma) ** (self.cuts(t) - before)] * len(self.optimizer.param_groups)
 
 
 class Unscheduled(ClosedFormLR):
-    """No schedule at all: :math:`lr(t) = base`. A warmup alone has it inside."""
+    """A constant learning rate: :math:`lr(t) = base`. It is used for a warmup without a schedule."""
 
     def multiplier(self, t: int) -> float:
         return 1.0

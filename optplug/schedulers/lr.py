@@ -1,4 +1,4 @@
-"""The learning rates of an optimizer's groups, which may be numbers or tensors."""
+"""Learning rates of parameter groups, which may be numbers or tensors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 from torch import Tensor
 
 
-def rates_of(optimizer: Any) -> list[float]:
-    """The learning rates of an optimizer, by group."""
+def lrs_of(optimizer: Any) -> list[float]:
+    """Return the learning rates of an optimizer's parameter groups; groups without `lr` are skipped."""
     return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
 
 
 def set_lr(group: dict[str, Any], lr: float) -> None:
-    """Set a group's learning rate, in place where it is a tensor."""
+    """Set the learning rate of a parameter group; a tensor is changed in place."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
         group["lr"] = lr
 
 
-def copied(value: Any) -> Any:
-    """A value that is nobody else's where it is a tensor."""
+def clone_tensor(value: Any) -> Any:
+    """Return a clone of a tensor; other values are returned unchanged."""
     return value.clone() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""A linear warmup around any scheduler."""
+"""`Warmup`: a linear warmup around any scheduler."""
 
 from __future__ import annotations
 
@@ -15,48 +15,50 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from optplug.errors import ConfigError, ConfigTypeError, number_hint
 from optplug.schedulers.checks import check_state, whole_hint
 from optplug.schedulers.late_groups import follow_groups
-from optplug.schedulers.lr import copied, set_lr
+from optplug.schedulers.lr import clone_tensor, set_lr
 
 
 class Warmup(LRScheduler):
-    r"""Any scheduler with a linear warmup: learning rate = warmup(step) x the scheduler's own learning rate.
+    r"""A linear warmup around any scheduler: learning rate = warmup(n) x the learning rate of the inner scheduler.
 
-    The scheduler inside never sees the warmup: it reads and sets rates as if there were none. :math:`warmup(n) =
-    s + (1 - s) \, n / N` for :math:`n < N`, then 1, where s is the start factor and n counts optimizer steps.
+    The inner scheduler reads and sets learning rates as if there were no warmup.
+    :math:`warmup(n) = s + (1 - s) \, n / N` for :math:`n < N`, then 1, where s is the start factor and n is the number
+    of optimizer steps taken.
+
+    Call `warmup_step()` after each optimizer step, and `step(...)` where the inner scheduler would be stepped. An inner
+    plateau scheduler counts no bad values during the warmup. One `state_dict` contains the state of both.
 
     Args:
-        scheduler: the scheduler inside, already built on its optimizer.
-        steps: N, in optimizer steps, at least 1.
+        scheduler: the inner scheduler, already constructed with its optimizer.
+        steps: N, the length in optimizer steps, at least 1.
         start_factor: s, in (0, 1]. Default: 1 / N.
 
     Raises:
-        ConfigError: a value out of range. ConfigTypeError: of the wrong type.
-
-    `warmup_step()` belongs after each optimizer step, `step(...)` where the scheduler inside would be stepped. A
-    plateau inside counts no bad values while warming up. Everything is in one `state_dict`.
+        ConfigError: a value is out of range.
+        ConfigTypeError: a value has the wrong type.
     """
 
     def __init__(self, scheduler: LRScheduler, steps: int, start_factor: float | None = None) -> None:
-        # Not LRScheduler.__init__: the scheduler inside has prepared the optimizer already.
+        # LRScheduler.__init__ is not called: the inner scheduler has already prepared the optimizer.
         check_warmup(steps, start_factor)
         self.scheduler = scheduler
         self.optimizer: Optimizer = scheduler.optimizer
         self.warmup_steps = steps
         self.start_factor = 1 / steps if start_factor is None else float(start_factor)
-        self.warmed = 0
-        self._inner_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._shown_lrs = list(self._inner_lrs)
-        for group in self.optimizer.param_groups:  # a plateau keeps no base rates
-            group.setdefault("initial_lr", copied(group["lr"]))
-        self._show()
+        self.steps_taken = 0
+        self._lrs_without_warmup = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._lrs_with_warmup = list(self._lrs_without_warmup)
+        for group in self.optimizer.param_groups:  # a plateau scheduler does not store base learning rates
+            group.setdefault("initial_lr", clone_tensor(group["lr"]))
+        self._apply_factor()
 
     @property
-    def warming(self) -> bool:
-        """Whether the next optimizer step is still part of the warmup."""
-        return self.warmed < self.warmup_steps
+    def is_warming_up(self) -> bool:
+        """Whether the next optimizer step is part of the warmup."""
+        return self.steps_taken < self.warmup_steps
 
     def factor(self, n: int) -> float:
-        """warmup(n) after n optimizer steps."""
+        """Return warmup(n), the factor after n optimizer steps."""
         return 1.0 if n >= self.warmup_steps else self.start_factor + (1 - self.start_factor) * n / self.warmup_steps
 
     @property
@@ -68,34 +70,34 @@ class Warmup(LRScheduler):
         self.scheduler.last_epoch = value
 
     @property
-    def base_lrs(self) -> list[float | Tensor]:  # type: ignore[override]  # the scheduler inside has them
+    def base_lrs(self) -> list[float | Tensor]:  # type: ignore[override]  # read from the inner scheduler
         return self.scheduler.base_lrs
 
     def get_last_lr(self) -> list[float | Tensor]:
-        return list(self._shown_lrs)
+        return list(self._lrs_with_warmup)
 
     def warmup_step(self) -> None:
         """Count one optimizer step."""
-        if self.warming:
+        if self.is_warming_up:
             with self._without_warmup():
-                self.warmed += 1
+                self.steps_taken += 1
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the scheduler inside; arguments are its own (a plateau's metric)."""
-        with self._without_warmup(), self._lenient():
+        """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler."""
+        with self._without_warmup(), self._pause_bad_value_count():
             self.scheduler.step(*args, **kwargs)
 
     def follow_groups(self) -> None:
-        """Take up groups that were added since; the rates they have are those without warmup."""
-        if len(self._inner_lrs) < len(self.optimizer.param_groups):
+        """Extend the warmup to groups that were added to the optimizer. Their `lr` is the one without warmup."""
+        if len(self._lrs_without_warmup) < len(self.optimizer.param_groups):
             with self._without_warmup():
-                pass  # which does it
+                pass  # the context manager does it
 
     @contextmanager
-    def _lenient(self) -> Iterator[None]:
-        """While warming up a plateau counts no bad values, but remembers the best."""
+    def _pause_bad_value_count(self) -> Iterator[None]:
+        """During the warmup, let a plateau scheduler update its best value but not count bad values."""
         plateau = self.scheduler
-        if not (self.warming and isinstance(plateau, ReduceLROnPlateau)):
+        if not (self.is_warming_up and isinstance(plateau, ReduceLROnPlateau)):
             yield
             return
         patience, plateau.patience = plateau.patience, sys.maxsize
@@ -107,69 +109,95 @@ class Warmup(LRScheduler):
 
     @contextmanager
     def _without_warmup(self) -> Iterator[None]:
-        """Let the groups hold the inner rates for a while."""
+        """Within this context, the groups have the learning rates without warmup."""
         groups = self.optimizer.param_groups
-        now = self.factor(self.warmed)
+        factor = self.factor(self.steps_taken)
         for i, group in enumerate(groups):
             lr = float(group["lr"])
-            if i == len(self._inner_lrs):  # a group added since, with its rate without warmup
-                self._inner_lrs.append(lr)
-            elif lr != self._shown_lrs[i]:  # somebody else set the rate: that is the rate as it is now
-                self._inner_lrs[i] = lr / now
-            set_lr(group, self._inner_lrs[i])
+            if i == len(self._lrs_without_warmup):  # a new group, whose lr is the one without warmup
+                self._lrs_without_warmup.append(lr)
+            elif lr != self._lrs_with_warmup[i]:  # other code has set the lr: that is the one with warmup
+                self._lrs_without_warmup[i] = lr / factor
+            set_lr(group, self._lrs_without_warmup[i])
         try:
             follow_groups(self.scheduler)
             yield
         finally:
-            self._inner_lrs = [float(group["lr"]) for group in groups]
-            self._show()
+            self._lrs_without_warmup = [float(group["lr"]) for group in groups]
+            self._apply_factor()
 
-    def _show(self) -> None:
-        now = self.factor(self.warmed)
-        for group, lr in zip(self.optimizer.param_groups, self._inner_lrs, strict=True):
-            set_lr(group, lr * now)
-        self._shown_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+    def _apply_factor(self) -> None:
+        """Set the learning rates with warmup."""
+        factor = self.factor(self.steps_taken)
+        for group, lr in zip(self.optimizer.param_groups, self._lrs_without_warmup, strict=True):
+            set_lr(group, lr * factor)
+        self._lrs_with_warmup = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"warmed": self.warmed, "inner_lrs": list(self._inner_lrs), "shown_lrs": list(self._shown_lrs)}
-        own |= {"steps": self.warmup_steps, "start_factor": self.start_factor}
+        own = {
+            "warmed": self.steps_taken,
+            "inner_lrs": list(self._lrs_without_warmup),
+            "shown_lrs": list(self._lrs_with_warmup),
+            "steps": self.warmup_steps,
+            "start_factor": self.start_factor,
+        }
         return {"warmup": own, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_state(self, state_dict, ("warmup", "scheduler"))
         own = state_dict["warmup"]
-        self.warmed = own["warmed"]
+        self.steps_taken = own["warmed"]
         self.warmup_steps = own.get("steps", self.warmup_steps)
         self.start_factor = own.get("start_factor", self.start_factor)
-        self._inner_lrs = list(own["inner_lrs"])
-        self._shown_lrs = list(own["shown_lrs"])
+        self._lrs_without_warmup = list(own["inner_lrs"])
+        self._lrs_with_warmup = list(own["shown_lrs"])
         self.scheduler.load_state_dict(state_dict["scheduler"])
 
     def __getattr__(self, name: str) -> Any:
-        # What the scheduler inside tells (best, num_bad_epochs, T_max) is asked of the whole.
+        # Attributes of the inner scheduler (best, num_bad_epochs, T_max) can be read from the warmup.
         if name == "scheduler" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.scheduler, name)
 
 
 def check_warmup(steps: Any, start_factor: Any) -> None:
-    """Raise ConfigError or ConfigTypeError for what `Warmup` cannot take."""
+    """Check the arguments of `Warmup`.
+
+    Raises:
+        ConfigError: a value is out of range.
+        ConfigTypeError: a value has the wrong type.
+    """
     check_warmup_steps(steps)
     check_start_factor(start_factor)
 
 
 def check_warmup_steps(steps: Any, least: int = 1) -> None:
-    """Raise ConfigError or ConfigTypeError for what is no number of steps, at least `least`."""
+    """Check the length of a warmup.
+
+    Args:
+        steps: the length in optimizer steps.
+        least: the lower bound, 0 or 1. Default: 1.
+
+    Raises:
+        ConfigError: the length is below `least`.
+        ConfigTypeError: the length is not a whole number.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise ConfigTypeError(
             f"warmup steps must be a whole number of optimizer steps, got {steps!r}{whole_hint(steps)}"
         )
     if steps < least:
-        raise ConfigError(f"warmup steps must be at least {least}, got {steps}" + "; leave warmup out for none" * least)
+        hint = "; to train without warmup, omit it" * least
+        raise ConfigError(f"warmup steps must be at least {least}, got {steps}{hint}")
 
 
 def check_start_factor(start_factor: Any) -> None:
-    """Raise ConfigError or ConfigTypeError for what is no first factor of a warmup."""
+    """Check the start factor of a warmup; None is allowed.
+
+    Raises:
+        ConfigError: the start factor is not in (0, 1].
+        ConfigTypeError: the start factor is not a number.
+    """
     if start_factor is None:
         return
     if isinstance(start_factor, bool) or not isinstance(start_factor, (int, float)):

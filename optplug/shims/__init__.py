@@ -1,10 +1,14 @@
-"""Registered names for an unmodified LightningCLI: after `import optplug.shims`, `--optimizer adam` is found.
+"""Registered names for an unmodified LightningCLI: after `import optplug.shims`, `--optimizer adam` works.
 
-Every name of every installed plugin becomes a class in `optplug.shims.optimizers` or `optplug.shims.schedulers`, which
-LightningCLI finds by its name, and by its full path without this import. A name that several plugins offer is spelt
-`plugin__name`, with `_` for what no name of Python may have: `my_plugin__adam`. Plugins are looked for once, and the
-class behind a name is loaded when the name is chosen: an `Adam` that is loaded would make LightningCLI's own `Adam`,
-torch's, ambiguous.
+`optplug.shims.optimizers` and `optplug.shims.schedulers` contain one class, a shim, for each registered name.
+LightningCLI finds a shim by its name after this import, and by its full path without this import, for example
+`optplug.shims.optimizers.adam`.
+
+- If several plugins register a name, the shims are named `plugin__name`, for example `my_plugin__adam`. Characters that
+  are not allowed in Python names become `_`.
+- The shims are created once, when this package is imported.
+- The registered class is loaded only when its name is chosen. Otherwise a loaded class `Adam` would make `--optimizer
+  Adam`, which is torch's, ambiguous.
 """
 
 from optplug.shims import optimizers, schedulers

@@ -1,4 +1,4 @@
-"""Makes the shims: classes that have a registered name and the signature behind it, and whose call builds by name."""
+"""Creation of the shims: classes with a registered name, its signature, and a call that builds the registered class."""
 
 from __future__ import annotations
 
@@ -16,103 +16,116 @@ from jsonargparse.typing import register_type
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.config.error_collector import third_party_errors
-from optplug.errors import ConfigError, ConfigTypeError, describe
+from optplug.errors import ConfigError, ConfigTypeError, one_line
 from optplug.registry import Registration, registry
-from optplug.registry.signature import Argument, documented
-from optplug.registry.specs import LENGTHS
+from optplug.registry.signature import Argument, documented_arguments
+from optplug.registry.specs import LENGTH_ARGUMENTS
 
-MONITOR = Argument("monitor", str, inspect.Parameter.empty, "the metric to follow")
-"""What a schedule that takes a metric takes besides its own arguments, as LightningCLI's plateau does."""
+MONITOR = Argument("monitor", str, inspect.Parameter.empty, "the metric to monitor")
+"""Additional argument of a scheduler that takes a metric. LightningCLI's ReduceLROnPlateau has the same argument."""
 
-LIGHTNING_CLI = ("lightning.pytorch.cli", "pytorch_lightning.cli")
+LIGHTNING_CLI_MODULES = ("lightning.pytorch.cli", "pytorch_lightning.cli")
 
 
-def shims(kind: str, module: str) -> dict[str, type]:
-    """A shim for every installed name of a kind, by what it is called in its module.
+def make_shims(kind: str, module: str) -> dict[str, type]:
+    """Create a shim for every registered name of a kind.
 
     Args:
-        kind: `"optimizer"` or `"scheduler"`. module: the name of the module that will hold them.
+        kind: `"optimizer"` or `"scheduler"`.
+        module: the name of the module that will contain the shims.
+
+    Returns:
+        The shims by their names in the module.
     """
     registrations = registry.registrations(kind)
     names = [registration.name for registration in registrations]
     made = {}
     for registration in registrations:
-        clash = names.count(registration.name) > 1
-        name = re.sub(r"\W", "_", f"{registration.plugin.name}__{registration.name}") if clash else registration.name
-        chosen = Optimizer(registration) if kind == "optimizer" else Scheduler(registration)
-        contents = {"__new__": _New(chosen), "__doc__": registration.spec.summary, "__module__": module}
-        made[name] = type(name, (chosen.base,), contents)
+        is_ambiguous = names.count(registration.name) > 1
+        qualified = re.sub(r"\W", "_", f"{registration.plugin.name}__{registration.name}")
+        name = qualified if is_ambiguous else registration.name
+        builder = OptimizerBuilder(registration) if kind == "optimizer" else SchedulerBuilder(registration)
+        contents = {"__new__": _ShimNew(builder), "__doc__": registration.spec.summary, "__module__": module}
+        made[name] = type(name, (builder.base_class,), contents)
     return made
 
 
-class _New:
-    # The `__new__` of a shim. A parser asks for the signature and the docstring of a name that was chosen, and only
-    # that loads the class; so `__doc__` is a property, and this is a comment.
+class _ShimNew:
+    # The `__new__` of a shim. A parser reads the signature and the docstring only of the chosen shim, and only then the
+    # registered class is loaded. This is a comment because `__doc__` is a property below.
 
-    def __init__(self, chosen: Optimizer) -> None:
+    def __init__(self, builder: OptimizerBuilder) -> None:
         self.__name__ = "__new__"
-        self.chosen = chosen
+        self.builder = builder
 
     def __call__(self, cls: type, target: Any, /, **given: Any) -> Any:
-        return self.chosen.build(target, given)
+        return self.builder.build(target, given)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in ("cls", self.chosen.first)]
-        for a in self.chosen.arguments:
-            hint = self.chosen.type_of(a)
+        positional = ("cls", self.builder.target_name)
+        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in positional]
+        for a in self.builder.arguments:
+            hint = self.builder.parser_type(a)
             keyword = inspect.Parameter(a.name, inspect.Parameter.KEYWORD_ONLY, default=a.default, annotation=hint)
             parameters.append(keyword)
         return inspect.Signature(parameters)
 
     @property
     def __doc__(self) -> str:  # type: ignore[override]
-        head = [self.chosen.registration.spec.summary or self.chosen.registration.name, "", "Args:"]
-        return "\n".join([*head, *(f"    {a.name}: {a.words}" for a in self.chosen.arguments if a.words)])
+        registration = self.builder.registration
+        head = [registration.spec.summary or registration.name, "", "Args:"]
+        return "\n".join([*head, *(f"    {a.name}: {a.description}" for a in self.builder.arguments if a.description)])
 
 
-# ------------------------------------------------------------- what is behind one
+# ------------------------------------------------------------------------------------------ builders
 
 
-class Optimizer:
-    """What the shim of an optimizer takes, and what its call makes."""
+class OptimizerBuilder:
+    """The signature of an optimizer's shim, and the construction of the optimizer.
 
-    base: type = torch.optim.Optimizer
-    first = "params"
+    Attributes:
+        base_class: the base class of the shim. LightningCLI finds shims as subclasses of torch's classes.
+        target_name: the name of the positional argument.
+        registration: the registered name.
+    """
+
+    base_class: type = torch.optim.Optimizer
+    target_name = "params"
 
     def __init__(self, registration: Registration) -> None:
         self.registration = registration
 
     @functools.cached_property
-    def own(self) -> list[Argument]:
-        """The arguments of the class."""
+    def class_arguments(self) -> list[Argument]:
+        """The arguments of the registered class. If the class cannot be loaded: a warning, and no arguments."""
         try:
-            return documented(self.registration)
-        except Exception as error:  # whatever a stranger's class does; a parser would say that it has no such option
-            warnings.warn(f"optplug.shims: {describe(error)}", stacklevel=2)
+            return documented_arguments(self.registration)
+        except Exception as error:  # a third-party module can raise anything; the parser would hide the cause
+            warnings.warn(f"optplug.shims: {one_line(error)}", stacklevel=2)
             return []
 
     @property
     def arguments(self) -> list[Argument]:
         """The arguments of the shim."""
-        return self.own
+        return self.class_arguments
 
-    def type_of(self, argument: Argument) -> Any:
-        """The type of an argument for a parser."""
-        return _writable(argument.type)
+    def parser_type(self, argument: Argument) -> Any:
+        """The type of an argument for the parser."""
+        return _without_dtype(argument.type)
 
     def build(self, target: Any, given: dict[str, Any]) -> Any:
-        from optplug.config.build import create_optimizer  # here, for what it loads has names of torch's
+        from optplug.config.build import create_optimizer  # a local import: it loads classes named like torch's
 
         with third_party_errors(self.registration.spec.name, given):
-            return create_optimizer(self.registration.qualified, target, **given)
+            return create_optimizer(self.registration.qualified_name, target, **given)
 
 
-class Scheduler(Optimizer):
-    """What the shim of a scheduler takes, and what its call makes."""
+class SchedulerBuilder(OptimizerBuilder):
+    """The signature of a scheduler's shim, and the construction of the scheduler."""
 
-    base = LRScheduler
-    first = "optimizer"
+    base_class = LRScheduler
+    target_name = "optimizer"
 
     @property
     def takes_metric(self) -> bool:
@@ -120,21 +133,21 @@ class Scheduler(Optimizer):
 
     @property
     def arguments(self) -> list[Argument]:
-        has_own = any(argument.name == MONITOR.name for argument in self.own)
-        return [MONITOR, *self.own] if self.takes_metric and not has_own else self.own
+        has_own_monitor = any(argument.name == MONITOR.name for argument in self.class_arguments)
+        return [MONITOR, *self.class_arguments] if self.takes_metric and not has_own_monitor else self.class_arguments
 
-    def type_of(self, argument: Argument) -> Any:
+    def parser_type(self, argument: Argument) -> Any:
         if argument is MONITOR:
             return argument.type
-        functions = getattr(registry.get("scheduler", self.registration.qualified), "functions", ())
+        functions = getattr(registry.get("scheduler", self.registration.qualified_name), "functions", ())
         if isinstance(functions, (tuple, list)) and argument.name in functions:
             return str | float | list[str | float]
-        if argument.name in (getattr(self.registration.spec, "length", ""), *LENGTHS):
+        if argument.name in (getattr(self.registration.spec, "length", ""), *LENGTH_ARGUMENTS):
             return Length if argument.type in (int, Any) else typing.Union[argument.type, Length]  # noqa: UP007
-        return super().type_of(argument)
+        return super().parser_type(argument)
 
     def build(self, target: Any, given: dict[str, Any]) -> Any:
-        from optplug.config.build import create_scheduler
+        from optplug.config.build import create_scheduler  # a local import: it loads classes named like torch's
 
         monitor = given.get(MONITOR.name)
         if MONITOR in self.arguments:
@@ -144,18 +157,19 @@ class Scheduler(Optimizer):
                     f"scheduler {self.registration.name!r} needs monitor, the name of a metric, got {monitor!r}"
                 )
         with third_party_errors(self.registration.spec.name, given):
-            scheduler = create_scheduler(self.registration.qualified, target, **given)
+            scheduler = create_scheduler(self.registration.qualified_name, target, **given)
             if self.takes_metric:
-                _make_lightning_cli_s(scheduler, monitor)
+                _add_lightning_base(scheduler, monitor)
         return scheduler
 
 
-def _make_lightning_cli_s(scheduler: Any, monitor: Any) -> None:
-    """Make a plateau one of LightningCLI's too, which asks `isinstance` of its own class and takes the monitor from it.
+def _add_lightning_base(scheduler: Any, monitor: Any) -> None:
+    """Make a scheduler an instance of LightningCLI's ReduceLROnPlateau too, and set its monitor.
 
-    Each import name of Lightning has a class of its own; those that are loaded count, since one of them is asking.
+    LightningCLI tests for its own class with `isinstance`, and reads the attribute `monitor`. The two import names of
+    Lightning have different classes. All loaded ones are added, since one of them belongs to the running LightningCLI.
     """
-    plateaus = [sys.modules[name].ReduceLROnPlateau for name in LIGHTNING_CLI if name in sys.modules]
+    plateaus = [sys.modules[name].ReduceLROnPlateau for name in LIGHTNING_CLI_MODULES if name in sys.modules]
     cls: Any = type(scheduler)
     scheduler.__class__ = _with_bases(cls, *plateaus)
     scheduler.monitor = monitor
@@ -163,24 +177,24 @@ def _make_lightning_cli_s(scheduler: Any, monitor: Any) -> None:
 
 @functools.cache
 def _with_bases(cls: Any, *bases: Any) -> Any:
-    further = [base for base in bases if not issubclass(cls, base)]
-    # A local name is none that LightningCLI would offer.
+    missing = [base for base in bases if not issubclass(cls, base)]
+    # LightningCLI does not offer classes with "<locals>" in their qualified name.
     contents = {"__module__": __name__, "__qualname__": f"_with_bases.<locals>.{cls.__name__}", "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls, *further), contents) if further else cls
+    return type(cls.__name__, (cls, *missing), contents) if missing else cls
 
 
-# ------------------------------------------------------------------------ types
+# ------------------------------------------------------------------------------------------ types
 
 
 class Length(int):
-    """The number of steps of a whole schedule. A type for parsers; the value is an int."""
+    """The number of steps of a whole schedule. A type for parsers only; the parsed value is an int."""
 
 
-def _length(value: Any) -> int:
+def _parse_length(value: Any) -> int:
     if value == "auto":
         raise ConfigError(
-            "LightningCLI cannot know what 'auto' is: give a number, or use OptplugCLI or the callback "
-            "ConfigureOptimizers, which know how long the fit will be"
+            "LightningCLI cannot compute the length for 'auto': give a number, or use OptplugCLI or the callback "
+            "ConfigureOptimizers, which know the length of the training"
         )
     try:
         return int(str(value))
@@ -191,15 +205,15 @@ def _length(value: Any) -> int:
 register_type(
     Length,
     serializer=int,
-    deserializer=_length,
+    deserializer=_parse_length,
     type_check=lambda value, _: isinstance(value, int) and not isinstance(value, bool),
 )
 
 
-def _writable(hint: Any) -> Any:
-    """A type without `torch.dtype`, which a configuration gives as text."""
+def _without_dtype(hint: Any) -> Any:
+    """The type with `str` in place of `torch.dtype`: a configuration gives a dtype as text."""
     if hint is torch.dtype:
         return str
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.Union[tuple(map(_writable, typing.get_args(hint)))]  # noqa: UP007  # made at run time
+        return typing.Union[tuple(map(_without_dtype, typing.get_args(hint)))]  # noqa: UP007  # made at run time
     return hint

@@ -1,7 +1,7 @@
-"""The optimizers of all installed plugins, as classes that a class path can name; see `optplug.shims`."""
+"""Shims for all registered optimizers, as classes that a class path can name; see `optplug.shims`."""
 
 from __future__ import annotations
 
-from optplug.shims.factory import shims
+from optplug.shims.factory import make_shims
 
-globals().update(shims("optimizer", __name__))
+globals().update(make_shims("optimizer", __name__))

@@ -1,7 +1,7 @@
-"""The schedulers of all installed plugins, as classes that a class path can name; see `optplug.shims`."""
+"""Shims for all registered schedulers, as classes that a class path can name; see `optplug.shims`."""
 
 from __future__ import annotations
 
-from optplug.shims.factory import shims
+from optplug.shims.factory import make_shims
 
-globals().update(shims("scheduler", __name__))
+globals().update(make_shims("scheduler", __name__))

@@ -1,4 +1,4 @@
-"""The conformance kit: properties that every optimizer and scheduler must have, each a check that can fail.
+"""The conformance kit: checks of the properties that every optimizer and every scheduler must have.
 
     import optplug.testing, pytest
 
@@ -6,9 +6,9 @@
     def test_lion_conforms(check):
         check()
 
-or, in one call, `optplug.testing.check_optimizer("lion")`. Settings worth testing stand beside the algorithm, in its
-class attribute `cases` (a list of keyword arguments). What convergence cannot show is shown by comparing two things
-that must be equal: an engine and the loop, resumed and uninterrupted, ascent on f and descent on -f.
+or, in one call, `optplug.testing.check_optimizer("lion")`. The class attribute `cases` has the settings to test: a list
+of keyword arguments. Most checks compare two computations that must give equal results: an engine and engine `loop`, a
+resumed run and an uninterrupted one, maximizing f and minimizing -f.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import listing
 from optplug.schedulers.closed_form import ClosedFormLR
-from optplug.testing.checks import Check, cases_of, label, look_up, run_all
-from optplug.testing.optimizers import split
-from optplug.testing.schedulers import Schedule
-from optplug.testing.subjects import Subject
+from optplug.testing.checks import Check, case_label, declared_cases, resolve_class, run_all
+from optplug.testing.optimizers import collect_checks
+from optplug.testing.schedulers import SchedulerUnderTest
+from optplug.testing.trajectory import OptimizerUnderTest
 
 __all__ = [
     "Check",
@@ -37,80 +37,84 @@ __all__ = [
 
 
 def optimizer_checks(optimizer: str | type[Optimizer]) -> list[Check]:
-    """The checks that apply to an optimizer, for every engine, case and dtype.
+    """Return the checks that apply to an optimizer, for every engine and every case.
 
     Args:
-        optimizer: a registered name, or a class. Its `cases` (keyword arguments; default: one, without any) are what is
-            tested; its capabilities, of the spec or else the class, say what must hold.
+        optimizer: a registered name, or a class. Its attribute `cases` has the keyword arguments to test (default: one
+            case without arguments). The capabilities of the spec, or else of the class, determine the expectations.
 
     Raises:
-        UnknownNameError, AmbiguousNameError, PluginError: as in `optplug.get_optimizer`.
-        TypeError: neither a name nor a class of optimizers.
+        UnknownNameError, AmbiguousNameError, PluginError: see `optplug.get_optimizer`.
+        TypeError: `optimizer` is neither a name nor an optimizer class.
     """
-    return split(Subject.of(optimizer))[0]
+    return collect_checks(OptimizerUnderTest.of(optimizer))[0]
 
 
 def inapplicable_checks(optimizer: str | type[Optimizer]) -> dict[str, str]:
-    """The properties (and engines) that do not apply to an optimizer, each with the reason; errors as above."""
-    return split(Subject.of(optimizer))[1]
+    """Return the properties and engines that do not apply to an optimizer, each with the reason.
+
+    Argument and errors: see `optimizer_checks`.
+    """
+    return collect_checks(OptimizerUnderTest.of(optimizer))[1]
 
 
 def check_optimizer(optimizer: str | type[Optimizer]) -> dict[str, str]:
-    """Run every check that applies.
+    """Run all checks that apply to an optimizer.
 
     Args:
         optimizer: a registered name, or a class.
 
     Returns:
-        What does not apply, and why; see `inapplicable_checks`.
+        The properties and engines that do not apply, each with the reason; see `inapplicable_checks`.
 
     Raises:
-        AssertionError: with all failures, one a line. Errors of `optimizer_checks`.
+        AssertionError: some checks failed; the message has one line for each. Errors of `optimizer_checks`.
     """
-    checks, inapplicable = split(Subject.of(optimizer))
+    checks, inapplicable = collect_checks(OptimizerUnderTest.of(optimizer))
     run_all(checks)
     return inapplicable
 
 
 def scheduler_checks(scheduler: str | type[LRScheduler], **arguments: Any) -> list[Check]:
-    """The checks that apply to a scheduler.
+    """Return the checks that apply to a scheduler.
 
     Args:
         scheduler: a registered name, or a class.
-        arguments: of its constructor. Default: each entry of the class's `cases`, or no arguments.
+        arguments: keyword arguments of its constructor. Default: each entry of the class attribute `cases`; without
+            `cases`, no arguments.
 
     Raises:
-        UnknownNameError, AmbiguousNameError, PluginError: as in `optplug.get_scheduler`.
-        TypeError: neither a name nor a class of schedulers, or nothing gives arguments that it needs.
+        UnknownNameError, AmbiguousNameError, PluginError: see `optplug.get_scheduler`.
+        TypeError: `scheduler` is neither a name nor a scheduler class, or required arguments are missing.
     """
-    cls, capabilities = look_up("scheduler", scheduler, LRScheduler)
-    cases = (arguments,) if arguments else cases_of(cls)
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    after = list(inspect.signature(cls).parameters.values())[1:]
-    needed = [p.name for p in after if p.default is p.empty and p.kind in named]
-    if missing := [name for name in needed if name not in cases[0]]:
+    cls, capabilities = resolve_class("scheduler", scheduler, LRScheduler)
+    cases = (arguments,) if arguments else declared_cases(cls)
+    keyword_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = list(inspect.signature(cls).parameters.values())[1:]  # without the optimizer
+    required = [p.name for p in parameters if p.default is p.empty and p.kind in keyword_kinds]
+    if missing := [name for name in required if name not in cases[0]]:
         raise TypeError(
-            f"{cls.__name__} needs {listing(missing)}: give it `cases`, or give scheduler_checks the arguments"
+            f"{cls.__name__} needs {listing(missing)}: pass arguments to scheduler_checks, or add `cases` to the class"
         )
     checks = []
     for case in cases:
-        schedule = Schedule(cls, case, "metric" in capabilities)
+        subject = SchedulerUnderTest(cls, case, "metric" in capabilities)
         names = [
-            "groups_go_their_own_way",
+            "groups_are_independent",
             "resumed_equals_uninterrupted",
-            "a_tensor_lr_is_set_in_place",
-            "reports_last_lr",
+            "tensor_lr_is_updated_in_place",
+            "get_last_lr_returns_group_lrs",
         ]
         if issubclass(cls, ClosedFormLR):
-            names.append("recursion_equals_closed_form")
-        checks += [Check(f"{name}[{label(case)}]", getattr(schedule, name)) for name in names]
+            names.append("steps_equal_closed_form")
+        checks += [Check(f"{name}[{case_label(case)}]", getattr(subject, name)) for name in names]
     return checks
 
 
 def check_scheduler(scheduler: str | type[LRScheduler], **arguments: Any) -> None:
-    """Run every check of `scheduler_checks`.
+    """Run all checks of `scheduler_checks`.
 
     Raises:
-        AssertionError: with all failures, one a line. Errors of `scheduler_checks`.
+        AssertionError: some checks failed; the message has one line for each. Errors of `scheduler_checks`.
     """
     run_all(scheduler_checks(scheduler, **arguments))

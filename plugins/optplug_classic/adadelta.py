@@ -8,7 +8,9 @@ from optplug.optim.ranges import unit_interval
 
 
 class Adadelta(RuleOptimizer):
-    r"""Steps in the units of the parameter: the size of past updates over the size of past gradients.
+    r"""Scales the gradient by the ratio of the root mean squares of past updates and past gradients.
+
+    The update has the units of the parameter.
 
     .. math::
         v_t = \rho v_{t-1} + (1 - \rho) g_t^2 \qquad
@@ -16,17 +18,19 @@ class Adadelta(RuleOptimizer):
         u_t = \rho u_{t-1} + (1 - \rho) \Delta_t^2 \qquad \theta_t = \theta_{t-1} - \gamma \Delta_t
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
-        lr: :math:`\gamma \ge 0`, a factor; 1 is the paper's.
-        rho: decay rate :math:`\rho` of both averages per step, in [0, 1].
-        eps: :math:`\epsilon \ge 0`, in units of the squared gradient and of the squared update.
-        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
+        lr: factor :math:`\gamma \ge 0` of the update; 1 in the paper.
+        rho: decay rate :math:`\rho` of both running averages, in [0, 1].
+        eps: :math:`\epsilon \ge 0`, added to both running averages.
+        weight_decay: coefficient of the L2 penalty, at least 0.
+        decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
         foreach, capturable, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+        HyperparameterError: a value is out of range.
+        SparseGradientError: in `step`, for a sparse gradient.
 
-    State: `step`; `square_avg` :math:`v` and `acc_delta` :math:`u`, of the parameter's shape.
+    State: `step`; `square_avg` :math:`v` and `acc_delta` :math:`u`, with the shape of the parameter.
 
     Source: Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012, https://arxiv.org/abs/1212.5701.
     """

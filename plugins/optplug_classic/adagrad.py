@@ -8,28 +8,31 @@ from optplug.optim.ranges import at_least
 
 
 class Adagrad(RuleOptimizer):
-    r"""Divides by the root of the sum of all squared gradients so far.
+    r"""Divides the gradient by the square root of the sum of all squared gradients so far.
 
     .. math::
         G_t = G_{t-1} + g_t^2, \quad G_0 = \tau \qquad
         \theta_t = \theta_{t-1} - \frac{\gamma}{1 + (t - 1) \eta} \, \frac{g_t}{\sqrt{G_t} + \epsilon}
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma \ge 0`.
-        lr_decay: :math:`\eta \ge 0`, per step.
-        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
-            0 where gradients are sparse.
-        initial_accumulator_value: :math:`\tau \ge 0`, in units of the squared gradient; a group may have its own.
+        lr_decay: decay :math:`\eta \ge 0` of the learning rate per step.
+        weight_decay: coefficient of the L2 penalty, at least 0.
+            Must be 0 if gradients are sparse.
+        decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
+        initial_accumulator_value: :math:`\tau \ge 0`, in units of the squared gradient. Can be set per parameter group.
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
         foreach, maximize, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient and a decay.
+        HyperparameterError: a value is out of range.
+        SparseGradientError: in `step`, for a sparse gradient and a nonzero weight decay.
 
-    Sparse gradients change the rows they name, which is what dense ones with zeros elsewhere would do.
+    A sparse gradient updates only the rows that it contains. The result is the same as for a dense gradient with zeros
+    in the other rows.
 
-    State: `step`; `sum` :math:`G`, of the parameter's shape.
+    State: `step`; `sum` :math:`G`, with the shape of the parameter.
 
     Source: Duchi, Hazan, Singer, Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, 2011.
     """

@@ -17,21 +17,23 @@ class Adam(RuleOptimizer):
         \theta_t = \theta_{t-1} - \frac{\gamma}{1 - \beta_1^t} \, m_t \Big/
         \Big( \sqrt{v_t} \big/ \sqrt{1 - \beta_2^t} + \epsilon \Big)
 
-    AMSGrad divides by the largest :math:`v_t` so far instead.
+    AMSGrad replaces :math:`v_t` by the elementwise maximum of all :math:`v` so far.
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma \ge 0`.
-        betas: decay rates :math:`(\beta_1, \beta_2)` per step, each in [0, 1).
+        betas: decay rates :math:`(\beta_1, \beta_2)` of the running averages, each in [0, 1).
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
-        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
-        amsgrad: AMSGrad.
+        weight_decay: coefficient of the L2 penalty, at least 0.
+        decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
+        amsgrad: use the AMSGrad variant.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+        HyperparameterError: a value is out of range.
+        SparseGradientError: in `step`, for a sparse gradient.
 
-    State: `step`; `exp_avg`, `exp_avg_sq` and, with AMSGrad, `max_exp_avg_sq`, of the parameter's shape.
+    State: `step`; `exp_avg`, `exp_avg_sq` and, with AMSGrad, `max_exp_avg_sq`, with the shape of the parameter.
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, https://arxiv.org/abs/1412.6980; AMSGrad:
     Reddi, Kale, Kumar, On the Convergence of Adam and Beyond, 2018.

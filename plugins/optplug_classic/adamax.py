@@ -7,24 +7,26 @@ from optplug.ops import abs, lerp, maximum
 
 
 class Adamax(RuleOptimizer):
-    r"""Adam with the infinity norm in place of the second moment.
+    r"""Adam with the infinity norm instead of the second moment.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t \qquad u_t = \max(\beta_2 u_{t-1}, |g_t| + \epsilon) \qquad
         \theta_t = \theta_{t-1} - \frac{\gamma}{1 - \beta_1^t} \, \frac{m_t}{u_t}
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma \ge 0`.
-        betas: decay rates :math:`(\beta_1, \beta_2)` per step, each in [0, 1).
+        betas: decay rates :math:`(\beta_1, \beta_2)` of the averages, each in [0, 1).
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
-        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        weight_decay: coefficient of the L2 penalty, at least 0.
+        decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
         foreach, maximize, differentiable, capturable, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+        HyperparameterError: a value is out of range.
+        SparseGradientError: in `step`, for a sparse gradient.
 
-    State: `step`; `exp_avg` :math:`m` and `exp_inf` :math:`u`, of the parameter's shape.
+    State: `step`; `exp_avg` :math:`m` and `exp_inf` :math:`u`, with the shape of the parameter.
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, https://arxiv.org/abs/1412.6980, section 7.
     """

@@ -1,4 +1,4 @@
-"""AdamW: Adam's rule, other defaults."""
+"""AdamW: the rule of Adam with decoupled weight decay."""
 
 from typing import Any
 
@@ -12,13 +12,14 @@ class AdamW(Adam):
     r"""Adam with decoupled weight decay: :math:`\theta \leftarrow (1 - \gamma\lambda) \, \theta` before Adam's update.
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
-        weight_decay: :math:`\lambda \ge 0`.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
+        weight_decay: coefficient :math:`\lambda \ge 0` of the decoupled weight decay.
         lr, betas, eps, amsgrad: as in `Adam`.
         maximize, foreach, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+        HyperparameterError: a value is out of range.
+        SparseGradientError: in `step`, for a sparse gradient.
 
     State: as in `Adam`.
 
@@ -46,5 +47,5 @@ class AdamW(Adam):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # a state dict of Adam, too, continues as AdamW
+        for group in self.param_groups:  # also after loading a state dict of Adam
             group["decoupled_weight_decay"] = True

@@ -8,7 +8,7 @@ from optplug.optim.ranges import at_least
 
 
 class ASGD(RuleOptimizer):
-    r"""Stochastic gradient descent with a decaying step size, and the average of its iterates beside it.
+    r"""Stochastic gradient descent with a decaying step size. The average of the iterates is kept in the state `ax`.
 
     .. math::
         \theta_t = (1 - \lambda \eta_{t-1}) \, \theta_{t-1} - \eta_{t-1} g_t \qquad
@@ -18,18 +18,20 @@ class ASGD(RuleOptimizer):
         \mu_t = 1 / \max(1, t - t_0), \quad \mu_0 = 1
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
-        lr: learning rate :math:`\gamma \ge 0`; a change acts one step later, through :math:`\eta`.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
+        lr: learning rate :math:`\gamma \ge 0`. A change takes effect one step later, through :math:`\eta`.
         lambd: decay term :math:`\lambda \ge 0`.
-        alpha: power :math:`\alpha \ge 0` of the step size's decay.
-        t0: :math:`t_0 \ge 0`, the step after which to average; before, the average is the parameter.
-        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        alpha: exponent :math:`\alpha \ge 0` of the step size decay.
+        t0: step :math:`t_0 \ge 0` after which averaging starts. Until then the average equals the parameter.
+        weight_decay: coefficient of the L2 penalty, at least 0.
+        decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
         foreach, maximize, differentiable, capturable, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+        HyperparameterError: a value is out of range.
+        SparseGradientError: in `step`, for a sparse gradient.
 
-    State: `step`, `eta`, `mu`; `ax` :math:`\bar\theta`, of the parameter's shape.
+    State: the scalars `step`, `eta` and `mu`; `ax` :math:`\bar\theta`, with the shape of the parameter.
 
     Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992.
     """

@@ -1,4 +1,7 @@
-"""L-BFGS: no update rule, for it looks at all parameters together and evaluates the loss where it likes."""
+"""L-BFGS.
+
+It has no update rule, because it uses all parameters together and evaluates the loss several times in a step.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,59 +13,76 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optplug.engines._torch_compat import disable_dynamo
-from optplug.errors import ConfigTypeError, HyperparameterError, LineSearchError, ParameterError, did_you_mean, listing
+from optplug.errors import (
+    ConfigTypeError,
+    HyperparameterError,
+    LineSearchError,
+    ParameterError,
+    did_you_mean,
+    listing,
+    short_list,
+)
 from optplug.optim import constructor, hyperparameters
-from optplug.optim.parameters import Params, of_group
+from optplug.optim.parameters import Params, check_group_params
 from optplug.optim.ranges import at_least
-from optplug.optim.strict_kwargs import CheckedKeywords
-from optplug_classic.lbfgs_history import Pairs, apart
+from optplug.optim.strict_kwargs import StrictKwargs
+from optplug_classic.lbfgs_history import CurvaturePairs, copy_pairs
 
 RANGES = [at_least(1, name, whole=True) for name in ("max_iter", "max_eval", "history_size")]
 RANGES += [at_least(0, name) for name in ("tolerance_grad", "tolerance_change")]
-C1, C2 = 1e-4, 0.9  # of the strong Wolfe conditions
+C1, C2 = 1e-4, 0.9  # the constants of the strong Wolfe conditions
 
 
-def remember(pairs: Pairs, state: dict[str, Any], y: Tensor, size: int) -> None:
-    """Keep the last `size` steps s and changes y of the gradient; one with no positive curvature teaches nothing."""
+def update_history(pairs: CurvaturePairs, state: dict[str, Any], y: Tensor, history_size: int) -> None:
+    """Add the pair of the last step s and the change y of the gradient, unless the curvature s . y is not positive."""
     s = state["d"] * state["t"]
     curvature = y.dot(s)
     if curvature > 1e-10:
-        pairs.append(s, y, size)
-        state.update(old_stps=pairs.s, old_dirs=pairs.y, ro=[*state["ro"], 1.0 / curvature][-size:])
+        pairs.append(s, y, history_size)
+        state.update(old_stps=pairs.s, old_dirs=pairs.y, ro=[*state["ro"], 1.0 / curvature][-history_size:])
         state["H_diag"] = curvature / y.dot(y)
 
 
-class Point(NamedTuple):
+class LinePoint(NamedTuple):
     """A point x + t d of the search line: t, the loss f, its gradient g, and the slope g . d."""
 
-    t: Any  # a number, or once interpolated a 0-dim tensor, which rounds as the slopes do
+    t: Any  # a number, or after interpolation a 0-dim tensor, so that it is rounded as the slopes are
     f: float
     g: Tensor
     slope: Tensor
 
 
-def strong_wolfe(phi: Callable[[Any], Point], start: Point, t: Any, shortest: Any, budget: int) -> Point:
-    """A point that meets the strong Wolfe conditions, or the best on the way (Algorithm 3.5 brackets it, 3.6 zooms in).
+def strong_wolfe(
+    phi: Callable[[Any], LinePoint], start: LinePoint, t: Any, min_bracket: Any, max_evals: int
+) -> LinePoint:
+    """A point that satisfies the strong Wolfe conditions, or else the best point of the search.
 
-    `phi` evaluates the line, first at t; `start` is it at 0. `shortest`: of brackets. `budget`: evaluations after that.
+    Algorithm 3.5 of Nocedal and Wright brackets the point, Algorithm 3.6 zooms in.
+
+    Args:
+        phi: evaluates the loss at a step length.
+        start: the point at step length 0.
+        t: the first step length.
+        min_bracket: the search ends when the bracket is shorter.
+        max_evals: the maximum number of evaluations after the first one.
     """
-    last, new, spent = start, phi(t), 0
-    while spent < budget and not (new.f > start.f + C1 * new.t * start.slope or (spent > 1 and new.f >= last.f)):
+    last, new, evals = start, phi(t), 0
+    while evals < max_evals and not (new.f > start.f + C1 * new.t * start.slope or (evals > 1 and new.f >= last.f)):
         if abs(new.slope) <= -C2 * start.slope:
             return new
         if new.slope >= 0:
             break
         t = cubic_minimum(last, new, new.t + 0.01 * (new.t - last.t), new.t * 10)
-        last, new, spent = new, phi(t), spent + 1
-    ends = [start if spent == budget else last, new]
+        last, new, evals = new, phi(t), evals + 1
+    ends = [start if evals == max_evals else last, new]
     low, stalled = int(not ends[0].f <= ends[1].f), False
-    while spent < budget and not abs(ends[1].t - ends[0].t) < shortest:
+    while evals < max_evals and not abs(ends[1].t - ends[0].t) < min_bracket:
         left, right = min(ends[0].t, ends[1].t), max(ends[0].t, ends[1].t)
         t, margin = cubic_minimum(ends[0], ends[1], left, right), 0.1 * (right - left)
-        near = bool(min(right - t, t - left) < margin)
-        if near and (stalled or t >= right or t <= left):  # so near to an end again, the bracket would hardly shrink
-            t, near = (right - margin if abs(t - right) < abs(t - left) else left + margin), False
-        new, spent, stalled = phi(t), spent + 1, near
+        near_end = bool(min(right - t, t - left) < margin)
+        if near_end and (stalled or t >= right or t <= left):  # move t inward, so that the bracket shrinks
+            t, near_end = (right - margin if abs(t - right) < abs(t - left) else left + margin), False
+        new, evals, stalled = phi(t), evals + 1, near_end
         if new.f > start.f + C1 * new.t * start.slope or new.f >= ends[low].f:
             ends[1 - low] = new
             low = int(not ends[0].f <= ends[1].f)
@@ -75,8 +95,8 @@ def strong_wolfe(phi: Callable[[Any], Point], start: Point, t: Any, shortest: An
     return ends[low]
 
 
-def cubic_minimum(a: Point, b: Point, low: Any, high: Any) -> Any:
-    """Where the cubic through two points and their slopes is least (eq. 3.59), within [low, high]."""
+def cubic_minimum(a: LinePoint, b: LinePoint, low: Any, high: Any) -> Any:
+    """The minimizer, within [low, high], of the cubic that interpolates two points and their slopes (eq. 3.59)."""
     a, b = (a, b) if a.t <= b.t else (b, a)
     d1 = a.slope + b.slope - 3 * (a.f - b.f) / (a.t - b.t)
     square = d1**2 - a.slope * b.slope
@@ -87,36 +107,42 @@ def cubic_minimum(a: Point, b: Point, low: Any, high: Any) -> Any:
     return min(max(t, low), high)
 
 
-class LBFGS(CheckedKeywords, torch.optim.LBFGS):
-    r"""Limited-memory BFGS: a quasi-Newton method that makes several iterations p' = p - t H g in each step.
+class LBFGS(StrictKwargs, torch.optim.LBFGS):
+    r"""Limited-memory BFGS: a quasi-Newton method with several iterations p' = p - t H g in each step.
 
     .. math::
         H' = (1 - \rho \, s y^\top) \, H \, (1 - \rho \, y s^\top) + \rho \, s s^\top \qquad \rho = 1 / y^\top s
 
     Args:
         params: tensors of any shape on one device, or one dict with `params` and options.
-        lr: t or where its search begins, at least 0; in the very first iteration times min(1, 1 / sum of abs(g)).
-        max_iter: iterations per step, at least 1.
-        max_eval: calls of the closure per step, at least 1; a search may take one more. None: max_iter * 5 // 4.
+        lr: step length t, or its initial value in a line search, at least 0. In the first iteration of all it is
+            multiplied by min(1, 1 / sum of abs(g)).
+        max_iter: maximum number of iterations in a step, at least 1.
+        max_eval: maximum number of closure calls in a step, at least 1. A line search may add one call. Default:
+            max_iter * 5 // 4.
         tolerance_grad: a step ends when no component of the gradient is larger, at least 0.
-        tolerance_change: or when the loss, or every component of the parameters, changes by no more, at least 0.
-        history_size: number of pairs s (change of the parameters), y (of the gradient) to make H from, at least 1.
-        line_search_fn: `"strong_wolfe"`, or None for fixed steps.
+        tolerance_change: a step ends when the loss, or each component of the parameters, changes by less, at least 0.
+        history_size: number of pairs of s (change of the parameters) and y (change of the gradient), at least 1.
+        line_search_fn: `"strong_wolfe"`, or None for fixed step lengths.
 
     Raises:
-        HyperparameterError: a value out of range. LineSearchError: no such line search.
-        ParameterError: a second parameter group; duplicate or sparse parameters, or several devices.
+        HyperparameterError: a value is out of range.
+        LineSearchError: the line search does not exist.
+        ParameterError: there is a second parameter group; parameters are duplicate, sparse or on several devices.
 
-    State, with the first parameter: `func_evals`, `n_iter`; of the last iteration `d`, `t`, `prev_flat_grad`,
-    `prev_loss`; the pairs `old_stps`, `old_dirs`, with `ro`; `H_diag`, the factor between the two loops.
+    State, stored under the first parameter: the counts `func_evals` and `n_iter`; of the last iteration `d`, `t`,
+    `prev_flat_grad` and `prev_loss`; the pairs s in `old_stps` and y in `old_dirs`, with rho in `ro`; `H_diag`, the
+    factor of the identity from which H starts.
+
+    The class inherits from torch's class because Lightning requires it. No algorithm of torch's class is used.
 
     Source: Liu and Nocedal, On the Limited Memory BFGS Method for Large Scale Optimization, 1989; Nocedal and Wright,
-    Numerical Optimization, 2006. Torch's class by descent, since Lightning asks for that; all it does is written here.
+    Numerical Optimization, 2006.
     """
 
     cases: ClassVar[Any] = ({}, {"line_search_fn": "strong_wolfe"}, {"history_size": 3, "max_iter": 7})
     capabilities = frozenset({"closure", "complex"})
-    _pairs: Pairs | None = None  # of the state, as long as its lists are theirs
+    _pairs: CurvaturePairs | None = None  # a cache: the matrices of the pairs in the state
 
     def __init__(
         self,
@@ -130,54 +156,58 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
         line_search_fn: str | None = None,
     ) -> None:
         defaults = {key: value for key, value in locals().items() if key not in ("self", "params")}
-        self._check({**defaults, "max_eval": 1 if max_eval is None else max_eval})  # before parameters, as torch does
+        self._check({**defaults, "max_eval": 1 if max_eval is None else max_eval})  # before the parameters, as in torch
         defaults["max_eval"] = max_iter * 5 // 4 if max_eval is None else max_eval
         Optimizer.__init__(self, [{"params": params}] if isinstance(params, set) else params, defaults)
 
     def _check(self, options: dict[str, Any], ranges: Any = RANGES) -> None:
-        known = {name: p.default for name, p in constructor.arguments(LBFGS, torch.optim.LBFGS).items()}
-        hyperparameters.check({**known, "max_eval": 1}, options, "LBFGS", ranges)
+        known = {name: p.default for name, p in constructor.constructor_arguments(LBFGS, torch.optim.LBFGS).items()}
+        hyperparameters.check_hyperparameters({**known, "max_eval": 1}, options, "LBFGS", ranges)
         if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
             near = did_you_mean(name, ["strong_wolfe"])
             raise LineSearchError(f"only 'strong_wolfe' is supported, or None for fixed steps; got {name!r}{near}")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take the one group that there can be; errors as in the constructor."""
+        """Add the parameter group. There can be only one. Raises the errors of the constructor."""
         if isinstance(param_group, dict):
-            param_group = {**param_group, "params": of_group(param_group, 0, "LBFGS", takes_complex=True)}
+            param_group = {**param_group, "params": check_group_params(param_group, 0, "LBFGS", takes_complex=True)}
             self._check({k: v for k, v in param_group.items() if k != "params"})
         Optimizer.add_param_group(self, param_group)
         if self.param_groups[1:]:
             del self.param_groups[1:]
-            raise ParameterError("LBFGS doesn't support per-parameter options (parameter groups): give one group")
+            raise ParameterError("LBFGS doesn't support per-parameter options (parameter groups): pass one group")
         if len(devices := sorted({str(p.device) for p in self._params})) != 1:
-            raise ParameterError(f"LBFGS needs all parameters on one device, they are on {listing(devices)}")
+            raise ParameterError(f"LBFGS needs all parameters on one device; these are on {listing(devices)}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of this class, or of torch.optim's class; errors as in the constructor."""
+        """Load a state dict of this class or of `torch.optim.LBFGS`. Raises the errors of the constructor."""
         for group in state_dict["param_groups"]:
             self._check({k: v for k, v in group.items() if k in self.defaults}, None)
         first = next((i for group in state_dict["param_groups"] for i in group["params"]), None)
         if (saved := state_dict["state"].get(first)) and "n_iter" not in saved:
             raise HyperparameterError(
-                f"this is the state of another optimizer, with {listing(saved)}; LBFGS keeps n_iter"
+                f"this is the state of another optimizer, with the keys {short_list(saved)}; LBFGS keeps n_iter"
             )
         Optimizer.load_state_dict(self, state_dict)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, which either class loads."""
-        found = Optimizer.state_dict(self)
-        return {**found, "state": apart(found["state"])}
+        """The state dict. It has the format of torch's class, and each class can load it."""
+        state_dict = Optimizer.state_dict(self)
+        return {**state_dict, "state": copy_pairs(state_dict["state"])}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**Optimizer.__getstate__(self), "state": defaultdict(dict, apart(self.state))}
+        return {**Optimizer.__getstate__(self), "state": defaultdict(dict, copy_pairs(self.state))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Optimizer.__setstate__(self, state)
-        for group in self.param_groups:  # an old checkpoint lacks keys; "differentiable" is the base class's
+        # Old checkpoints lack keys. "differentiable" is a default of the base class, which groups of L-BFGS do not
+        # have.
+        for group in self.param_groups:
             group.update({k: v for k, v in self.defaults.items() if k not in (*group, "differentiable")})
 
-    _params = property(lambda self: self.param_groups[0]["params"])  # kept as a list, it would be lost in copies
+    _params = property(
+        lambda self: self.param_groups[0]["params"]
+    )  # a property, because an attribute would refer to the old parameters in copies
 
     def _numel(self) -> int:
         return sum(p.numel() * (2 if p.is_complex() else 1) for p in self._params)
@@ -197,54 +227,61 @@ class LBFGS(CheckedKeywords, torch.optim.LBFGS):
     def _set_param(self, params_data: list[Tensor]) -> None:
         torch._foreach_copy_(self._params, params_data)
 
-    def _directional_evaluate(self, closure: Callable[[], Any], x: list[Tensor], t: Any, d: Tensor) -> Point:
+    def _directional_evaluate(self, closure: Callable[[], Any], x: list[Tensor], t: Any, d: Tensor) -> LinePoint:
         self._add_grad(t, d)
         try:
             _, f, g = self._evaluate(closure)
         finally:
             self._set_param(x)
-        return Point(t, f, g, g.dot(d))
+        return LinePoint(t, f, g, g.dot(d))
 
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, float, Tensor]:
         if (loss := closure()) is None:
-            raise ConfigTypeError("LBFGS needs a closure that returns the loss; this one returned None")
+            raise ConfigTypeError("LBFGS needs a closure that returns the loss; the closure returned None")
         self.state[self._params[0]]["func_evals"] += 1
         return loss, float(loss), self._gather_flat_grad()
 
-    @disable_dynamo  # how often the loops run depends on data
+    @disable_dynamo  # the number of iterations depends on data
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Make up to `max_iter` iterations. `closure` re-evaluates loss and gradients; its first loss is returned."""
+        """Perform up to `max_iter` iterations.
+
+        Args:
+            closure: evaluates the model and the gradients, and returns the loss.
+
+        Returns:
+            The loss of the first evaluation.
+        """
         group, state = self.param_groups[0], self.state[self._params[0]]
-        self._check({"line_search_fn": group["line_search_fn"]})  # it may have been changed
+        self._check({"line_search_fn": group["line_search_fn"]})  # the user may have changed it
         lr, tolerance = float(group["lr"]), group["tolerance_change"]
         state.update({"func_evals": 0, "n_iter": 0, **state})
-        searches = group["line_search_fn"] and lr > 0  # a rate of 0, with which a warmup may begin, leaves no line
-        last_eval = state["func_evals"] + group["max_eval"]
+        has_line_search = group["line_search_fn"] and lr > 0  # a warmup may start with lr 0
+        eval_limit = state["func_evals"] + group["max_eval"]
         closure = torch.enable_grad()(closure)
         first, f, g = self._evaluate(closure)
-        for rest in reversed(range(group["max_iter"])):
+        for remaining in reversed(range(group["max_iter"])):
             if (g.abs() <= group["tolerance_grad"]).all():
                 break
             state["n_iter"] += 1
             if state["n_iter"] == 1:
-                state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)  # H = 1
-            pairs = self._pairs = Pairs.of(state, self._pairs)
+                state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)  # H is the identity
+            pairs = self._pairs = CurvaturePairs.from_state(state, self._pairs)
             if state["n_iter"] > 1:
-                remember(pairs, state, g - state["prev_flat_grad"], group["history_size"])
+                update_history(pairs, state, g - state["prev_flat_grad"], group["history_size"])
             t: Any = lr if state["n_iter"] > 1 else lr * min(1.0, 1.0 / g.abs().sum())  # type: ignore[operator]
             d = pairs.direction(g, state["H_diag"])
             state.update(d=d, t=t, prev_flat_grad=g, prev_loss=f)
-            start = Point(0, f, g, g.dot(d))
+            start = LinePoint(0, f, g, g.dot(d))
             if start.slope > -tolerance:
                 break
-            if searches:
+            if has_line_search:
                 phi = partial(self._directional_evaluate, closure, self._clone_param(), d=d)
-                t, f, g, _ = strong_wolfe(phi, start, t, tolerance / d.abs().max(), last_eval - state["func_evals"])
+                t, f, g, _ = strong_wolfe(phi, start, t, tolerance / d.abs().max(), eval_limit - state["func_evals"])
                 state["t"] = t
             self._add_grad(t, d)
-            if rest and not searches:
+            if remaining and not has_line_search:
                 _, f, g = self._evaluate(closure)
-            if state["func_evals"] >= last_eval or (d * t).abs().max() <= tolerance or abs(f - start.f) < tolerance:
+            if state["func_evals"] >= eval_limit or (d * t).abs().max() <= tolerance or abs(f - start.f) < tolerance:
                 break
         return first

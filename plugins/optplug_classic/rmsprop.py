@@ -8,28 +8,32 @@ from optplug.optim.ranges import unit_interval
 
 
 class RMSprop(RuleOptimizer):
-    r"""Divides by the root of a running average of squared gradients.
+    r"""Divides the gradient by the square root of a running average of squared gradients.
 
     .. math::
         v_t = \alpha v_{t-1} + (1 - \alpha) g_t^2 \qquad
         b_t = \mu b_{t-1} + \frac{g_t}{\sqrt{v_t} + \epsilon} \qquad \theta_t = \theta_{t-1} - \gamma b_t
 
-    Centered, it is the root of the variance :math:`v_t - m_t^2`, where :math:`m_t = \alpha m_{t-1} + (1 - \alpha) g_t`.
+    The centered variant replaces :math:`v_t` by the variance :math:`v_t - m_t^2`, where
+    :math:`m_t = \alpha m_{t-1} + (1 - \alpha) g_t`.
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma \ge 0`.
-        alpha: decay rate :math:`\alpha` of the averages per step, in [0, 1].
+        alpha: decay rate :math:`\alpha` of the running averages, in [0, 1].
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
-        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
-        momentum: :math:`\mu \ge 0`.
-        centered: divide by the root of the variance.
+        weight_decay: coefficient of the L2 penalty, at least 0.
+        decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
+        momentum: momentum factor :math:`\mu \ge 0`.
+        centered: use the centered variant.
         capturable, foreach, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+        HyperparameterError: a value is out of range.
+        SparseGradientError: in `step`, for a sparse gradient.
 
-    State: `step`; `square_avg` :math:`v` and, if used, `momentum_buffer` and `grad_avg`, of the parameter's shape.
+    State: `step`; `square_avg` :math:`v` and, if used, `momentum_buffer` :math:`b` and `grad_avg` :math:`m`, with the
+    shape of the parameter.
 
     Source: Tieleman and Hinton, Lecture 6.5 of Neural Networks for Machine Learning, 2012; centered: Graves, Generating
     Sequences With Recurrent Neural Networks, 2013, https://arxiv.org/abs/1308.0850.

@@ -11,26 +11,29 @@ from optplug.optim.ranges import at_least
 
 
 class Rprop(RuleOptimizer):
-    r"""Resilient propagation: each element has a step size of its own, and only the gradient's sign counts.
+    r"""Resilient propagation: each element has its own step size, and only the sign of the gradient is used.
 
-    The step size :math:`s` grows by :math:`\eta^+` while the sign stays and shrinks by :math:`\eta^-` when it flips;
-    then the element does not move, and the next sign counts as unchanged:
+    The step size :math:`s` is multiplied by :math:`\eta^+` while the sign of the gradient stays the same, and by
+    :math:`\eta^-` when the sign changes. After a change of sign the element is not updated, and the step size is kept
+    in the next step:
 
     .. math::
         s_t = \mathrm{clip}(\eta^\pm s_{t-1}, s_{min}, s_{max}) \qquad
         \theta_t = \theta_{t-1} - s_t \, \mathrm{sign}(g_t), \quad g_t := 0 \text{ where } g_t g_{t-1} < 0
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
-        lr: first step size :math:`s_0 \ge 0`; a later change has no effect.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
+        lr: initial step size :math:`s_0 \ge 0`. A later change has no effect.
         etas: :math:`(\eta^-, \eta^+)`, with 0 < eta- < 1 < eta+.
         step_sizes: :math:`(s_{min}, s_{max})`, in units of the parameter, at least 0 and in this order.
         capturable, foreach, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. SparseGradientError: in `step`, for a sparse gradient.
+        HyperparameterError: a value is out of range.
+        SparseGradientError: in `step`, for a sparse gradient.
 
-    State: `step`; `prev`, the last gradient that counted, and `step_size`, of the parameter's shape.
+    State: `step`; `prev`, the last gradient (0 where the sign changed), and `step_size` :math:`s`, with the shape of
+    the parameter.
 
     Source: Riedmiller and Braun, A direct adaptive method for faster backpropagation learning: the RPROP algorithm,
     1993; without weight backtracking: Igel and Husken, Improving the Rprop Learning Algorithm, 2000 (iRprop-).
@@ -61,7 +64,7 @@ class Rprop(RuleOptimizer):
         if not 0 < minus < 1 < plus:
             raise HyperparameterError(f"Invalid eta values: {minus}, {plus} (Rprop: 0 < etas[0] < 1 < etas[1])")
         if low > high:
-            raise HyperparameterError(f"Invalid step sizes: {low}, {high} (Rprop: the smallest comes first)")
+            raise HyperparameterError(f"Invalid step sizes: {low}, {high} (Rprop: step_sizes[0] <= step_sizes[1])")
 
     @staticmethod
     def rule(p, g, step, prev, step_size, *, etas, step_sizes):  # type: ignore[no-untyped-def]

@@ -9,29 +9,32 @@ from optplug.errors import HyperparameterError
 
 
 class SGD(RuleOptimizer):
-    r"""Stochastic gradient descent, with momentum and Nesterov's variant of it.
+    r"""Stochastic gradient descent, optionally with momentum or Nesterov momentum.
 
     .. math::
         b_t = \mu b_{t-1} + (1 - \tau) g_t, \quad b_1 = g_1 \qquad
         \theta_t = \theta_{t-1} - \gamma \, (b_t \text{ or, with Nesterov, } g_t + \mu b_t)
 
-    without momentum :math:`\theta_t = \theta_{t-1} - \gamma g_t`.
+    Without momentum, :math:`\theta_t = \theta_{t-1} - \gamma g_t`.
 
     Args:
-        params: tensors of any shape, named or not, or dicts that each describe a parameter group.
-        lr: learning rate :math:`\gamma \ge 0`. Documented as required; 1e-3 as in torch today.
-        momentum: :math:`\mu \ge 0`.
-        dampening: :math:`\tau`, what the buffer leaves out of a gradient.
-        nesterov: look ahead; needs momentum and no dampening.
-        weight_decay: L2 penalty, at least 0; with `decoupled_weight_decay` a shrinkage by lr * weight_decay per step.
+        params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
+        lr: learning rate :math:`\gamma \ge 0`.
+        momentum: momentum factor :math:`\mu \ge 0`.
+        dampening: the part :math:`\tau` of the gradient that is not added to the momentum buffer.
+        nesterov: use Nesterov momentum. Requires momentum and zero dampening.
+        weight_decay: coefficient of the L2 penalty, at least 0.
+        decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
         maximize, foreach, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range; Nesterov without momentum or with dampening.
+        HyperparameterError: a value is out of range, or `nesterov` without momentum or with dampening.
+        SparseGradientError: in `step`, for a sparse gradient and a nonzero weight decay.
 
-    Sparse gradients: with momentum every row that ever had a gradient goes on moving, as dense ones would.
+    Sparse gradients: with momentum every row that had a gradient in any step is updated, as with dense gradients.
 
-    State: `momentum_buffer`, of the parameter's shape, when momentum is not 0; sparse where gradients are.
+    State: `momentum_buffer` :math:`b` with the shape of the parameter, if momentum is not 0. Sparse for sparse
+    gradients.
 
     Source: Sutskever, Martens, Dahl, Hinton, On the importance of initialization and momentum in deep learning, 2013.
     """
@@ -71,8 +74,8 @@ class SGD(RuleOptimizer):
     @staticmethod
     def rule(p, g, momentum_buffer, *, lr, momentum, dampening, first, nesterov=False):  # type: ignore[no-untyped-def]
         if momentum_buffer is not None:
-            # The buffer starts as the gradient itself: before that, momentum and dampening count for nothing.
-            later = 1 - first
-            momentum_buffer = (momentum * later) * momentum_buffer + (1 - dampening * later) * g
+            # In the first step the buffer is the gradient: momentum and dampening are not applied.
+            not_first = 1 - first
+            momentum_buffer = (momentum * not_first) * momentum_buffer + (1 - dampening * not_first) * g
             g = g + momentum * momentum_buffer if nesterov else momentum_buffer
         return p - lr * g, momentum_buffer

@@ -10,26 +10,28 @@ from optplug.optim.ranges import above_zero
 
 
 class SparseAdam(RuleOptimizer):
-    r"""Adam on the rows that sparse gradients name, such as those of `nn.Embedding(sparse=True)`.
+    r"""Adam for sparse gradients, such as those of `nn.Embedding(sparse=True)`.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \qquad
         \theta_t = \theta_{t-1} - \gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}
 
-    Rows that a gradient does not name keep their parameters and their averages; t counts the steps of the whole tensor.
+    A step updates only the rows that the gradient contains. The parameters and the running averages of the other rows
+    do not change. t counts the steps of the whole tensor.
 
     Args:
-        params: dense real tensors of any shape, named or not, or dicts that each describe a parameter group.
+        params: dense real tensors of any shape, with or without names, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma > 0`.
-        betas: decay rates :math:`(\beta_1, \beta_2)` per step, each in [0, 1).
+        betas: decay rates :math:`(\beta_1, \beta_2)` of the running averages, each in [0, 1).
         eps: :math:`\epsilon > 0`, in units of the gradient.
         maximize, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
-        HyperparameterError: a value out of range. ParameterError: a sparse or complex parameter.
+        HyperparameterError: a value is out of range.
+        ParameterError: a parameter is sparse or complex.
         SparseGradientError: in `step`, for a dense gradient.
 
-    State: `step`; `exp_avg` and `exp_avg_sq`, of the parameter's shape.
+    State: `step`; `exp_avg` and `exp_avg_sq`, with the shape of the parameter.
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015, https://arxiv.org/abs/1412.6980.
     """
@@ -63,7 +65,7 @@ class SparseAdam(RuleOptimizer):
         return p - step_size * (exp_avg / (sqrt(exp_avg_sq) + eps)), step, exp_avg, exp_avg_sq
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Optimizer.state_dict`; `step` is a whole number, as torch's SparseAdam keeps it."""
+        """As `Optimizer.state_dict`, with `step` as an integer, as in torch's SparseAdam."""
         saved = super().state_dict()
         for key, state in saved["state"].items():
             if isinstance(state, dict) and "step" in state:

@@ -15,14 +15,15 @@ class CosineAnnealingLR(ClosedFormLR):
     r"""Cosine annealing: :math:`lr(t) = \eta_{min} + \tfrac12 (base - \eta_{min}) (1 + \cos(\pi t / T_{max}))`.
 
     Args:
-        optimizer: whose groups' learning rates to set.
-        T_max: steps from the base rate to `eta_min`, at least 1; the rate rises again afterwards.
+        optimizer: the optimizer whose learning rates are set.
+        T_max: number of steps from the base learning rate to `eta_min`, at least 1. Afterwards the learning rate rises.
         eta_min: the lowest learning rate, at least 0.
-        last_epoch: index of the last step taken; -1 to start.
+        last_epoch: index of the last step; -1 to start.
 
     Raises:
-        HyperparameterError: `T_max`, `eta_min` or `last_epoch` out of range. HyperparameterTypeError: of the wrong
-        type, or a misspelt keyword. TypeError: `optimizer` is not a `torch.optim.Optimizer`.
+        HyperparameterError: `T_max`, `eta_min` or `last_epoch` is out of range.
+        HyperparameterTypeError: an argument has the wrong type, or a keyword is unknown.
+        TypeError: `optimizer` is not a `torch.optim.Optimizer`.
 
     Source: Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017,
     https://arxiv.org/abs/1608.03983 (the schedule within one restart).
@@ -43,7 +44,10 @@ class CosineAnnealingLR(ClosedFormLR):
         return (1 + math.cos(math.pi * t / self.T_max)) / 2
 
     def get_lr(self) -> list[float | Tensor]:
-        """As in `ClosedFormLR`; called by hand just after resuming, the rates by definition, as torch's class tells."""
+        """As in `ClosedFormLR`.
+
+        A call outside of `step` directly after resuming returns the closed form, as in torch.
+        """
         lrs = super().get_lr()
         just_resumed = self._step_count == 1 and self.last_epoch > 0 and not self._is_initial
         return self._get_closed_form_lr() if just_resumed else lrs

@@ -11,13 +11,14 @@ class ExponentialLR(GeometricLR):
     r"""Exponential decay: :math:`lr(t) = base \cdot \gamma^t`.
 
     Args:
-        optimizer: whose groups' learning rates to set.
-        gamma: what the rate is multiplied by in each step, :math:`\gamma \ge 0`; above 1 it grows.
-        last_epoch: index of the last step taken; -1 to start.
+        optimizer: the optimizer whose learning rates are set.
+        gamma: factor :math:`\gamma \ge 0` of the learning rate in each step. Above 1 the learning rate grows.
+        last_epoch: index of the last step; -1 to start.
 
     Raises:
-        HyperparameterError: `gamma` or `last_epoch` out of range. HyperparameterTypeError: of the wrong type, or a
-        misspelt keyword. TypeError: `optimizer` is not a `torch.optim.Optimizer`.
+        HyperparameterError: `gamma` or `last_epoch` is out of range.
+        HyperparameterTypeError: an argument has the wrong type, or a keyword is unknown.
+        TypeError: `optimizer` is not a `torch.optim.Optimizer`.
     """
 
     cases = ({"gamma": 0.9}, {"gamma": 1.02}, {"gamma": 0.0})

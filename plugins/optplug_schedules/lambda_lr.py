@@ -1,4 +1,4 @@
-"""A learning rate that any function of the step gives."""
+"""The base learning rate times an arbitrary function of the step."""
 
 from __future__ import annotations
 
@@ -13,29 +13,34 @@ from torch.optim import Optimizer
 
 from optplug import ClosedFormLR
 from optplug.errors import ConfigError, HyperparameterError, HyperparameterTypeError
-from optplug.schedulers.checks import check_optimizer, check_state, warn_by_hand
+from optplug.schedulers.checks import check_optimizer, check_state, warn_get_lr_outside_step
 from optplug.schedulers.late_groups import follow_groups
 
 STATELESS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
-"""What can be called and has nothing to save."""
+"""Types of callables without attributes to save in a checkpoint."""
 
 
 class LambdaLR(ClosedFormLR):
-    r"""The base rate times a function: :math:`lr(t) = base \cdot \lambda(t)`, whatever other schedulers have set.
+    r"""The base learning rate times a function of the step: :math:`lr(t) = base \cdot \lambda(t)`.
+
+    The result does not depend on the current learning rate, so changes by other schedulers are overwritten.
 
     Args:
-        optimizer: whose groups' learning rates to set.
-        lr_lambda: a function that takes the number of steps and returns a finite number, or a list with one for each
-            group, the last for groups that are added later, too. A configuration gives it as an expression in `epoch`,
-            such as `"0.95 ** epoch"`, or by the name of a function of a plugin.
-        last_epoch: index of the last step taken; -1 to start. The step after it is taken at once.
+        optimizer: the optimizer whose learning rates are set.
+        lr_lambda: a function that takes the number of steps and returns a finite number, or a list with one function
+            for each parameter group. The last function also applies to groups that are added later. In a configuration:
+            an expression in `epoch`, such as `"0.95 ** epoch"`, or the name of a function that a plugin registers.
+        last_epoch: index of the last step; -1 to start. The constructor performs the next step.
 
     Raises:
-        HyperparameterError: not one function for each group; `last_epoch` out of range; now or in a step, a function
-        that returns infinity or NaN. HyperparameterTypeError: of the wrong type, or a misspelt keyword; now or in a
-        step, a function that returns no number. TypeError: `optimizer` is not a `torch.optim.Optimizer`.
+        HyperparameterError: the number of functions is not the number of groups; `last_epoch` is out of range; in the
+            constructor or in a step, a function returns infinity or NaN.
+        HyperparameterTypeError: an argument has the wrong type, or a keyword is unknown; in the constructor or in a
+            step, a function does not return a number.
+        TypeError: `optimizer` is not a `torch.optim.Optimizer`.
 
-    A `state_dict` has the attributes of functions that are objects with `__call__`; plain functions are not in it.
+    A `state_dict` contains the attributes of functions that are objects with `__call__`. It does not contain plain
+    functions.
     """
 
     cases = ({"lr_lambda": "0.95 ** epoch"}, {"lr_lambda": "0 if epoch % 5 == 3 else 1 / (1 + epoch)"})
@@ -52,9 +57,13 @@ class LambdaLR(ClosedFormLR):
         self.lr_lambdas: list[Any] = list(lr_lambda) if many else [lr_lambda] * len(optimizer.param_groups)  # type: ignore[arg-type]
         for i, function in enumerate(self.lr_lambdas):
             if not callable(function):
-                hint = "; text is for configurations and create_scheduler" if isinstance(function, str) else ""
-                place = f"{type(self).__name__}: lr_lambda{f'[{i}]' if many else ''}"
-                raise HyperparameterTypeError(f"{place} must be a function of the step, got {function!r}{hint}")
+                hint = (
+                    "; expressions are allowed in configurations and create_scheduler only"
+                    if isinstance(function, str)
+                    else ""
+                )
+                argument = f"{type(self).__name__}: lr_lambda{f'[{i}]' if many else ''}"
+                raise HyperparameterTypeError(f"{argument} must be a function of the step, got {function!r}{hint}")
         if len(self.lr_lambdas) != len(optimizer.param_groups):
             raise HyperparameterError(
                 f"Expected {len(optimizer.param_groups)} lr_lambdas, but got {len(self.lr_lambdas)}: "
@@ -63,34 +72,42 @@ class LambdaLR(ClosedFormLR):
         super().__init__(optimizer, last_epoch)
 
     def multipliers(self, t: int) -> list[float]:
-        return [self._value(i, t) for i in range(len(self.lr_lambdas))]
+        return [self._checked_value(i, t) for i in range(len(self.lr_lambdas))]
 
-    def _value(self, i: int, t: int) -> float:
+    def _checked_value(self, i: int, t: int) -> float:
+        """The value of the function of group `i` at step `t`, checked to be a finite number."""
         function = self.lr_lambdas[i]
-        where = f"{type(self).__name__}: {getattr(function, '__qualname__', function)!s}, of group {i}, at epoch {t}"
+        subject = f"{type(self).__name__}: {getattr(function, '__qualname__', function)!s}, of group {i}, at epoch {t}"
         try:
             value = function(t)
             number = _as_float(value)
         except OverflowError:
             number = math.inf
         if number is None:
-            raise HyperparameterTypeError(f"{where} must return a number, got {value!r}")
+            raise HyperparameterTypeError(f"{subject} must return a number, got {value!r}")
         if not math.isfinite(number):
-            raise HyperparameterError(f"{where} must return a finite number, got {number}")
+            raise HyperparameterError(f"{subject} must return a finite number, got {number}")
         return number
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rates by definition; torch's warning when called by hand."""
-        warn_by_hand(self)
+        """The learning rates in closed form. Warns, as torch does, when called outside of `step`."""
+        warn_get_lr_outside_step(self)
         return self._get_closed_form_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer; of the functions, the attributes of those that are objects, None for others."""
-        saved = [_attributes(function) for function in self.lr_lambdas]
-        return {**super().state_dict(), "lr_lambdas": [None if own is None else dict(own) for own in saved]}
+        """The state, without the optimizer. `lr_lambdas` has the attributes of objects, and None for functions."""
+        saved = [_saved_attributes(function) for function in self.lr_lambdas]
+        return {
+            **super().state_dict(),
+            "lr_lambdas": [None if attributes is None else dict(attributes) for attributes in saved],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a `state_dict`, of this class or of torch's; ConfigError for one that does not fit."""
+        """Load a state dict of this class or of torch's.
+
+        Raises:
+            ConfigError: the state is from another class, or its functions do not fit.
+        """
         check_state(self, state_dict)
         saved = state_dict["lr_lambdas"]
         if len(saved) > len(self.lr_lambdas):
@@ -98,26 +115,26 @@ class LambdaLR(ClosedFormLR):
         functions = self.lr_lambdas
         if len(saved) != len(functions):
             raise ConfigError(f"the checkpoint's scheduler has {len(saved)} lr_lambdas, this one {len(functions)}")
-        for function, own in zip(functions, saved, strict=True):
-            if own and _attributes(function) is None:
+        for function, attributes in zip(functions, saved, strict=True):
+            if attributes and _saved_attributes(function) is None:
                 raise ConfigError(
-                    f"the checkpoint's lr_lambda has the attributes {own}, and {function!r} cannot take them: "
+                    f"the checkpoint's lr_lambda has the attributes {attributes}, but {function!r} has no attributes: "
                     "resume with the function of the checkpoint"
                 )
         super().load_state_dict({**state_dict, "lr_lambdas": functions})
-        for function, own in zip(functions, saved, strict=True):
-            if own:
-                function.__dict__.update(own)
+        for function, attributes in zip(functions, saved, strict=True):
+            if attributes:
+                function.__dict__.update(attributes)
 
 
-def _attributes(function: Any) -> dict[str, Any] | None:
-    """What a checkpoint keeps of a function."""
+def _saved_attributes(function: Any) -> dict[str, Any] | None:
+    """The attributes of a callable object that belong in a checkpoint; None for plain functions."""
     return None if isinstance(function, STATELESS) else getattr(function, "__dict__", None)
 
 
 def _as_float(value: Any) -> float | None:
-    """A number of any kind, a tensor of one element too, as a float; None for text, None and all else."""
+    """Convert a number of any type, or a tensor with one element, to float. Returns None for everything else."""
     try:
         return float(value) if hasattr(value, "__float__") else None
-    except (TypeError, ValueError, RuntimeError):  # of more than one element
+    except (TypeError, ValueError, RuntimeError):  # for example a tensor with several elements
         return None

@@ -1,4 +1,4 @@
-"""A cut of the learning rate at each milestone."""
+"""Multiplies the learning rate by a factor at each milestone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from optplug.schedulers.closed_form import GeometricLR
 
 
 class MultiStepLR(GeometricLR):
-    r"""Steps at milestones: :math:`lr(t) = base \cdot \gamma^{|\{i : milestones_i \le t\}|}`.
+    r"""Multiply by a factor at each milestone: :math:`lr(t) = base \cdot \gamma^{|\{i : milestones_i \le t\}|}`.
 
     Args:
-        optimizer: whose groups' learning rates to set.
-        milestones: the steps after which the rate is cut, whole numbers, at least 0, in any order; one that is there
-            twice cuts twice. Kept as a `collections.Counter`.
-        gamma: what the rate is multiplied by at a cut, :math:`\gamma \ge 0`; above 1 it grows.
-        last_epoch: index of the last step taken; -1 to start. The step after it is taken at once.
+        optimizer: the optimizer whose learning rates are set.
+        milestones: the steps after which the learning rate is multiplied by `gamma`: integers, at least 0, in any
+            order. A milestone that occurs twice applies `gamma` twice. Stored as a `collections.Counter`.
+        gamma: factor :math:`\gamma \ge 0` of the learning rate. Above 1 the learning rate grows.
+        last_epoch: index of the last step; -1 to start. The constructor performs the next step.
 
     Raises:
-        HyperparameterError: a milestone, `gamma` or `last_epoch` out of range. HyperparameterTypeError: of the wrong
-        type, or a misspelt keyword. TypeError: `optimizer` is not a `torch.optim.Optimizer`.
+        HyperparameterError: a milestone, `gamma` or `last_epoch` is out of range.
+        HyperparameterTypeError: an argument has the wrong type, or a keyword is unknown.
+        TypeError: `optimizer` is not a `torch.optim.Optimizer`.
     """
 
     cases = ({"milestones": [10, 30]}, {"milestones": [20, 3, 3], "gamma": 0.5}, {"milestones": [0, 1], "gamma": 2.0})
@@ -33,7 +34,7 @@ class MultiStepLR(GeometricLR):
     def __init__(
         self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        if isinstance(milestones, Counter):  # of another scheduler
+        if isinstance(milestones, Counter):  # the attribute of another MultiStepLR
             milestones = milestones.elements()
         if isinstance(milestones, (str, bytes, Mapping)) or not isinstance(milestones, Iterable):
             raise HyperparameterTypeError(

@@ -1,4 +1,4 @@
-"""Reduce on plateau: the one schedule that has no closed form, since it listens to a metric."""
+"""ReduceLROnPlateau: the learning rate depends on a metric, so this scheduler has no closed form."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ from typing import Any, Literal, SupportsFloat
 from torch.optim import Optimizer, lr_scheduler
 
 from optplug.errors import HyperparameterError, WiringError
-from optplug.optim.strict_kwargs import CheckedKeywords
+from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.schedulers.checks import check_optimizer, check_state, checked_number
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import set_lr
 
 
-class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
+class ReduceLROnPlateau(StrictKwargs, lr_scheduler.ReduceLROnPlateau):
     """Multiply the learning rates by `factor` when a metric has not improved for more than `patience` steps.
 
     Args:
-        optimizer: whose groups' learning rates to cut.
+        optimizer: the optimizer whose learning rates are reduced.
         mode: `"min"` when a lower metric is better, `"max"` when a higher one is.
-        factor: in [0, 1).
-        patience: steps without improvement that are tolerated, at least 0.
-        threshold: how much better counts as better, at least 0; relative to the best value or absolute.
-        threshold_mode: `"rel"`: better than best * (1 -+ threshold); `"abs"`: better than best -+ threshold.
-        cooldown: steps after a cut during which bad values do not count, at least 0.
-        min_lr: lower bound of the learning rates, one for all groups or a list with one for each, the last for
-            groups that are added later, too.
-        eps: cuts smaller than this are not made.
-        verbose: documented once and gone from torch; ignored, with a DeprecationWarning.
+        factor: factor of the learning rate, in [0, 1).
+        patience: number of steps without improvement before a reduction, at least 0.
+        threshold: smallest change that counts as an improvement, at least 0. Relative to the best value, or absolute.
+        threshold_mode: `"rel"`: a value is an improvement if it is better than best * (1 -+ threshold); `"abs"`: if it
+            is better than best -+ threshold.
+        cooldown: number of steps after a reduction in which values without improvement do not count, at least 0.
+        min_lr: lower bound of the learning rates: a number for all groups, or a list with one number for each group.
+            The last number also applies to groups that are added later.
+        eps: smallest reduction; smaller ones are not applied.
+        verbose: ignored, with a DeprecationWarning. torch has removed this argument.
 
     Raises:
-        HyperparameterError: a value out of range. HyperparameterTypeError: of the wrong type; a misspelt keyword.
+        HyperparameterError: a value is out of range.
+        HyperparameterTypeError: an argument has the wrong type, or a keyword is unknown.
         TypeError: `optimizer` is not a `torch.optim.Optimizer`.
 
-    Under Lightning one step is one completed validation (or one epoch, for a training metric); what `patience` and
-    `cooldown` count may be something else, which `at` says. It is torch's class by descent, because Lightning asks for
-    that; everything it does is written here.
+    In Lightning a step is one completed validation, or one epoch for a training metric. `patience` and `cooldown` can
+    count another unit; see `at`. The class inherits from torch's class because Lightning requires it. No method of
+    torch's class is used.
     """
 
-    position = 0  # of the last step, as `at` said
-    elapsed = 1  # what a step counts for
+    position = 0  # the last position that was set by `at`
+    elapsed = 1  # the number of units that the next step counts
 
     cases = (
         {"patience": 1},
@@ -68,9 +70,9 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         self.cooldown = checked_number(self, "cooldown", cooldown)
         self.eps = checked_number(self, "eps", eps)
         self._init_is_better(mode, checked_number(self, "threshold", threshold), threshold_mode)
-        many = isinstance(min_lr, (list, tuple))
+        has_list = isinstance(min_lr, (list, tuple))
         given: Sequence[Any] = min_lr if isinstance(min_lr, (list, tuple)) else [min_lr]
-        lowest = [checked_number(self, f"min_lr[{i}]" if many else "min_lr", lr) for i, lr in enumerate(given)]
+        min_lrs = [checked_number(self, f"min_lr[{i}]" if has_list else "min_lr", lr) for i, lr in enumerate(given)]
         if factor >= 1.0:
             raise HyperparameterError(f"Factor should be < 1.0. ReduceLROnPlateau got factor {factor}")
         if mode not in ("min", "max"):
@@ -78,18 +80,18 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         if threshold_mode not in ("rel", "abs"):
             raise HyperparameterError(f"threshold mode {threshold_mode} is unknown! It knows 'rel' and 'abs'")
         if verbose is not None:
-            warnings.warn("verbose does nothing: torch has removed it", DeprecationWarning, stacklevel=2)
+            warnings.warn("verbose does nothing: torch has removed this argument", DeprecationWarning, stacklevel=2)
         check_optimizer(optimizer)
 
         groups = optimizer.param_groups
-        if many and len(lowest) != len(groups):
+        if has_list and len(min_lrs) != len(groups):
             raise HyperparameterError(
-                f"expected {len(groups)} min_lrs, got {len(lowest)}: ReduceLROnPlateau takes one min_lr for all "
+                f"expected {len(groups)} min_lrs, got {len(min_lrs)}: ReduceLROnPlateau takes one min_lr for all "
                 "groups, or a list with one for each"
             )
         self.optimizer = optimizer
-        self.default_min_lr: Any = None if many else lowest[0]
-        self.min_lrs = lowest if many else lowest * len(groups)
+        self.default_min_lr: Any = None if has_list else min_lrs[0]
+        self.min_lrs = min_lrs if has_list else min_lrs * len(groups)
         self.last_epoch = 0
         self._last_lr = [float(group["lr"]) for group in groups]
         self._reset()
@@ -106,21 +108,21 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         self.num_bad_epochs = 0
 
     def at(self, position: int) -> None:
-        """Say where the next step is, in the unit of `patience`; without it each step counts one.
+        """Set the position of the next step, in the unit of `patience`. Without this call a step counts 1.
 
         Args:
-            position: in epochs, optimizer steps or whatever is to be counted, since the training began. The next step
-                counts what has passed since the position before, and nothing where that was further on.
+            position: the number of epochs, optimizer steps or other units since the start of training. The next step
+                counts the difference to the previous position, or 0 if the previous position is larger.
         """
         self.elapsed = max(position - self.position, 0)
         self.position = position
 
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Take one value of the metric into account.
+        """Process one value of the metric.
 
         Args:
-            metrics: the value, a number or a 1-element tensor.
-            epoch: deprecated, with torch's warning: overrides the count of steps.
+            metrics: the value: a number, or a tensor with one element.
+            epoch: deprecated, with the warning of torch. Overrides the number of steps.
         """
         if epoch is not None:
             warnings.warn(lr_scheduler.EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
@@ -130,11 +132,11 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
         better = self._is_better(value, self.best)
         if better:
             self.best = value
-        cooling = self.in_cooldown
-        if cooling:
+        in_cooldown = self.in_cooldown
+        if in_cooldown:
             self.cooldown_counter = max(self.cooldown_counter - self.elapsed, 0)
-        self.num_bad_epochs = 0 if better or cooling else self.num_bad_epochs + self.elapsed
-        if "elapsed" in vars(self):  # it was said of this step alone
+        self.num_bad_epochs = 0 if better or in_cooldown else self.num_bad_epochs + self.elapsed
+        if "elapsed" in vars(self):  # `at` applies to one step only
             self.elapsed = 1
         if self.num_bad_epochs > self.patience:
             self._reduce_lr(self.last_epoch)
@@ -143,6 +145,7 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
 
     @property
     def in_cooldown(self) -> bool:
+        """Whether values without improvement currently do not count."""
         return self.cooldown_counter > 0
 
     def _is_better(self, value: float, best: float) -> bool:
@@ -159,21 +162,26 @@ class ReduceLROnPlateau(CheckedKeywords, lr_scheduler.ReduceLROnPlateau):
             if self.default_min_lr is None:
                 raise WiringError(
                     f"The number of param groups in the `optimizer` ({len(groups)}) differs from when "
-                    f"`ReduceLROnPlateau` was initialized ({len(self.min_lrs)}): make `min_lrs` as long"
+                    f"`ReduceLROnPlateau` was initialized ({len(self.min_lrs)}): set `min_lrs` to a list with one "
+                    "number for each group"
                 )
             self.min_lrs = [self.default_min_lr] * len(groups)
-        for group, lowest in zip(groups, self.min_lrs, strict=True):
+        for group, min_lr in zip(groups, self.min_lrs, strict=True):
             old = float(group["lr"])
-            new = max(old * self.factor, lowest)
+            new = max(old * self.factor, min_lr)
             if old - new > self.eps:
                 set_lr(group, new)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer, as plain numbers and text."""
+        """The state, without the optimizer, as plain numbers and strings."""
         return {key: value for key, value in self.__dict__.items() if key != "optimizer"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a `state_dict`, of this class or of torch's; ConfigError for that of another kind of scheduler."""
+        """Load a state dict of this class or of torch's.
+
+        Raises:
+            ConfigError: the state is from another class.
+        """
         check_state(self, state_dict, ("best", "num_bad_epochs"))
         self.__dict__.update(state_dict)
         self._init_is_better(self.mode, self.threshold, self.threshold_mode)

@@ -1,4 +1,4 @@
-"""A cut of the learning rate every so many steps."""
+"""Multiplies the learning rate by a factor at regular intervals."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from optplug.schedulers.closed_form import GeometricLR
 
 
 class StepLR(GeometricLR):
-    r"""Steps of equal length: :math:`lr(t) = base \cdot \gamma^{\lfloor t / step\_size \rfloor}`.
+    r"""Multiply by `gamma` every `step_size` steps: :math:`lr(t) = base \cdot \gamma^{\lfloor t / step\_size \rfloor}`.
 
     Args:
-        optimizer: whose groups' learning rates to set.
-        step_size: steps from one cut to the next, a whole number, at least 1.
-        gamma: what the rate is multiplied by at a cut, :math:`\gamma \ge 0`; above 1 it grows.
-        last_epoch: index of the last step taken; -1 to start. The step after it is taken at once.
+        optimizer: the optimizer whose learning rates are set.
+        step_size: number of steps between two changes, an integer, at least 1.
+        gamma: factor :math:`\gamma \ge 0` of the learning rate. Above 1 the learning rate grows.
+        last_epoch: index of the last step; -1 to start. The constructor performs the next step.
 
     Raises:
-        HyperparameterError: `step_size`, `gamma` or `last_epoch` out of range. HyperparameterTypeError: of the wrong
-        type, or a misspelt keyword. TypeError: `optimizer` is not a `torch.optim.Optimizer`.
+        HyperparameterError: `step_size`, `gamma` or `last_epoch` is out of range.
+        HyperparameterTypeError: an argument has the wrong type, or a keyword is unknown.
+        TypeError: `optimizer` is not a `torch.optim.Optimizer`.
     """
 
     cases = ({"step_size": 10}, {"step_size": 1, "gamma": 0.9}, {"step_size": 7, "gamma": 1.5}, {"step_size": 100})

@@ -1,4 +1,4 @@
-"""optplug bench: what it measures, what it writes, what it refuses."""
+"""Tests of `optplug bench`: entries, measurement, results, plot, and the command."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from optplug.bench import (
     Profile,
     Report,
     Timing,
-    entries,
-    entry,
     geometric_mean,
+    get_profile,
     measure,
+    parse_entry,
     plot,
-    profile,
+    select_entries,
     timing,
 )
-from optplug.bench.roofline import arrays, limit_of
+from optplug.bench.roofline import memory_limit_optimizer, state_arrays
 from optplug.cli import bench as cli
 from optplug.cli.app import app
 from optplug.errors import ConfigError, HyperparameterError, OptplugError, UnknownNameError
@@ -42,12 +42,12 @@ from optplug.registry import Plugin, Registration, registry
 from optplug.rules.trace import trace
 
 SMALL = Profile("small", ((5, 3), (7,)))
-BOTH = ["adam", "rprop"]
-COMPARED = ["adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "rmsprop", "rprop", "sgd"]
+TWO_OPTIMIZERS = ["adam", "rprop"]
+COMPARABLE = ["adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "rmsprop", "rprop", "sgd"]
 
 
 class Signs(RuleOptimizer):
-    """Steps of equal length; torch.optim has none of this name."""
+    """Takes steps of equal length. torch.optim has no class of this name."""
 
     states = (State("seen"),)
 
@@ -60,7 +60,7 @@ class Signs(RuleOptimizer):
 
 
 class Plain(torch.optim.Optimizer):
-    """Has no rule."""
+    """A class that is not a RuleOptimizer. torch.optim has no class of this name."""
 
     def __init__(self, params: Any, lr: float = 0.1) -> None:
         super().__init__(params, {"lr": lr})
@@ -69,42 +69,43 @@ class Plain(torch.optim.Optimizer):
 
 
 @pytest.fixture
-def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two optimizers of somebody's plugin, `signs` and `plain`."""
+def third_party_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register the optimizers `signs` and `plain` of a third-party plugin."""
     for name, cls in {"signs": Signs, "plain": Plain}.items():
-        registration = Registration(OptimizerSpec(name, cls), Plugin("stranger", "stranger-dist", "1"))
-        monkeypatch.setitem(registry._catalogue().registrations["optimizer"], name, [registration])
+        registration = Registration(OptimizerSpec(name, cls), Plugin("third-party", "third-party-dist", "1"))
+        monkeypatch.setitem(registry._discovered().registrations["optimizer"], name, [registration])
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the profile `small`."""
     monkeypatch.setitem(PROFILES, "small", SMALL)
 
 
-def quick(*names: str, **options: Any) -> list[Any]:
-    """What two rounds of the small profile find."""
-    return list(measure([entry(n) for n in names], [SMALL], **{"rounds": 2, "cold": False, **options}))
+def measure_small(*names: str, **options: Any) -> list[Any]:
+    """Measure two rounds of the small profile."""
+    return list(measure([parse_entry(n) for n in names], [SMALL], **{"rounds": 2, "cold": False, **options}))
 
 
 def timing_of(path: str, median: float) -> Timing:
     return Timing(path, median, median, median, 5, (median, median), False, 2**20)
 
 
-def cell(optimizer: str = "adam", on: str = "tiny", ours: float = 0.2, **changes: Any) -> Cell:
-    made = Cell(
-        optimizer, on, 3, 12, "float32", "swift", "auto", "swift", 1, "torch.optim.Adam", 2,
+def cell(optimizer: str = "adam", profile: str = "tiny", ours: float = 0.2, **changes: Any) -> Cell:
+    result = Cell(
+        optimizer, profile, 3, 12, "float32", "swift", "auto", "swift", 1, "torch.optim.Adam", 2,
         ours=timing_of("optplug", ours),
-        limit=timing_of("limit", 0.1),
+        memory_limit=timing_of("memory limit", 0.1),
         paths=(timing_of("loop", 0.8), timing_of("fused", 0.4), timing_of("foreach", 0.5)),
     )  # fmt: skip
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(result, **changes)
 
 
 @pytest.fixture
 def report() -> Report:
-    return Report.of(
+    return Report.from_results(
         [
-            cell(left_out={"compile": "no compiler"}, complaints=("p is not finite",)),
+            cell(skipped={"compile": "no compiler"}, warnings=("p is not finite",)),
             cell("sgd:momentum=0.9", ours=0.6),
             cell("adam", "one", ours=0.1),
             Failure("sgd", "one", "no memory"),
@@ -120,25 +121,25 @@ def report() -> Report:
     ("name", "tensors", "elements"),
     [("tiny", 1000, 256_000), ("resnet50", 161, 25_557_032), ("gpt2", 148, 124_439_808), ("one", 1, 64_000_000)],
 )
-def test_a_profile_has_the_shapes_it_says(name: str, tensors: int, elements: int):
-    assert (len(profile(name).shapes), profile(name).elements) == (tensors, elements)
+def test_profile_has_documented_shapes(name: str, tensors: int, elements: int):
+    assert (len(get_profile(name).shapes), get_profile(name).elements) == (tensors, elements)
 
 
-def test_an_unknown_profile_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"^no profile named 'tny'; there are tiny, .*; did you mean 'tiny'\?$"):
-        profile("tny")
+def test_unknown_profile_raises_with_similar_name():
+    with pytest.raises(ConfigError, match=r"^no profile named 'tny'; did you mean 'tiny'\?$"):
+        get_profile("tny")
 
 
 # ----------------------------------------------------------------------------------------------- entries
 
 
-def test_without_names_all_are_compared_that_torch_has_and_that_step_alone(strangers: None):
-    found, left_out = entries()
-    assert [one.label for one in found] == COMPARED
-    assert left_out["lbfgs"].startswith("lbfgs needs a closure")
-    assert left_out["sparse_adam"].startswith("sparse_adam takes sparse gradients only")
-    assert left_out["signs"].startswith("torch.optim has none of this name")
-    assert left_out["plain"] == "plain has nothing to be compared with: torch.optim has no Plain"
+def test_default_entries_are_all_comparable_optimizers(third_party_optimizers: None):
+    found, skipped = select_entries()
+    assert [one.label for one in found] == COMPARABLE
+    assert skipped["lbfgs"].startswith("lbfgs needs a closure")
+    assert skipped["sparse_adam"].startswith("sparse_adam takes sparse gradients only")
+    assert skipped["signs"].startswith("torch.optim has no class of this name")
+    assert skipped["plain"] == "plain has no baseline: torch.optim has no Plain"
 
 
 @pytest.mark.parametrize(
@@ -152,146 +153,155 @@ def test_without_names_all_are_compared_that_torch_has_and_that_step_alone(stran
         ("adam:engine=loop,lr=1e-2", "adam", {"engine": "loop", "lr": 0.01}),
     ],
 )
-def test_a_name_may_carry_options(text: str, name: str, options: dict[str, Any]):
-    found = entry(text)
+def test_entry_is_parsed_with_options(text: str, name: str, options: dict[str, Any]):
+    found = parse_entry(text)
     assert (found.label, found.name, found.options) == (text, name, options)
-    group = found.ours(timing.tensors(SMALL, torch.float32), "auto").param_groups[0]
+    group = found.create(timing.make_params(SMALL, torch.float32), "auto").param_groups[0]
     assert all(group[key] == value for key, value in options.items() if key != "engine")
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "says"),
+    ("text", "error", "message"),
     [
         ("adm", UnknownNameError, "no optimizer named 'adm'; did you mean 'adam'"),
         ("sgd:momentun=0.9", ConfigError, "did you mean 'momentum'?"),
         ("sgd:momentum=-1", HyperparameterError, "Invalid momentum value: -1"),
-        ("sgd:momentum=0.9,momentum=0.8", ConfigError, "gives momentum twice"),
+        ("sgd:momentum=0.9,momentum=0.8", ConfigError, "has the option momentum twice"),
         ("sgd:momentum=", ConfigError, "write option=value,option=value after the name's colon, not 'momentum='"),
         ("sgd,momentum=0.9", ConfigError, "options come after a colon"),
         ("lbfgs", ConfigError, "lbfgs needs a closure"),
         ("sparse_adam", ConfigError, "sparse_adam takes sparse gradients only"),
-        ("plain", ConfigError, "plain has nothing to be compared with"),
-        ("adam:state_dtype=float32", ConfigError, "torch.optim.Adam has no state_dtype to be compared with"),
-        ("sgd:decoupled_weight_decay=True", ConfigError, "torch.optim.SGD has no decoupled_weight_decay to be"),
+        ("plain", ConfigError, "plain has no baseline"),
+        ("adam:state_dtype=float32", ConfigError, "has no baseline: torch.optim.Adam has no option state_dtype"),
+        (
+            "sgd:decoupled_weight_decay=True",
+            ConfigError,
+            "has no baseline: torch.optim.SGD has no option decoupled_weight_decay",
+        ),
     ],
 )
-def test_what_cannot_be_measured_is_refused(strangers: None, text: str, kind: type[OptplugError], says: str):
-    with pytest.raises(kind) as caught:
-        entry(text)
-    assert says in str(caught.value)
+def test_invalid_entry_raises(third_party_optimizers: None, text: str, error: type[OptplugError], message: str):
+    with pytest.raises(error) as caught:
+        parse_entry(text)
+    assert message in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------- paths
 
 
-def test_the_paths_of_adam_are_the_three_that_torch_has():
-    made = {name: make(timing.tensors(SMALL, torch.float32)) for name, make in entry("adam").paths().items()}
+def test_adam_has_three_baseline_paths():
+    made = {
+        name: make(timing.make_params(SMALL, torch.float32))
+        for name, make in parse_entry("adam").baseline_paths().items()
+    }
     assert {type(one) for one in made.values()} == {torch.optim.Adam}
     ways = {name: (one.param_groups[0]["foreach"], one.param_groups[0]["fused"]) for name, one in made.items()}
     assert ways == {"loop": (False, False), "foreach": (True, False), "fused": (False, True)}
-    (found,) = quick("adam")
+    (found,) = measure_small("adam")
     assert [path.path for path in found.paths] == ["loop", "foreach", "fused"]
-    assert found.against == "torch.optim.Adam"
+    assert found.baseline == "torch.optim.Adam"
 
 
-def test_a_path_that_torch_lacks_is_none():
-    (found,) = quick("rprop")
+def test_rprop_has_no_fused_path():
+    (found,) = measure_small("rprop")
     assert [path.path for path in found.paths] == ["loop", "foreach"]
-    assert not found.left_out
+    assert not found.skipped
 
 
-def test_the_options_are_those_of_all_paths_and_the_engine_is_ours_alone():
-    chosen = entry("adam:lr=0.25,engine=loop")
-    for make in chosen.paths().values():
-        assert make(timing.tensors(SMALL, torch.float32)).param_groups[0]["lr"] == 0.25
-    (found,) = quick("adam:lr=0.25,engine=loop")
+def test_options_apply_to_all_paths_and_engine_to_optplug_only():
+    chosen = parse_entry("adam:lr=0.25,engine=loop")
+    for make in chosen.baseline_paths().values():
+        assert make(timing.make_params(SMALL, torch.float32)).param_groups[0]["lr"] == 0.25
+    (found,) = measure_small("adam:lr=0.25,engine=loop")
     assert (found.engine, len(found.paths)) == ("loop", 3)
-    assert found.notes == ("engine is given to ours alone",)
+    assert found.notes == ("the baseline is measured without engine",)
 
 
 @pytest.mark.parametrize("option", ["fused=True", "foreach=True", "foreach=False"])
-def test_an_option_that_names_a_way_to_step_leaves_torch_all_of_its_own(option: str):
-    (found,) = quick(f"adam:{option}")
-    assert ([path.path for path in found.paths], found.left_out) == (["loop", "foreach", "fused"], {})
-    assert found.notes == (f"{option.partition('=')[0]} is given to ours alone",)
+def test_foreach_and_fused_options_apply_to_optplug_only(option: str):
+    (found,) = measure_small(f"adam:{option}")
+    assert ([path.path for path in found.paths], found.skipped) == (["loop", "foreach", "fused"], {})
+    assert found.notes == (f"the baseline is measured without {option.partition('=')[0]}",)
 
 
-def test_the_same_optimizer_with_the_same_options_counts_once():
+def test_duplicate_entries_are_removed():
     several = ["adam", "ADAM", "optplug-classic:adam", "adam:lr=1e-2", "adam:lr=0.01", "adam:lr=0.02"]
-    assert [one.label for one in entries(several)[0]] == ["adam", "adam:lr=1e-2", "adam:lr=0.02"]
+    assert [one.label for one in select_entries(several)[0]] == ["adam", "adam:lr=1e-2", "adam:lr=0.02"]
 
 
-class Picky(torch.optim.SGD):
-    """Says no to fused only in its first step, and to foreach when it is made."""
+class SupportsLoopOnly(torch.optim.SGD):
+    """Raises in the constructor for foreach, and in the first step for fused."""
 
     def __init__(self, params: Any, foreach: Any = None, fused: Any = None) -> None:
         if foreach:
             raise TypeError("no foreach here")
         super().__init__(params)
-        self.defaults["picky"] = fused
+        self.defaults["use_fused"] = fused
 
     def step(self, closure: Any = None) -> None:
-        if self.defaults["picky"]:
+        if self.defaults["use_fused"]:
             raise RuntimeError("no fused kernel")
 
 
-def test_a_path_that_raises_is_left_out_with_its_reason():
-    (found,) = measure([dataclasses.replace(entry("sgd"), reference=Picky)], [SMALL], rounds=2, cold=False)
+def test_path_that_raises_is_skipped_with_reason():
+    (found,) = measure(
+        [dataclasses.replace(parse_entry("sgd"), reference=SupportsLoopOnly)], [SMALL], rounds=2, cold=False
+    )
     assert [path.path for path in found.paths] == ["loop"]
-    assert found.left_out == {"foreach": "TypeError: no foreach here", "fused": "RuntimeError: no fused kernel"}
+    assert found.skipped == {"foreach": "TypeError: no foreach here", "fused": "RuntimeError: no fused kernel"}
 
 
-def test_without_any_path_there_is_no_cell_and_the_next_is_measured():
-    options = {"state_dtype": "float32"}  # of which torch knows nothing
-    hopeless = dataclasses.replace(entry("adam"), options=options, label="adam:state_dtype=float32")
-    failed, found = measure([hopeless, entry("sgd")], [SMALL], rounds=2, cold=False)
+def test_cell_without_any_path_is_a_failure_and_the_next_is_measured():
+    options = {"state_dtype": "float32"}  # torch has no such option
+    without_paths = dataclasses.replace(parse_entry("adam"), options=options, label="adam:state_dtype=float32")
+    failed, found = measure([without_paths, parse_entry("sgd")], [SMALL], rounds=2, cold=False)
     assert isinstance(failed, Failure)
     assert failed.reason.startswith("no path of torch.optim.Adam can be measured: loop: TypeError")
     assert isinstance(found, Cell)
 
 
-def test_who_has_no_counterpart_is_compared_with_its_own_loop(strangers: None):
-    (found,) = quick("signs")
+def test_optimizer_without_torch_class_is_compared_with_its_own_loop(third_party_optimizers: None):
+    (found,) = measure_small("signs")
     assert [path.path for path in found.paths] == ["own loop"]
-    assert found.against == "itself, foreach=False"
-    assert not found.of_torch
-    loop = entry("signs").paths()["own loop"](timing.tensors(SMALL, torch.float32))
+    assert found.baseline == "itself, foreach=False"
+    assert not found.is_compared_with_torch
+    loop = parse_entry("signs").baseline_paths()["own loop"](timing.make_params(SMALL, torch.float32))
     loop.step()
     assert {r.reason for r in loop.engine_report()} == {"foreach=False"}
 
 
-def test_the_compiled_path_goes_through_torch_compile(monkeypatch: pytest.MonkeyPatch):
+def test_compiled_path_uses_torch_compile(monkeypatch: pytest.MonkeyPatch):
     compiled: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda step: compiled.append(step) or step)
-    (found,) = quick("adam", compiled=True)
+    (found,) = measure_small("adam", compiled=True)
     assert [path.path for path in found.paths] == ["loop", "foreach", "fused", "compile"]
     assert len(compiled) == 1
-    assert "compile" not in [path.path for path in quick("adam")[0].paths]
+    assert "compile" not in [path.path for path in measure_small("adam")[0].paths]
 
 
 # ------------------------------------------------------------------------------------------------ timing
 
 
-class Turns:
-    """Paths whose steps note their name."""
+class RecordedPaths:
+    """Paths whose steps record their name."""
 
     def __init__(self, count: int) -> None:
         self.taken: list[str] = []
-        self.paths = [timing._Path(name, None, self.step_of(name), (0.0, 0.0)) for name in "abcd"[:count]]
+        self.paths = [timing._TimedPath(name, None, self.step_of(name), (0.0, 0.0)) for name in "abcd"[:count]]
 
     def step_of(self, name: str) -> Any:
         return lambda: self.taken.append(name)
 
     def rounds(self) -> list[str]:
-        """The order within each round, after the warm-up."""
+        """Return the order of the paths in each round after the warm-up."""
         n = len(self.paths)
         return ["".join(self.taken[i : i + n]) for i in range(n, len(self.taken), n)]
 
 
-def test_every_round_is_one_step_of_every_path_in_an_order_that_favours_nobody():
-    turns = Turns(4)
-    timing.take_turns(turns.paths, 240, 60.0)
-    rounds = turns.rounds()
+def test_each_round_has_one_step_of_every_path_in_uniform_random_order():
+    recorded = RecordedPaths(4)
+    timing.run_rounds(recorded.paths, 240, 60.0)
+    rounds = recorded.rounds()
     assert len(rounds) == 240
     assert all(sorted(order) == ["a", "b", "c", "d"] for order in rounds)
     firsts = Counter(order[0] for order in rounds)
@@ -300,55 +310,55 @@ def test_every_round_is_one_step_of_every_path_in_an_order_that_favours_nobody()
     follows = Counter(pair for order in rounds for pair in pairwise(order))
     assert len(follows) == 12
     assert min(follows.values()) > 40
-    assert all(len(path.seconds) == 240 for path in turns.paths)
-    again = Turns(4)
-    timing.take_turns(again.paths, 240, 60.0)
+    assert all(len(path.seconds) == 240 for path in recorded.paths)
+    again = RecordedPaths(4)
+    timing.run_rounds(again.paths, 240, 60.0)
     assert again.rounds() == rounds
 
 
-def test_rounds_end_with_the_time_but_not_before_the_fifth():
-    turns = Turns(2)
-    timing.take_turns(turns.paths, 100, 0.0)
-    assert len(turns.rounds()) == 5
-    turns = Turns(2)
-    timing.take_turns(turns.paths, 3, 0.0)
-    assert len(turns.rounds()) == 3
+def test_rounds_stop_after_the_time_limit_but_not_before_the_fifth():
+    recorded = RecordedPaths(2)
+    timing.run_rounds(recorded.paths, 100, 0.0)
+    assert len(recorded.rounds()) == 5
+    recorded = RecordedPaths(2)
+    timing.run_rounds(recorded.paths, 3, 0.0)
+    assert len(recorded.rounds()) == 3
 
 
-def test_garbage_waits_until_the_rounds_are_over():
+def test_garbage_collection_is_disabled_during_rounds():
     assert gc.isenabled()
     collecting: list[bool] = []
-    path = timing._Path("a", None, lambda: collecting.append(gc.isenabled()), (0.0, 0.0))
-    timing.take_turns([path], 4, 0.0)
+    path = timing._TimedPath("a", None, lambda: collecting.append(gc.isenabled()), (0.0, 0.0))
+    timing.run_rounds([path], 4, 0.0)
     assert collecting == [True, False, False, False, False], "the warm-up may collect, the timed rounds may not"
     assert gc.isenabled()
 
 
-def test_a_timing_is_of_the_median_and_the_quartiles():
-    found = Timing.of("loop", [5.0, 1.0, 2.0, 4.0, 3.0], (9.0, 8.0), cold=True, extra_bytes=7)
+def test_timing_has_median_and_quartiles():
+    found = Timing.from_seconds("loop", [5.0, 1.0, 2.0, 4.0, 3.0], (9.0, 8.0), cold=True, extra_bytes=7)
     assert found == Timing("loop", 3.0, 2.0, 4.0, 5, (9.0, 8.0), True, 7)
-    assert Timing.of("loop", [2.0], (9.0, 8.0), cold=True, extra_bytes=7).median == 2.0
+    assert Timing.from_seconds("loop", [2.0], (9.0, 8.0), cold=True, extra_bytes=7).median == 2.0
 
 
-def test_a_cell_says_who_stepped_and_is_timed_in_every_round():
-    found, other = quick("adam", "sgd", rounds=4)
-    params = timing.tensors(SMALL, torch.float32)
-    ours = entry("adam").ours(params, "auto")
+def test_cell_has_engine_and_one_time_per_round():
+    found, other = measure_small("adam", "sgd", rounds=4)
+    params = timing.make_params(SMALL, torch.float32)
+    ours = parse_entry("adam").create(params, "auto")
     ours.step()
     assert {found.engine} == {r.engine for r in ours.engine_report()}
     assert {found.reason} == {r.reason for r in ours.engine_report()}
     assert (found.tensors, found.elements, found.states, other.states) == (2, 22, 2, 0)
-    for path in (found.ours, found.limit, *found.paths):
+    for path in (found.ours, found.memory_limit, *found.paths):
         assert path.rounds == 4
         assert 0 < path.lower <= path.median <= path.upper < 1
-        assert min(path.first) > 0
-    assert not found.complaints
+        assert min(path.first_steps) > 0
+    assert not found.warnings
 
 
-def test_the_engine_dtype_and_threads_are_those_asked_for():
+def test_requested_engine_dtype_and_threads_are_used():
     before = torch.get_num_threads()
     seen: list[int] = []
-    found = quick(
+    found = measure_small(
         "adam", engine="loop", dtype=torch.float64, threads=1, progress=lambda _: seen.append(torch.get_num_threads())
     )
     assert (found[0].engine, found[0].dtype) == ("loop", "float64")
@@ -356,37 +366,42 @@ def test_the_engine_dtype_and_threads_are_those_asked_for():
     assert torch.get_num_threads() == before
 
 
-def test_a_report_tells_the_threads_measured_with():
+def test_report_has_number_of_threads_of_the_measurement():
     asked = torch.get_num_threads() + 1
-    assert Report.of(measure([entry("sgd")], [SMALL], rounds=2, cold=False, threads=asked)).machine["threads"] == asked
+    assert (
+        Report.from_results(measure([parse_entry("sgd")], [SMALL], rounds=2, cold=False, threads=asked)).machine[
+            "threads"
+        ]
+        == asked
+    )
 
 
-def test_gradients_and_parameters_are_the_same_for_everybody():
-    a, b = timing.tensors(SMALL, torch.float32), timing.tensors(SMALL, torch.float32)
+def test_make_params_returns_equal_values_at_every_call():
+    a, b = timing.make_params(SMALL, torch.float32), timing.make_params(SMALL, torch.float32)
     assert all(torch.equal(p, q) and torch.equal(p.grad, q.grad) for p, q in zip(a, b, strict=True))
     assert [tuple(p.shape) for p in a] == list(SMALL.shapes)
 
 
-def test_the_first_two_steps_of_ours_are_those_of_a_fresh_process():
-    (found,) = quick("adam", cold=True)
+def test_first_two_steps_of_optplug_are_from_a_fresh_process():
+    (found,) = measure_small("adam", cold=True)
     assert found.ours.cold
-    assert not any(path.cold for path in (found.limit, *found.paths))
-    assert min(found.ours.first) > 0
+    assert not any(path.cold for path in (found.memory_limit, *found.paths))
+    assert min(found.ours.first_steps) > 0
 
 
-def test_the_fresh_process_takes_what_it_is_told(monkeypatch: pytest.MonkeyPatch):
-    told: dict[str, Any] = {}
+def test_fresh_process_receives_the_request(monkeypatch: pytest.MonkeyPatch):
+    request: dict[str, Any] = {}
 
     def run(command: list[str], **options: Any) -> Any:
-        told.update(json.loads(options["input"]))
+        request.update(json.loads(options["input"]))
         return type("Ran", (), {"returncode": 0, "stdout": "noise\n[3.0, 4.0]\n", "stderr": ""})
 
     monkeypatch.setattr(timing.subprocess, "run", run)
-    (found,) = quick("sgd:momentum=0.5", cold=True, dtype=torch.float64, engine="loop")
-    assert found.ours.first == (3.0, 4.0)
+    (found,) = measure_small("sgd:momentum=0.5", cold=True, dtype=torch.float64, engine="loop")
+    assert found.ours.first_steps == (3.0, 4.0)
     threads = torch.get_num_threads()
     shapes = [list(shape) for shape in SMALL.shapes]
-    assert told == {
+    assert request == {
         "path": "optplug",
         "entry": "sgd:momentum=0.5",
         "profile": ["small", shapes],
@@ -396,28 +411,28 @@ def test_the_fresh_process_takes_what_it_is_told(monkeypatch: pytest.MonkeyPatch
     }
 
 
-def test_a_failing_fresh_process_is_reported(strangers: None):
-    (failed,) = quick("signs", cold=True)  # which that process does not know
+def test_failing_fresh_process_is_a_failure(third_party_optimizers: None):
+    (failed,) = measure_small("signs", cold=True)  # the new process has no such plugin
     assert isinstance(failed, Failure)
     assert failed.reason.startswith("the process for the first two steps failed: no optimizer named 'signs'")
 
 
-def test_extra_memory_is_torch_s_and_python_s_together():
+def test_extra_bytes_includes_memory_of_torch_and_python():
     assert timing.extra_bytes(lambda: torch.ones(2**18) + 1) == pytest.approx(2 * 2**20, rel=0.05)
     assert timing.extra_bytes(lambda: bytearray(2**20)) == pytest.approx(2**20, rel=0.05)
     assert timing.extra_bytes(lambda: None) < 2**12
 
 
-def test_values_that_distort_the_time_are_told():
-    params = timing.tensors(Profile("one", ((100,),)), torch.float32)
-    optimizer = entry("adam").ours(params, "auto")
-    path = timing._Path("optplug", optimizer, optimizer.step, (0.0, 0.0))
+def test_value_warnings_for_non_finite_and_subnormal_values():
+    params = timing.make_params(Profile("one", ((100,),)), torch.float32)
+    optimizer = parse_entry("adam").create(params, "auto")
+    path = timing._TimedPath("optplug", optimizer, optimizer.step, (0.0, 0.0))
     optimizer.step()
-    assert not list(timing.complaints(params, [path]))
+    assert not list(timing.value_warnings(params, [path]))
     with torch.no_grad():
         params[0][3] = math.nan
         optimizer.state[params[0]]["exp_avg"][:2] = 1e-40
-    assert list(timing.complaints(params, [path])) == [
+    assert list(timing.value_warnings(params, [path])) == [
         "1 of 100 elements of p are not finite",
         "2 of 100 elements of exp_avg of optplug are subnormal",
     ]
@@ -427,129 +442,137 @@ def test_values_that_distort_the_time_are_told():
 
 
 def reads_and_writes(optimizer: Any) -> tuple[int, int]:
-    """How many element-wise arrays the graph of an optimizer reads and writes."""
+    """Return how many element-wise arrays the graph of an optimizer reads and writes."""
     group = optimizer.param_groups[0]
     variant = optimizer._variant(group)
-    lengths = {h: len(v) if isinstance(v := group.get(h), (tuple, list)) else 0 for h in variant.hypers}
+    lengths = {h: len(v) if isinstance(v := group.get(h), (tuple, list)) else 0 for h in variant.hyperparameters}
     traced = trace(variant, tuple(lengths.items()))
-    return len(traced.reads), len(traced.outputs)
+    return len(traced.inputs), len(traced.outputs)
 
 
-CASES = [(name, case) for name in COMPARED for case in optplug.get_optimizer(name).cases]
+CASES = [(name, case) for name in COMPARABLE for case in optplug.get_optimizer(name).cases]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{name}-{case}" for name, case in CASES])
-def test_the_limit_reads_and_writes_as_many_arrays_as_the_optimizer(name: str, case: dict[str, Any]):
-    params = timing.tensors(SMALL, torch.float32)
+def test_memory_limit_reads_and_writes_as_many_arrays_as_the_optimizer(name: str, case: dict[str, Any]):
+    params = timing.make_params(SMALL, torch.float32)
     optimizer = optplug.create_optimizer(name, params, **case)
     optimizer.step()
-    limit = limit_of(optimizer, params, "auto")
+    limit = memory_limit_optimizer(optimizer, params, "auto")
     assert reads_and_writes(limit) == reads_and_writes(optimizer)
 
 
-def test_the_limit_adds_the_gradient_to_every_array():
-    params = timing.tensors(SMALL, torch.float32)
+def test_memory_limit_adds_the_gradient_to_every_array():
+    params = timing.make_params(SMALL, torch.float32)
     optimizer = optplug.create_optimizer("adam", params, state_dtype=torch.float64)
     optimizer.step()
     before = [p.detach().clone() for p in params]
-    limit = limit_of(optimizer, params, "auto")
+    limit = memory_limit_optimizer(optimizer, params, "auto")
     limit.step()
     limit.step()
     for p, old in zip(params, before, strict=True):
         torch.testing.assert_close(p.detach(), old + 2 * p.grad)
         states = list(limit.state[p].values())
-        assert [s.dtype for s in states] == [torch.float64] * 2, "as those of the optimizer"
+        assert [s.dtype for s in states] == [torch.float64] * 2, "the dtype of the optimizer's states"
         assert all(torch.equal(s.float(), 2 * p.grad) for s in states)
-    assert len(arrays(limit)) == len(arrays(optimizer)) == 2
+    assert len(state_arrays(limit)) == len(state_arrays(optimizer)) == 2
 
 
-def test_the_limit_runs_with_the_engine_of_the_optimizer():
-    params = timing.tensors(SMALL, torch.float32)
+def test_memory_limit_uses_the_given_engine():
+    params = timing.make_params(SMALL, torch.float32)
     for engine in ("auto", "loop"):
-        ours = entry("adam").ours(params, engine)
+        ours = parse_entry("adam").create(params, engine)
         ours.step()
-        limit = limit_of(ours, params, engine)
+        limit = memory_limit_optimizer(ours, params, engine)
         limit.step()
-        assert timing.engine_of(limit) == timing.engine_of(ours)
+        assert timing.engine_and_reason(limit) == timing.engine_and_reason(ours)
 
 
-def test_the_limit_of_a_cell_is_that_of_our_optimizer_over_all_parameters(monkeypatch: pytest.MonkeyPatch):
-    asked: list[Any] = []
-    monkeypatch.setattr(timing, "limit_of", lambda *args: asked.append(args) or limit_of(*args))
-    (found,) = quick("adam", engine="loop")
-    ((optimizer, params, engine),) = asked
+def test_memory_limit_of_a_cell_is_of_the_optimizer_and_all_parameters(monkeypatch: pytest.MonkeyPatch):
+    calls: list[Any] = []
+
+    def recorded(*args: Any) -> Any:
+        calls.append(args)
+        return memory_limit_optimizer(*args)
+
+    monkeypatch.setattr(timing, "memory_limit_optimizer", recorded)
+    (found,) = measure_small("adam", engine="loop")
+    ((optimizer, params, engine),) = calls
     assert type(optimizer) is optplug.get_optimizer("adam")
     assert [tuple(p.shape) for p in params] == list(SMALL.shapes)
     assert all(p is q for p, q in zip(optimizer.param_groups[0]["params"], params, strict=True))
     assert engine == "auto"
-    assert found.limit.path == "limit"
-    assert (found.engine, found.limit_engine) == ("loop", timing.engine_of(entry("sgd").ours(params, "auto"))[0])
-    assert found.fraction is None
+    assert found.memory_limit.path == "memory limit"
+    assert (found.engine, found.memory_limit_engine) == (
+        "loop",
+        timing.engine_and_reason(parse_entry("sgd").create(params, "auto"))[0],
+    )
+    assert found.memory_limit_fraction is None
 
 
 # ----------------------------------------------------------------------------------------------- results
 
 
-def test_ratios_are_over_the_best_path_and_the_fraction_is_of_the_limit():
+def test_ratio_and_memory_limit_fraction():
     found = cell(ours=0.2)
     assert found.best.path == "fused"
     assert found.ratio == 0.5
-    assert found.fraction == 0.5
-    assert cell(limit_engine="slow").fraction is None
+    assert found.memory_limit_fraction == 0.5
+    assert cell(memory_limit_engine="slow").memory_limit_fraction is None
     assert geometric_mean([0.5, 2.0, 1.0]) == pytest.approx(1.0)
 
 
-def test_a_ratio_is_doubtful_when_one_of_its_times_scatters():
+def test_ratio_is_doubtful_if_one_of_its_timings_is_noisy():
     noisy = {"lower": 0.1, "upper": 0.16}
     calm = cell()
-    assert not calm.doubtful
-    assert not dataclasses.replace(calm, ours=dataclasses.replace(calm.ours, lower=0.1, upper=0.15)).doubtful
-    assert dataclasses.replace(calm, ours=dataclasses.replace(calm.ours, **noisy)).doubtful
+    assert not calm.is_doubtful
+    assert not dataclasses.replace(calm, ours=dataclasses.replace(calm.ours, lower=0.1, upper=0.15)).is_doubtful
+    assert dataclasses.replace(calm, ours=dataclasses.replace(calm.ours, **noisy)).is_doubtful
     loop, fused, foreach = calm.paths
-    assert not dataclasses.replace(calm, paths=(dataclasses.replace(loop, **noisy), fused, foreach)).doubtful
-    assert dataclasses.replace(calm, paths=(loop, dataclasses.replace(fused, **noisy), foreach)).doubtful
+    assert not dataclasses.replace(calm, paths=(dataclasses.replace(loop, **noisy), fused, foreach)).is_doubtful
+    assert dataclasses.replace(calm, paths=(loop, dataclasses.replace(fused, **noisy), foreach)).is_doubtful
 
 
-def test_a_report_survives_json(report: Report):
+def test_report_is_equal_after_json_round_trip(report: Report):
     assert Report.from_json(report.to_json()) == report
-    (found,) = quick("sgd")
-    measured = Report.of([found])
+    (found,) = measure_small("sgd")
+    measured = Report.from_results([found])
     assert Report.from_json(measured.to_json()) == measured
 
 
-def test_json_has_all_that_a_reader_needs(report: Report):
+def test_json_has_expected_keys(report: Report):
     read = json.loads(report.to_json())
     assert set(read) == {"format", "date", "machine", "versions", "settings", "cells", "failures"}
     assert set(read["machine"]) == {"cpu", "cores", "threads", "system", "load"}
     assert {"python", "torch", "optplug"} <= set(read["versions"])
     assert read["versions"]["torch"] == torch.__version__
     first = read["cells"][0]
-    assert (first["best"], first["ratio"], first["fraction"]) == ("fused", 0.5, 0.5)
-    keys = {"path", "median", "lower", "upper", "rounds", "first", "cold", "extra_bytes"}
-    assert all(set(one) == keys for one in (first["ours"], first["limit"], *first["paths"]))
+    assert (first["best"], first["ratio"], first["memory_limit_fraction"]) == ("fused", 0.5, 0.5)
+    keys = {"path", "median", "lower", "upper", "rounds", "first_steps", "cold", "extra_bytes"}
+    assert all(set(one) == keys for one in (first["ours"], first["memory_limit"], *first["paths"]))
     assert read["failures"] == [{"optimizer": "sgd", "profile": "one", "reason": "no memory"}]
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("", "this is no result of optplug bench"),
-        ("[]", "this is no result of optplug bench"),
-        ("{}", "this is no result of optplug bench: KeyError: 'format'"),
-        ('{"format": 99}', "this is a result of another version of optplug bench; this one reads format 2"),
-        ('{"format": 2, "cells": [{}], "failures": []}', "this is no result of optplug bench"),
+        ("", "this is not a result of optplug bench"),
+        ("[]", "this is not a result of optplug bench"),
+        ("{}", "this is not a result of optplug bench: KeyError: 'format'"),
+        ('{"format": 99}', "this is a result of another version of optplug bench; this version reads format 3"),
+        ('{"format": 3, "cells": [{}], "failures": []}', "this is not a result of optplug bench"),
     ],
 )
-def test_what_is_no_result_is_refused(text: str, says: str):
+def test_from_json_raises_for_invalid_text(text: str, message: str):
     with pytest.raises(ConfigError) as caught:
         Report.from_json(text)
-    assert str(caught.value).startswith(says)
+    assert str(caught.value).startswith(message)
 
 
 # ----------------------------------------------------------------------------------------------- plot
 
 
-def test_the_picture_has_a_bar_for_every_ratio(report: Report, tmp_path: Path):
+def test_plot_has_bars_in_proportion_to_ratios(report: Report, tmp_path: Path):
     from matplotlib.colors import to_rgb
     from matplotlib.image import imread
 
@@ -561,23 +584,23 @@ def test_the_picture_has_a_bar_for_every_ratio(report: Report, tmp_path: Path):
     def covered(colour: str) -> int:
         return int(((pixels - torch.tensor(to_rgb(colour))).abs().amax(-1) < 0.01).sum())
 
-    faster, slower = covered(plot.FASTER), covered(plot.SLOWER)
+    faster, slower = covered(plot.FASTER_COLOR), covered(plot.SLOWER_COLOR)
     assert faster > 5000
     assert slower > 5000
     # 0.5 and 0.25 of torch's time against 1.5 of it; ticks and the line at 1 take some away.
     assert 0.4 < faster / slower < 0.6
 
 
-def test_the_picture_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"a picture 'a\.doc' cannot be written; its name may end in .*png"):
-        plot.check(tmp_path / "a.doc")
-    with pytest.raises(ConfigError, match="there is nothing to draw"):
-        plot.draw(Report.of([]), tmp_path / "a.png")
+def test_plot_errors_are_raised_before_the_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"a plot 'a\.doc' cannot be written; its suffix must be one of .*png"):
+        plot.check_plot_path(tmp_path / "a.doc")
+    with pytest.raises(ConfigError, match="there is nothing to plot"):
+        plot.draw(Report.from_results([]), tmp_path / "a.png")
     for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"^a picture needs matplotlib: pip install 'optplug\[demo\]'$"):
-        plot.check(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"^a plot needs matplotlib: pip install 'optplug\[demo\]'$"):
+        plot.check_plot_path(tmp_path / "a.png")
 
 
 # ----------------------------------------------------------------------------------------------- command
@@ -587,19 +610,19 @@ def command(*args: Any) -> Any:
     return CliRunner().invoke(app, ["bench", *map(str, args)])
 
 
-def test_the_command_measures_shows_and_writes(small: None, tmp_path: Path):
+def test_command_prints_tables_and_writes_json_and_plot(small_profile: None, tmp_path: Path):
     written, drawn = tmp_path / "out.json", tmp_path / "out.png"
     options = ("--profile", "small", "--rounds", 5, "--seconds", 0, "--no-cold", "--json", written, "--picture", drawn)
-    result = command(*BOTH, *options)
+    result = command(*TWO_OPTIMIZERS, *options)
     assert (result.exit_code, result.exception) == (0, None), result.output
     report = Report.from_json(written.read_text())
-    assert [(found.optimizer, found.profile) for found in report.cells] == [(name, "small") for name in BOTH]
+    assert [(found.optimizer, found.profile) for found in report.cells] == [(name, "small") for name in TWO_OPTIMIZERS]
     assert drawn.stat().st_size > 10_000
     lines = [line.split() for line in result.stdout.splitlines()]
-    rows = {words[0]: words for words in lines if words and words[0] in BOTH}
+    rows = {words[0]: words for words in lines if words and words[0] in TWO_OPTIMIZERS}
     for found in report.cells:
-        assert f"{found.ratio:.2f}{'?' * found.doubtful}" in rows[found.optimizer]
-        assert f"{found.fraction:.0%}" in rows[found.optimizer]
+        assert f"{found.ratio:.2f}{'?' * found.is_doubtful}" in rows[found.optimizer]
+        assert f"{found.memory_limit_fraction:.0%}" in rows[found.optimizer]
         assert found.engine == rows[found.optimizer][1]
     assert rows["rprop"][5] == "-", "torch has no fused Rprop"
     assert "small: 2 tensors, 22 float32 elements" in result.stdout
@@ -611,12 +634,12 @@ def test_the_command_measures_shows_and_writes(small: None, tmp_path: Path):
     assert end_next.startswith("rprop on small: ratio")
 
 
-def test_from_shows_a_file_again_and_markdown_makes_tables_of_it(report: Report, tmp_path: Path):
+def test_from_prints_a_file_as_tables_or_markdown(report: Report, tmp_path: Path):
     path = tmp_path / "old.json"
     path.write_text(dataclasses.replace(report, failures=()).to_json())
     shown = command("--from", path)
     assert shown.exit_code == 0
-    for expected in ("sgd:momentum=0.9", "*400.0", "adam, compile is left out: no compiler", "worst: sgd:momentum=0.9"):
+    for expected in ("sgd:momentum=0.9", "*400.0", "adam, compile is skipped: no compiler", "worst: sgd:momentum=0.9"):
         assert expected in shown.stdout
     assert "adam: doubtful, p is not finite" in shown.stdout
     assert shown.stdout.splitlines().count("swift: auto") == 2, "why this engine, under the table of each profile"
@@ -631,7 +654,7 @@ def test_from_shows_a_file_again_and_markdown_makes_tables_of_it(report: Report,
     assert lines[-1].startswith("Geometric mean of the ratios: tiny 0.87, one 0.25; all 0.57; worst: sgd:momentum=0.9")
 
 
-def test_a_cell_that_failed_is_told_at_the_end(report: Report, tmp_path: Path):
+def test_failures_are_printed_at_the_end(report: Report, tmp_path: Path):
     path = tmp_path / "old.json"
     path.write_text(report.to_json())
     result = command("--from", path)
@@ -641,63 +664,68 @@ def test_a_cell_that_failed_is_told_at_the_end(report: Report, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         (["adm"], "error: no optimizer named 'adm'; did you mean 'adam'"),
         (
             ["--profile", "resnet"],
-            "error: no profile named 'resnet'; there are tiny, resnet50, gpt2, one; did you mean",
+            "error: no profile named 'resnet'; did you mean 'resnet50'?",
         ),
-        (["adam:amsgrd=True"], "error: optimizer.args.amsgrd: adam has no option 'amsgrd'; it has amsgrad, "),
-        (["adam", "--dtype", "float31"], "error: no dtype 'float31' for bench; there are float32, "),
+        (["adam:amsgrd=True"], "error: optimizer.args.amsgrd: adam has no option 'amsgrd'; did you mean 'amsgrad'?"),
+        (["adam", "--dtype", "float31"], "error: no dtype 'float31' for bench; did you mean 'float32'"),
         (["adam", "--engine", "lop"], "error: no engine named 'lop'; "),
-        (["adam", "--json", "nowhere/out.json"], "error: there is no folder 'nowhere' to write out.json to"),
+        (["adam", "--json", "nowhere/out.json"], "error: out.json cannot be written: there is no folder 'nowhere'"),
         (
             ["adam", "--profile", "tiny", "--no-cold", "--seconds", "0", "--picture", "out.doc"],
-            "error: a picture 'out.doc' cannot be written",
+            "error: a plot 'out.doc' cannot be written",
         ),
         (["--from", "nowhere.json"], "error: 'nowhere.json' cannot be read: No such file or directory"),
-        (["adam", "--from", "nowhere.json"], "error: --from shows what a file has: leave names out"),
+        (["adam", "--from", "nowhere.json"], "error: --from shows the results in a file: remove names"),
         (
             ["--from", "nowhere.json", "--dtype", "float32", "--compile", "--no-cold"],
-            "error: --from shows what a file has: leave --compile, --cold, --dtype out",
+            "error: --from shows the results in a file: remove --compile, --cold, --dtype",
         ),
-        (["adam", "--json", "."], "error: '.' is a folder, not a file to write"),
-        (["adam:state_dtype=float32"], "error: 'adam:state_dtype=float32': torch.optim.Adam has no state_dtype"),
+        (["adam", "--json", "."], "error: '.' cannot be written: it is a folder"),
+        (
+            ["adam:state_dtype=float32"],
+            "error: 'adam:state_dtype=float32' has no baseline: torch.optim.Adam has no option state_dtype",
+        ),
     ],
 )
-def test_what_is_wrong_ends_with_one_sentence(args: list[str], says: str, tmp_path: Path, monkeypatch: Any):
+def test_command_errors_are_one_line(args: list[str], message: str, tmp_path: Path, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
     result = command(*args)
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert result.stderr.startswith(says)
+    assert result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1
 
 
-def test_who_is_compared_with_itself_is_marked_and_counts_in_no_mean(tmp_path: Path):
-    alone = cell("signs", ours=3.0, against="itself, foreach=False", paths=(timing_of("own loop", 1.0),))
+def test_cell_compared_with_itself_is_marked_and_excluded_from_means(tmp_path: Path):
+    alone = cell("signs", ours=3.0, baseline="itself, foreach=False", paths=(timing_of("own loop", 1.0),))
     path = tmp_path / "old.json"
-    path.write_text(Report.of([cell(), alone]).to_json())
+    path.write_text(Report.from_results([cell(), alone]).to_json())
     shown = command("--from", path).stdout
     assert "own loop" in shown
     assert "signs is compared with itself" in shown
     assert "geometric mean of the ratios: tiny 0.50; all 0.50" in shown
     assert "worst: adam on tiny" in shown
-    path.write_text(Report.of([alone]).to_json())
+    path.write_text(Report.from_results([alone]).to_json())
     only = command("--from", path)
     assert only.exit_code == 0
     assert "geometric mean" not in only.stdout
     assert command("--from", path, "--markdown").exit_code == 0
-    plot.draw(Report.of([cell(), alone]), tmp_path / "a.png")
+    plot.draw(Report.from_results([cell(), alone]), tmp_path / "a.png")
 
 
-def test_doubt_and_another_engine_are_seen_in_both_kinds_of_table(tmp_path: Path):
+def test_doubtful_ratio_and_other_engine_are_marked_in_both_formats(tmp_path: Path):
     noisy = dataclasses.replace(timing_of("optplug", 0.2), upper=0.4)
     path = tmp_path / "old.json"
-    path.write_text(Report.of([cell(), cell("sgd", limit_engine="slow")]).to_json())
+    path.write_text(Report.from_results([cell(), cell("sgd", memory_limit_engine="slow")]).to_json())
     assert "?" not in command("--from", path).stdout
-    path.write_text(Report.of([dataclasses.replace(cell("sgd", limit_engine="slow"), ours=noisy)]).to_json())
+    path.write_text(
+        Report.from_results([dataclasses.replace(cell("sgd", memory_limit_engine="slow"), ours=noisy)]).to_json()
+    )
     shown = command("--from", path).stdout
     (row,) = [line.split() for line in shown.splitlines() if line.startswith("sgd ")]
     assert row[6:9] == ["0.50?", "-", "-"]
@@ -709,7 +737,7 @@ def test_doubt_and_another_engine_are_seen_in_both_kinds_of_table(tmp_path: Path
 
 
 @pytest.mark.parametrize("columns", [60, 80])
-def test_a_narrow_terminal_keeps_the_figures_that_matter(columns: int, monkeypatch: pytest.MonkeyPatch):
+def test_narrow_terminal_shows_the_most_important_columns(columns: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cli, "WIDE", columns)
     out = Console(width=columns)
     with out.capture() as captured:
@@ -729,7 +757,7 @@ def interrupted(*found: Any) -> Any:
     return measured
 
 
-def test_an_interrupt_before_the_first_cell_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_interrupt_before_the_first_cell_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     written, drawn = tmp_path / "out.json", tmp_path / "out.png"
     written.write_text("old")
     drawn.write_text("old")
@@ -737,10 +765,10 @@ def test_an_interrupt_before_the_first_cell_writes_nothing(monkeypatch: pytest.M
     result = command("adam", "--json", written, "--picture", drawn)
     assert result.exit_code == 130
     assert (result.stdout, written.read_text(), drawn.read_text()) == ("", "old", "old")
-    assert "interrupted before anything was measured: nothing is written" in result.stderr
+    assert "interrupted before the first result: nothing is written" in result.stderr
 
 
-def test_an_interrupt_later_shows_and_writes_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_interrupt_after_a_cell_prints_and_writes_partial_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     written = tmp_path / "out.json"
     monkeypatch.setattr(optplug.bench, "measure", interrupted(cell()))
     result = command("adam", "--json", written)
@@ -751,7 +779,7 @@ def test_an_interrupt_later_shows_and_writes_what_there_is(monkeypatch: pytest.M
     assert command("--from", written).exit_code == 0
 
 
-def test_tables_are_printed_even_if_the_file_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_tables_are_printed_if_writing_the_file_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def full(*args: Any) -> None:
         raise OSError("no space left")
 
@@ -762,15 +790,15 @@ def test_tables_are_printed_even_if_the_file_cannot_be_written(monkeypatch: pyte
     assert result.stderr.endswith("error: no space left\n")
 
 
-def test_a_file_that_may_not_be_written_is_refused_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_unwritable_file_raises_before_the_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
     result = command("adam", "--json", tmp_path / "out.json")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "may not be written" in result.stderr
+    assert "cannot be written: permission denied" in result.stderr
 
 
 def spoiled(**changes: Any) -> bytes:
-    read = json.loads(Report.of([cell()]).to_json())
+    read = json.loads(Report.from_results([cell()]).to_json())
     read["cells"][0]["ours"].update(changes.pop("ours", {}))
     return json.dumps(read | changes).encode()
 
@@ -788,15 +816,15 @@ def spoiled(**changes: Any) -> bytes:
         spoiled(versions=3),
     ],
 )
-def test_a_bad_file_is_refused_in_one_sentence(content: bytes, tmp_path: Path):
+def test_invalid_file_is_a_one_line_error(content: bytes, tmp_path: Path):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     result = command("--from", path)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"error: {path}: this is no result of optplug bench: ")
+    assert result.stderr.startswith(f"error: {path}: this is not a result of optplug bench: ")
     assert result.stderr.count("\n") == 1
 
 
-def test_a_profile_named_twice_is_measured_once(small: None):
+def test_profile_given_twice_is_measured_once(small_profile: None):
     result = command("rprop", "--profile", "small", "--profile", "SMALL", "--rounds", 5, "--seconds", 0, "--no-cold")
     assert result.stderr.startswith("1/1 rprop on small\n")

@@ -1,4 +1,4 @@
-"""What is told of one name: facts, arguments with their words, documentation; mathematics as a terminal can show it."""
+"""Description of a registered name (`optplug info`): origin, arguments, documentation, LaTeX as Unicode text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 import optplug
 from optplug.cli.app import app
-from optplug.config.describe import WIDTH, explain, readable, type_words
+from optplug.config.describe import WIDTH, describe_registration, render_math, type_text
 from optplug.errors import PluginError
-from optplug.optim.ranges import COMMON, at_least, declared
+from optplug.optim.ranges import COMMON_RANGES, at_least, declared_ranges
 from optplug.registry import Plugin, Registration, registry
-from optplug.registry.signature import documented
+from optplug.registry.signature import documented_arguments
 from optplug.registry.specs import FunctionSpec, OptimizerSpec, SchedulerSpec
 
-OURS = [
+FIRST_PARTY = [
     registration
     for kind in ("optimizer", "scheduler")
     for registration in registry.registrations(kind)
@@ -26,77 +26,77 @@ OURS = [
 ]
 
 
-def of(kind: str, name: str) -> list[str]:
-    return explain(registry.find(kind, name)).splitlines()
+def described_lines(kind: str, name: str) -> list[str]:
+    return describe_registration(registry.resolve(kind, name)).splitlines()
 
 
-@pytest.mark.parametrize("registration", OURS, ids=lambda registration: registration.name)
-def test_every_argument_of_our_own_has_words_of_its_own(registration: Registration):
-    arguments = documented(registration)
+@pytest.mark.parametrize("registration", FIRST_PARTY, ids=lambda registration: registration.name)
+def test_first_party_arguments_each_have_their_own_description(registration: Registration):
+    arguments = documented_arguments(registration)
     assert arguments
     names = {argument.name for argument in arguments}
     for argument in arguments:
-        assert argument.words, f"{registration.name}: the docstring says nothing about {argument.name}"
-        others = {name for name in names if re.search(rf"\. {name}: ", argument.words)}
-        assert not others, f"{registration.name}: {others} are explained on the line of {argument.name}"
+        assert argument.description, f"{registration.name}: the docstring does not describe {argument.name}"
+        others = {name for name in names if re.search(rf"\. {name}: ", argument.description)}
+        assert not others, f"{registration.name}: the description of {argument.name} includes {others}"
 
 
-@pytest.mark.parametrize("registration", OURS, ids=lambda registration: registration.name)
-def test_no_latex_and_no_long_line_is_left_of_our_own(registration: Registration):
-    text = explain(registration)
+@pytest.mark.parametrize("registration", FIRST_PARTY, ids=lambda registration: registration.name)
+def test_first_party_descriptions_contain_no_latex_and_no_long_lines(registration: Registration):
+    text = describe_registration(registration)
     assert ":math:" not in text
     assert ".. math::" not in text
     assert "\\" not in text
     assert not re.search("[\ue000-\uf8ff]", text)
-    beginning = text.partition("\n\n")[2].partition("\n\n")[0]
-    assert beginning.startswith("argument ")
-    assert all(len(line) <= WIDTH for line in beginning.splitlines())
+    arguments = text.partition("\n\n")[2].partition("\n\n")[0]
+    assert arguments.startswith("argument ")
+    assert all(len(line) <= WIDTH for line in arguments.splitlines())
 
 
-def test_the_explanation_of_an_optimizer():
-    lines = of("optimizer", "SGD")
+def test_description_of_an_optimizer():
+    lines = described_lines("optimizer", "SGD")
     assert lines[:7] == [
         "sgd: stochastic gradient descent",
         "  kind          optimizer",
         "  class         optplug_classic.sgd.SGD",
         f"  plugin        optplug-classic (optplug {optplug.__version__})",
-        "  plugin API    1 (this optplug speaks 1)",
+        "  plugin API    1 (this optplug supports 1)",
         "  capabilities  complex: takes complex parameters; sparse: takes sparse gradients",
         "",
     ]
     assert lines[7].split() == ["argument", "type", "default"]
-    at = lines.index(next(line for line in lines if line.startswith("momentum")))
-    assert lines[at].split() == ["momentum", "float", "0.0"]
-    assert lines[at + 1] == "    μ ≥ 0. Allowed: at least 0."
-    assert lines[at + 2].split() == ["dampening", "float", "0.0"]
-    assert "Stochastic gradient descent, with momentum and Nesterov's variant of it." in lines
+    row = lines.index(next(line for line in lines if line.startswith("momentum")))
+    assert lines[row].split() == ["momentum", "float", "0.0"]
+    assert lines[row + 1] == "    momentum factor μ ≥ 0. Allowed: at least 0."
+    assert lines[row + 2].split() == ["dampening", "float", "0.0"]
+    assert "Stochastic gradient descent, optionally with momentum or Nesterov momentum." in lines
     assert "    b_t = μ b_{t-1} + (1 - τ) g_t,    b_1 = g_1" in lines
     assert not any(line.startswith("Args:") or line.strip().startswith("params:") for line in lines)
     assert "Raises:" in lines
     assert lines[-1].startswith("Source: Sutskever")
 
 
-def test_the_explanation_of_a_scheduler():
-    lines = of("scheduler", "cosine_annealing_lr")
+def test_description_of_a_scheduler():
+    lines = described_lines("scheduler", "cosine_annealing_lr")
     assert "  interval      epoch" in lines
     row = next(line for line in lines if line.startswith("T_max"))
     assert row.split() == ["T_max", "int", "required"]
-    assert "  interval      validation" in of("scheduler", "reduce_lr_on_plateau")
-    lines = of("scheduler", "reduce_lr_on_plateau")
+    assert "  interval      validation" in described_lines("scheduler", "reduce_lr_on_plateau")
+    lines = described_lines("scheduler", "reduce_lr_on_plateau")
     assert "  patience_unit validations | epochs | steps (default: validations)" in lines
     assert "  on_nonfinite  bad | ignore | raise (default: bad)" in lines
-    assert not any("nonfinite" in line or "patience_unit" in line for line in of("scheduler", "step_lr"))
+    assert not any("nonfinite" in line or "patience_unit" in line for line in described_lines("scheduler", "step_lr"))
     assert re.search(r"^mode +'min' \| 'max' +'min'$", "\n".join(lines), re.MULTILINE)
 
 
-def test_a_range_is_told_where_the_class_declares_one():
-    text = "\n".join(of("optimizer", "adam"))
+def test_declared_ranges_are_part_of_the_description():
+    text = " ".join(" ".join(described_lines("optimizer", "adam")).split())
     assert "each in [0, 1). Allowed: each at least 0 and below 1." in text
-    assert "Allowed" not in "\n".join(of("scheduler", "step_lr"))
+    assert "Allowed" not in "\n".join(described_lines("scheduler", "step_lr"))
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("docstring", "rendered"),
     [
         (r":math:`\gamma \ge 0`, a factor", "γ ≥ 0, a factor"),  # noqa: RUF001
         (r"rates :math:`(\beta_1, \beta_2)`", "rates (β_1, β_2)"),
@@ -113,12 +113,12 @@ def test_a_range_is_told_where_the_class_declares_one():
         ("", ""),
     ],
 )
-def test_mathematics_is_shown_as_a_terminal_can(given: str, shown: str):
-    assert readable(given) == shown
+def test_render_math_replaces_latex_by_unicode(docstring: str, rendered: str):
+    assert render_math(docstring) == rendered
 
 
 @pytest.mark.parametrize(
-    ("hint", "words"),
+    ("hint", "text"),
     [
         (Any, ""),
         (float, "float"),
@@ -130,21 +130,21 @@ def test_mathematics_is_shown_as_a_terminal_can(given: str, shown: str):
     ],
     ids=str,
 )
-def test_a_type_is_written_as_a_person_would(hint: Any, words: str):
-    assert type_words(hint) == words
+def test_type_text_is_source_notation(hint: Any, text: str):
+    assert type_text(hint) == text
 
 
-# ----------------------------------------------------------------------------------- of somebody else's
+# ------------------------------------------------------------------------------------------ third-party classes
 
 
-class Bare(torch.optim.lr_scheduler.LRScheduler):
+class UndocumentedScheduler(torch.optim.lr_scheduler.LRScheduler):
     __doc__ = None
 
     def __init__(self, optimizer: Any, speed, last_epoch: int = -1) -> None: ...
 
 
-class Numpy(torch.optim.Optimizer):
-    """Somebody's.
+class NumpyStyleOptimizer(torch.optim.Optimizer):
+    """A third-party optimizer.
 
     Parameters
     ----------
@@ -162,66 +162,78 @@ def half(epoch: int, floor: float = 0.0) -> float:
     return floor + 0.5**epoch
 
 
-STRANGERS = Plugin("strangers", "strangers", "1")
+THIRD_PARTY = Plugin("third-party", "third-party", "1")
 
 
 @pytest.fixture
-def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registers third-party classes and a function."""
     registry.names("optimizer")
-    registrations = registry._catalogue().registrations
-    specs = [SchedulerSpec("bare", Bare), OptimizerSpec("numpy_style", Numpy), FunctionSpec("half", half, "halves")]
-    specs.append(SchedulerSpec("deaf", Bare, capabilities=frozenset({"metric"})))
-    specs.append(OptimizerSpec("lost", "nowhere.to:Be_Found"))
+    registrations = registry._discovered().registrations
+    specs = [
+        SchedulerSpec("undocumented", UndocumentedScheduler),
+        OptimizerSpec("numpy_style", NumpyStyleOptimizer),
+        FunctionSpec("half", half, "halves"),
+    ]
+    specs.append(SchedulerSpec("validation_only", UndocumentedScheduler, capabilities=frozenset({"metric"})))
+    specs.append(OptimizerSpec("unloadable", "missing.module:Missing"))
     for spec in specs:
-        monkeypatch.setitem(registrations[spec.kind], spec.name.replace("_", ""), [Registration(spec, STRANGERS)])
+        monkeypatch.setitem(registrations[spec.kind], spec.name.replace("_", ""), [Registration(spec, THIRD_PARTY)])
 
 
-@pytest.mark.usefixtures("strangers")
-def test_a_class_without_a_word_is_explained():
-    lines = of("scheduler", "bare")
-    assert lines[0] == "bare"
+@pytest.mark.usefixtures("third_party")
+def test_undocumented_class_is_described():
+    lines = described_lines("scheduler", "undocumented")
+    assert lines[0] == "undocumented"
     assert next(line for line in lines if line.startswith("speed")).split() == ["speed", "required"]
 
 
-@pytest.mark.usefixtures("strangers")
-def test_a_schedule_that_is_told_no_position_counts_validations():
-    assert "  patience_unit validations (default: validations)" in of("scheduler", "deaf")
+@pytest.mark.usefixtures("third_party")
+def test_metric_scheduler_without_at_counts_only_validations():
+    assert "  patience_unit validations (default: validations)" in described_lines("scheduler", "validation_only")
 
 
-@pytest.mark.usefixtures("strangers")
-def test_a_docstring_in_another_style_is_left_whole():
-    text = "\n".join(of("optimizer", "numpy_style"))
+@pytest.mark.usefixtures("third_party")
+def test_docstring_in_numpy_style_is_shown_unchanged():
+    text = "\n".join(described_lines("optimizer", "numpy_style"))
     assert "    How fast. Allowed: at least 1.\n" in text
     assert text.endswith("Parameters\n----------\nspeed : float\n    How fast.")
 
 
-@pytest.mark.usefixtures("strangers")
-def test_a_function_is_explained_with_its_signature():
-    lines = of("function", "half")
+@pytest.mark.usefixtures("third_party")
+def test_function_is_described_with_its_signature():
+    lines = described_lines("function", "half")
     assert lines[0] == "half: halves"
     assert any(line.startswith("  function") and line.endswith("half") for line in lines)
     assert [line.split() for line in lines if line.startswith("floor")] == [["floor", "float", "0.0"]]
     assert lines[-1] == "Halves."
 
 
-@pytest.mark.usefixtures("strangers")
-def test_what_cannot_be_loaded_is_an_error():
+@pytest.mark.usefixtures("third_party")
+def test_unloadable_class_raises_plugin_error():
     with pytest.raises(PluginError, match="could not be loaded"):
-        explain(registry.find("optimizer", "lost"))
-    result = CliRunner().invoke(app, ["info", "lost"])
+        describe_registration(registry.resolve("optimizer", "unloadable"))
+    result = CliRunner().invoke(app, ["info", "unloadable"])
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: optimizer 'lost' of plugin strangers (strangers 1) could not be loaded")
+    assert result.stderr.startswith(
+        "error: optimizer 'unloadable' of plugin third-party (third-party 1) could not be loaded"
+    )
 
 
-def test_a_terminal_without_greek_gets_question_marks():
+def test_characters_outside_the_encoding_become_question_marks():
     assert "μ ≥ 0." in CliRunner().invoke(app, ["info", "sgd"]).stdout
     result = CliRunner(charset="ascii").invoke(app, ["info", "sgd"])
     assert result.exit_code == 0
-    assert "    ? ? 0. Allowed: at least 0.\n" in result.stdout
+    assert "    momentum factor ? ? 0. Allowed: at least 0.\n" in result.stdout
 
 
-def test_ranges_are_those_of_a_class_that_declares_some():
-    assert set(declared(optplug.get_optimizer("rmsprop"))) == {"alpha", *(range_.name for range_ in COMMON)}
-    assert declared(optplug.get_optimizer("sparse_adam"))["lr"].words == "above 0"  # its own goes first
-    assert declared(Numpy)["speed"].words == "at least 1"
-    assert declared(torch.optim.SGD) == declared(Bare) == {}
+def test_declared_ranges_merges_own_and_common_ranges():
+    assert set(declared_ranges(optplug.get_optimizer("rmsprop"))) == {
+        "alpha",
+        *(range_.name for range_ in COMMON_RANGES),
+    }
+    assert (
+        declared_ranges(optplug.get_optimizer("sparse_adam"))["lr"].words == "above 0"
+    )  # its own range has precedence over the common one
+    assert declared_ranges(NumpyStyleOptimizer)["speed"].words == "at least 1"
+    assert declared_ranges(torch.optim.SGD) == declared_ranges(UndocumentedScheduler) == {}

@@ -1,4 +1,4 @@
-"""The JSON Schema of a configuration: valid itself, and of one mind with `checked` as far as JSON Schema can say it."""
+"""The JSON Schema of a configuration: validity, completion data, and agreement with `parse_and_check`."""
 
 from __future__ import annotations
 
@@ -17,53 +17,55 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optplug
-from optplug.config.build import checked
+from optplug.config.build import parse_and_check
 from optplug.config.json_schema import json_schema
 from optplug.config.param_group_presets import PRESETS
 from optplug.errors import OptplugError
-from optplug.optim.ranges import COMMON, above_zero, at_least, unit_interval
+from optplug.optim.ranges import COMMON_RANGES, above_zero, at_least, unit_interval
 from optplug.registry import Plugin, Quarantined, Registration, registry
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
-OWN = ("optimizer", "scheduler", "param_groups")
+CHECKED_KEYS = ("optimizer", "scheduler", "param_groups")
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
 PLATEAU = {"name": "reduce_lr_on_plateau"}
 LAYERS = {"preset": "layer_decay", "decay": 0.75, "layers": ["embed.*", "blocks.{}.*", "*"]}
 
 
-def plain(value: Any) -> Any:
-    """As YAML would read it: lists for tuples."""
+def as_yaml_reads(value: Any) -> Any:
+    """The value with lists in place of tuples."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: as_yaml_reads(item) for key, item in value.items()}
+    return [as_yaml_reads(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def refusals(config: Any, schema: Any = None) -> list[str]:
+def schema_errors(config: Any, schema: Any = None) -> list[str]:
     validator = VALIDATOR if schema is None else jsonschema.Draft202012Validator(schema)
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(config)]
 
 
 def check(config: dict[str, Any]) -> None:
-    checked(**{key: config[key] for key in OWN if key in config})
+    parse_and_check(**{key: config[key] for key in CHECKED_KEYS if key in config})
 
 
-def cases(kind: str) -> Iterator[dict[str, Any]]:
+def declared_cases(kind: str) -> Iterator[dict[str, Any]]:
+    """The `cases` of the first-party classes, as configurations."""
     for registration in registry.registrations(kind):
         if registration.plugin.distribution == "optplug":
-            for case in registry.get(kind, registration.qualified).cases:
-                yield {"name": registration.name, **plain(case)}
+            for case in registry.get(kind, registration.qualified_name).cases:
+                yield {"name": registration.name, **as_yaml_reads(case)}
 
 
-def test_the_schema_is_valid_and_plain_and_the_same_each_time():
+def test_schema_is_valid_serializable_and_deterministic():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert json.dumps(SCHEMA, allow_nan=False) == json.dumps(json_schema(), allow_nan=False)
     assert json.loads(json.dumps(SCHEMA)) == SCHEMA
 
 
 def references(node: Any) -> Iterator[str]:
+    """All `$ref` in a schema."""
     if isinstance(node, dict):
         yield from [node["$ref"]] if "$ref" in node else []
         for child in node.values():
@@ -73,7 +75,7 @@ def references(node: Any) -> Iterator[str]:
             yield from references(child)
 
 
-def test_every_reference_leads_somewhere_and_every_definition_is_used():
+def test_references_resolve_and_every_definition_is_used():
     found = set(references(SCHEMA))
     for reference in found:
         target: Any = SCHEMA
@@ -83,7 +85,7 @@ def test_every_reference_leads_somewhere_and_every_definition_is_used():
     assert used == set(SCHEMA["$defs"])
 
 
-def test_it_imports_no_lightning():
+def test_json_schema_does_not_import_lightning():
     program = (
         "import sys, optplug.config.json_schema\noptplug.schema.json_schema()\n"
         "print(sorted({'lightning', 'pytorch_lightning', 'lightning_fabric'} & set(sys.modules)))"
@@ -92,30 +94,30 @@ def test_it_imports_no_lightning():
     assert ran.stdout.strip() == "[]"
 
 
-# ----------------------------------------------------------------------------------------------- what it takes
+# ------------------------------------------------------------------------------------------ accepted configurations
 
 
-@pytest.mark.parametrize("case", [*cases("optimizer")], ids=str)
-def test_every_case_of_an_optimizer_is_taken(case: dict[str, Any]):
+@pytest.mark.parametrize("case", [*declared_cases("optimizer")], ids=str)
+def test_declared_cases_of_optimizers_are_accepted(case: dict[str, Any]):
     name, arguments = case["name"], {key: value for key, value in case.items() if key != "name"}
     for optimizer in (case, {"name": name, "args": arguments}):
-        assert refusals({"optimizer": optimizer}) == []
+        assert schema_errors({"optimizer": optimizer}) == []
         check({"optimizer": optimizer})
 
 
-@pytest.mark.parametrize("case", [*cases("scheduler")], ids=str)
-def test_every_case_of_a_scheduler_is_taken(case: dict[str, Any]):
+@pytest.mark.parametrize("case", [*declared_cases("scheduler")], ids=str)
+def test_declared_cases_of_schedulers_are_accepted(case: dict[str, Any]):
     name, arguments = case["name"], {key: value for key, value in case.items() if key != "name"}
-    taken = [{"name": name, "args": arguments, "warmup_steps": 3}]
-    taken += [case] if "mode" not in arguments else []
-    for scheduler in taken:
-        assert refusals({"optimizer": "adam", "scheduler": scheduler}) == []
+    forms = [{"name": name, "args": arguments, "warmup_steps": 3}]
+    forms += [case] if "mode" not in arguments else []
+    for scheduler in forms:
+        assert schema_errors({"optimizer": "adam", "scheduler": scheduler}) == []
         check({"optimizer": "adam", "scheduler": scheduler})
 
 
 SGD = {"name": "sgd", "lr": 0.1, "match": "a.*"}
 ADAM = {"name": "adam", "regex": ["^b"]}
-GOOD = [
+VALID_CONFIGS = [
     {"optimizer": "adam"},
     {"optimizer": "Sparse-Adam"},
     {"optimizer": "S_G_D"},
@@ -159,24 +161,27 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize("config", GOOD, ids=json.dumps)
-def test_a_good_configuration_is_taken_at_the_top_and_under_each_subcommand(config: dict[str, Any]):
-    assert refusals(config) == []
+@pytest.mark.parametrize("config", VALID_CONFIGS, ids=json.dumps)
+def test_valid_config_is_accepted_at_the_top_and_under_each_subcommand(config: dict[str, Any]):
+    assert schema_errors(config) == []
     for subcommand in ("fit", "validate", "test", "predict"):
-        assert refusals({subcommand: config}) == []
+        assert schema_errors({subcommand: config}) == []
     check(config)
 
 
-def test_keys_that_are_not_ours_and_those_of_the_command_line_are_taken():
-    assert refusals({"trainer": {"max_epochs": 3}, "model": {"name": "x"}, "seed_everything": True, "data": None}) == []
-    assert refusals({"optimizer": None, "scheduler": None, "param_groups": None, "override": True}) == []
-    for what in ("keep", "override_hparams", "reset_scheduler", "reset_all"):
-        assert refusals({"on_resume": what}) == []
+def test_keys_of_lightning_cli_and_of_the_callback_are_accepted():
+    assert (
+        schema_errors({"trainer": {"max_epochs": 3}, "model": {"name": "x"}, "seed_everything": True, "data": None})
+        == []
+    )
+    assert schema_errors({"optimizer": None, "scheduler": None, "param_groups": None, "override": True}) == []
+    for on_resume in ("keep", "override_hparams", "reset_scheduler", "reset_all"):
+        assert schema_errors({"on_resume": on_resume}) == []
 
 
-# --------------------------------------------------------------------------------------------- what it refuses
+# ------------------------------------------------------------------------------------------ refused configurations
 
-BAD_OPTIMIZERS = [
+INVALID_OPTIMIZERS = [
     "adamm",
     "torch.optim.Adam",
     "optplug-schedules:adam",
@@ -234,7 +239,7 @@ BAD_OPTIMIZERS = [
     {"combine": [{**SGD, "scheduler": COSINE}]},
     {"combine": [{**SGD, "lr": -1}]},
 ]
-BAD_SCHEDULERS = [
+INVALID_SCHEDULERS = [
     "cosine",
     "cosine_annealing_lr",
     5,
@@ -287,7 +292,7 @@ BAD_SCHEDULERS = [
     {"name": "multi_step_lr", "milestones": "30"},
     {"name": "multi_step_lr", "milestones": [1.5]},
 ]
-BAD_GROUPS = [
+INVALID_PARAM_GROUPS = [
     5,
     "layer_decay",
     "no_decays",
@@ -315,10 +320,10 @@ BAD_GROUPS = [
     [{**LAYERS, "decay": 0}],
     [{**LAYERS, "layers": "*"}],
 ]
-BAD = [
-    *({"optimizer": bad} for bad in BAD_OPTIMIZERS),
-    *({"optimizer": "adam", "scheduler": bad} for bad in BAD_SCHEDULERS),
-    *({"optimizer": "adam", "param_groups": bad} for bad in BAD_GROUPS),
+INVALID_CONFIGS = [
+    *({"optimizer": value} for value in INVALID_OPTIMIZERS),
+    *({"optimizer": "adam", "scheduler": value} for value in INVALID_SCHEDULERS),
+    *({"optimizer": "adam", "param_groups": value} for value in INVALID_PARAM_GROUPS),
     {"optimizer": "sparse_adam", "param_groups": [{"match": "a", "wd_mult": 2}]},
     {"optimizer": [SGD], "scheduler": COSINE},
     {"optimizer": [SGD], "param_groups": "no_decay"},
@@ -326,10 +331,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("config", BAD, ids=json.dumps)
-def test_a_bad_configuration_is_refused_and_by_checked_too(config: dict[str, Any]):
-    assert refusals(config) != []
-    assert refusals({"fit": config}) != []
+@pytest.mark.parametrize("config", INVALID_CONFIGS, ids=json.dumps)
+def test_invalid_config_is_refused_by_schema_and_parse_and_check(config: dict[str, Any]):
+    assert schema_errors(config) != []
+    assert schema_errors({"fit": config}) != []
     with pytest.raises(OptplugError):
         check(config)
 
@@ -346,30 +351,30 @@ def test_a_bad_configuration_is_refused_and_by_checked_too(config: dict[str, Any
     ],
     ids=json.dumps,
 )
-def test_a_wrong_key_or_value_beside_the_optimizer_is_refused(config: dict[str, Any]):
-    assert refusals({"optimizer": "adam", **config}) != []
-    assert refusals({"fit": {"optimizer": "adam", **config}}) != []
+def test_invalid_top_level_key_or_value_is_refused_with_a_description(config: dict[str, Any]):
+    assert schema_errors({"optimizer": "adam", **config}) != []
+    assert schema_errors({"fit": {"optimizer": "adam", **config}}) != []
     described = SCHEMA["$defs"]["configuration"]["properties"]
     assert all(described[key]["description"] for key in config)
 
 
-def test_groups_of_an_optimizer_of_another_file_may_have_the_options_of_any():
-    assert refusals({"param_groups": [{"match": "a", "momentum": 0.5, "amsgrad": True}]}) == []
-    assert refusals({"param_groups": [{"match": "a", "momentun": 0.5}]}) != []
+def test_param_groups_without_optimizer_accept_the_options_of_every_optimizer():
+    assert schema_errors({"param_groups": [{"match": "a", "momentum": 0.5, "amsgrad": True}]}) == []
+    assert schema_errors({"param_groups": [{"match": "a", "momentun": 0.5}]}) != []
 
 
-# ------------------------------------------------------------------------------------------------ what it tells
+# ------------------------------------------------------------------------------------------ content
 
 
-def test_names_are_listed_for_completion():
+def test_registered_names_are_listed_for_completion():
     names = SCHEMA["$defs"]["optimizer.mapping"]["properties"]["name"]["anyOf"][0]["enum"]
     assert names == optplug.list_optimizers()
-    alone = SCHEMA["$defs"]["scheduler"]["anyOf"][0]["enum"]
-    assert alone == ["reduce_lr_on_plateau"]  # the others need an argument
+    name_only = SCHEMA["$defs"]["scheduler"]["anyOf"][0]["enum"]
+    assert name_only == ["reduce_lr_on_plateau"]  # the others have a required argument
     assert SCHEMA["$defs"]["scheduler.mapping"]["properties"]["name"]["anyOf"][0]["enum"] == optplug.list_schedulers()
 
 
-def test_an_argument_has_its_type_default_words_and_range():
+def test_argument_has_type_default_description_and_range():
     arguments = SCHEMA["$defs"]["optimizer:adam.arguments"]["properties"]
     assert arguments["lr"] == {
         "description": "learning rate γ ≥ 0.",  # noqa: RUF001
@@ -387,15 +392,15 @@ def test_an_argument_has_its_type_default_words_and_range():
     assert "default" not in SCHEMA["$defs"]["scheduler:cosine_annealing_lr.arguments"]["properties"]["T_max"]
 
 
-def test_how_a_metric_is_heard_is_offered_and_described():
+def test_keys_of_a_metric_scheduler_are_listed_and_described():
     of_plateau = SCHEMA["$defs"]["scheduler:reduce_lr_on_plateau"]["properties"]
     assert of_plateau["patience_unit"]["enum"] == ["validations", "epochs", "steps", None]
     assert of_plateau["on_nonfinite"]["enum"] == ["bad", "ignore", "raise", None]
     assert all(of_plateau[key]["description"] for key in ("monitor", "mode", "patience_unit", "on_nonfinite"))
 
 
-def test_bounds_say_what_the_range_says_and_a_range_is_still_a_key():
-    made = [at_least(0, "x"), at_least(1, "x", whole=True), above_zero("x"), unit_interval("x"), *COMMON]
+def test_bounds_of_a_range_agree_with_the_range_and_ranges_are_hashable():
+    made = [at_least(0, "x"), at_least(1, "x", whole=True), above_zero("x"), unit_interval("x"), *COMMON_RANGES]
     for range_ in made:
         kind = "integer" if range_.whole else "number"
         for value in (-1, -1e-9, 0, 1e-9, 0.5, 1, 1 + 1e-9, 2):
@@ -404,125 +409,141 @@ def test_bounds_say_what_the_range_says_and_a_range_is_still_a_key():
                 assert allowed == range_.holds(value), (range_, value)
         assert range_.bounds
         assert {range_: 1}[range_] == 1
-    assert COMMON[0] == copy.deepcopy(COMMON[0])
+    assert COMMON_RANGES[0] == copy.deepcopy(COMMON_RANGES[0])
 
 
-def test_every_preset_is_known():
+def test_every_preset_is_in_the_schema():
     assert set(SCHEMA["$defs"]["preset"]["properties"]["preset"]["enum"]) == set(PRESETS)
     assert len(SCHEMA["$defs"]["preset"]["allOf"]) == len(PRESETS)
 
 
-# ----------------------------------------------------------------------------------- classes of somebody else's
+# ------------------------------------------------------------------------------------------ third-party classes
 
 
-class Stranger(torch.optim.SGD):
-    """Somebody's.
+class Documented(torch.optim.SGD):
+    """A third-party optimizer.
 
     Args:
-        mood: of the day.
+        variant: name of the variant.
     """
 
-    def __init__(self, params: Any, lr: float, mood: str = "good", odd: dict[str, int] | None = None, any_=3) -> None:
+    def __init__(
+        self, params: Any, lr: float, variant: str = "plain", table: dict[str, int] | None = None, untyped=3
+    ) -> None:
         super().__init__(params, lr=lr)
 
 
-class Endless:
-    """Takes whatever it is given, and nobody says what."""
+class AnyOptions:
+    """An optimizer that accepts any option."""
 
     def __init__(self, params: Any, lr: float = 0.1, **options: Any) -> None: ...
 
     step = zero_grad = add_param_group = state_dict = load_state_dict = lambda self: None
 
 
-class Timed(torch.optim.lr_scheduler.LRScheduler):
+class WithLength(torch.optim.lr_scheduler.LRScheduler):
     def __init__(self, optimizer: Any, span: int, name: str = "x", last_epoch: int = -1) -> None: ...
 
 
 @pytest.fixture
-def strangers(monkeypatch: pytest.MonkeyPatch) -> Any:
+def third_party_schema(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The schema with third-party classes registered."""
     registry.names("optimizer")
-    registrations = registry._catalogue().registrations
+    registrations = registry._discovered().registrations
 
-    def put(kind: str, spec: Any, plugins: tuple[str, ...] = ("strangers",)) -> None:
+    def register(kind: str, spec: Any, plugins: tuple[str, ...] = ("third-party",)) -> None:
         made = [Registration(spec, Plugin(plugin, plugin, "1")) for plugin in plugins]
         monkeypatch.setitem(registrations[kind], spec.name.replace("_", ""), made)
 
-    put("optimizer", OptimizerSpec("stranger", Stranger))
-    put("optimizer", OptimizerSpec("endless", Endless))
-    put("optimizer", OptimizerSpec("twice", Stranger), ("one", "an-other"))
-    put("optimizer", OptimizerSpec("lost", "nowhere.to:Be_Found"))
-    put("scheduler", SchedulerSpec("timed", Timed, length="span"))
-    put("scheduler", SchedulerSpec("constant", Timed))
-    put("scheduler", SchedulerSpec("mapping", Timed))
+    register("optimizer", OptimizerSpec("documented", Documented))
+    register("optimizer", OptimizerSpec("any_options", AnyOptions))
+    register("optimizer", OptimizerSpec("ambiguous", Documented), ("one", "an-other"))
+    register("optimizer", OptimizerSpec("unloadable", "missing.module:Missing"))
+    register("scheduler", SchedulerSpec("with_length", WithLength, length="span"))
+    register("scheduler", SchedulerSpec("constant", WithLength))
+    register("scheduler", SchedulerSpec("mapping", WithLength))
     return json_schema()
 
 
-def test_a_stranger_appears_with_what_its_annotations_say(strangers: Any):
-    arguments = strangers["$defs"]["optimizer:stranger.arguments"]["properties"]
-    assert arguments["mood"] == {"description": "of the day.", "type": "string", "default": "good"}
-    assert arguments["lr"].pop("description")  # torch's words, by way of the base class
-    assert arguments["lr"] == {"anyOf": [{"type": "number"}, {"$ref": "#/$defs/link"}]}  # it declares no range
-    assert arguments["any_"] == {"default": 3}
-    assert arguments["odd"]["anyOf"] == [
+def test_third_party_arguments_follow_their_annotations(third_party_schema: Any):
+    arguments = third_party_schema["$defs"]["optimizer:documented.arguments"]["properties"]
+    assert arguments["variant"] == {"description": "name of the variant.", "type": "string", "default": "plain"}
+    assert arguments["lr"].pop("description")  # from the docstring of the base class, torch's SGD
+    assert arguments["lr"] == {"anyOf": [{"type": "number"}, {"$ref": "#/$defs/link"}]}  # the class declares no range
+    assert arguments["untyped"] == {"default": 3}
+    assert arguments["table"]["anyOf"] == [
         {"type": "object", "additionalProperties": {"type": "integer"}},
         {"type": "null"},
         {"$ref": "#/$defs/link"},
     ]
-    assert refusals({"optimizer": {"name": "stranger", "lr": -1, "mood": "bad"}}, strangers) == []
-    assert refusals({"optimizer": {"name": "stranger", "lr": 1, "mod": "bad"}}, strangers) != []
-    assert refusals({"optimizer": "stranger"}, strangers) != []  # which needs a rate
+    assert schema_errors({"optimizer": {"name": "documented", "lr": -1, "variant": "other"}}, third_party_schema) == []
+    assert schema_errors({"optimizer": {"name": "documented", "lr": 1, "varian": "other"}}, third_party_schema) != []
+    assert schema_errors({"optimizer": "documented"}, third_party_schema) != []  # lr is required
 
 
-def test_a_name_may_be_that_of_a_part_of_the_form(strangers: Any):
-    for good in ({"name": "constant", "span": 3}, {"name": "mapping", "span": 3}, {"warmup_steps": 3}):
-        assert refusals({"scheduler": good}, strangers) == []
-    assert refusals({"scheduler": {"name": "constant", "warmup_steps": 3}}, strangers) != []
+def test_name_of_a_class_may_equal_that_of_another_definition(third_party_schema: Any):
+    for scheduler in ({"name": "constant", "span": 3}, {"name": "mapping", "span": 3}, {"warmup_steps": 3}):
+        assert schema_errors({"scheduler": scheduler}, third_party_schema) == []
+    assert schema_errors({"scheduler": {"name": "constant", "warmup_steps": 3}}, third_party_schema) != []
 
 
-def test_options_that_go_nowhere_may_be_anything(strangers: Any):
-    for where in ({"whatever": [1]}, {"args": {"whatever": [1]}}):
-        assert refusals({"optimizer": {"name": "endless", **where}}, strangers) == []
-        assert refusals({"optimizer": {"name": "endless", "lr": "fast", **where}}, strangers) != []
-    assert refusals({"optimizer": "endless", "param_groups": [{"match": "a", "whatever": 3}]}, strangers) == []
-    assert refusals({"optimizer": "endless", "param_groups": [{"match": "a", "engine": "loop"}]}, strangers) != []
+def test_class_with_var_keyword_accepts_any_option(third_party_schema: Any):
+    for options in ({"whatever": [1]}, {"args": {"whatever": [1]}}):
+        assert schema_errors({"optimizer": {"name": "any_options", **options}}, third_party_schema) == []
+        assert schema_errors({"optimizer": {"name": "any_options", "lr": "fast", **options}}, third_party_schema) != []
+    assert (
+        schema_errors({"optimizer": "any_options", "param_groups": [{"match": "a", "whatever": 3}]}, third_party_schema)
+        == []
+    )
+    assert (
+        schema_errors(
+            {"optimizer": "any_options", "param_groups": [{"match": "a", "engine": "loop"}]}, third_party_schema
+        )
+        != []
+    )
 
 
-def test_a_name_that_two_plugins_offer_needs_its_plugin(strangers: Any):
-    names = strangers["$defs"]["optimizer.mapping"]["properties"]["name"]["anyOf"][0]["enum"]
-    assert {"one:twice", "an-other:twice"} <= set(names)
-    for name in ("one:twice", "an-other:twice", "AnOther:Twice"):
-        assert refusals({"optimizer": {"name": name, "lr": 1}}, strangers) == []
-    assert refusals({"optimizer": {"name": "twice", "lr": 1}}, strangers) != []
+def test_ambiguous_name_needs_its_plugin(third_party_schema: Any):
+    names = third_party_schema["$defs"]["optimizer.mapping"]["properties"]["name"]["anyOf"][0]["enum"]
+    assert {"one:ambiguous", "an-other:ambiguous"} <= set(names)
+    for name in ("one:ambiguous", "an-other:ambiguous", "AnOther:Ambiguous"):
+        assert schema_errors({"optimizer": {"name": name, "lr": 1}}, third_party_schema) == []
+    assert schema_errors({"optimizer": {"name": "ambiguous", "lr": 1}}, third_party_schema) != []
 
 
-def test_an_argument_that_has_the_name_of_a_key_goes_under_args_and_a_declared_length_may_be_auto(strangers: Any):
-    good = {"name": "timed", "span": "auto", "args": {"name": "y"}}
-    assert refusals({"scheduler": good}, strangers) == []
-    assert refusals({"scheduler": {**good, "span": "long"}}, strangers) != []
-    assert refusals({"scheduler": {**good, "args": {"name": 3}}}, strangers) != []
+def test_argument_named_like_a_key_goes_under_args_and_declared_length_accepts_auto(third_party_schema: Any):
+    valid = {"name": "with_length", "span": "auto", "args": {"name": "y"}}
+    assert schema_errors({"scheduler": valid}, third_party_schema) == []
+    assert schema_errors({"scheduler": {**valid, "span": "long"}}, third_party_schema) != []
+    assert schema_errors({"scheduler": {**valid, "args": {"name": 3}}}, third_party_schema) != []
 
 
-def test_what_cannot_be_loaded_is_left_out_and_named(strangers: Any, monkeypatch: pytest.MonkeyPatch):
-    assert "optimizer 'lost' of plugin strangers (strangers 1) could not be loaded" in strangers["$comment"]
-    assert refusals({"optimizer": "lost"}, strangers) != []
+def test_unloadable_class_is_left_out_and_listed_in_the_comment(
+    third_party_schema: Any, monkeypatch: pytest.MonkeyPatch
+):
+    assert (
+        "optimizer 'unloadable' of plugin third-party (third-party 1) could not be loaded"
+        in third_party_schema["$comment"]
+    )
+    assert schema_errors({"optimizer": "unloadable"}, third_party_schema) != []
     broken = Quarantined(Plugin("broken", "broken", "1"), "ValueError: no", "")
-    monkeypatch.setattr(registry._catalogue(), "quarantined", [broken])
-    assert "plugin broken (broken 1) was left out: ValueError: no" in json_schema()["$comment"]
+    monkeypatch.setattr(registry._discovered(), "quarantined", [broken])
+    assert "plugin broken (broken 1) is quarantined: ValueError: no" in json_schema()["$comment"]
     assert "$comment" not in SCHEMA
 
 
-# -------------------------------------------------------------------------------------------------- properties
+# ------------------------------------------------------------------------------------------ parse_and_check
 
-INEXPRESSIBLE = (
+UNDETECTABLE = (
     r"whole number.*got -?\d+\.0(; write -?\d+)?$",
-    r"(LR|ReduceLROnPlateau): \w+ must be (at least|finite)|Factor should be|LBFGS|min_lrs",  # they declare no ranges
-    r"is no regular expression",
+    r"(LR|ReduceLROnPlateau): \w+ must be (at least|finite)|Factor should be|LBFGS|min_lrs",  # without `ranges`
+    r"is not a valid regular expression",
     r"Nesterov momentum requires",
     r"give it once$|^param_groups: two entries are named",
 )
-"""Messages of `checked` about what a schema cannot say."""
+"""Messages of `parse_and_check` for errors that a JSON Schema cannot detect."""
 
-BEYOND = [
+UNDETECTABLE_CONFIGS = [
     {"optimizer": {"name": "adam", "lr": float("inf")}},
     {"optimizer": {"name": "adam", "engine": "triton"}},
     {"optimizer": {"name": "adam", "engine": "numba", "foreach": True}},
@@ -538,18 +559,18 @@ BEYOND = [
     {"optimizer": "adam", "scheduler": {"name": "lambda_lr", "lr_lambda": "import os"}},
     {"optimizer": "adam", "param_groups": [{"regex": "*"}]},
     {"optimizer": "adam", "param_groups": [{"match": "a", "name": "x"}, {"match": "b", "name": "x"}]},
-    {"param_groups": "no_decay"},  # another file may have the optimizer
+    {"param_groups": "no_decay"},  # another file may contain the optimizer
 ]
 
 
-@pytest.mark.parametrize("config", BEYOND, ids=str)
-def test_what_no_schema_can_say_is_left_to_checked(config: dict[str, Any]):
-    assert refusals(config) == []
+@pytest.mark.parametrize("config", UNDETECTABLE_CONFIGS, ids=str)
+def test_errors_that_a_schema_cannot_detect_are_left_to_parse_and_check(config: dict[str, Any]):
+    assert schema_errors(config) == []
     with pytest.raises(OptplugError):
         check(config)
 
 
-VALID: list[dict[str, Any]] = [
+MUTATION_BASES: list[dict[str, Any]] = [
     {
         "optimizer": {"name": "adam", "lr": 1e-3, "betas": [0.9, 0.99], "args": {"eps": 1e-6}},
         "param_groups": ["no_decay"],
@@ -597,26 +618,26 @@ VALUES = SCALARS | st.recursive(
 )
 
 
-def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def paths_of(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path of every value in nested mappings and lists."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    return [path, *(place for key, child in children for place in places(child, (*path, key)))]
+    return [path, *(inner for key, child in children for inner in paths_of(child, (*path, key)))]
 
 
 @st.composite
 def mutated(draw: Any) -> dict[str, Any]:
     """A valid configuration with one or two values dropped, renamed, replaced or added."""
-    config = copy.deepcopy(draw(st.sampled_from(VALID)))
+    config = copy.deepcopy(draw(st.sampled_from(MUTATION_BASES)))
     for _ in range(draw(st.sampled_from([1, 1, 2]))):
-        found = [place for place in places(config) if len(place) > 1]
-        path = draw(st.sampled_from(found or [("optimizer",)]))
+        paths = [path for path in paths_of(config) if len(path) > 1]
+        path = draw(st.sampled_from(paths or [("optimizer",)]))
         parent: Any = config
         for key in path[:-1]:
             parent = parent[key]
-        value, what = draw(VALUES), draw(st.sampled_from(["replace", "replace", "drop", "rename", "add"]))
-        if isinstance(parent, dict) and what != "replace":
-            old = parent.pop(path[-1]) if what != "add" else value
-            if what != "drop":
+        value, action = draw(VALUES), draw(st.sampled_from(["replace", "replace", "drop", "rename", "add"]))
+        if isinstance(parent, dict) and action != "replace":
+            old = parent.pop(path[-1]) if action != "add" else value
+            if action != "drop":
                 parent[draw(st.sampled_from(WORDS))] = old
         else:
             parent[path[-1]] = value
@@ -626,14 +647,14 @@ def mutated(draw: Any) -> dict[str, Any]:
 @given(mutated())
 @settings(max_examples=500)
 @pytest.mark.filterwarnings("ignore:verbose does nothing:DeprecationWarning")
-def test_schema_and_checked_refuse_the_same_as_far_as_a_schema_can(config: dict[str, Any]):
-    found = refusals(config)
+def test_schema_and_parse_and_check_agree_on_mutated_configs(config: dict[str, Any]):
+    found = schema_errors(config)
     try:
         check(config)
     except OptplugError as error:
-        says = [str(each) for each in getattr(error, "errors", [error])]
-        beyond = all(any(re.search(pattern, each) for pattern in INEXPRESSIBLE) for each in says)
-        assert found or beyond, says
+        messages = [str(each) for each in getattr(error, "errors", [error])]
+        undetectable = all(any(re.search(pattern, each) for pattern in UNDETECTABLE) for each in messages)
+        assert found or undetectable, messages
     else:
-        # Stricter by the annotations: a fraction where the class says `int`; a link where no number stands.
+        # The schema refuses more: a fraction where the annotation is `int`, and a link where it is not a number.
         assert all(re.search(r"is not of type 'integer'|module\.lr", each) for each in found), found

@@ -1,4 +1,4 @@
-"""The foreach engine: its lines word for word, random rules against the loop, its memory."""
+"""Engine `foreach`: generated source, random rules compared with engine `loop`, memory and chunks."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from optplug import RuleOptimizer, State, get_optimizer, ops
 from optplug.engines import foreach
 from optplug.optim import dispatch
-from optplug.rules.trace import Traced
+from optplug.rules.trace import TracedRule
 
 
-def line(name: str, **options: Any) -> str:
+def source_of(name: str, **options: Any) -> str:
     optimizer = get_optimizer(name)([torch.zeros(3, requires_grad=True)], **options)
-    return foreach.source(graph(optimizer))
+    return foreach.source(traced_rule(optimizer))
 
 
-def graph(optimizer: RuleOptimizer) -> Traced:
+def traced_rule(optimizer: RuleOptimizer) -> TracedRule:
     group = optimizer.param_groups[0]
-    return dispatch.choose("foreach", group, optimizer._variant(group))[2]
+    return dispatch.choose_engine("foreach", group, optimizer._variant(group))[2]
 
 
-class TestLines(TestCase):
-    """Accept changes with EXPECTTEST_ACCEPT=1."""
+class TestGeneratedSource(TestCase):
+    """The full generated source. EXPECTTEST_ACCEPT=1 updates the expected text."""
 
     def test_sgd_is_one_addition(self):
         self.assertExpectedInline(
-            line("sgd"),
+            source_of("sgd"),
             """\
 def step(p, g, c0):
     _foreach_add_(p, g, alpha=-c0)
 """,
         )
 
-    def test_sgd_ascends_on_the_negated_gradient(self):
+    def test_sgd_maximize_negates_gradient_first(self):
         self.assertExpectedInline(
-            line("sgd", maximize=True, weight_decay=0.1),
+            source_of("sgd", maximize=True, weight_decay=0.1),
             """\
 def step(p, g, c0, c1):
     t1 = _foreach_neg(g)
@@ -51,9 +51,9 @@ def step(p, g, c0, c1):
 """,
         )
 
-    def test_sgd_with_momentum_allocates_nothing(self):
+    def test_sgd_with_momentum_needs_no_temporary(self):
         self.assertExpectedInline(
-            line("sgd", momentum=0.9),
+            source_of("sgd", momentum=0.9),
             """\
 def step(p, g, momentum_buffer, c0, c1, c2):
     _foreach_mul_(momentum_buffer, c1)
@@ -64,7 +64,7 @@ def step(p, g, momentum_buffer, c0, c1, c2):
 
     def test_nesterov_needs_one_temporary(self):
         self.assertExpectedInline(
-            line("sgd", momentum=0.9, nesterov=True, weight_decay=0.1),
+            source_of("sgd", momentum=0.9, nesterov=True, weight_decay=0.1),
             """\
 def step(p, g, momentum_buffer, c0, c1, c2, c3, c4):
     t1 = _foreach_add(g, p, alpha=c2)
@@ -78,7 +78,7 @@ def step(p, g, momentum_buffer, c0, c1, c2, c3, c4):
 
     def test_adam_needs_one_temporary(self):
         self.assertExpectedInline(
-            line("adam"),
+            source_of("adam"),
             """\
 def step(p, g, exp_avg, exp_avg_sq, c0, c1, c2, c3, c4, c5):
     _foreach_lerp_(exp_avg, g, c2)
@@ -94,7 +94,7 @@ def step(p, g, exp_avg, exp_avg_sq, c0, c1, c2, c3, c4, c5):
 
     def test_adamw_with_amsgrad_needs_one_temporary(self):
         self.assertExpectedInline(
-            line("adamw", amsgrad=True),
+            source_of("adamw", amsgrad=True),
             """\
 def step(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, c0, c1, c2, c3, c4, c5, c6):
     _foreach_mul_(p, c2)
@@ -116,15 +116,20 @@ def step(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, c0, c1, c2, c3, c4, c5, c6):
 STATES = ("a", "b", "c")
 
 
-class Expression:
-    """A drawn program: a list of (operation, operands), and which values become the parameter and the states."""
+class RandomRule:
+    """A randomly generated rule.
+
+    Args:
+        program: a list of operations with their operands.
+        outputs: which values become the parameter and the states.
+    """
 
     def __init__(self, program, outputs) -> None:
         self.program = program
         self.outputs = outputs
 
     def __repr__(self) -> str:
-        return f"Expression({self.program}, {self.outputs})"
+        return f"RandomRule({self.program}, {self.outputs})"
 
     def __call__(self, p, g, a, b, c, *, lr, first):
         values = [p, g, a, b, c]
@@ -170,17 +175,17 @@ OPS = (
 )
 SCALARS = st.sampled_from(["lr", "first", "mixed", 0.0, 1.0, -1.0, 0.5, 3, -2.5])
 INDEX = st.integers(0, 40)
-EXPRESSIONS = st.builds(
-    Expression,
+RANDOM_RULES = st.builds(
+    RandomRule,
     st.lists(st.tuples(st.sampled_from(OPS), INDEX, INDEX, INDEX, SCALARS), max_size=10),
-    # Four outputs; small numbers are the inputs themselves, so that states are swapped, kept, or set to p or g.
+    # Four outputs. Small indices are inputs, so that states are swapped, unchanged, or set to p or g.
     st.lists(st.one_of(INDEX, st.integers(0, 4), st.integers(-3, -1)), min_size=4, max_size=4),
 )
 
 
-def optimizer_of(expression: Expression) -> type[RuleOptimizer]:
+def optimizer_of(random_rule: RandomRule) -> type[RuleOptimizer]:
     def rule(p, g, a, b, c, *, lr, first):
-        return expression(p, g, a, b, c, lr=lr, first=first)
+        return random_rule(p, g, a, b, c, lr=lr, first=first)
 
     class Random(RuleOptimizer):
         states = tuple(State(name) for name in STATES)
@@ -203,17 +208,17 @@ def run(cls, engine: str, maximize: bool, steps: int = 3):
             p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
             if i == 1 and step == 0:
                 p.grad = None
-        kept = [None if p.grad is None else p.grad.clone() for p in params]
+        gradients = [None if p.grad is None else p.grad.clone() for p in params]
         optimizer.step()
-        for p, before in zip(params, kept, strict=True):
+        for p, before in zip(params, gradients, strict=True):
             assert before is None or torch.equal(p.grad, before)
     return [p.detach() for p in params] + [optimizer.state[p][name] for p in params for name in STATES]
 
 
 @settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
-@given(expression=EXPRESSIONS, maximize=st.booleans())
-def test_foreach_equals_loop_on_random_rules(expression, maximize):
-    cls = optimizer_of(expression)
+@given(random_rule=RANDOM_RULES, maximize=st.booleans())
+def test_foreach_equals_loop_on_random_rules(random_rule, maximize):
+    cls = optimizer_of(random_rule)
     for a, b in zip(run(cls, "foreach", maximize), run(cls, "loop", maximize), strict=True):
         scale = 1 + b.abs().nan_to_num(0.0, 0.0, 0.0).max() if b.numel() else 1.0
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11 * float(scale), equal_nan=True)
@@ -222,17 +227,17 @@ def test_foreach_equals_loop_on_random_rules(expression, maximize):
 @pytest.mark.parametrize(
     "outputs",
     [(0, 3, 2, 4), (0, 3, 4, 2), (2, 0, 3, 4), (0, 1, 1, 1), (0, 2, 3, 4), (2, 3, 4, 0), (0, 2, 2, 0)],
-    ids=["swap", "rotate", "exchange with p", "all g", "unchanged", "round and round", "copies"],
+    ids=["swap", "rotate", "swap with p", "all g", "unchanged", "rotate with p", "copies"],
 )
-def test_states_may_change_places(outputs):
-    cls = optimizer_of(Expression([], outputs))
+def test_parameter_and_states_can_be_permuted(outputs):
+    cls = optimizer_of(RandomRule([], outputs))
     for a, b in zip(run(cls, "foreach", False), run(cls, "loop", False), strict=True):
         assert torch.equal(a, b)
 
 
-def test_states_that_change_places_take_each_others_old_values():
+def test_permuted_states_receive_old_values():
     for engine in ("loop", "foreach"):
-        cls = optimizer_of(Expression([], (2, 0, 3, 4)))  # p <- a, a <- p, b <- b, c <- c
+        cls = optimizer_of(RandomRule([], (2, 0, 3, 4)))  # p <- a, a <- p, b <- b, c <- c
         p = torch.tensor([7.0], requires_grad=True)
         optimizer = cls([p], engine=engine)
         p.grad = torch.ones(1)
@@ -240,16 +245,16 @@ def test_states_that_change_places_take_each_others_old_values():
         assert (p.item(), optimizer.state[p]["a"].item()) == (0.0, 7.0)
 
 
-def test_infinite_and_missing_constants_reach_the_line():
-    expression = Expression([("min", 1, 0, 0, float("inf")), ("choose", 1, 0, 0, float("-inf"))], (5, 6, 3, 4))
+def test_infinite_constants_in_generated_source():
+    random_rule = RandomRule([("min", 1, 0, 0, float("inf")), ("choose", 1, 0, 0, float("-inf"))], (5, 6, 3, 4))
     for a, b in zip(
-        run(optimizer_of(expression), "foreach", False), run(optimizer_of(expression), "loop", False), strict=True
+        run(optimizer_of(random_rule), "foreach", False), run(optimizer_of(random_rule), "loop", False), strict=True
     ):
         assert torch.equal(a, b)
 
 
-def test_a_state_may_be_named_like_anothers_copy():
-    class Named(RuleOptimizer):
+def test_state_name_with_suffix_new_does_not_collide():
+    class SimilarNames(RuleOptimizer):
         states = (State("a"), State("a_new"))
 
         def __init__(self, params, lr=0.1, engine="auto"):
@@ -260,7 +265,7 @@ def test_a_state_may_be_named_like_anothers_copy():
             return p - lr * g, a_new + 1, a
 
     p = torch.zeros(2, requires_grad=True)
-    optimizer = Named([p], engine="foreach")
+    optimizer = SimilarNames([p], engine="foreach")
     for _ in range(2):
         p.grad = torch.ones(2)
         optimizer.step()
@@ -274,7 +279,7 @@ def test_a_state_may_be_named_like_anothers_copy():
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of new tensors alive at once, while active."""
+    """Records the peak of the bytes of new tensors while active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,32 +314,34 @@ class Allocations(TorchDispatchMode):
         ("adamw", {"amsgrad": True}),
     ],
 )
-def test_temporaries_take_no_more_memory_than_torchs(name, options):
+def test_temporaries_use_no_more_memory_than_torch(name, options):
     theirs = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
 
     def peak(cls, **more):
         params = [torch.randn(1000, requires_grad=True) for _ in range(4)]
         optimizer = cls(params, **options, **more)
-        for _ in range(2):  # the first step makes states
+        for _ in range(2):  # the first step creates the states
             for p in params:
                 p.grad = torch.ones_like(p)
             with Allocations() as counted:
                 optimizer.step()
         return counted.peak
 
-    assert peak(get_optimizer(name), engine="foreach") <= peak(theirs, foreach=True) + 1000  # the step tensors
+    assert (
+        peak(get_optimizer(name), engine="foreach") <= peak(theirs, foreach=True) + 1000
+    )  # 1000: the tensors of state `step`
 
 
-def test_chunks_hold_at_most_the_limit_or_one_tensor(monkeypatch):
+def test_chunks_are_within_limit_or_hold_one_tensor(monkeypatch):
     monkeypatch.setitem(foreach.CHUNK_BYTES, "cpu", 100)
     tensors = [torch.zeros(n) for n in (10, 10, 10, 100, 0, 25, 1)]
-    adam, sgd = graph(get_optimizer("adam")(tensors)), graph(get_optimizer("sgd")(tensors))
-    assert [len(tensors[part]) for part in foreach.chunks(adam, tensors)] == [2, 1, 1, 2, 1]
-    assert [len(tensors[:1][part]) for part in foreach.chunks(adam, tensors[:1])] == [1]
-    assert [len(tensors[part]) for part in foreach.chunks(sgd, tensors)] == [7]  # one operation gains nothing by it
+    adam, sgd = traced_rule(get_optimizer("adam")(tensors)), traced_rule(get_optimizer("sgd")(tensors))
+    assert [len(tensors[part]) for part in foreach.split_chunks(adam, tensors)] == [2, 1, 1, 2, 1]
+    assert [len(tensors[:1][part]) for part in foreach.split_chunks(adam, tensors[:1])] == [1]
+    assert [len(tensors[part]) for part in foreach.split_chunks(sgd, tensors)] == [7]  # one operation: no chunks
 
 
-def test_the_numbers_do_not_depend_on_the_chunks(monkeypatch):
+def test_results_do_not_depend_on_chunks(monkeypatch):
     def go():
         params = [torch.full((n,), 1.0, requires_grad=True) for n in (10, 3, 100, 7)]
         optimizer = get_optimizer("adam")(params, engine="foreach")
@@ -349,10 +356,10 @@ def test_the_numbers_do_not_depend_on_the_chunks(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(go(), whole, strict=True))
 
 
-def test_a_traceback_shows_the_line(monkeypatch):
+def test_generated_source_is_available_to_tracebacks(monkeypatch):
     optimizer = get_optimizer("sgd")([p := torch.zeros(3, requires_grad=True)], engine="foreach")
     p.grad = torch.ones(3)
     optimizer.step()
     import inspect
 
-    assert inspect.getsource(foreach._compiled(graph(optimizer))).startswith("def step(p, g, c0):")
+    assert inspect.getsource(foreach._compile_step(traced_rule(optimizer))).startswith("def step(p, g, c0):")

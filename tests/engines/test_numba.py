@@ -1,6 +1,6 @@
-"""Engine `numba`: its numbers against the loop's, the memory it touches and allocates, threads, what it refuses.
+"""Engine `numba`: results compared with engine `loop`, memory accesses, threads, compilation and unsupported tensors.
 
-Processes, Lightning and what is done behind its back are in tests/test_numba_between_steps.py.
+See test_numba_cache.py for changes between steps, and test_numba_processes.py for forks, imports and Lightning.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,106 +25,108 @@ import optplug
 from optplug import RuleOptimizer, State, ops
 from optplug.engines import threads
 from optplug.errors import EngineError
-from optplug.testing.checks import close, distance, equal
-from optplug.testing.subjects import Subject, noise
+from optplug.testing.checks import assert_close, assert_equal, max_difference
+from optplug.testing.trajectory import OptimizerUnderTest, seeded_randn
 
 pytest.importorskip("numba", reason="engine numba is in the extra optplug[cpu]")
 from optplug.engines import numba
-from optplug.engines.numba import CHUNK
+from optplug.engines.numba import CHUNK_SIZE
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 RULES = [name for name in optplug.list_optimizers() if issubclass(optplug.get_optimizer(name), RuleOptimizer)]
-SUBJECTS = {name: Subject.of(name) for name in RULES}
+SUBJECTS = {name: OptimizerUnderTest.of(name) for name in RULES}
 Adam, SGD = (optplug.get_optimizer(name) for name in ("adam", "sgd"))
 
 every_rule = pytest.mark.parametrize("name", RULES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-@pytest.fixture
-def eager_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Helper threads from two blocks on rather than from sixty-four, and three of them."""
-    monkeypatch.setattr(numba, "WORTH_A_THREAD", 1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-def moderate(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Between 0.5 and 1.5, of either sign."""
-    t = noise(shape, seed)
+def away_from_zero(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random values of either sign, with magnitudes between 0.5 and 1.5."""
+    t = seeded_randn(shape, seed)
     return t.sign() * (0.5 + t.abs() % 1)
 
 
-def states(optimizer: RuleOptimizer, p: Tensor) -> dict[str, Tensor]:
+def elementwise_states(optimizer: RuleOptimizer, p: Tensor) -> dict[str, Tensor]:
     """The element-wise states of a parameter."""
-    kept = optimizer.state.get(p, {})
-    return {s.name: kept[s.name] for s in optimizer.states if not s.scalar and s.name in kept}
+    state = optimizer.state.get(p, {})
+    return {s.name: state[s.name] for s in optimizer.states if not s.scalar and s.name in state}
 
 
 def engines_of(optimizer: Any) -> set[str]:
     return {report.engine for report in optimizer.engine_report()}
 
 
-# ------------------------------------------------------------------------------------------ every rule, every dtype
+# ------------------------------------------------------------------------------------------ accuracy of every rule
 
-SHAPES = ((1,), (CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (3 * CHUNK + 5,), (0,), (), (3, 5))
+SHAPES = ((1,), (CHUNK_SIZE - 1,), (CHUNK_SIZE,), (CHUNK_SIZE + 1,), (3 * CHUNK_SIZE + 5,), (0,), (), (3, 5))
 STEPS = 3
-CANARY, WIDTH = 77.0, 9
+GUARD_VALUE, GUARD_SIZE = 77.0, 9
 
 
-class Fence:
-    """Lays tensors into larger ones, where a write beside them shows."""
+class GuardedMemory:
+    """Copies tensors into larger ones, filled with a known value, to detect writes outside of the tensors."""
 
     def __init__(self) -> None:
         self.whole: list[Tensor] = []
 
     def __call__(self, t: Tensor) -> Tensor:
-        whole = torch.full((t.numel() + 2 * WIDTH,), CANARY, dtype=t.dtype)
-        inside = whole[WIDTH : WIDTH + t.numel()].view(t.shape).copy_(t.detach())
+        whole = torch.full((t.numel() + 2 * GUARD_SIZE,), GUARD_VALUE, dtype=t.dtype)
+        inside = whole[GUARD_SIZE : GUARD_SIZE + t.numel()].view(t.shape).copy_(t.detach())
         self.whole.append(whole)
         return inside
 
     def check(self) -> None:
         for whole in self.whole:
-            assert bool((whole[:WIDTH] == CANARY).all())
-            assert bool((whole[-WIDTH:] == CANARY).all())
+            assert bool((whole[:GUARD_SIZE] == GUARD_VALUE).all())
+            assert bool((whole[-GUARD_SIZE:] == GUARD_VALUE).all())
 
 
-def trained(
-    name: str, dtype: torch.dtype, rounded: torch.dtype, fence: Callable[[Tensor], Tensor], **options: Any
+def train(
+    name: str, dtype: torch.dtype, rounded: torch.dtype, place: Callable[[Tensor], Tensor], **options: Any
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Parameters and states after a few steps on inputs that were rounded first; all lie where `fence` puts them."""
+    """Parameters and states after a few steps.
+
+    Args:
+        name: the optimizer.
+        dtype: the dtype of the parameters.
+        rounded: the dtype to which the inputs are rounded first.
+        place: copies a tensor to memory; applied to parameters, gradients and states.
+        options: the options of the optimizer.
+    """
     subject = SUBJECTS[name]
-    params = [fence(moderate(s, i).to(rounded).to(dtype)).requires_grad_() for i, s in enumerate(SHAPES)]
+    params = [place(away_from_zero(s, i).to(rounded).to(dtype)).requires_grad_() for i, s in enumerate(SHAPES)]
     optimizer = subject.cls(params, **{"lr": 0.125, **options})
     for step in range(STEPS):
         for i, p in enumerate(params):
-            p.grad = subject.given(fence(moderate(tuple(p.shape), 100 * step + i + 50).to(rounded).to(dtype)))
+            p.grad = subject.convert_gradient(
+                place(away_from_zero(tuple(p.shape), 100 * step + i + 50).to(rounded).to(dtype))
+            )
             if step == 1:
-                optimizer.state[p].update({key: fence(value) for key, value in states(optimizer, p).items()})
+                optimizer.state[p].update(
+                    {key: place(value) for key, value in elementwise_states(optimizer, p).items()}
+                )
         before = [p.grad.clone() for p in params]
         optimizer.step()
-        equal("gradients before and after", [p.grad for p in params], before)
-    return [p.detach() for p in params], [states(optimizer, p) for p in params]
+        assert_equal("gradients before and after", [p.grad for p in params], before)
+    return [p.detach() for p in params], [elementwise_states(optimizer, p) for p in params]
 
 
 @functools.cache
-def exactly(name: str, case: int, rounded: torch.dtype) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def reference(name: str, case: int, rounded: torch.dtype) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     options = SUBJECTS[name].cases[case]
-    return trained(name, torch.float64, rounded, Tensor.clone, **options, engine="loop")
+    return train(name, torch.float64, rounded, Tensor.clone, **options, engine="loop")
 
 
 @pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.float64], ids=str)
 @every_dtype
 @every_rule
-def test_every_rule_is_within_units_of_the_loop_in_float64(name, dtype, state_dtype, eager_threads):
+def test_every_rule_is_within_six_ulps_of_loop_in_float64(name, dtype, state_dtype, three_threads):
     for number, case in enumerate(SUBJECTS[name].cases):
-        fence = Fence()
-        params, kept = trained(name, dtype, dtype, fence, **case, engine="numba", state_dtype=state_dtype)
-        fence.check()
-        exact, exact_kept = exactly(name, number, dtype)
+        place = GuardedMemory()
+        params, kept = train(name, dtype, dtype, place, **case, engine="numba", state_dtype=state_dtype)
+        place.check()
+        exact, exact_kept = reference(name, number, dtype)
         kept_in = [torch.finfo(t) for t in (dtype, state_dtype or dtype)]
         for what in ("p", *kept[0]):
             ours = params if what == "p" else [state[what] for state in kept]
@@ -133,38 +135,40 @@ def test_every_rule_is_within_units_of_the_loop_in_float64(name, dtype, state_dt
             for a, b in zip(ours, theirs, strict=True):
                 size = max(float(t.abs().max()) for t in theirs if t.numel())
                 unit = max(each.eps * max(size, each.smallest_normal) for each in kept_in)
-                figure = distance([a], [b]) / unit
+                figure = max_difference([a], [b]) / unit
                 assert figure <= 6, f"{what} of {tuple(b.shape)} off by {figure:.2f} units, {case}"
 
 
-def test_wider_states_are_kept_to_their_own_precision():
-    """bfloat16 parameters round no state on the way."""
+def test_wider_states_have_their_own_precision():
+    """States in a wider dtype are not rounded to bfloat16."""
     for state_dtype in (torch.float32, torch.float64):
-        _, kept = trained("adam", torch.bfloat16, torch.bfloat16, Tensor.clone, engine="numba", state_dtype=state_dtype)
-        _, exact = exactly("adam", 0, torch.bfloat16)
+        _, kept = train("adam", torch.bfloat16, torch.bfloat16, Tensor.clone, engine="numba", state_dtype=state_dtype)
+        _, exact = reference("adam", 0, torch.bfloat16)
         for a, b in zip(kept, exact, strict=True):
             for key in ("exp_avg", "exp_avg_sq"):
-                close(key, [a[key]], [b[key]], 1.0, 4 * torch.finfo(state_dtype).eps)
+                assert_close(key, [a[key]], [b[key]], 1.0, 4 * torch.finfo(state_dtype).eps)
 
 
 # ------------------------------------------------------------------------------------------ NaN and infinity
 
-ODD = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e-30, 1e-40, 1.0, -2.0)
+SPECIAL_VALUES = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e-30, 1e-40, 1.0, -2.0)
 
 
-def odd_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Every combination of a parameter's element and a gradient's."""
-    pairs = torch.tensor(list(itertools.product((1.0, math.nan, math.inf, -math.inf, 0.0), ODD)), dtype=torch.float64)
+def special_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """All combinations of an element of the parameter and an element of the gradient."""
+    pairs = torch.tensor(
+        list(itertools.product((1.0, math.nan, math.inf, -math.inf, 0.0), SPECIAL_VALUES)), dtype=torch.float64
+    )
     p, g = pairs.to(dtype).t().contiguous()
     return p, g
 
 
-def kinds(t: Tensor) -> Tensor:
+def nonfinite_masks(t: Tensor) -> Tensor:
     return torch.stack([t.isnan(), t == math.inf, t == -math.inf])
 
 
-def nothing_but_rounding(kept: dict[str, Tensor]) -> Tensor:
-    """Where the variance of a centered RMSprop is a difference of equal or of infinite numbers: a matter of luck."""
+def is_rounding_error_only(kept: dict[str, Tensor]) -> Tensor:
+    """Where the variance of centered RMSprop is a difference of equal or infinite numbers: its value is arbitrary."""
     if "grad_avg" not in kept:
         return torch.tensor(False)
     square, mean = kept["square_avg"], kept["grad_avg"]
@@ -175,44 +179,47 @@ def nothing_but_rounding(kept: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @every_rule
-def test_nan_and_inf_come_up_where_they_do_in_the_loop(name, dtype):
+def test_nan_and_inf_propagate_as_in_loop(name, dtype):
     subject = SUBJECTS[name]
     for case in subject.cases:
         runs = []
         for engine in ("numba", "loop"):
-            start, g = odd_inputs(dtype)
+            start, g = special_inputs(dtype)
             p = start.requires_grad_()
             optimizer = subject.cls([p], **{"lr": 0.125, **case}, engine=engine)
             runs.append((p, g, optimizer))
         rounding = torch.zeros(p.shape, dtype=torch.bool)
         for step in range(4):
             for p, g, optimizer in runs:
-                p.grad = subject.given(g.roll(7 * step))
+                p.grad = subject.convert_gradient(g.roll(7 * step))
                 optimizer.step()
             (a, _, ours), (b, _, theirs) = runs
-            rounding |= nothing_but_rounding(states(theirs, b))
-            for what, x, y in [("p", a, b), *((k, v, states(theirs, b)[k]) for k, v in states(ours, a).items())]:
-                differ = (kinds(x.detach()) != kinds(y.detach())).any(0) & ~rounding
+            rounding |= is_rounding_error_only(elementwise_states(theirs, b))
+            for what, x, y in [
+                ("p", a, b),
+                *((k, v, elementwise_states(theirs, b)[k]) for k, v in elementwise_states(ours, a).items()),
+            ]:
+                differ = (nonfinite_masks(x.detach()) != nonfinite_masks(y.detach())).any(0) & ~rounding
                 assert not differ.any(), (case, step, what, x[differ], y[differ])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @every_rule
-def test_nan_comes_up_where_it_does_in_the_loop_in_16_bits(name, dtype):
-    """Infinity depends on how an engine rounds in between."""
-    subject, ends = SUBJECTS[name], []
+def test_nan_propagates_as_in_loop_in_16_bits(name, dtype):
+    """Infinity is not compared: it depends on intermediate rounding, which differs between engines."""
+    subject, results = SUBJECTS[name], []
     for engine in ("numba", "loop"):
-        p = moderate((60,), 1).to(dtype)
+        p = away_from_zero((60,), 1).to(dtype)
         p[::5] = math.nan
         optimizer = subject.cls([p.requires_grad_()], lr=0.125, engine=engine)
         for step in range(3):
-            g = moderate((60,), 2 + step).to(dtype)
+            g = away_from_zero((60,), 2 + step).to(dtype)
             g[step :: 7 + step] = math.nan
-            p.grad = subject.given(g)
+            p.grad = subject.convert_gradient(g)
             optimizer.step()
-        ends.append([t.isnan() for t in (p.detach(), *states(optimizer, p).values())])
-    assert all(map(torch.equal, *ends))
-    assert 12 < ends[0][0].sum() < 60 or name in ("rprop", "sgd")
+        results.append([t.isnan() for t in (p.detach(), *elementwise_states(optimizer, p).values())])
+    assert all(map(torch.equal, *results))
+    assert 12 < results[0][0].sum() < 60 or name in ("rprop", "sgd")
 
 
 # ------------------------------------------------------------------------------------------ random rules
@@ -224,18 +231,22 @@ WEIGHTS = st.sampled_from(["lr", "first", 0.0, 1.0, 0.5, 0.499, -0.75, 1.5, 3, -
 INDEX = st.integers(0, 40)
 
 
-class Program:
-    """A drawn rule.
+class RandomRule:
+    """A randomly generated rule.
 
-    Engine `numba` may leave the rounding of a product out. So what jumps (signs, comparisons, roots at zero, divisions)
-    is applied to values that are the same to the last bit in every engine; those are kept apart.
+    Engine `numba` may skip the rounding of a product. So discontinuous operations (signs, comparisons, roots at zero,
+    divisions) are applied only to values that are bitwise equal in all engines. These are collected in `exact`.
+
+    Args:
+        lines: the operations and their operands.
+        outputs: which values become the parameter and the states.
     """
 
     def __init__(self, lines, outputs) -> None:
         self.lines, self.outputs, self.largest = lines, outputs, 1.0
 
     def __repr__(self) -> str:
-        return f"Program({self.lines}, {self.outputs})"
+        return f"RandomRule({self.lines}, {self.outputs})"
 
     def __call__(self, p, g, a, b, *, lr, first):
         inputs = [p, g, a, b]
@@ -279,17 +290,17 @@ class Program:
         return tuple(values[n % len(values)] for n in self.outputs)
 
 
-PROGRAMS = st.builds(
-    Program,
+RANDOM_RULES = st.builds(
+    RandomRule,
     st.lists(st.tuples(st.sampled_from(EXACT + ROUNDED), INDEX, INDEX, INDEX, WEIGHTS), min_size=1, max_size=9),
     st.lists(st.one_of(st.integers(-3, -1), INDEX), min_size=3, max_size=3),
 )
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, -1e-310)
 
 
-def drawn(seed: int) -> Tensor:
-    """Between 0.5 and 1.5 in size; two in five elements are special."""
-    t, where = moderate((700,), seed), torch.Generator().manual_seed(seed)
+def values_with_specials(seed: int) -> Tensor:
+    """As `away_from_zero`; two of five elements are special values."""
+    t, where = away_from_zero((700,), seed), torch.Generator().manual_seed(seed)
     chosen = torch.randint(0, 5 * len(SPECIAL) // 2, (700,), generator=where)
     for i, value in enumerate(SPECIAL):
         t[chosen == i] = value
@@ -311,16 +322,16 @@ def optimizer_of(program: Callable[..., Any]) -> type[RuleOptimizer]:
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-@given(program=PROGRAMS)
+@given(program=RANDOM_RULES)
 def test_numba_equals_loop_on_random_rules(program):
     cls = optimizer_of(program)
     runs = []
     for engine in ("numba", "loop"):
-        p = drawn(1).requires_grad_()
+        p = values_with_specials(1).requires_grad_()
         runs.append((p, cls([p], engine=engine)))
     (p, ours), (q, theirs) = runs
-    for step in range(2):  # each from the same values; `first` is 1, then 0
-        p.grad, q.grad = drawn(5 + step), drawn(5 + step)
+    for step in range(2):  # both engines start each step from the same values; `first` is 1, then 0
+        p.grad, q.grad = values_with_specials(5 + step), values_with_specials(5 + step)
         ours.step()
         theirs.step()
         atol = 1e-12 * program.largest**2
@@ -329,43 +340,45 @@ def test_numba_equals_loop_on_random_rules(program):
             a.data.copy_(b.data)
         if step == 0:
             for i, name in enumerate(STATES):
-                ours.state[p][name].copy_(drawn(3 + i))
-                theirs.state[q][name].copy_(drawn(3 + i))
+                ours.state[p][name].copy_(values_with_specials(3 + i))
+                theirs.state[q][name].copy_(values_with_specials(3 + i))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 0.4999, -0.4999, 0.5, -0.5, 0.75, 1 - 2**-40, 1.0, 1.25, -2.0, 7.0])
-def test_lerp_starts_from_the_nearer_end_and_is_exact_there(weight):
-    ends = []
+def test_lerp_is_exact_at_both_ends(weight):
+    results = []
     for engine in ("numba", "loop"):
-        p = torch.cat([drawn(1), 1e16 * moderate((50,), 2), moderate((50,), 3)]).requires_grad_()
+        p = torch.cat(
+            [values_with_specials(1), 1e16 * away_from_zero((50,), 2), away_from_zero((50,), 3)]
+        ).requires_grad_()
         program = lambda p, g, a, b, *, lr, first: (ops.lerp(p, g, lr), ops.lerp(p, g, weight), a)  # noqa: E731
         optimizer = optimizer_of(program)([p], lr=1.0, engine=engine)
-        optimizer.param_groups[0]["lr"] = weight  # of any sign
-        p.grad = torch.cat([drawn(4), moderate((50,), 5), 1e16 * moderate((50,), 6)])
+        optimizer.param_groups[0]["lr"] = weight  # the constructor rejects a negative lr
+        p.grad = torch.cat([values_with_specials(4), away_from_zero((50,), 5), 1e16 * away_from_zero((50,), 6)])
         optimizer.step()
-        ends.append((p, optimizer.state[p]["a"]))
-    for a, b in zip(*ends, strict=True):
+        results.append((p, optimizer.state[p]["a"]))
+    for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("outputs", [(1, 0, 2), (0, 1, 1), (1, 2, 0), (3, 3, 3)], ids=str)
-def test_parameter_and_states_may_change_places(outputs):
-    ends = []
+def test_parameter_and_states_can_be_permuted(outputs):
+    results = []
     for engine in ("numba", "loop"):
-        p = moderate((CHUNK + 3,), 1).requires_grad_()
+        p = away_from_zero((CHUNK_SIZE + 3,), 1).requires_grad_()
         optimizer = optimizer_of(lambda p, g, a, b, *, lr, first: tuple((p, a, b, g)[n] for n in outputs))
         made = optimizer([p], engine=engine)
         for step in range(3):
-            p.grad = moderate((CHUNK + 3,), step)
+            p.grad = away_from_zero((CHUNK_SIZE + 3,), step)
             made.step()
-        ends.append([p, *states(made, p).values()])
-    equal("numba and loop", *ends)
+        results.append([p, *elementwise_states(made, p).values()])
+    assert_equal("numba and loop", *results)
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.float64], ids=str)
 @every_dtype
-def test_elements_are_rounded_to_the_nearest_even(dtype, state_dtype):
-    """As torch rounds: all float16 patterns and their neighbours half a unit on, NaN with any payload, overflow."""
+def test_elements_are_rounded_to_nearest_even(dtype, state_dtype):
+    """Rounding as in torch: all patterns of 16 bits, the midpoints between them, NaN with any payload, overflow."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     grid = torch.cat([bits.view(torch.float16).float(), bits.view(torch.bfloat16).float()])
     between = (grid.view(torch.int32)[:, None] + torch.tensor([0, 1, 0x1000, 0x7FFF, 0x8000, 0x8001])).flatten()
@@ -392,92 +405,50 @@ def test_elements_are_rounded_to_the_nearest_even(dtype, state_dtype):
 
 # ------------------------------------------------------------------------------------------ threads
 
-MANY = 70 * CHUNK + 11
+MANY = 70 * CHUNK_SIZE + 11
 
 
 @every_dtype
-def test_the_result_does_not_depend_on_threads_nor_on_company(dtype, monkeypatch):
-    asked, real = [], threads.together
-    monkeypatch.setattr(threads, "together", lambda work, helpers: (asked.append(helpers), real(work, helpers)))
-    shapes = ((MANY,), (3, 5), (2 * CHUNK,))
+def test_result_does_not_depend_on_threads_or_other_parameters(dtype, monkeypatch):
+    helper_counts, run_in_threads = [], threads.run_in_threads
+    monkeypatch.setattr(
+        threads, "run_in_threads", lambda work, helpers: (helper_counts.append(helpers), run_in_threads(work, helpers))
+    )
+    shapes = ((MANY,), (3, 5), (2 * CHUNK_SIZE,))
 
     def go(*chosen: int) -> list[Tensor]:
-        params = [moderate(shapes[i], i).to(dtype).requires_grad_() for i in chosen]
+        params = [away_from_zero(shapes[i], i).to(dtype).requires_grad_() for i in chosen]
         optimizer = Adam(params, lr=0.1, amsgrad=True, weight_decay=0.1, engine="numba")
         for step in range(2):
             for i, p in zip(chosen, params, strict=True):
-                p.grad = moderate(shapes[i], 10 * step + i + 20).to(dtype)
+                p.grad = away_from_zero(shapes[i], 10 * step + i + 20).to(dtype)
             optimizer.step()
-        return [t for p in params for t in (p.detach(), *states(optimizer, p).values())]
+        return [t for p in params for t in (p.detach(), *elementwise_states(optimizer, p).values())]
 
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         alone = [t for i in range(len(shapes)) for t in go(i)]
-        assert asked == [0] * 6
+        assert helper_counts == [0] * 6
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
-            asked.clear()
-            equal(f"with {count} threads and one by one", go(0, 1, 2), alone)
-            assert asked == [min(count - 1, 2)] * 2  # 1.2 million elements
-            monkeypatch.setattr(numba, "WORTH_A_THREAD", 1)
-            equal(f"with {count} eager threads and one by one", go(0, 1, 2), alone)
-            assert asked[2:] == [count - 1] * 2
-            monkeypatch.setattr(numba, "WORTH_A_THREAD", 1 << 19)
+            helper_counts.clear()
+            assert_equal(f"with {count} threads and one by one", go(0, 1, 2), alone)
+            assert helper_counts == [min(count - 1, 2)] * 2  # 1.2 million elements
+            monkeypatch.setattr(numba, "ELEMENTS_PER_THREAD", 1)
+            assert_equal(f"with {count} eager threads and one by one", go(0, 1, 2), alone)
+            assert helper_counts[2:] == [count - 1] * 2
+            monkeypatch.setattr(numba, "ELEMENTS_PER_THREAD", 1 << 19)
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.timeout(30)
-def test_together_calls_here_and_elsewhere_and_waits_for_all():
-    gate, seen = threading.Barrier(3), []
-
-    def work() -> None:
-        gate.wait()  # so that no thread does it all
-        seen.append(threading.current_thread())
-
-    threads.together(work, 2)
-    assert len(set(seen)) == 3
-    assert threading.current_thread() in seen
-
-
-@pytest.mark.timeout(30)
-@pytest.mark.parametrize("where", ["here", "in a helper"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_an_exception_in_one_thread_waits_for_the_others_and_passes_through(where, error):
-    here, gate, done = threading.current_thread(), threading.Barrier(2), []
-
-    def work() -> None:
-        gate.wait()
-        if (threading.current_thread() is here) == (where == "here"):
-            raise error
-        done.append(threading.current_thread())
-
-    with pytest.raises(error):
-        threads.together(work, 1)
-    assert len(done) == 1
-    threads.together(lambda: done.append(None), 1)  # and it goes on
-    assert None in done
-
-
-def test_helpers_that_come_late_are_not_waited_for():
-    hold, began = threading.Event(), threading.Barrier(257)
-    busy = [threads._threads().submit(lambda: (began.wait(), hold.wait())) for _ in range(256)]
-    began.wait()  # every thread of the pool is busy
-    calls = []
-    threads.together(lambda: calls.append(threading.current_thread()), 3)
-    assert calls == [threading.current_thread()]
-    hold.set()
-    for each in busy:
-        each.result()
-
-
-def test_optimizers_may_step_in_several_threads_at_once(eager_threads):
+def test_optimizers_can_step_concurrently(three_threads):
     def go(seed: int) -> Tensor:
-        p = moderate((3 * CHUNK,), seed).requires_grad_()
+        p = away_from_zero((3 * CHUNK_SIZE,), seed).requires_grad_()
         optimizer = Adam([p], lr=0.1, engine="numba")
         for step in range(20):
-            p.grad = moderate((3 * CHUNK,), seed + step)
+            p.grad = away_from_zero((3 * CHUNK_SIZE,), seed + step)
             optimizer.step()
         return p.detach()
 
@@ -488,13 +459,13 @@ def test_optimizers_may_step_in_several_threads_at_once(eager_threads):
         job.start()
     for job in jobs:
         job.join()
-    equal("in threads and one after another", [found[seed] for seed in range(4)], expected)
+    assert_equal("in threads and one after another", [found[seed] for seed in range(4)], expected)
 
 
-# ------------------------------------------------------------------------------------------ compiling and memory
+# ------------------------------------------------------------------------------------------ compilation and memory
 
 
-def test_one_kernel_serves_any_number_and_shapes_of_tensors_and_any_numbers():
+def test_kernel_is_compiled_once_for_all_shapes_and_hyperparameters():
     class Own(RuleOptimizer):
         def __init__(self, params, lr=0.1, betas=(0.9, 0.99), engine="numba"):
             super().__init__(params, {"lr": lr, "betas": betas}, engine=engine)
@@ -504,10 +475,10 @@ def test_one_kernel_serves_any_number_and_shapes_of_tensors_and_any_numbers():
             return p - lr * betas[0] * g + betas[1] * p
 
     def misses() -> int:
-        return numba.compiled.cache_info().misses
+        return numba.compiled_kernel.cache_info().misses
 
     before = misses()
-    for shapes in (((3,),), ((4, 5), (), (0,), (CHUNK + 1,)), ((2,),) * 100, ((2, 3, 4, 5),)):
+    for shapes in (((3,),), ((4, 5), (), (0,), (CHUNK_SIZE + 1,)), ((2,),) * 100, ((2, 3, 4, 5),)):
         params = [torch.ones(shape, requires_grad=True) for shape in shapes]
         optimizer = Own(params, lr=len(shapes), betas=(0.5, 0.5 / len(shapes)))
         for step in range(3):
@@ -523,7 +494,7 @@ def test_one_kernel_serves_any_number_and_shapes_of_tensors_and_any_numbers():
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of new tensors, while active."""
+    """Counts the bytes of new tensors while active."""
 
     total = 0
 
@@ -538,13 +509,13 @@ class Allocations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("options", [{"engine": "numba"}, {}], ids=["numba", "auto"])
-def test_a_step_needs_less_than_a_mebibyte(options):
+def test_step_allocates_less_than_one_mebibyte(options):
     params = [torch.ones(n, requires_grad=True) for n in (4_000_000, *(100,) * 300)]
     optimizer = Adam(params, amsgrad=True, weight_decay=0.1, **options)
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
-    for _ in range(2):  # the first makes the plan
+    for _ in range(2):  # the first of these fills the cache of buckets
         tracemalloc.start()
         try:
             with Allocations() as made:
@@ -556,10 +527,10 @@ def test_a_step_needs_less_than_a_mebibyte(options):
     assert engines_of(optimizer) == {"numba"}
 
 
-# ------------------------------------------------------------------------------------------ buckets and reports
+# ---------------------------------------------------------------------------- reports and unsupported tensors
 
 
-BYTES = [
+BYTES_PER_ELEMENT = [
     ("sgd", {}, torch.float32, 12),
     ("sgd", {"weight_decay": 0.1, "maximize": True}, torch.float32, 12),
     ("sgd", {"momentum": 0.9}, torch.float32, 20),
@@ -574,8 +545,8 @@ BYTES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "dtype", "expected"), BYTES, ids=str)
-def test_the_report_tells_engine_reason_and_bytes_before_and_after(name, options, dtype, expected):
+@pytest.mark.parametrize(("name", "options", "dtype", "expected"), BYTES_PER_ELEMENT, ids=str)
+def test_report_has_engine_reason_and_bytes_before_and_after_a_step(name, options, dtype, expected):
     for engine, reason in (("auto", "auto: one fused kernel"), ("numba", "engine='numba'")):
         p = torch.ones(4, 3, dtype=dtype, requires_grad=True)
         optimizer = optplug.get_optimizer(name)([p], **options, engine=engine)
@@ -592,26 +563,26 @@ def test_the_report_tells_engine_reason_and_bytes_before_and_after(name, options
             optimizer.step()
 
 
-def gapped(t: Tensor) -> Tensor:
+def with_gaps(t: Tensor) -> Tensor:
     return torch.stack([t, t], -1)[..., 0]
 
 
-def in_columns(t: Tensor) -> Tensor:
+def column_major(t: Tensor) -> Tensor:
     return t.t().contiguous().t()
 
 
-class Wrapped(Tensor):
+class Subclass(Tensor):
     """A tensor subclass."""
 
 
-_DENSE = moderate((4, 3), 2)
-_Z, _W = (torch.view_as_complex(moderate((4, 3, 2), seed)) for seed in (1, 2))
-MISFITS: dict[str, tuple[Callable[[], Any], Callable[[], Any], str, str]] = {
-    "lazily conjugated": (lambda: _Z.clone().conj(), lambda: _W, "it is a lazy conjugate", "foreach"),
+_DENSE = away_from_zero((4, 3), 2)
+_Z, _W = (torch.view_as_complex(away_from_zero((4, 3, 2), seed)) for seed in (1, 2))
+UNSUPPORTED: dict[str, tuple[Callable[[], Any], Callable[[], Any], str, str]] = {
+    "lazily conjugated": (lambda: _Z.clone().conj(), lambda: _W, "the parameter is a lazy conjugate", "foreach"),
     "lazily negated": (
         lambda: _Z.clone().conj().imag,
         lambda: _W.imag.contiguous(),
-        "it is a lazy negative",
+        "the parameter is a lazy negative",
         "foreach",
     ),
     "conjugated gradient": (lambda: _Z.clone(), lambda: _W.conj(), "its gradient is a lazy conjugate", "foreach"),
@@ -621,24 +592,29 @@ MISFITS: dict[str, tuple[Callable[[], Any], Callable[[], Any], str, str]] = {
         "its gradient is a lazy negative",
         "foreach",
     ),
-    "gaps": (lambda: gapped(_DENSE), lambda: gapped(_DENSE), "its memory has gaps", "foreach"),
+    "gaps": (lambda: with_gaps(_DENSE), lambda: with_gaps(_DENSE), "the parameter's memory has gaps", "foreach"),
     "gradient in columns": (
         _DENSE.clone,
-        lambda: in_columns(_DENSE),
+        lambda: column_major(_DENSE),
         "its gradient has another order in memory",
         "foreach",
     ),
-    "gradient with gaps": (_DENSE.clone, lambda: gapped(_DENSE), "its gradient has another order in memory", "foreach"),
+    "gradient with gaps": (
+        _DENSE.clone,
+        lambda: with_gaps(_DENSE),
+        "its gradient has another order in memory",
+        "foreach",
+    ),
     "expanded gradient": (
         _DENSE.clone,
         lambda: torch.ones((), dtype=torch.float64).expand(4, 3),
         "its gradient has another order in memory",
         "foreach",
     ),
-    "sparse gradient of a gapped parameter": (
-        lambda: gapped(_DENSE),
+    "sparse gradient of a with_gaps parameter": (
+        lambda: with_gaps(_DENSE),
         lambda: _DENSE.to_sparse(1),
-        "its rows are not contiguous",
+        "the parameter's rows are not contiguous",
         "loop",
     ),
     "sparse gradient and state": (
@@ -647,63 +623,72 @@ MISFITS: dict[str, tuple[Callable[[], Any], Callable[[], Any], str, str]] = {
         "its gradient is sparse and so is its momentum_buffer",
         "loop",
     ),
-    "subclass": (lambda: _DENSE.clone().as_subclass(Wrapped), lambda: _DENSE, "Wrapped is no plain tensor", "loop"),
+    "subclass": (
+        lambda: _DENSE.clone().as_subclass(Subclass),
+        lambda: _DENSE,
+        "Subclass is not a plain tensor",
+        "loop",
+    ),
     "shared memory": (
         lambda: torch.ones(1, dtype=torch.float64).expand(4, 3),
         lambda: _DENSE,
-        "it shares memory with another parameter, or with itself",
+        "the parameter shares memory with another parameter or with itself",
         "loop",
     ),
 }
 
 
-def misfit_and_others(kind: str, engine: str) -> tuple[RuleOptimizer, list[Tensor]]:
-    """A tensor that the engine cannot work on, between others in the same group."""
-    parameter, gradient, *_ = MISFITS[kind]
-    params = [moderate((5,), 1).requires_grad_(), parameter().requires_grad_(), moderate((2, 2), 3).requires_grad_()]
-    momentum = {} if kind == "sparse gradient of a gapped parameter" else {"momentum": 0.9}
+def optimizer_with_unsupported_parameter(kind: str, engine: str) -> tuple[RuleOptimizer, list[Tensor]]:
+    """An optimizer with a parameter that the engine does not support, between two others in the same group."""
+    parameter, gradient, *_ = UNSUPPORTED[kind]
+    params = [
+        away_from_zero((5,), 1).requires_grad_(),
+        parameter().requires_grad_(),
+        away_from_zero((2, 2), 3).requires_grad_(),
+    ]
+    momentum = {} if kind == "sparse gradient of a with_gaps parameter" else {"momentum": 0.9}
     optimizer = SGD(params, lr=0.1, **momentum, engine=engine)
-    for p, g in zip(params, (moderate((5,), 4), gradient(), moderate((2, 2), 5)), strict=True):
+    for p, g in zip(params, (away_from_zero((5,), 4), gradient(), away_from_zero((2, 2), 5)), strict=True):
         p.grad = g
     return optimizer, params
 
 
-@pytest.mark.parametrize("kind", MISFITS)
-def test_what_it_cannot_take_is_refused_with_the_reason_before_anything_moves(kind):
-    optimizer, params = misfit_and_others(kind, "numba")
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_unsupported_parameter_raises_before_any_update(kind):
+    optimizer, params = optimizer_with_unsupported_parameter(kind, "numba")
     before = [p.detach().clone() for p in params]
     for act in (optimizer.step, optimizer.engine_report, optimizer.step):
         with pytest.raises(EngineError) as caught:
             act()
-        assert str(caught.value) == f"engine 'numba' cannot take a parameter: {MISFITS[kind][2]}; use engine='auto'"
-    equal("after a refused step", [p.detach() for p in params], before)
+        assert str(caught.value) == f"engine 'numba' cannot take a parameter: {UNSUPPORTED[kind][2]}; use engine='auto'"
+    assert_equal("after a refused step", [p.detach() for p in params], before)
     assert not optimizer.state
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MISFITS if kind != "shared memory"])
-def test_under_auto_what_it_cannot_take_goes_elsewhere_alone(kind):
-    ends = []
+@pytest.mark.parametrize("kind", [kind for kind in UNSUPPORTED if kind != "shared memory"])
+def test_auto_uses_another_engine_for_the_unsupported_parameter_only(kind):
+    results = []
     for engine in ("auto", "loop"):
-        optimizer, params = misfit_and_others(kind, engine)
+        optimizer, params = optimizer_with_unsupported_parameter(kind, engine)
         for _ in range(3):
             optimizer.step()
-        ends.append([p.detach().as_subclass(Tensor) for p in params])
+        results.append([p.detach().as_subclass(Tensor) for p in params])
         if engine == "auto":
             found = {(report.engine, report.tensors): report.reason for report in optimizer.engine_report()}
-            *_, reason, instead = MISFITS[kind]
+            *_, reason, instead = UNSUPPORTED[kind]
             assert found.keys() == {("numba", 2), (instead, 1)}
             assert found[instead, 1].startswith(f"auto: {reason}")
             assert found["numba", 2] == "auto: one fused kernel"
-    close("auto and loop", *ends, 1.0, 1e-13)
+    assert_close("auto and loop", *results, 1.0, 1e-13)
 
 
-def test_a_state_in_another_order_is_refused_and_under_auto_stepped_elsewhere():
+def test_state_with_another_memory_order_raises_or_uses_foreach_under_auto():
     for engine in ("numba", "auto"):
         p = _DENSE.clone().requires_grad_()
         optimizer = Adam([p], engine=engine)
         p.grad = _DENSE
         optimizer.step()
-        optimizer.state[p]["exp_avg"] = in_columns(optimizer.state[p]["exp_avg"])
+        optimizer.state[p]["exp_avg"] = column_major(optimizer.state[p]["exp_avg"])
         refused = pytest.raises(EngineError, match="its state has another order")
         with refused if engine == "numba" else contextlib.nullcontext():
             optimizer.step()
@@ -720,15 +705,15 @@ def test_a_state_in_another_order_is_refused_and_under_auto_stepped_elsewhere():
     ],
     ids=["permuted", "transposed", "channels_last", "one"],
 )
-def test_any_dense_order_that_parameter_and_gradient_share_is_worked_on_in_place(layout):
-    ends = []
+def test_any_dense_memory_order_shared_by_parameter_and_gradient_is_supported(layout):
+    results = []
     for engine in ("numba", "loop"):
-        p = layout(moderate((2, 3, 4, 5), 1)).clone(memory_format=torch.preserve_format).requires_grad_()
-        g = layout(moderate((2, 3, 4, 5), 2)).clone(memory_format=torch.preserve_format)
+        p = layout(away_from_zero((2, 3, 4, 5), 1)).clone(memory_format=torch.preserve_format).requires_grad_()
+        g = layout(away_from_zero((2, 3, 4, 5), 2)).clone(memory_format=torch.preserve_format)
         assert p.stride() == g.stride()
         optimizer = Adam([p], lr=0.1, engine=engine)
         for _ in range(3):
             p.grad = g
             optimizer.step()
-        ends.append([p, *states(optimizer, p).values()])
-    close("numba and loop", *ends, 1.0, 1e-13)
+        results.append([p, *elementwise_states(optimizer, p).values()])
+    assert_close("numba and loop", *results, 1.0, 1e-13)

@@ -53,8 +53,8 @@ def write(pl: Any, folder: Path) -> Any:
 
 
 @pytest.fixture
-def model(scripted: type) -> type:
-    class Model(scripted):
+def model(scripted_module: type) -> type:
+    class Model(scripted_module):
         def __init__(self) -> None:
             super().__init__(val={"val_loss": range(1, 9)})
 
@@ -62,10 +62,12 @@ def model(scripted: type) -> type:
 
 
 @pytest.fixture
-def cli(ours: Any, model: type) -> Any:
+def cli(optplug_lightning: Any, model: type) -> Any:
     """Runs OptplugCLI on arguments, without subcommands unless told otherwise, and fits."""
 
-    def run(args: list[str], *, module: type = model, base: type = ours.OptplugCLI, fit: bool = True) -> Any:
+    def run(
+        args: list[str], *, module: type = model, base: type = optplug_lightning.OptplugCLI, fit: bool = True
+    ) -> Any:
         made = base(module, run=False, args=args, save_config_kwargs={"overwrite": True})
         if fit:
             made.trainer.fit(made.model)
@@ -100,7 +102,7 @@ def test_a_file_with_names_trains(cli: Any, write: Any):
     made = cli(["--config", config])
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("sgd")
     assert [g["momentum"] for g in made.trainer.optimizers[0].param_groups] == [0.9, 0.9]
-    assert made.model.rates == [0.25, 0.375] + [0.5] * 6
+    assert made.model.lrs == [0.25, 0.375] + [0.5] * 6
     assert [group["lr"] for group in made.trainer.optimizers[0].param_groups] == [0.25, 0.05]
 
 
@@ -121,7 +123,7 @@ def test_the_saved_configuration_has_the_same_form_and_trains_the_same(cli: Any,
     saved = Path(first.trainer.log_dir) / "config.yaml"
     assert {key: yaml.safe_load(saved.read_text())[key] for key in given} == given
     again = cli(["--config", str(saved)])
-    assert again.model.rates == first.model.rates
+    assert again.model.lrs == first.model.lrs
     for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q)
 
@@ -177,8 +179,8 @@ def test_nested_keys_are_given_on_the_command_line(cli: Any, write: Any):
     assert only_group(made)["eps"] == 0.5
 
 
-def test_without_an_optimizer_the_model_is_left_to_itself(cli: Any, write: Any, scripted: type):
-    class Own(scripted):
+def test_without_an_optimizer_the_model_is_left_to_itself(cli: Any, write: Any, scripted_module: type):
+    class Own(scripted_module):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -187,8 +189,8 @@ def test_without_an_optimizer_the_model_is_left_to_itself(cli: Any, write: Any, 
     assert not any(type(c).__name__ == "ConfigureOptimizers" for c in made.trainer.callbacks)
 
 
-def test_a_model_with_its_own_configure_optimizers_needs_override(cli: Any, write: Any, scripted: type):
-    class Own(scripted):
+def test_a_model_with_its_own_configure_optimizers_needs_override(cli: Any, write: Any, scripted_module: type):
+    class Own(scripted_module):
         def configure_optimizers(self) -> Any:
             raise AssertionError("is replaced")
 
@@ -198,17 +200,19 @@ def test_a_model_with_its_own_configure_optimizers_needs_override(cli: Any, writ
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
 
 
-def test_subcommands_take_names(ours: Any, model: type, write: Any):
+def test_subcommands_take_names(optplug_lightning: Any, model: type, write: Any):
     config = write(optimizer={"name": "sgd", "lr": 0.5})
-    made = ours.OptplugCLI(model, args=["fit", "--config", config, "--optimizer", "adam", "--optimizer.lr", "0.02"])
+    made = optplug_lightning.OptplugCLI(
+        model, args=["fit", "--config", config, "--optimizer", "adam", "--optimizer.lr", "0.02"]
+    )
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
     assert only_group(made)["lr"] == 0.02
     assert made.trainer.state.finished
-    made = ours.OptplugCLI(model, args=["validate", "--config", config])
+    made = optplug_lightning.OptplugCLI(model, args=["validate", "--config", config])
     assert made.trainer.callback_metrics["val_loss"] == 1.0
 
 
-def test_a_bare_name_in_the_section_of_a_subcommand_is_added_to(ours: Any, model: type, write: Any):
+def test_a_bare_name_in_the_section_of_a_subcommand_is_added_to(optplug_lightning: Any, model: type, write: Any):
     config = Path(write())
     whole = yaml.safe_load(config.read_text())
     for choice in ({"optimizer": "adam", "scheduler": "cosine_annealing_lr"}, {"optimizer": {"name": "adam"}}):
@@ -216,20 +220,20 @@ def test_a_bare_name_in_the_section_of_a_subcommand_is_added_to(ours: Any, model
         args = ["--config", str(config), "fit", "--optimizer.lr", "0.02"]
         if "scheduler" in choice:
             args += ["--scheduler.T_max", "7"]
-        made = ours.OptplugCLI(model, args=args)
+        made = optplug_lightning.OptplugCLI(model, args=args)
         assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
         assert made.trainer.optimizers[0].defaults["lr"] == 0.02
 
 
-def test_arguments_may_come_as_a_mapping(ours: Any, model: type, folder: Path):
+def test_arguments_may_come_as_a_mapping(optplug_lightning: Any, model: type, folder: Path):
     config = {"optimizer": {"name": "adam", "lr": 0.02}, "trainer": {**QUIET, "logger": False}}
-    made = ours.OptplugCLI(model, run=False, args=config, save_config_callback=None)
+    made = optplug_lightning.OptplugCLI(model, run=False, args=config, save_config_callback=None)
     made.trainer.fit(made.model)
     assert only_group(made)["lr"] == 0.02
 
 
-def test_a_subclass_may_add_arguments_without_super(ours: Any, cli: Any, write: Any):
-    class Mine(ours.OptplugCLI):
+def test_a_subclass_may_add_arguments_without_super(optplug_lightning: Any, cli: Any, write: Any):
+    class Mine(optplug_lightning.OptplugCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.add_argument("--extra", type=int, default=3)
 
@@ -238,21 +242,21 @@ def test_a_subclass_may_add_arguments_without_super(ours: Any, cli: Any, write: 
     assert only_group(made)["lr"] == 0.02
 
 
-def test_a_parser_class_of_the_user_s_is_kept(pl: Any, ours: Any, model: type, write: Any):
+def test_a_parser_class_of_the_user_s_is_kept(pl: Any, optplug_lightning: Any, model: type, write: Any):
     base = sys.modules[f"{pl.__name__}.cli"].LightningArgumentParser
 
     class Parser(base):
         pass
 
     args = ["--config", write(), "--optimizer", "adam"]
-    made = ours.OptplugCLI(model, run=False, args=args, parser_class=Parser)
+    made = optplug_lightning.OptplugCLI(model, run=False, args=args, parser_class=Parser)
     assert isinstance(made.parser, Parser)
     assert made.config["optimizer"] == {"name": "adam"}
 
 
-def test_the_class_is_found_where_it_says(ours: Any, pl: Any):
-    assert ours.OptplugCLI.__module__ == ours.__name__
-    assert issubclass(ours.OptplugCLI, sys.modules[f"{pl.__name__}.cli"].LightningCLI)
+def test_the_class_is_found_where_it_says(optplug_lightning: Any, pl: Any):
+    assert optplug_lightning.OptplugCLI.__module__ == optplug_lightning.__name__
+    assert issubclass(optplug_lightning.OptplugCLI, sys.modules[f"{pl.__name__}.cli"].LightningCLI)
 
 
 # -------------------------------------------------------------------------------------------- refusals
@@ -264,7 +268,7 @@ def test_the_class_is_found_where_it_says(ours: Any, pl: Any):
         (["--optimizer", "adm"], "optimizer.name: no optimizer named 'adm'; did you mean 'adam'"),
         (
             ["--optimizer", "adam", "--optimizer.lrr", "1"],
-            "optimizer.lrr: adam has no option 'lrr'; it has ",
+            "optimizer.lrr: adam has no option 'lrr'; did you mean 'lr'?",
         ),
         (
             ["--optimizer", "adam", "--optimizer.lr", "fast"],
@@ -277,14 +281,14 @@ def test_the_class_is_found_where_it_says(ours: Any, pl: Any):
         ),
         (
             ["--optimizer", "{class_path: torch.optim.Adam}"],
-            "optimizer: needs a name; it has class_path: write {name: ..., lr: ...}; optplug looks names up",
+            "optimizer: needs a name; it has class_path: write {name: ..., lr: ...}; optplug looks up registered names",
         ),
         (
             ["--optimizer", "adam", "--param_groups", "[{lr: 1.0}]"],
-            "param_groups[0]: needs one of match, regex, type, to say which parameters; it has lr",
+            "param_groups[0]: needs one of match, regex, type to select parameters; it has lr",
         ),
-        (["--param_groups", "[{match: '*'}]"], "param_groups: needs an optimizer beside it: add e.g. optimizer: adam"),
-        (["--param_groups", "no_decay"], "param_groups: needs an optimizer beside it: add e.g. optimizer: adam"),
+        (["--param_groups", "[{match: '*'}]"], "param_groups: requires an optimizer: add e.g. optimizer: adam"),
+        (["--param_groups", "no_decay"], "param_groups: requires an optimizer: add e.g. optimizer: adam"),
         (
             ["--optimizer", "adam", "--param_groups", "no_dcay"],
             "param_groups[0]",
@@ -294,18 +298,28 @@ def test_the_class_is_found_where_it_says(ours: Any, pl: Any):
 )
 @pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
 def test_what_is_wrong_ends_with_one_sentence(
-    ours: Any, cli: Any, model: type, write: Any, capsys: Any, args: list[str], sentence: str, subcommand: bool
+    optplug_lightning: Any,
+    cli: Any,
+    model: type,
+    write: Any,
+    capsys: Any,
+    args: list[str],
+    sentence: str,
+    subcommand: bool,
 ):
     args = ["--config", write(), *args]
-    says = complaint(capsys, lambda: ours.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args))
+    says = complaint(
+        capsys, lambda: optplug_lightning.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args)
+    )
     assert says.startswith(f"error: {sentence}")
 
 
 def test_a_wrong_file_ends_with_one_sentence(cli: Any, write: Any, capsys: Any):
     config = write(optimizer={"name": "adam", "weigth_decay": 0.1})
     says = complaint(capsys, lambda: cli(["--config", config]))
-    assert says.startswith("error: optimizer.weigth_decay: adam has no option 'weigth_decay'; it has")
-    assert "did you mean 'weight_decay'" in says
+    assert says.startswith(
+        "error: optimizer.weigth_decay: adam has no option 'weigth_decay'; did you mean 'weight_decay'"
+    )
 
 
 def complaints(capsys: Any, run: Any) -> list[str]:
@@ -325,7 +339,7 @@ def test_everything_that_is_wrong_in_a_file_is_said_at_once(cli: Any, write: Any
         param_groups=[{"match": 5}],
     )
     says = complaints(capsys, lambda: cli(["--config", config]))
-    assert says[0] == "error: 5 things are wrong with the configuration:"
+    assert says[0] == "error: the configuration has 5 errors:"
     assert {line.strip().partition(":")[0] for line in says[1:]} == {
         "optimizer.lr",
         "optimizer.foo",
@@ -349,7 +363,7 @@ def test_what_is_wrong_in_a_file_and_on_the_command_line_is_said_together(cli: A
 @pytest.mark.parametrize("given", ["step_lr", {"name": "step_lr", "step_size": 3}], ids=["name", "mapping"])
 @pytest.mark.parametrize("where", ["file", "file with fit", "file of fit", "arguments", "arguments of fit", "option"])
 def test_the_key_lr_scheduler_is_told_what_it_is_called_here(
-    ours: Any, cli: Any, model: type, write: Any, folder: Path, capsys: Any, where: str, given: Any
+    optplug_lightning: Any, cli: Any, model: type, write: Any, folder: Path, capsys: Any, where: str, given: Any
 ):
     written = write(optimizer="adam", **({"lr_scheduler": given} if where.startswith("file") else {}))
     if where == "file of fit":
@@ -360,9 +374,9 @@ def test_the_key_lr_scheduler_is_told_what_it_is_called_here(
     elif where.startswith("arguments"):
         args += ["--lr_scheduler", given if isinstance(given, str) else "{name: step_lr, step_size: 3}"]
     if where == "file of fit":
-        run = lambda: ours.OptplugCLI(model, args=[*args, "fit"])  # noqa: E731
+        run = lambda: optplug_lightning.OptplugCLI(model, args=[*args, "fit"])  # noqa: E731
     elif where.endswith("fit"):
-        run = lambda: ours.OptplugCLI(model, args=["fit", *args])  # noqa: E731
+        run = lambda: optplug_lightning.OptplugCLI(model, args=["fit", *args])  # noqa: E731
     else:
         run = lambda: cli(args)  # noqa: E731
     says = "\n".join(complaints(capsys, run))
@@ -393,10 +407,17 @@ def test_a_misspelt_key_of_ours_has_its_nearest_match(cli: Any, write: Any, caps
 )
 @pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
 def test_the_command_line_explains_a_name(
-    ours: Any, cli: Any, model: type, capsys: Any, args: list[str], first: str, words: str, subcommand: bool
+    optplug_lightning: Any,
+    cli: Any,
+    model: type,
+    capsys: Any,
+    args: list[str],
+    first: str,
+    words: str,
+    subcommand: bool,
 ):
     with pytest.raises(SystemExit) as caught:
-        ours.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args)
+        optplug_lightning.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args)
     out = capsys.readouterr().out
     assert caught.value.code == 0
     assert out.startswith(first)
@@ -433,8 +454,8 @@ class Two(nn.Module):
         return loss
 
 
-def test_a_list_in_a_file_is_several_optimizers(cli: Any, write: Any, scripted: type):
-    class Manual(Two, scripted):
+def test_a_list_in_a_file_is_several_optimizers(cli: Any, write: Any, scripted_module: type):
+    class Manual(Two, scripted_module):
         def __init__(self) -> None:
             super().__init__(automatic=False)
 
@@ -490,22 +511,22 @@ def test_presets_and_multipliers_are_read_from_a_file(cli: Any, write: Any):
     }
 
 
-def test_a_scheduler_alone_schedules_the_model_s_own_optimizer(cli: Any, write: Any, scripted: type):
-    class Own(scripted):
+def test_a_scheduler_alone_schedules_the_model_s_own_optimizer(cli: Any, write: Any, scripted_module: type):
+    class Own(scripted_module):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
     config = write(scheduler={"name": "exponential_lr", "gamma": 0.5})
-    assert cli(["--config", config], module=Own).model.rates == [1.0] * 4 + [0.5] * 4
+    assert cli(["--config", config], module=Own).model.lrs == [1.0] * 4 + [0.5] * 4
     args = ["--config", write(), "--scheduler", "exponential_lr", "--scheduler.gamma", "0.5"]
     made = cli(args, module=Own)
-    assert made.model.rates == [1.0] * 4 + [0.5] * 4
+    assert made.model.lrs == [1.0] * 4 + [0.5] * 4
     assert type(made.trainer.optimizers[0]) is torch.optim.SGD
 
 
 def test_a_scheduler_alone_needs_a_model_with_an_optimizer(cli: Any, write: Any):
     config = write(scheduler={"name": "exponential_lr", "gamma": 0.5})
-    with pytest.raises(WiringError, match=r"^scheduler: there is no optimizer to schedule: Model defines no "):
+    with pytest.raises(WiringError, match=r"^scheduler: no optimizer is configured, and Model defines no "):
         cli(["--config", config])
 
 
@@ -524,7 +545,7 @@ def test_auto_and_a_warmup_alone_are_given_on_the_command_line(cli: Any, write: 
     args = ["--scheduler", "cosine_annealing_lr", "--scheduler.T_max", "auto"]
     assert cli(["--config", config, *args]).trainer.lr_scheduler_configs[0].scheduler.T_max == 2
     made = cli(["--config", config, "--scheduler.warmup", "{ratio: 0.5}"])
-    assert made.model.rates == [0.25, 0.4375, 0.625, 0.8125] + [1.0] * 4
+    assert made.model.lrs == [0.25, 0.4375, 0.625, 0.8125] + [1.0] * 4
 
 
 def test_a_link_is_read_from_a_file(cli: Any, write: Any, model: type):
@@ -534,12 +555,12 @@ def test_a_link_is_read_from_a_file(cli: Any, write: Any, model: type):
             self.rate = rate
 
     config = write(optimizer={"name": "sgd", "lr": "module.rate"}, model={"rate": 0.5})
-    assert cli(["--config", config], module=Own).model.rates == [0.5] * 8
+    assert cli(["--config", config], module=Own).model.lrs == [0.5] * 8
 
 
 @pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
 def test_what_print_config_prints_is_our_form_and_can_be_run_again(
-    ours: Any, cli: Any, model: type, write: Any, folder: Path, capsys: Any, subcommand: bool
+    optplug_lightning: Any, cli: Any, model: type, write: Any, folder: Path, capsys: Any, subcommand: bool
 ):
     given = {
         "optimizer": {"name": "adam", "lr": 0.02, "betas": [0.8, 0.99]},
@@ -548,7 +569,7 @@ def test_what_print_config_prints_is_our_form_and_can_be_run_again(
     }
 
     def run(args: list[str], fit: bool = True) -> Any:
-        return ours.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args, fit=fit)
+        return optplug_lightning.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args, fit=fit)
 
     config = write(**given)
     capsys.readouterr()
@@ -563,7 +584,7 @@ def test_what_print_config_prints_is_our_form_and_can_be_run_again(
     again.write_text(printed)
     first = run(["--config", config, "--optimizer.eps", "0.5"])
     second = run(["--config", str(again)])
-    assert first.model.rates == second.model.rates
+    assert first.model.lrs == second.model.lrs
     for p, q in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(p, q)
 
@@ -621,13 +642,13 @@ def test_list_of_nothing_fails(command: Any):
 
 
 def test_list_shows_what_is_quarantined_and_disabled(command: Any, monkeypatch: pytest.MonkeyPatch):
-    catalogue = registry._catalogue()
+    catalogue = registry._discovered()
     monkeypatch.setattr(
         catalogue, "quarantined", [Quarantined(Plugin("bad", "bad-dist", "2"), "ValueError: [oh] no", "")]
     )
     monkeypatch.setattr(catalogue, "disabled", [Plugin("off", "off-dist", "3")])
     out = command("list").stdout
-    assert "plugin bad (bad-dist 2) was left out: ValueError: [oh] no\n" in out
+    assert "plugin bad (bad-dist 2) is quarantined: ValueError: [oh] no\n" in out
     assert "plugin off (off-dist 3) is disabled by OPTPLUG_DISABLE\n" in out
 
 
@@ -640,7 +661,7 @@ def test_info_shows_arguments_and_documentation(command: Any):
         "  kind          optimizer",
         "  class         optplug_classic.adam.Adam",
         f"  plugin        optplug-classic (optplug {optplug.__version__})",
-        "  plugin API    1 (this optplug speaks 1)",
+        "  plugin API    1 (this optplug supports 1)",
     ]
     rows = {words(line)[0]: words(line)[-1] for line in lines if line.strip()}
     assert (rows["lr"], rows["eps"], rows["amsgrad"]) == ("0.001", "1e-08", "False")

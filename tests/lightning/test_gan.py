@@ -1,4 +1,4 @@
-"""The example with two optimizers: it learns, and each schedule is stepped at its own moments, by optplug alone."""
+"""The GAN example: it learns, and optplug steps the schedules of both optimizers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from optplug.cli.app import app
 from optplug.pytorch_lightning import ConfigureOptimizers
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-EPOCHS, BATCHES = 4, 17  # 1,078 images, 64 at a time
+EPOCHS, BATCHES = 4, 17  # 1,078 images in batches of 64
 
 
 @pytest.fixture
 def gan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(EXAMPLES)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the example does
+    torch.set_num_threads(1)  # like the example
     yield importlib.import_module("gan")
     torch.set_num_threads(threads)
 
@@ -37,11 +37,11 @@ def configuration() -> dict[str, Any]:
     return yaml.safe_load((EXAMPLES / "gan.yaml").read_text())
 
 
-class Rates(pl.Callback):
-    """The learning rates with which each batch begins, and the steps of each optimizer."""
+class LRRecorder(pl.Callback):
+    """Records the learning rates at the start of each batch, and the number of steps of each optimizer."""
 
     def __init__(self) -> None:
-        self.rates: list[list[float]] = []
+        self.lrs: list[list[float]] = []
         self.steps = [0, 0]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -52,7 +52,7 @@ class Rates(pl.Callback):
         self.steps[i] += 1
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+        self.lrs.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -60,7 +60,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
 
 
-def test_the_example_learns_in_a_few_epochs(tmp_path: Path) -> None:
+def test_example_learns_in_a_few_epochs(tmp_path: Path) -> None:
     result = run(tmp_path, "--trainer.max_epochs=16")
     assert result.returncode == 0, result.stderr
     assert "monitor val_frechet (min) from the configuration" in result.stdout
@@ -70,31 +70,33 @@ def test_the_example_learns_in_a_few_epochs(tmp_path: Path) -> None:
     assert {"config.yaml", "metrics.csv", "samples.png"} <= {path.name for path in folder.iterdir()}
 
 
-def test_the_example_that_learns_nothing_ends_in_an_error(tmp_path: Path) -> None:
+def test_example_exits_with_an_error_if_the_distance_does_not_fall(tmp_path: Path) -> None:
     result = run(tmp_path, "--trainer.limit_train_batches=1", "--trainer.max_epochs=1")
     assert result.returncode == 1
     assert result.stderr.endswith("the distance has not fallen to a quarter: something is wrong\n")
 
 
-def test_the_example_runs_in_fast_dev_run(tmp_path: Path) -> None:
+def test_example_runs_with_fast_dev_run(tmp_path: Path) -> None:
     result = run(tmp_path, "--trainer.fast_dev_run=true")
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.rglob("samples.png")) == []
 
 
-def test_the_configuration_is_valid_for_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the example imports its neighbour, from its own folder
+def test_configuration_is_valid_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))  # gan.py imports digits.py from its own folder
     arguments = ["validate", str(EXAMPLES / "gan.yaml"), "--model", f"{EXAMPLES / 'gan.py'}:DigitsGAN"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
 
 
-def test_each_schedule_is_stepped_at_its_own_moments(
+def test_each_schedule_is_stepped_at_its_own_interval(
     gan: Any, configuration: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(gan, "frechet", lambda *_: torch.tensor(1.0))  # never better: every validation cuts
+    monkeypatch.setattr(
+        gan, "frechet", lambda *_: torch.tensor(1.0)
+    )  # no improvement: each validation after the first cuts the lr
     configuration["optimizer"][0]["scheduler"]["patience"] = 0
-    rates = Rates()
+    recorder = LRRecorder()
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -104,16 +106,16 @@ def test_each_schedule_is_stepped_at_its_own_moments(
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
-        callbacks=[ConfigureOptimizers(configuration["optimizer"]), rates],
+        callbacks=[ConfigureOptimizers(configuration["optimizer"]), recorder],
     )
     trainer.fit(gan.DigitsGAN(), gan.Digits())
 
     plateau, cosine = (entry.scheduler for entry in trainer.lr_scheduler_configs)
     total = EPOCHS * BATCHES
-    assert rates.steps == [total, total]
+    assert recorder.steps == [total, total]
     assert plateau.last_epoch == EPOCHS
     assert cosine.last_epoch == cosine.T_max == total
-    generator, discriminator = zip(*rates.rates, strict=True)
+    generator, discriminator = zip(*recorder.lrs, strict=True)
     assert generator == tuple(1e-3 * 0.5 ** max(0, epoch - 1) for epoch in range(EPOCHS) for _ in range(BATCHES))
     expected = [5e-4 + 1.5e-3 * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total)]
     assert discriminator == pytest.approx(expected)
@@ -124,7 +126,7 @@ def test_each_schedule_is_stepped_at_its_own_moments(
     ]
 
 
-def test_the_noise_of_the_validation_is_the_same_every_time(gan: Any) -> None:
+def test_validation_noise_is_fixed(gan: Any) -> None:
     torch.manual_seed(0)
     first = gan.DigitsGAN()
     torch.manual_seed(1)
@@ -138,7 +140,7 @@ def test_the_noise_of_the_validation_is_the_same_every_time(gan: Any) -> None:
     assert values[0] == values[1]
 
 
-def test_the_frechet_distance_is_that_of_normal_distributions(gan: Any) -> None:
+def test_frechet_distance_of_normal_distributions(gan: Any) -> None:
     torch.manual_seed(0)
     images = torch.rand(500, 1, 8, 8)
     variance = images.flatten(1).double().var(0).sum().item()
@@ -150,7 +152,7 @@ def test_the_frechet_distance_is_that_of_normal_distributions(gan: Any) -> None:
     assert gan.frechet(images, other).item() == pytest.approx(gan.frechet(other, images).item())
 
 
-def test_the_frechet_distance_orders_what_an_eye_orders(gan: Any) -> None:
+def test_frechet_distance_increases_from_real_digits_to_noise(gan: Any) -> None:
     torch.manual_seed(0)
     data = gan.Digits()
     data.setup("fit")

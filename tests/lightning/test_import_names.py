@@ -1,4 +1,4 @@
-"""Either import name of Lightning alone, both, or none: each in a process that finds no other."""
+"""Environments with one, both or none of Lightning's two packages. Each runs in a process that hides the others."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import sys
 
 import pytest
 
-NAMES = ("lightning", "pytorch_lightning")
+PACKAGES = ("lightning", "pytorch_lightning")
 
-HIDE = """
+HIDE_PACKAGES = """
 import importlib.machinery, sys
 
 hidden = set(sys.argv[1].split())
 find_spec = importlib.machinery.PathFinder.find_spec
 
 
-def find_others(name, path=None, target=None):
+def find_spec_unless_hidden(name, path=None, target=None):
     return None if name.partition(".")[0] in hidden else find_spec(name, path, target)
 
 
-importlib.machinery.PathFinder.find_spec = find_others
+importlib.machinery.PathFinder.find_spec = find_spec_unless_hidden
 """
 
-FIT = """
+FIT_PROGRAM = """
 import importlib
 
 import torch
@@ -38,14 +38,14 @@ for name in ("lightning", "pytorch_lightning"):
         assert name not in hidden
 
 
-def fitted(namespace, callback):
+def lrs_of_fit(import_name, callback):
     \"\"\"The learning rate of each epoch.\"\"\"
-    pl = importlib.import_module(namespace)
+    pl = importlib.import_module(import_name)
 
     class Module(pl.LightningModule):
         def __init__(self):
             super().__init__()
-            self.layer, self.rates = torch.nn.Linear(4, 1), []
+            self.layer, self.lrs = torch.nn.Linear(4, 1), []
 
         def training_step(self, batch, batch_idx):
             return self.layer(batch[0]).square().mean()
@@ -54,7 +54,7 @@ def fitted(namespace, callback):
             self.log("val_loss", float(self.current_epoch), batch_size=2)
 
         def on_train_epoch_start(self):
-            self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     data = DataLoader(TensorDataset(torch.ones(4, 4)), batch_size=2)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -62,7 +62,7 @@ def fitted(namespace, callback):
     trainer = pl.Trainer(accelerator="cpu", devices=1, max_epochs=4, callbacks=callback, **quiet)
     trainer.fit(module, data, data)
     assert "configure_optimizers" not in vars(module)
-    return module.rates
+    return module.lrs
 
 
 def callback_of(name):
@@ -71,28 +71,28 @@ def callback_of(name):
     return ours.ConfigureOptimizers({"name": "adam", "lr": 0.1}, plateau, verbose=False)
 
 
-FALLING = [0.1, 0.1, 0.05, 0.025]
-NAMESPACES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
+EXPECTED_LRS = [0.1, 0.1, 0.05, 0.025]
+IMPORT_NAMES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 """
 
 
 def run(program: str, *hidden: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", HIDE + program, " ".join(hidden)]
+    command = [sys.executable, "-c", HIDE_PACKAGES + program, " ".join(hidden)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_row_31_one_name_alone(name: str) -> None:
-    (other,) = set(NAMES) - {name}
+@pytest.mark.parametrize("name", PACKAGES)
+def test_one_import_name_installed(name: str) -> None:
+    (other,) = set(PACKAGES) - {name}
     ran = run(
-        f"""{FIT}
+        f"""{FIT_PROGRAM}
 import optplug
 
-for module in ("lightning", "pytorch_lightning"):  # either module of ours serves the one that is there
-    assert fitted(NAMESPACES[{name!r}], [callback_of(module)]) == FALLING
-    assert fitted(NAMESPACES[{name!r}], callback_of(module)) == FALLING
+for module in ("lightning", "pytorch_lightning"):  # each of the two modules works with the installed package
+    assert lrs_of_fit(IMPORT_NAMES[{name!r}], [callback_of(module)]) == EXPECTED_LRS
+    assert lrs_of_fit(IMPORT_NAMES[{name!r}], callback_of(module)) == EXPECTED_LRS
     cli = importlib.import_module(f"optplug.{{module}}").OptplugCLI
-    assert issubclass(cli, importlib.import_module(NAMESPACES[{name!r}] + ".cli").LightningCLI)
+    assert issubclass(cli, importlib.import_module(IMPORT_NAMES[{name!r}] + ".cli").LightningCLI)
 assert {other!r} not in sys.modules
 """,
         other,
@@ -100,23 +100,23 @@ assert {other!r} not in sys.modules
     assert ran.returncode == 0, ran.stderr
 
 
-def test_row_31_both_names_take_either_callback() -> None:
+def test_callback_works_under_both_import_names() -> None:
     ran = run(
-        f"""{FIT}
-for name, namespace in NAMESPACES.items():
-    for module in NAMESPACES:
-        assert fitted(namespace, [callback_of(module)]) == FALLING
+        f"""{FIT_PROGRAM}
+for name, import_name in IMPORT_NAMES.items():
+    for module in IMPORT_NAMES:
+        assert lrs_of_fit(import_name, [callback_of(module)]) == EXPECTED_LRS
         bare = callback_of(module)
-        assert fitted(namespace, bare) == FALLING
-        assert fitted(namespace, bare) == FALLING  # once more
+        assert lrs_of_fit(import_name, bare) == EXPECTED_LRS
+        assert lrs_of_fit(import_name, bare) == EXPECTED_LRS  # the callback can be used again
     cli = importlib.import_module(f"optplug.{{name}}").OptplugCLI
-    assert issubclass(cli, importlib.import_module(namespace + ".cli").LightningCLI)
+    assert issubclass(cli, importlib.import_module(import_name + ".cli").LightningCLI)
 """
     )
     assert ran.returncode == 0, ran.stderr
 
 
-def test_row_31_without_any_all_but_the_callback_works() -> None:
+def test_without_lightning_everything_except_the_callback_works() -> None:
     ran = run(
         """
 import optplug, torch
@@ -127,12 +127,12 @@ optplug.create_scheduler("reduce_lr_on_plateau", optimizer, mode="min")
 made = optplug.configure_optimizers(module, "adam", {"name": "exponential_lr", "gamma": 0.5})
 assert made["lr_scheduler"]["scheduler"].optimizer is made["optimizer"]
 """,
-        *NAMES,
+        *PACKAGES,
     )
     assert ran.returncode == 0, ran.stderr
 
 
-def test_row_31_without_any_the_error_says_what_to_install() -> None:
+def test_without_lightning_the_error_names_the_packages_to_install() -> None:
     ran = run(
         """
 import optplug
@@ -143,7 +143,7 @@ for name in ("lightning", "pytorch_lightning"):
     except (ImportError, optplug.errors.OptplugError) as error:
         print(error)
 """,
-        *NAMES,
+        *PACKAGES,
     )
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout.splitlines()) == 2

@@ -1,518 +1,496 @@
-"""Groups added during training: every scheduler schedules them as if they had been there from the start."""
+"""Parameter groups that callbacks or modules add during training, for example when they unfreeze layers."""
 
 from __future__ import annotations
 
-import copy
 import importlib
-import itertools
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
-from torch.optim import lr_scheduler
-from torch.optim.swa_utils import SWALR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
-import optplug
-from optplug.config.expressions import resolved
-from optplug.config.param_groups import Known, known, name_groups
+from optplug.config.param_groups import name_groups, parameter_infos
 from optplug.optim.combined import Combined
-from optplug.schedulers.closed_form import ClosedFormLR
+from optplug.registry.specs import SchedulerSpec
 from optplug.schedulers.late_groups import follow_groups
-from optplug.schedulers.rebase import overruled
-from optplug.schedulers.warmup import Warmup
 
-BASES = (0.1, 0.02)
-STEPS = 16
-NAMES = optplug.list_schedulers("optplug-schedules:*")
-Plateau, Lambda, Cosine, Exponential, Step = (
-    optplug.get_scheduler(name)
-    for name in ("reduce_lr_on_plateau", "lambda_lr", "cosine_annealing_lr", "exponential_lr", "step_lr")
-)
+BATCHES = 4
+"""The number of batches in an epoch of `scripted_module`."""
 
+EPOCHS = 4
+RATIO = 0.1
+"""The learning rate of the added group, relative to that of the first group."""
 
-def parameter():
-    return torch.zeros(1, requires_grad=True)
+SGD = {"name": "sgd", "lr": 0.01}
+ADAM = {"name": "adam", "lr": 0.01}
+WORSE = {"val_loss": [0.0, 1.0, 2.0, 3.0]}
+PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5, "eps": 0.0, "monitor": "val_loss"}
+BOUNDED = {**PLATEAU, "min_lr": [1e-5]}
 
-
-def group(lr, **options):
-    return {"params": [parameter()], "lr": lr, **options}
-
-
-def sgd(*lrs, **options):
-    return torch.optim.SGD([group(lr) for lr in lrs or BASES], momentum=0.9, **options)
-
-
-def adam(*lrs):
-    return torch.optim.Adam([group(lr) for lr in lrs])
-
-
-def rates(optimizer):
-    return [float(group["lr"]) for group in optimizer.param_groups]
-
-
-def times(factor, optimizer):
-    """An argument by group, in proportion to the base rates."""
-    return [factor * rate for rate in rates(optimizer)]
-
-
-def first_and_others(first, others, optimizer):
-    return [first] + [others] * (len(optimizer.param_groups) - 1)
-
-
-def falling(t):
-    return 0.9**t
-
-
-def blinking(t):
-    return t // 3 % 2
-
-
-class Stranger(lr_scheduler.LRScheduler):
-    def get_lr(self):
-        return [base / (1 + self.last_epoch) for base in self.base_lrs]
-
-
-def of_case(cls, case):
-    given = {**case, "min_lr": 0.0, "eps": 0.0} if cls is Plateau else case  # bounds are no matter of ratios
-    return lambda optimizer: cls(optimizer, **resolved(cls, given))
-
-
-OURS = {
-    f"{name} {i}": of_case(cls, case)
-    for name, cls in ((name, optplug.get_scheduler(name)) for name in NAMES)
-    for i, case in enumerate(cls.cases)
-} | {
-    "lambda_lr by group": lambda o: Lambda(o, first_and_others(blinking, falling, o)),
-    "cosine_annealing_lr risen again": lambda o: Cosine(o, 5, 0.005),
-    "step_lr to nothing": lambda o: Step(o, 5, 0.0),
-    "in SequentialLR": lambda o: lr_scheduler.SequentialLR(o, [Step(o, 3, 0.5), Cosine(o, 9)], [6]),
-    "in ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler([Step(o, 3, 0.5), Exponential(o, 0.9)]),
+SCHEDULES: dict[str, Any] = {
+    "plateau": PLATEAU,
+    "plateau, bounds by group": BOUNDED,
+    "cosine": {"name": "cosine_annealing_lr", "T_max": "auto", "interval": "step"},
+    "cosine per epoch": {"name": "cosine_annealing_lr", "T_max": "auto"},
+    "lambda": {"name": "lambda_lr", "lr_lambda": "0.9 ** epoch", "interval": "step"},
+    "torch OneCycleLR": {"name": "one_cycle_lr", "max_lr": 0.05, "total_steps": EPOCHS * BATCHES},
+    "torch LambdaLR": {"name": "torch_lambda_lr"},
 }
-
-TORCH = {
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, blinking),
-    "LambdaLR by group": lambda o: lr_scheduler.LambdaLR(o, first_and_others(blinking, falling, o)),
-    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda t: 0.9 if t % 2 else 0.8),
-    "MultiplicativeLR by group": lambda o: lr_scheduler.MultiplicativeLR(
-        o, first_and_others(lambda t: 0.5, lambda t: 0.9, o)
-    ),
-    "StepLR": lambda o: lr_scheduler.StepLR(o, 3, 0.5),
-    "StepLR to nothing": lambda o: lr_scheduler.StepLR(o, 5, 0.0),
-    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 9], 0.3),
-    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.3, 6),
-    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, 1.0, 8),
-    "LinearLR to nothing": lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, 8),
-    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
-    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 10, 2.0),
-    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 7),
-    "CosineAnnealingLR above a floor": lambda o: lr_scheduler.CosineAnnealingLR(o, 7, 0.005),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 4, 2, 0.005),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, times(10, o), 2 * STEPS),
-    "OneCycleLR in three phases": lambda o: lr_scheduler.OneCycleLR(o, times(10, o), 2 * STEPS, three_phase=True),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(
-        o,
-        times(1, o),
-        times(5, o),
-        3,
-        base_momentum=first_and_others(0.7, 0.75, o),
-        max_momentum=first_and_others(0.8, 0.85, o),
-    ),
-    "CyclicLR without momentum": lambda o: lr_scheduler.CyclicLR(
-        o, times(1, o), times(5, o), 3, mode="exp_range", gamma=0.9, cycle_momentum=False
-    ),
-    "SWALR": lambda o: SWALR(o, times(3, o), 6),
-    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=1, eps=0.0),
-    "ReduceLROnPlateau with bounds": lambda o: lr_scheduler.ReduceLROnPlateau(
-        o, factor=0.5, patience=1, eps=0.0, min_lr=first_and_others(1e-9, 1e-10, o)
-    ),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.ConstantLR(o, 0.1, 4), lr_scheduler.ExponentialLR(o, 0.9)], [4]
-    ),
-    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
-        [lr_scheduler.LinearLR(o, 0.2, 1.0, 5), lr_scheduler.MultiplicativeLR(o, lambda t: 0.9)]
-    ),
-    "a stranger's": Stranger,
+WITH_WARMUP = {
+    name: {**SCHEDULES[name], "warmup_steps": 7}
+    for name in ("plateau", "plateau, bounds by group", "cosine", "lambda", "torch OneCycleLR", "torch LambdaLR")
 }
+schedules = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+schedules_with_warmup = pytest.mark.parametrize("schedule", WITH_WARMUP.values(), ids=WITH_WARMUP)
+callback_orders = pytest.mark.parametrize("first", [True, False], ids=["optplug first", "optplug last"])
 
-EVERY = {f"optplug's {name}": make for name, make in OURS.items()} | {
-    f"torch's {name}": make for name, make in TORCH.items()
-}
-UNSTEADY = {name: make for name, make in EVERY.items() if "Sequential" not in name and "Chained" not in name}
-every = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
-
-
-def take_step(scheduler):
-    scheduler.optimizer.step()
-    if isinstance(scheduler, Warmup):
-        scheduler.warmup_step()
-    inner = scheduler.scheduler if isinstance(scheduler, Warmup) else scheduler
-    scheduler.step(*[1.0] * isinstance(inner, lr_scheduler.ReduceLROnPlateau))
+pytestmark = [
+    pytest.mark.usefixtures("plugins"),
+    # The resumed runs have no ModelCheckpoint.
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create"),
+]
 
 
-def shown(optimizer):
-    """All that a scheduler sets in the groups."""
-    return [
-        (float(group["lr"]), group.get("momentum", 0.0), *group.get("betas", ())) for group in optimizer.param_groups
-    ]
+class DecayingLR(LambdaLR):
+    def __init__(self, optimizer: Any, last_epoch: int = -1) -> None:
+        super().__init__(optimizer, decaying, last_epoch)
 
 
-def close(one, other):
-    return one == pytest.approx(other, rel=1e-9, abs=1e-13)
+def decaying(step: int) -> float:
+    return 0.9**step
 
 
-def runs(make, additions, kind=sgd, follow=follow_groups, as_rate=float):
-    """By step, what the groups have that were added by and by, and what they have that were there from the start.
+@pytest.fixture
+def plugins(register_schedulers: Any) -> None:
+    """Registers torch's schedulers `one_cycle_lr` and `torch_lambda_lr`, stepped after each optimizer step."""
+    register_schedulers(
+        SchedulerSpec("one_cycle_lr", OneCycleLR, interval="step"),
+        SchedulerSpec("torch_lambda_lr", DecayingLR, interval="step"),
+    )
+
+
+@pytest.fixture
+def transfer_module(scripted_module: type) -> Any:
+    """A module with a backbone. It records the learning lrs of all groups at each optimizer step."""
+
+    class Transfer(scripted_module):
+        def __init__(self) -> None:
+            super().__init__(val=WORSE)
+            self.backbone = nn.Linear(4, 4)
+            self.initial_weight = self.backbone.weight.detach().clone()
+            self.lrs_of_steps: list[list[float]] = []
+
+        def loss(self, batch: Any) -> torch.Tensor:
+            return nn.functional.mse_loss(self.layer(self.backbone(batch[0])), batch[1])
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.lrs_of_steps.append([float(group["lr"]) for group in optimizer.param_groups])
+
+    return Transfer
+
+
+@pytest.fixture
+def fit_with_callbacks(pl: Any, optplug_lightning: Any, trainer: Any, transfer_module: type) -> Any:
+    """Fits a module with `ConfigureOptimizers` and other callbacks; returns the trainer and the module."""
+
+    def run(
+        callbacks: Any, schedule: Any, *, first: bool = True, optimizer: Any = SGD, verbose: bool = False, **kwargs: Any
+    ) -> Any:
+        mine = optplug_lightning.ConfigureOptimizers(optimizer, schedule, verbose=verbose)
+        module, path = kwargs.pop("module", None) or transfer_module(), kwargs.pop("ckpt_path", None)
+        ordered = [mine, *callbacks] if first else [*callbacks, mine]
+        made = trainer(callbacks=ordered, **{"max_epochs": EPOCHS, **kwargs})
+        made.fit(module, ckpt_path=path)
+        return made, module
+
+    return run
+
+
+@pytest.fixture
+def backbone_finetuning(pl: Any) -> Any:
+    """Makes Lightning's BackboneFinetuning, which sets the backbone's learning rate in each epoch."""
+
+    def make() -> Any:
+        return pl.callbacks.BackboneFinetuning(1, lambda_func=constant_ratio, backbone_initial_ratio_lr=RATIO)
+
+    return make
+
+
+def constant_ratio(epoch: int) -> float:
+    return 1.0
+
+
+@pytest.fixture
+def finetuning_callback(pl: Any) -> Any:
+    """A finetuning callback that adds the backbone's group in epoch 1 and sets its learning rate only then."""
+
+    class Unfreeze(pl.callbacks.BaseFinetuning):
+        def freeze_before_training(self, module: Any) -> None:
+            self.freeze(module.backbone)
+
+        def finetune_function(self, module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 1:
+                lr = RATIO * optimizer.param_groups[0]["lr"]
+                self.unfreeze_and_add_param_group(module.backbone, optimizer, lr=lr)
+
+    return Unfreeze
+
+
+@pytest.fixture
+def adding_callback(pl: Any) -> Any:
+    """Makes a callback that adds the backbone's group in the given hook, in epoch 1."""
+
+    def make(hook: str) -> Any:
+        class Add(pl.Callback):
+            def setup(self, trainer: Any, module: Any, stage: str) -> None:
+                module.backbone.requires_grad_(False)
+
+        def add(self: Any, trainer: Any, module: Any, *_: Any) -> None:
+            (optimizer,) = trainer.optimizers
+            if trainer.current_epoch == 1 and len(optimizer.param_groups) == 1:
+                add_backbone(module, optimizer)
+
+        setattr(Add, hook, add)
+        return Add()
+
+    return make
+
+
+def add_backbone(module: Any, optimizer: Any) -> None:
+    module.backbone.requires_grad_(True)
+    lr = RATIO * optimizer.param_groups[0]["lr"]
+    optimizer.add_param_group({"params": list(module.backbone.parameters()), "lr": lr})
+
+
+RATIO_WITHIN_WARMUP = RATIO * (1 / 7 + 6 / 7 * BATCHES / 7)
+"""The later ratio of a group that is added one epoch into a warmup: its lr is taken as an lr without warmup."""
+
+
+def assert_added_group_is_scheduled(made: Any, module: Any, alone: Any, least: int, ratio: float = RATIO) -> None:
+    """Check the learning lrs of a run in which the backbone's group was added.
 
     Args:
-        additions: pairs of a step and the ratio of the group that is added before it.
+        made: the trainer.
+        module: the module.
+        alone: the module of a run without added group. The first group must have the same learning lrs in both.
+        least: the least number of optimizer steps with both groups.
+        ratio: the learning rate of the added group relative to that of the first group.
     """
-    optimizer = kind(*map(as_rate, BASES))
-    scheduler = make(optimizer)
-    bases, grown = list(BASES), []
-    for t in range(STEPS):
-        last, base = without_warmup(scheduler)[-1], bases[-1]
-        base_now = optimizer.param_groups[-1].get("initial_lr")
-        for _, ratio in (pair for pair in additions if pair[0] == t):
-            optimizer.add_param_group(group(as_rate(ratio * (last or base_now))))
-            bases.append(base * ratio)
-        follow(scheduler)
-        take_step(scheduler)
-        grown.append(shown(optimizer))
-    reference = kind(*map(as_rate, bases))
-    scheduler = make(reference)
-    whole = []
-    for _ in range(STEPS):
-        take_step(scheduler)
-        whole.append(shown(reference))
-    return grown, [path[: len(there)] for path, there in zip(whole, grown, strict=True)]
+    assert [head for head, *_ in module.lrs_of_steps] == pytest.approx(
+        [head for (head,) in alone.lrs_of_steps], rel=1e-12
+    )
+    both = [lrs for lrs in module.lrs_of_steps if len(lrs) == 2]
+    assert len(both) >= least
+    assert [backbone for _, backbone in both] == pytest.approx([ratio * head for head, _ in both], rel=1e-9)
+    assert len({head for head, _ in both}) > 1
+    assert [group.get("name") for group in made.optimizers[0].param_groups][1:] == ["backbone"]
+    assert not torch.equal(module.backbone.weight, module.initial_weight)
 
 
-def without_warmup(scheduler):
-    return scheduler._inner_lrs if isinstance(scheduler, Warmup) else rates(scheduler.optimizer)
+@schedules
+@callback_orders
+def test_group_of_backbone_finetuning_is_scheduled_and_named(
+    fit_with_callbacks: Any, backbone_finetuning: Any, schedule: Any, first: bool, capsys: Any
+) -> None:
+    made, module = fit_with_callbacks([backbone_finetuning()], schedule, first=first, verbose=True)
+    _, alone = fit_with_callbacks([], schedule)
+    assert [len(lrs) for lrs in module.lrs_of_steps] == [1] * BATCHES + [2] * (EPOCHS - 1) * BATCHES
+    assert [head for head, *_ in module.lrs_of_steps] == pytest.approx(
+        [head for head, *_ in alone.lrs_of_steps], rel=1e-12
+    )
+    # Epoch 1 only: at the start of each later epoch BackboneFinetuning sets the learning rate again.
+    epoch = module.lrs_of_steps[BATCHES : 2 * BATCHES]
+    assert [backbone for _, backbone in epoch] == pytest.approx([RATIO * head for head, _ in epoch], rel=1e-9)
+    assert [group.get("name") for group in made.optimizers[0].param_groups][1:] == ["backbone"]
+    assert capsys.readouterr().out.count("epoch 1: new parameter groups are scheduled too: backbone\n") == 1
 
 
-def assert_same_paths(grown, whole):
-    for t, (one, other) in enumerate(zip(grown, whole, strict=True)):
-        for i, (group_, reference) in enumerate(zip(one, other, strict=True)):
-            assert close(group_, reference), f"group {i} after step {t}"
+@pytest.mark.both_import_names
+@schedules_with_warmup
+def test_backbone_finetuning_within_warmup_keeps_the_ratio(
+    fit_with_callbacks: Any, backbone_finetuning: Any, schedule: Any
+) -> None:
+    _, module = fit_with_callbacks([backbone_finetuning()], schedule)
+    _, alone = fit_with_callbacks([], schedule)
+    assert [head for head, *_ in module.lrs_of_steps] == pytest.approx(
+        [head for head, *_ in alone.lrs_of_steps], rel=1e-12
+    )
+    epoch = module.lrs_of_steps[BATCHES : 2 * BATCHES]
+    assert [backbone for _, backbone in epoch] == pytest.approx(
+        [RATIO_WITHIN_WARMUP * head for head, _ in epoch], rel=1e-9
+    )
 
 
-# ------------------------------------------------------------------------------------------------ the law
+@schedules
+@callback_orders
+def test_group_of_finetuning_callback_keeps_its_ratio(
+    fit_with_callbacks: Any, finetuning_callback: type, schedule: Any, first: bool
+) -> None:
+    made, module = fit_with_callbacks([finetuning_callback()], schedule, first=first)
+    _, alone = fit_with_callbacks([], schedule)
+    assert_added_group_is_scheduled(made, module, alone, (EPOCHS - 1) * BATCHES)
 
 
-@every
-def test_a_group_added_at_any_step_is_scheduled_as_from_the_start(make):
-    for k in range(STEPS):
-        assert_same_paths(*runs(make, [(k, 0.3)]))
+@schedules_with_warmup
+def test_group_added_within_warmup_keeps_its_ratio(
+    fit_with_callbacks: Any, finetuning_callback: type, schedule: Any
+) -> None:
+    made, module = fit_with_callbacks([finetuning_callback()], schedule)
+    _, alone = fit_with_callbacks([], schedule)
+    assert_added_group_is_scheduled(made, module, alone, (EPOCHS - 1) * BATCHES, RATIO_WITHIN_WARMUP)
 
 
-@every
-def test_so_it_is_where_betas_are_scheduled(make):
-    assert_same_paths(*runs(make, [(4, 0.3)], adam))
+@pytest.mark.parametrize("schedule", WITH_WARMUP.values(), ids=WITH_WARMUP)
+def test_group_added_after_warmup_keeps_its_ratio(
+    fit_with_callbacks: Any, finetuning_callback: type, schedule: Any
+) -> None:
+    schedule = {**schedule, "warmup_steps": BATCHES - 1}
+    made, module = fit_with_callbacks([finetuning_callback()], schedule)
+    _, alone = fit_with_callbacks([], schedule)
+    assert_added_group_is_scheduled(made, module, alone, (EPOCHS - 1) * BATCHES)
 
 
-@every
-@settings(max_examples=20)
-@given(additions=st.lists(st.tuples(st.integers(0, STEPS - 1), st.sampled_from([0.1, 0.5, 1.0, 3.0])), max_size=4))
-def test_so_are_several_at_random_steps(make, additions):
-    assert_same_paths(*runs(make, additions))
-
-
-@pytest.mark.parametrize("make", OURS.values(), ids=OURS)
-def test_ours_follow_by_themselves(make):
-    for k in range(STEPS):
-        assert_same_paths(*runs(make, [(k, 0.3), (k + 2, 2.0)], follow=id))
-
-
-@pytest.mark.parametrize("make", UNSTEADY.values(), ids=UNSTEADY)
-@pytest.mark.parametrize("follow", [follow_groups, id], ids=["told", "by itself"])
-def test_within_a_warmup_they_do_so_from_their_rate_without_warmup(make, follow):
-    for k in range(STEPS):
-        assert_same_paths(*runs(lambda o: Warmup(make(o), 6), [(k, 0.3)], follow=follow))
-
-
-@every
-def test_rates_that_are_tensors_are_followed_and_shared_by_nobody(make):
-    def as_rate(rate):
-        return torch.tensor(float(rate), dtype=torch.float64)
-
-    assert_same_paths(*runs(make, [(4, 0.3), (9, 0.5)], as_rate=as_rate))
-    optimizer = sgd(*map(as_rate, BASES))
-    scheduler = make(optimizer)
-    take_step(scheduler)
-    optimizer.add_param_group(group(optimizer.param_groups[-1]["lr"]))  # as torch does with a default
-    follow_groups(scheduler)
-    kept = [vars(one) for one in (scheduler, *getattr(scheduler, "_schedulers", ()))]
-    values = [value for group_ in optimizer.param_groups for value in group_.values()]
-    told = [value for own in kept for value in own.get("_last_lr", ())]  # SequentialLR tells its member's
-    values += [value for own in kept for name, held in own.items() if name[0] != "_" for value in as_list(held)]
-    pointers, others = ([v.data_ptr() for v in vs if isinstance(v, torch.Tensor)] for vs in (values, told))
-    assert len(set(pointers)) == len(pointers) >= 3
-    assert not set(pointers) & set(others)
-
-
-def as_list(value):
-    return value if isinstance(value, list) else []
-
-
-def test_two_groups_before_one_step_are_both_in_proportion_to_the_last_old_one():
-    optimizer = sgd(0.1, 0.02)
-    scheduler = lr_scheduler.StepLR(optimizer, 1, 0.5)
-    take_step(scheduler)
-    optimizer.add_param_group(group(0.001))
-    optimizer.add_param_group(group(0.03))
-    follow_groups(scheduler)
-    assert scheduler.base_lrs == pytest.approx([0.1, 0.02, 0.002, 0.06])
-    assert [g["initial_lr"] for g in optimizer.param_groups] == scheduler.base_lrs
-
-
-def test_an_initial_lr_that_a_group_brings_is_its_base_rate():
-    optimizer = sgd(0.1)
-    scheduler = lr_scheduler.OneCycleLR(optimizer, 1.0, 20)
-    take_step(scheduler)
-    before = optimizer.param_groups[0]
-    optimizer.add_param_group(group(0.5, initial_lr=before["initial_lr"] / 4, min_lr=1e-9))
-    follow_groups(scheduler)
-    added = optimizer.param_groups[1]
-    assert (added["lr"], added["initial_lr"], added["min_lr"]) == (0.5, before["initial_lr"] / 4, 1e-9)
-    assert scheduler.base_lrs == [before["initial_lr"], added["initial_lr"]]
-    assert added["max_lr"] == pytest.approx(before["max_lr"] / 4)
-
-
-@pytest.mark.parametrize("make", [Exponential, lr_scheduler.ExponentialLR])
-def test_beside_a_rate_of_0_the_own_rate_is_the_base(make):
-    optimizer = sgd(0.1)
-    scheduler = make(optimizer, gamma=0.5)
-    take_step(scheduler)
-    optimizer.param_groups[0]["lr"] = 0.0
-    optimizer.add_param_group(group(0.03))
-    follow_groups(scheduler)
-    assert scheduler.base_lrs == [0.1, 0.03]
-    take_step(scheduler)
-    assert rates(optimizer) == [0.0, pytest.approx(0.03 * 0.5**2)]
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.03])
-def test_a_cycle_that_starts_at_0_has_its_height_for_a_new_group(rate):
-    optimizer = sgd(0.1)
-    scheduler = lr_scheduler.CyclicLR(optimizer, 0.0, 1.0, 4)
-    optimizer.add_param_group(group(rate))
-    follow_groups(scheduler)
-    assert (scheduler.base_lrs, scheduler.max_lrs) == ([0.0, rate], [1.0, 1.0])
-
-
-def test_a_group_of_rate_0_without_schedule_leaves_others_alone():
-    optimizer = sgd(0.0)
-    scheduler = Exponential(optimizer, 0.5)
-    optimizer.add_param_group(group(0.2))
-    take_step(scheduler)
-    assert rates(optimizer) == [0.0, 0.1]
-
-
-@pytest.mark.parametrize("ours", [True, False])
-def test_the_last_bound_of_a_plateau_holds_for_new_groups(ours):
-    optimizer = sgd(0.1, 0.1)
-    scheduler = (Plateau if ours else lr_scheduler.ReduceLROnPlateau)(optimizer, patience=0, min_lr=[0.05, 0.02])
-    optimizer.add_param_group(group(0.3))
-    if not ours:
-        follow_groups(scheduler)
-    for _ in range(5):
-        take_step(scheduler)
-    assert (rates(optimizer), scheduler.min_lrs) == ([0.05, 0.02, 0.02], [0.05, 0.02, 0.02])
-
-
-def test_a_rate_below_the_floor_never_becomes_negative():
-    for cls, k in itertools.product((Cosine, lr_scheduler.CosineAnnealingLR), range(20)):
-        optimizer = sgd(0.1)
-        scheduler = cls(optimizer, 7, 0.01)
-        for t in range(40):
-            if t == k:
-                optimizer.add_param_group(group(optimizer.param_groups[0]["lr"] / 10))
-            follow_groups(scheduler)
-            take_step(scheduler)
-            assert min(rates(optimizer)) > 0
-            assert max(rates(optimizer)) <= 0.1 * (1 + 1e-12)
-
-
-# ------------------------------------------------------------------------------------------------ what it leaves alone
-
-
-@every
-def test_where_nothing_was_added_nothing_changes_and_twice_is_once(make):
-    optimizer = sgd()
-    scheduler = make(optimizer)
-    for added in (False, True):
-        take_step(scheduler)
-        if added:
-            optimizer.add_param_group(group(0.01))
-            follow_groups(scheduler)
-        before = copy.deepcopy((scheduler.state_dict(), [{**g, "params": ()} for g in optimizer.param_groups]))
-        held = {name: id(value) for name, value in vars(scheduler).items()}
-        follow_groups(scheduler)
-        assert (scheduler.state_dict(), [{**g, "params": ()} for g in optimizer.param_groups]) == before
-        assert {name: id(value) for name, value in vars(scheduler).items()} == held
-        assert len(scheduler.get_last_lr()) == len(optimizer.param_groups)
-
-
-def test_a_state_that_was_taken_before_stays_as_it_was():
-    scheduler = Exponential(sgd(0.1), 0.9)
-    state = scheduler.state_dict()
-    scheduler.optimizer.add_param_group(group(0.2))
-    follow_groups(scheduler)
-    assert (state["base_lrs"], state["_last_lr"]) == ([0.1], [0.1])
-    assert (scheduler.base_lrs, scheduler.get_last_lr()) == ([0.1, 0.2], [0.1, 0.2])
-
-
-def test_groups_that_were_removed_are_not_its_business():
-    scheduler = lr_scheduler.ExponentialLR(sgd(0.1, 0.2), 0.9)
-    del scheduler.optimizer.param_groups[1]
-    follow_groups(scheduler)
-    assert scheduler.base_lrs == [0.1, 0.2]
-
-
-def test_one_that_can_do_it_itself_does():
-    class Own(Stranger):
-        def follow_groups(self):
-            self.base_lrs = [7.0] * len(self.optimizer.param_groups)
-
-    scheduler = Own(sgd())
-    follow_groups(lr_scheduler.ChainedScheduler([scheduler]))
-    assert scheduler.base_lrs == [7.0, 7.0]
-
-
-# ------------------------------------------------------------------------------------------------ checkpoints
-
-
-@every
-@pytest.mark.parametrize("warmup", [False, True])
-def test_what_goes_on_from_a_checkpoint_with_more_groups_goes_on_exactly(make, warmup):
-    def build():
-        optimizer = sgd()
-        scheduler = make(optimizer)
-        return optimizer, Warmup(scheduler, 9) if warmup else scheduler
-
-    optimizer, scheduler = build()
-    for t in range(STEPS // 2):
-        if t == 5:
-            optimizer.add_param_group(group(0.01))
-        follow_groups(scheduler)
-        take_step(scheduler)
-    resumed, again = build()
-    resumed.add_param_group(group(0.01))
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    again.load_state_dict(copy.deepcopy(scheduler.state_dict()))
-    for _ in range(STEPS // 2):
-        for one in (scheduler, again):
-            follow_groups(one)
-            take_step(one)
-        assert shown(resumed) == shown(optimizer)
-    assert again.get_last_lr() == scheduler.get_last_lr()
-
-
-def test_settings_of_a_configuration_overrule_a_checkpoint_with_more_groups():
-    for make, name in ((lambda o, f: Lambda(o, [f, f]), "lr_lambdas"), (lambda o, f: Plateau(o, min_lr=[1, 2]), 0)):
-        saved = make(sgd(*BASES), falling)
-        saved.optimizer.add_param_group(group(0.01))
-        follow_groups(saved)
-        optimizer = sgd(*BASES)
-        scheduler = make(optimizer, falling)
-        fresh = copy.deepcopy(scheduler.state_dict())
-        optimizer.add_param_group(group(0.01))
-        scheduler.load_state_dict(saved.state_dict())
-        assert overruled(scheduler, fresh, list(BASES), [1.0, 1.0])
-        assert scheduler.lr_lambdas == [falling] * 3 if name else scheduler.min_lrs == [1, 2, 2]
-
-
-# ------------------------------------------------------------------------------------------------ names
-
-
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        self.backbone_2 = nn.Linear(2, 2)
-        self.head = nn.Linear(2, 1, bias=False)
-
-
-@pytest.mark.parametrize(
-    ("pick", "name"),
-    [
-        (lambda m: m.backbone.parameters(), "backbone"),
-        (lambda m: m.backbone[0].parameters(), "backbone.0"),
-        (lambda m: m.backbone_2.parameters(), "backbone_2"),
-        (lambda m: m.head.parameters(), "head.weight"),
-        (lambda m: [*m.backbone.parameters(), *m.backbone_2.parameters()], "group 1"),
-        (lambda m: [*m.backbone.parameters(), parameter()], "group 1"),
-        (lambda m: [parameter()], "group 1"),
-    ],
+SOME_SCHEDULES = {
+    name: SCHEDULES[name] for name in ("plateau, bounds by group", "lambda", "torch OneCycleLR", "torch LambdaLR")
+}
+some_schedules = pytest.mark.parametrize("schedule", SOME_SCHEDULES.values(), ids=SOME_SCHEDULES)
+HOOKS = (
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_epoch_end",
+    "on_validation_end",
+    "on_train_epoch_end",
 )
-def test_a_group_is_named_after_what_its_parameters_have_in_common(pick, name):
-    module = Network()
-    optimizer = sgd(0.1)
-    optimizer.add_param_group({"params": pick(module)})
-    assert name_groups(optimizer, known(module), 1) == [name]
-    assert [g.get("name") for g in optimizer.param_groups] == [None, name]
 
 
-def test_no_two_groups_have_one_name_and_a_name_that_is_free_is_kept():
-    module = Network()
-    optimizer = torch.optim.SGD([group(0.1, name="backbone"), group(0.1, name="head 2")])
-    for name, params in ((None, [module.backbone[0].weight, module.backbone[1].weight]), ("head", [parameter()])):
-        optimizer.add_param_group({"params": params, **({"name": name} if name else {})})
-    more = [
-        {"params": [module.backbone[0].bias, module.backbone[1].bias]},
-        group(0.1, name="head"),
-        group(0.1, name=""),
-    ]
-    for one in (*more, {"params": module.backbone_2.parameters(), "name": "backbone 3"}):
-        optimizer.add_param_group(one)
-    expected = ["backbone 2", "head", "backbone 4", "head 3", "group 6", "backbone 3"]
-    assert name_groups(optimizer, known(module), 2) == expected
-    assert [g["name"] for g in optimizer.param_groups] == ["backbone", "head 2", *expected]
-    assert name_groups(optimizer, known(module), 2) == expected
-    assert name_groups(optimizer, known(module), len(optimizer.param_groups)) == []
+@some_schedules
+@pytest.mark.parametrize("hook", HOOKS)
+@callback_orders
+def test_group_added_in_any_callback_hook_is_scheduled(
+    fit_with_callbacks: Any, adding_callback: Any, schedule: Any, hook: str, first: bool
+) -> None:
+    made, module = fit_with_callbacks([adding_callback(hook)], schedule, first=first)
+    _, alone = fit_with_callbacks([], schedule)
+    assert_added_group_is_scheduled(made, module, alone, (EPOCHS - 2) * BATCHES)
 
 
-def test_a_name_is_made_of_what_is_known_alone():
-    p, q = parameter(), parameter()
-    optimizer = sgd(0.1)
-    optimizer.add_param_group({"params": [p, q]})
-    assert name_groups(optimizer, [Known(id(p), "a.b.c", 1, True), Known(id(q), "a.b.d", 1, True)], 1) == ["a.b"]
+@some_schedules
+@pytest.mark.parametrize("hook", ["training_step", "validation_step", "on_train_epoch_start", "on_train_epoch_end"])
+def test_group_added_by_module_hook_is_scheduled(
+    fit_with_callbacks: Any, transfer_module: type, schedule: Any, hook: str
+) -> None:
+    def add(self: Any, *args: Any) -> Any:
+        optimizer = self.optimizers()
+        if self.trainer.current_epoch == 1 and len(optimizer.param_groups) == 1:
+            add_backbone(self, optimizer)
+        return getattr(super(Adding, self), hook)(*args)
+
+    def __init__(self: Any) -> None:
+        super(Adding, self).__init__()
+        self.backbone.requires_grad_(False)
+
+    Adding = type("Adding", (transfer_module,), {hook: add, "__init__": __init__})
+    made, module = fit_with_callbacks([], schedule, module=Adding())
+    _, alone = fit_with_callbacks([], schedule)
+    assert_added_group_is_scheduled(made, module, alone, (EPOCHS - 2) * BATCHES)
 
 
-def combination():
-    return Combined([torch.optim.SGD([group(0.1)], momentum=0.9), torch.optim.Adam([group(0.02)])])
+@some_schedules
+def test_group_added_by_module_in_manual_optimization_is_scheduled(
+    fit_with_callbacks: Any, transfer_module: type, schedule: Any
+) -> None:
+    class Manual(transfer_module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.backbone.requires_grad_(False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            if self.trainer.global_step == BATCHES + 1:
+                add_backbone(self, optimizer)
+            super().training_step(batch, batch_idx)
+
+    made, module = fit_with_callbacks([], schedule, module=Manual())
+    _, alone = fit_with_callbacks([], schedule)
+    assert_added_group_is_scheduled(made, module, alone, (EPOCHS - 1) * BATCHES - 1)
 
 
-def test_the_groups_of_a_combination_are_followed_and_named():
-    module, optimizer = Network(), combination()
-    scheduler = Warmup(Lambda(optimizer, [falling, blinking]), 3)
-    optimizer.add_param_group({"params": module.backbone.parameters(), "lr": 0.3, "member": 0})
-    optimizer.add_param_group({"params": module.head.parameters(), "lr": 0.4, "member": "Adam", "name": "head"})
+@some_schedules
+@callback_orders
+@pytest.mark.parametrize("interval", ["step", "epoch", None])
+def test_learning_rate_monitor_logs_the_added_group(
+    pl: Any,
+    fit_with_callbacks: Any,
+    finetuning_callback: type,
+    schedule: Any,
+    first: bool,
+    interval: str | None,
+    tmp_path: Path,
+) -> None:
+    monitor = pl.callbacks.LearningRateMonitor(logging_interval=interval)
+    logger = pl.loggers.CSVLogger(tmp_path)
+    fit_with_callbacks([finetuning_callback(), monitor], schedule, first=first, logger=logger, log_every_n_steps=1)
+    logged = (Path(logger.log_dir) / "metrics.csv").read_text()
+    assert "backbone" in logged.splitlines()[0]
+
+
+ALL_SCHEDULES = {
+    **SCHEDULES,
+    **{f"{name}, warmup": schedule for name, schedule in WITH_WARMUP.items()},
+}
+
+
+@pytest.mark.parametrize("schedule", ALL_SCHEDULES.values(), ids=ALL_SCHEDULES)
+@pytest.mark.parametrize(
+    ("optimizer", "first"), [(SGD, True), (ADAM, False)], ids=["sgd, optplug first", "adam, optplug last"]
+)
+def test_resume_after_group_was_added_equals_uninterrupted_run(
+    save_every_checkpoint: Any,
+    fit_with_callbacks: Any,
+    finetuning_callback: type,
+    schedule: Any,
+    optimizer: Any,
+    first: bool,
+    tmp_path: Path,
+) -> None:
+    class UnfreezeOnResume(finetuning_callback):
+        """Unfreezes the layers again after a resume, because Lightning leaves them frozen."""
+
+        def on_fit_start(self, trainer: Any, module: Any) -> None:
+            super().on_fit_start(trainer, module)
+            if len(trainer.optimizers[0].param_groups) == 2:
+                self.make_trainable(module.backbone)
+
+    def run(*saver: Any, **kwargs: Any) -> Any:
+        return fit_with_callbacks([UnfreezeOnResume(), *saver], schedule, first=first, optimizer=optimizer, **kwargs)
+
+    saver = save_every_checkpoint("{epoch}")
+    made, uninterrupted = run(saver, enable_checkpointing=True)
+    for epoch in (0, 1, 2):
+        remade, resumed = run(ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert resumed.lrs_of_steps == uninterrupted.lrs_of_steps[(epoch + 1) * BATCHES :]
+        for mine, other in zip(resumed.parameters(), uninterrupted.parameters(), strict=True):
+            assert torch.equal(mine, other)
+        names = [[group.get("name") for group in one.optimizers[0].param_groups] for one in (made, remade)]
+        assert names[0] == names[1]
+
+
+@schedules
+@callback_orders
+def test_resume_of_backbone_finetuning_continues_the_lrs(
+    save_every_checkpoint: Any,
+    fit_with_callbacks: Any,
+    backbone_finetuning: Any,
+    schedule: Any,
+    first: bool,
+    tmp_path: Path,
+) -> None:
+    def run(*saver: Any, **kwargs: Any) -> Any:
+        return fit_with_callbacks([backbone_finetuning(), *saver], schedule, first=first, **kwargs)
+
+    saver = save_every_checkpoint("{epoch}")
+    _, uninterrupted = run(saver, enable_checkpointing=True)
+    for epoch in (0, 1):
+        _, resumed = run(ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert resumed.lrs_of_steps == uninterrupted.lrs_of_steps[(epoch + 1) * BATCHES :]
+
+
+@pytest.mark.parametrize("policy", ["keep", "override_hparams", "reset_scheduler"])
+@callback_orders
+def test_resume_with_finetuning_callback_under_each_policy(
+    pl: Any, optplug_lightning: Any, scripted_module: type, trainer: Any, tmp_path: Path, policy: str, first: bool
+) -> None:
+    class Unfreeze(pl.callbacks.BaseFinetuning):
+        def freeze_before_training(self, module: Any) -> None:
+            self.freeze(module.backbone)
+
+        def finetune_function(self, module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(module.backbone, optimizer, lr=0.01)
+
+    class WithBackbone(scripted_module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Linear(4, 4)
+
+        def loss(self, batch: Any) -> Any:
+            return nn.functional.mse_loss(self.layer(self.backbone(batch[0])), batch[1])
+
+    def run(**kwargs: Any) -> Any:
+        path = kwargs.pop("ckpt_path", None)
+        mine = optplug_lightning.ConfigureOptimizers(
+            "sgd", {"name": "exponential_lr", "gamma": 0.5}, verbose=False, on_resume=policy
+        )
+        callbacks = [mine, Unfreeze()] if first else [Unfreeze(), mine]
+        made = trainer(callbacks=callbacks, **kwargs)
+        made.fit(WithBackbone(), ckpt_path=path)
+        return made
+
+    made = run(max_epochs=2)
+    made.save_checkpoint(tmp_path / "unfrozen.ckpt")
+    made = run(max_epochs=3, ckpt_path=tmp_path / "unfrozen.ckpt")
+    assert made.current_epoch == 3
+    assert len(made.optimizers[0].param_groups) == 2
+
+
+# ------------------------------------------------------------- schedules that are replaced or end during training
+
+
+@pytest.mark.parametrize("warmup", [{}, {"warmup_steps": 5}], ids=["no warmup", "warmup"])
+def test_replacement_by_weight_averaging_warns_once(pl: Any, fit_with_callbacks: Any, warmup: Any) -> None:
+    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2, annealing_epochs=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made, module = fit_with_callbacks([averaging], {**PLATEAU, **warmup}, max_epochs=6)
+    messages = [str(w.message) for w in caught if "optplug no longer steps it" in str(w.message)]
+    assert len(messages) == 1
+    assert messages[0].startswith("reduce_lr_on_plateau is no longer among the trainer's schedulers")
+    assert "SWALR" in messages[0]
+    assert made.current_epoch == 6
+    assert len(module.lrs_of_steps) == 6 * BATCHES
+    assert module.lrs_of_steps[-1] == pytest.approx([0.05])
+
+
+@pytest.mark.parametrize("warmup", [{}, {"warmup_steps": 3}], ids=["no warmup", "warmup"])
+def test_one_cycle_shorter_than_the_training_stays_at_its_end(fit_with_callbacks: Any, warmup: Any) -> None:
+    cycle = {"name": "one_cycle_lr", "max_lr": 0.05, "total_steps": 10, **warmup}
+    _, module = fit_with_callbacks([], cycle)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    scheduler, lrs = OneCycleLR(optimizer, 0.05, 10), []
+    for step in range(10):
+        lrs.append(optimizer.param_groups[0]["lr"] * (min(1.0, 1 / 3 + 2 / 9 * step) if warmup else 1.0))
+        optimizer.step()
+        if step < 9:
+            scheduler.step()
+    assert [lr for (lr,) in module.lrs_of_steps[:10]] == pytest.approx(lrs, rel=1e-9)
+    assert {lr for (lr,) in module.lrs_of_steps[9:]} == {module.lrs_of_steps[9][0]}
+    assert len(module.lrs_of_steps) == EPOCHS * BATCHES
+
+
+# ------------------------------------------------------------------------------------------ without a trainer
+
+
+@pytest.mark.both_import_names
+@pytest.mark.parametrize("combined", [False, True], ids=["one optimizer", "combined"])
+def test_group_added_through_lightning_optimizer_is_scheduled_and_named(pl: Any, combined: bool) -> None:
+    def group(lr: float) -> dict[str, Any]:
+        return {"params": [torch.zeros(1, requires_grad=True)], "lr": lr}
+
+    module = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1, bias=False)})
+    optimizer = torch.optim.SGD([group(0.1), group(0.02)], momentum=0.9)
+    given: dict[str, Any] = {}
+    if combined:
+        optimizer = Combined([torch.optim.SGD([group(0.1)], momentum=0.9), torch.optim.Adam([group(0.02)])])
+        given = {"member": 0}
+    scheduler = StepLR(optimizer, 1, 0.5)
+    wrapper = importlib.import_module(f"{pl.__name__}.core.optimizer").LightningOptimizer(optimizer)
+    wrapper.add_param_group({"params": module["head"].parameters(), "lr": 0.04, **given})
     follow_groups(scheduler)
-    assert name_groups(optimizer, known(module), 2) == ["sgd_2", "head"]
-    assert [g["name"] for g in optimizer.param_groups] == ["sgd", "adam", "sgd_2", "head"]
-    for _ in range(4):
-        take_step(scheduler)
-    assert rates(optimizer) == pytest.approx([0.1 * falling(4), 0.02, 0.3, 0.4])
-
-
-def test_groups_added_through_lightning_s_optimizer_are_followed_and_named(pl):
-    wrap = importlib.import_module(f"{pl.__name__}.core.optimizer").LightningOptimizer
-    for optimizer in (sgd(0.1, 0.02), combination()):
-        module, scheduler = Network(), lr_scheduler.StepLR(optimizer, 1, 0.5)
-        given: dict[str, Any] = {"member": 0} if isinstance(optimizer, Combined) else {}
-        wrap(optimizer).add_param_group({"params": module.head.parameters(), "lr": 0.04, **given})
-        follow_groups(scheduler)
-        assert name_groups(optimizer, known(module), 2) == ["sgd_2" if given else "head.weight"]
-        assert scheduler.base_lrs == pytest.approx([0.1, 0.02, 0.04])
-
-
-def test_every_closed_form_of_ours_is_among_these():
-    assert {optplug.get_scheduler(name) for name in NAMES} >= {
-        cls for cls in (Cosine, Exponential, Step, Lambda) if issubclass(cls, ClosedFormLR)
-    }
-    assert {name.split()[0] for name in OURS} >= set(NAMES)
+    assert name_groups(optimizer, parameter_infos(module), 2) == ["sgd_2" if combined else "head.weight"]
+    assert scheduler.base_lrs == pytest.approx([0.1, 0.02, 0.04])

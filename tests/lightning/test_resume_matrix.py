@@ -1,7 +1,8 @@
-"""Feature row 9: interrupted and resumed equals uninterrupted, wherever the checkpoint was written.
+"""A resumed run equals an uninterrupted run, wherever the checkpoint was written.
 
-Rates at every batch, counters and the last line are equal bit for bit; weights and optimizer states too, wherever the
-data go on where they were. What Lightning makes impossible is warned about, and tested to be so.
+Learning rates at every batch, scheduler states and the plateau's summary are bit-identical. So are weights and
+optimizer states if the checkpoint was written between epochs or the data loader can resume within an epoch. For the
+cases that Lightning makes impossible, the test checks that there is a warning and that the runs differ.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
 PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
 COSINE = {"name": "cosine_annealing_lr"}
 VALUES = [5.0, 4.0, 6.0, 3.0, 7.0, 8.0, 2.0, 9.0, 1.0, 2.0, 0.5, 3.0]
-"""The best comes first, at checkpoints and later, so that a lost or repeated step shows."""
+"""The best value changes before and after each checkpoint, so that a lost or a repeated step changes the result."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
@@ -31,24 +32,32 @@ pytestmark = [
 
 
 class Setting(NamedTuple):
-    """Where a checkpoint is written, and under which schedule.
+    """A checkpoint to resume from, and the schedule, metric and data of the run.
 
     Attributes:
-        saver: of ModelCheckpoint. step: of the checkpoint to go on from. trainer: its arguments.
-        logs: where the metric is logged; the true loss, or values that are told.
-        data: whether they go on in the middle of an epoch. lost: what the warning says; "" for none.
-        by_hand: the hook in which another callback, listed before ours, saves too.
+        saver: arguments of ModelCheckpoint.
+        step: the global step of the checkpoint to resume from.
+        scheduler: the configured schedule.
+        trainer: arguments of the trainer.
+        metric: where the monitored metric is logged, and its values. Fixed values in validation (`"val"`), in training
+            (`"train"`), in on_train_epoch_end (`"late"`) or in validation in `"every second epoch"`; or the loss
+            (`"loss in val"`, `"loss in train"`).
+        resumable_data: whether the data loader resumes within an epoch.
+        optimizer: the configured optimizer.
+        warning: part of the warning about a lost metric value; empty if no value is lost.
+        save_hook: the hook in which another callback also saves checkpoints. It precedes `ConfigureOptimizers` in the
+            list of callbacks.
     """
 
     saver: dict[str, Any]
     step: int
     scheduler: dict[str, Any] = PLATEAU
-    trainer: dict[str, Any] = {}  # noqa: RUF012  # nobody writes into it
-    logs: str = "val"
-    data: bool = False
+    trainer: dict[str, Any] = {}  # noqa: RUF012  # never modified
+    metric: str = "val"
+    resumable_data: bool = False
     optimizer: dict[str, Any] = ADAM
-    lost: str = ""
-    by_hand: str = "on_train_batch_end"
+    warning: str = ""
+    save_hook: str = "on_train_batch_end"
 
 
 EPOCH_END = {"save_on_train_epoch_end": True}
@@ -62,96 +71,112 @@ SETTINGS = {
     "epoch end": Setting(EPOCH_END, 8),
     "validation end": Setting(VALIDATION_END, 8),
     "middle of an epoch": Setting({"every_n_train_steps": 2}, 6),
-    "middle of an epoch, data go on": Setting({"every_n_train_steps": 2}, 6, data=True),
+    "middle of an epoch, resumable data": Setting({"every_n_train_steps": 2}, 6, resumable_data=True),
     "max_steps, epoch end": Setting(EPOCH_END, 8, trainer=MAX_STEPS),
     "max_steps, validation end": Setting(VALIDATION_END, 8, trainer=MAX_STEPS),
-    "two validations an epoch, epoch end": Setting(EPOCH_END, 8, trainer=HALVES),
-    "two validations an epoch, first": Setting(VALIDATION_END, 6, trainer=HALVES),
-    "two validations an epoch, first, data go on": Setting(VALIDATION_END, 6, trainer=HALVES, data=True),
-    "two validations an epoch, second": Setting(VALIDATION_END, 8, trainer=HALVES),
-    "two validations an epoch, between them": Setting({"every_n_train_steps": 3}, 9, trainer=HALVES, data=True),
-    "every second epoch, epoch with": Setting(EPOCH_END, 8, trainer=SECOND),
-    "every second epoch, epoch without": Setting(EPOCH_END, 12, trainer=SECOND),
-    "every second epoch, validation end": Setting(VALIDATION_END, 8, trainer=SECOND),
-    "every three batches, validation end": Setting(VALIDATION_END, 9, trainer=BY_BATCHES, data=True),
-    "every three batches, epoch end": Setting(EPOCH_END, 8, trainer=BY_BATCHES),
-    "training metric, epoch end": Setting(EPOCH_END, 8, logs="train"),
-    "metric of on_train_epoch_end, epoch end": Setting(EPOCH_END, 8, logs="late"),
-    "metric of on_train_epoch_end, validation end": Setting(VALIDATION_END, 8, logs="late"),
-    "metric of on_train_epoch_end, middle": Setting({"every_n_train_steps": 2}, 6, logs="late", data=True),
-    "warmup, middle of it": Setting({"every_n_train_steps": 2}, 6, {**PLATEAU, "warmup_steps": 9}, data=True),
+    "two validations per epoch, epoch end": Setting(EPOCH_END, 8, trainer=HALVES),
+    "two validations per epoch, after the first": Setting(VALIDATION_END, 6, trainer=HALVES),
+    "two validations per epoch, after the first, resumable data": Setting(
+        VALIDATION_END, 6, trainer=HALVES, resumable_data=True
+    ),
+    "two validations per epoch, after the second": Setting(VALIDATION_END, 8, trainer=HALVES),
+    "two validations per epoch, between the two": Setting(
+        {"every_n_train_steps": 3}, 9, trainer=HALVES, resumable_data=True
+    ),
+    "validation every second epoch, epoch with validation": Setting(EPOCH_END, 8, trainer=SECOND),
+    "validation every second epoch, epoch without validation": Setting(EPOCH_END, 12, trainer=SECOND),
+    "validation every second epoch, validation end": Setting(VALIDATION_END, 8, trainer=SECOND),
+    "validation every three batches, validation end": Setting(
+        VALIDATION_END, 9, trainer=BY_BATCHES, resumable_data=True
+    ),
+    "validation every three batches, epoch end": Setting(EPOCH_END, 8, trainer=BY_BATCHES),
+    "training metric, epoch end": Setting(EPOCH_END, 8, metric="train"),
+    "metric of on_train_epoch_end, epoch end": Setting(EPOCH_END, 8, metric="late"),
+    "metric of on_train_epoch_end, validation end": Setting(VALIDATION_END, 8, metric="late"),
+    "metric of on_train_epoch_end, middle of an epoch": Setting(
+        {"every_n_train_steps": 2}, 6, metric="late", resumable_data=True
+    ),
+    "warmup, within the warmup": Setting(
+        {"every_n_train_steps": 2}, 6, {**PLATEAU, "warmup_steps": 9}, resumable_data=True
+    ),
     "warmup, epoch end": Setting(EPOCH_END, 8, {**PLATEAU, "patience": 1, "warmup_steps": 10}),
-    "true loss, middle": Setting(
-        {"every_n_train_steps": 2}, 6, {**PLATEAU, "threshold": 0.9}, logs="true val", data=True
+    "loss as metric, middle of an epoch": Setting(
+        {"every_n_train_steps": 2}, 6, {**PLATEAU, "threshold": 0.9}, metric="loss in val", resumable_data=True
     ),
-    "true loss, first of two validations": Setting(
-        VALIDATION_END, 6, {**PLATEAU, "threshold": 0.9}, HALVES, logs="true val", data=True
+    "loss as metric, after the first of two validations": Setting(
+        VALIDATION_END, 6, {**PLATEAU, "threshold": 0.9}, HALVES, metric="loss in val", resumable_data=True
     ),
-    "metric now and then, epoch end": Setting(EPOCH_END, 4, trainer={"num_sanity_val_steps": 0}, logs="now and then"),
-    "saved by hand, by step": Setting({"every_n_epochs": 9}, 6, {**COSINE, "T_max": 20, "interval": "step"}, data=True),
-    "saved by hand, after a validation": Setting({"every_n_epochs": 9}, 8, by_hand="on_validation_end"),
+    "metric in every second epoch, epoch end": Setting(
+        EPOCH_END, 4, trainer={"num_sanity_val_steps": 0}, metric="every second epoch"
+    ),
+    "saved by a callback, after a batch": Setting(
+        {"every_n_epochs": 9}, 6, {**COSINE, "T_max": 20, "interval": "step"}, resumable_data=True
+    ),
+    "saved by a callback, after a validation": Setting({"every_n_epochs": 9}, 8, save_hook="on_validation_end"),
     "patience in epochs": Setting(VALIDATION_END, 8, {**PLATEAU, "patience": 1, "patience_unit": "epochs"}, HALVES),
     "patience in steps": Setting(VALIDATION_END, 8, {**PLATEAU, "patience": 3, "patience_unit": "steps"}, HALVES),
     "cooldown": Setting(EPOCH_END, 8, {**PLATEAU, "cooldown": 2}, trainer=HALVES),
     "accumulation": Setting(VALIDATION_END, 4, trainer={"accumulate_grad_batches": 2}),
-    "cosine auto by step, middle": Setting(
-        {"every_n_train_steps": 2}, 6, {**COSINE, "T_max": "auto", "interval": "step"}, data=True
+    "cosine per step with auto, middle of an epoch": Setting(
+        {"every_n_train_steps": 2}, 6, {**COSINE, "T_max": "auto", "interval": "step"}, resumable_data=True
     ),
-    "cosine by three steps, epoch end": Setting(
+    "cosine every three steps, epoch end": Setting(
         EPOCH_END, 8, {**COSINE, "T_max": 6, "interval": "step", "frequency": 3}, optimizer=SGD
     ),
-    "cosine by epoch, last batch": Setting({"every_n_train_steps": 4}, 8, {**COSINE, "T_max": 5}, optimizer=SGD),
-    "step_lr by two epochs, middle": Setting(
-        {"every_n_train_steps": 2}, 6, {"name": "step_lr", "step_size": 1, "frequency": 2}, data=True
+    "cosine per epoch, after the last batch": Setting(
+        {"every_n_train_steps": 4}, 8, {**COSINE, "T_max": 5}, optimizer=SGD
     ),
-    "impossible: last batch of an epoch": Setting(
-        {"every_n_train_steps": 4}, 8, lost="before the validation that was due"
+    "step_lr every two epochs, middle of an epoch": Setting(
+        {"every_n_train_steps": 2}, 6, {"name": "step_lr", "step_size": 1, "frequency": 2}, resumable_data=True
     ),
-    "impossible: a batch before a validation": Setting(
-        {"every_n_train_steps": 2}, 6, trainer=HALVES, data=True, lost="before the validation that was due"
+    "value lost: after the last batch of an epoch": Setting(
+        {"every_n_train_steps": 4}, 8, warning="before the validation that was due"
     ),
-    "impossible: by hand, before a validation": Setting(
-        {"every_n_epochs": 9}, 8, by_hand="on_train_batch_end", lost="before the validation that was due"
+    "value lost: after the batch before a validation": Setting(
+        {"every_n_train_steps": 2}, 6, trainer=HALVES, resumable_data=True, warning="before the validation that was due"
     ),
-    "impossible: by hand, within a validation": Setting(
-        {"every_n_epochs": 9}, 8, by_hand="on_validation_epoch_end", lost="before the validation that was due"
+    "value lost: saved by a callback before a validation": Setting(
+        {"every_n_epochs": 9}, 8, save_hook="on_train_batch_end", warning="before the validation that was due"
     ),
-    "impossible: by hand, before on_train_epoch_end": Setting(
+    "value lost: saved by a callback within a validation": Setting(
+        {"every_n_epochs": 9}, 8, save_hook="on_validation_epoch_end", warning="before the validation that was due"
+    ),
+    "value lost: saved by a callback before on_train_epoch_end": Setting(
         {"every_n_epochs": 9},
         8,
-        logs="late",
-        by_hand="on_train_epoch_end",
-        lost="before the module's on_train_epoch_end",
+        metric="late",
+        save_hook="on_train_epoch_end",
+        warning="before the module's on_train_epoch_end",
     ),
-    "impossible: training metric, validation end": Setting(VALIDATION_END, 8, logs="train", lost="within epoch 1"),
-    "impossible: training metric, middle": Setting(
-        {"every_n_train_steps": 2}, 6, logs="true train", data=True, lost="within epoch 1"
+    "value lost: training metric, validation end": Setting(VALIDATION_END, 8, metric="train", warning="within epoch 1"),
+    "value lost: training metric, middle of an epoch": Setting(
+        {"every_n_train_steps": 2}, 6, metric="loss in train", resumable_data=True, warning="within epoch 1"
     ),
 }
-"""All may be trained automatically or manually, but accumulation."""
+"""Each setting runs with automatic and with manual optimization; accumulation is possible only in automatic."""
 
 
-class GoingOn(DataLoader):
-    """A data loader that goes on in the middle of an epoch."""
+class ResumableDataLoader(DataLoader):
+    """A data loader that resumes within an epoch."""
 
-    given, start = 0, 0
+    yielded, start = 0, 0
 
     def __iter__(self) -> Iterator[Any]:
-        self.given, start, self.start = self.start, self.start, 0
+        self.yielded, start, self.start = self.start, self.start, 0
         for i, batch in enumerate(super().__iter__()):
             if i >= start:
-                self.given += 1
+                self.yielded += 1
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"given": self.given % BATCHES}
+        return {"yielded": self.yielded % BATCHES}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.start = state["given"]
+        self.start = state["yielded"]
 
 
-def outcome(run: Any, module: Any) -> dict[str, Any]:
-    """Weights, optimizer state and scheduler counters after a run."""
+def weights_and_states(run: Any, module: Any) -> dict[str, Any]:
+    """The weights and the optimizer states after a run."""
     return {
         "weights": {name: p.tolist() for name, p in module.named_parameters()},
         "optimizer": [
@@ -163,67 +188,82 @@ def outcome(run: Any, module: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("automatic", [True, False], ids=["automatic", "manual"])
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_row_9_a_resumed_run_equals_an_uninterrupted_one(
-    pl: Any, ours: Any, scripted: type, trainer: Any, tmp_path: Path, capsys: Any, setting: Setting, automatic: bool
+def test_resumed_run_equals_uninterrupted_run(
+    pl: Any,
+    optplug_lightning: Any,
+    scripted_module: type,
+    trainer: Any,
+    tmp_path: Path,
+    save_every_checkpoint: Any,
+    capsys: Any,
+    setting: Setting,
+    automatic: bool,
 ) -> None:
     if not automatic and "accumulate_grad_batches" in setting.trainer:
-        setting = setting._replace(trainer={}, step=8)  # Lightning refuses it: the module accumulates if it likes
+        setting = setting._replace(trainer={}, step=8)  # Lightning raises: a module accumulates itself
 
-    class Module(scripted):
+    class Module(scripted_module):
         def train_dataloader(self) -> DataLoader:
             torch.manual_seed(1)
             x = torch.randn(2 * BATCHES, 4)
-            kind = GoingOn if setting.data else DataLoader
+            kind = ResumableDataLoader if setting.resumable_data else DataLoader
             return kind(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=2)
 
         def on_validation_epoch_end(self) -> None:
-            if setting.logs == "now and then" and self.current_epoch % 2 == 0:
+            if setting.metric == "every second epoch" and self.current_epoch % 2 == 0:
                 self.log("val_err", VALUES[self.current_epoch // 2])
             super().on_validation_epoch_end()
 
     def fit(**kwargs: Any) -> tuple[Any, Any, str]:
-        _, true, where = setting.logs.rpartition("true ")
-        metric = "val_loss" if where == "val" else "train_loss"
-        logs = {"val": {"val_other": None}, where: {metric: None if true else VALUES}}
-        if where == "now and then":
+        _, is_loss, place = setting.metric.rpartition("loss in ")
+        metric = "val_loss" if place == "val" else "train_loss"
+        logs = {"val": {"val_other": None}, place: {metric: None if is_loss else VALUES}}
+        if place == "every second epoch":
             metric, logs = "val_err", {"val": {"val_other": None}}
         module = Module(**logs, automatic=automatic)
         monitor = metric if "plateau" in setting.scheduler["name"] else None
-        own = ours.ConfigureOptimizers(setting.optimizer, setting.scheduler, monitor=monitor)
+        own = optplug_lightning.ConfigureOptimizers(setting.optimizer, setting.scheduler, monitor=monitor)
 
         def save(callback: Any, run: Any, *_: Any) -> None:
             if run.global_step and not run.sanity_checking:
-                run.save_checkpoint(tmp_path / f"by_hand-step={run.global_step}.ckpt")
+                run.save_checkpoint(tmp_path / f"saved_by_callback-step={run.global_step}.ckpt")
 
-        other = type("Other", (pl.callbacks.Callback,), {setting.by_hand: save})()
-        saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **setting.saver)
+        saving_callback = type("SavingCallback", (pl.callbacks.Callback,), {setting.save_hook: save})()
+        saver = save_every_checkpoint(**setting.saver)
         run = trainer(
-            **{"max_epochs": EPOCHS, "enable_checkpointing": True, "callbacks": [other, own, saver], **setting.trainer}
+            **{
+                "max_epochs": EPOCHS,
+                "enable_checkpointing": True,
+                "callbacks": [saving_callback, own, saver],
+                **setting.trainer,
+            }
         )
         run.fit(module, **kwargs)
         last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("optplug: plateau: ")]
         return run, module, "".join(last)
 
-    whole, straight, said = fit()
+    first_run, uninterrupted, summary = fit()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        by_hand = "by_hand-" if "every_n_epochs" in setting.saver else ""
-        resumed, rest, said_again = fit(ckpt_path=tmp_path / f"{by_hand}step={setting.step}.ckpt")
-    missed = [str(w.message) for w in caught if "misses a value" in str(w.message)]
-    schedules = [[entry.scheduler.state_dict() for entry in one.lr_scheduler_configs] for one in (whole, resumed)]
+        prefix = "saved_by_callback-" if "every_n_epochs" in setting.saver else ""
+        second_run, resumed, second_summary = fit(ckpt_path=tmp_path / f"{prefix}step={setting.step}.ckpt")
+    lost_value_warnings = [str(w.message) for w in caught if "misses a value" in str(w.message)]
+    schedules = [
+        [entry.scheduler.state_dict() for entry in one.lr_scheduler_configs] for one in (first_run, second_run)
+    ]
     equal = (
-        rest.rates == straight.rates[-len(rest.rates) :]
-        and rest.stepped == straight.stepped[-len(rest.stepped) :]  # what each step heard
+        resumed.lrs == uninterrupted.lrs[-len(resumed.lrs) :]
+        and resumed.scheduler_steps == uninterrupted.scheduler_steps[-len(resumed.scheduler_steps) :]
         and schedules[0] == schedules[1]
-        and said == said_again
+        and summary == second_summary
     )
-    assert len(rest.rates) >= BATCHES
-    if setting.lost:
-        assert len(missed) == 1
-        assert setting.lost in missed[0]
+    assert len(resumed.lrs) >= BATCHES
+    if setting.warning:
+        assert len(lost_value_warnings) == 1
+        assert setting.warning in lost_value_warnings[0]
         assert not equal
         return
-    assert missed == []
+    assert lost_value_warnings == []
     assert equal
-    if setting.data or setting.step % BATCHES == 0:
-        assert outcome(resumed, rest) == outcome(whole, straight)
+    if setting.resumable_data or setting.step % BATCHES == 0:
+        assert weights_and_states(second_run, resumed) == weights_and_states(first_run, uninterrupted)

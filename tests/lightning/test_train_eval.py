@@ -1,9 +1,8 @@
-"""Optimizers with `train()` and `eval()`: switched at every hook, right in every checkpoint, not disturbed by one."""
+"""Optimizers with `train()` and `eval()`: their mode in each hook, and the weights in checkpoints."""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ import optplug
 from optplug.lightning import train_eval
 from optplug.optim.combined import Combined
 
-# Resuming into the folder of the checkpoint is what some of these tests are about.
+# Some resumed runs save into the folder of the checkpoint that they resume from.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
@@ -27,9 +26,10 @@ EPOCHS, BATCHES = 2, 4
 
 
 class Averaging(torch.optim.Optimizer):
-    """SGD that evaluates with the mean of where it has been. The mode is a plain attribute, in no state dict.
+    """SGD that evaluates with the mean of the weights so far.
 
-    A new one claims to be training. Going there and back costs rounding in weights and state.
+    The mode is an attribute and not part of the state dict. A new optimizer is in training mode. Switching to eval and
+    back adds rounding errors to weights and state.
     """
 
     training = True
@@ -75,8 +75,8 @@ OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda params: SGDScheduleFree(params, lr=0.1),
     "attribute": lambda params: Averaging(params, lr=0.1),
 }
-every = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-both = pytest.mark.parametrize("automatic", [True, False], ids=["automatic", "manual"])
+all_optimizers = pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+automatic_and_manual = pytest.mark.parametrize("automatic", [True, False], ids=["automatic", "manual"])
 
 
 def mode_of(optimizer: Any) -> str:
@@ -84,22 +84,22 @@ def mode_of(optimizer: Any) -> str:
     return "train" if training else "eval"
 
 
-def frozen(value: Any) -> Any:
-    """A nest of tensors as it is now, to be compared bit by bit."""
+def to_lists(value: Any) -> Any:
+    """Tensors in nested containers as lists, for exact comparison."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, dict):
-        return {key: frozen(inner) for key, inner in value.items()}
-    return [frozen(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: to_lists(inner) for key, inner in value.items()}
+    return [to_lists(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def for_evaluation(layer: nn.Module, *optimizers: Any) -> tuple[Any, Any]:
-    """The weights and optimizer states of evaluation, taken from a copy."""
+def evaluation_state(layer: nn.Module, *optimizers: Any) -> tuple[Any, Any]:
+    """Weights and optimizer states in eval mode, from a copy."""
     layer, optimizers = copy.deepcopy((layer, optimizers))
     for optimizer in optimizers:
         if hasattr(optimizer, "eval"):
             optimizer.eval()
-    return frozen(layer.state_dict()), frozen([optimizer.state_dict() for optimizer in optimizers])
+    return to_lists(layer.state_dict()), to_lists([optimizer.state_dict() for optimizer in optimizers])
 
 
 def network() -> nn.Sequential:
@@ -115,49 +115,50 @@ def loss_of(net: nn.Module, step: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def module(scripted: type) -> Any:
-    """Makes modules with their own `configure_optimizers`, whose batches depend on the number of steps alone."""
+def switching_module(scripted_module: type) -> Any:
+    """A module class with its own `configure_optimizers`. The training batch depends only on the number of steps."""
 
-    class Switched(scripted):
-        def __init__(self, make: Any, *, helped: bool = False, **kwargs: Any) -> None:
+    class SwitchingModule(scripted_module):
+        def __init__(self, make_optimizer: Any, *, self_configured: bool = False, **kwargs: Any) -> None:
             super().__init__(**kwargs)
-            self.layer, self.make, self.helped = network(), make, helped
-            self.seen: list[tuple[str, str]] = []
+            self.layer, self.make_optimizer, self.self_configured = network(), make_optimizer, self_configured
+            self.recorded_modes: list[tuple[str, str]] = []
             self.validated: list[Any] = []
-            self.forwarded: Any = lambda: None
+            self.after_forward: Any = lambda: None
 
         def configure_optimizers(self) -> Any:
-            self.optimizer = self.make(self.layer.parameters())
-            return optplug.configure_optimizers(self, self.optimizer) if self.helped else self.optimizer
+            self.optimizer = self.make_optimizer(self.layer.parameters())
+            return optplug.configure_optimizers(self, self.optimizer) if self.self_configured else self.optimizer
 
-        def saw(self, hook: str) -> None:
-            self.seen.append((hook, mode_of(self.optimizer)))
+        def record_mode(self, hook: str) -> None:
+            self.recorded_modes.append((hook, mode_of(self.optimizer)))
 
         def loss(self, batch: Any) -> torch.Tensor:
             if not self.trainer.training:
                 return super().loss((batch[0], batch[1]))
-            self.saw("forward")
+            self.record_mode("forward")
             loss = loss_of(self.layer, self.trainer.global_step)
-            self.forwarded()
+            self.after_forward()
             return loss
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self.saw("sanity check" if self.trainer.sanity_checking else "validation_step")
-            self.validated.append(frozen(self.layer.state_dict()))
+            self.record_mode("sanity check" if self.trainer.sanity_checking else "validation_step")
+            self.validated.append(to_lists(self.layer.state_dict()))
 
         def test_step(self, batch: Any, batch_idx: int) -> None:
-            self.saw("test_step")
-            self.tested = frozen(self.layer.state_dict())
+            self.record_mode("test_step")
+            self.tested = to_lists(self.layer.state_dict())
 
-    return Switched
+    return SwitchingModule
 
 
 @pytest.fixture
-def run(ours: Any, trainer: Any) -> Any:
-    """Fits a module under an owner that configures nothing, and the callbacks given."""
+def run(optplug_lightning: Any, trainer: Any) -> Any:
+    """Fits a module with `ConfigureOptimizers()` without configuration, and other callbacks; returns the trainer."""
 
     def fit(module: Any, *callbacks: Any, ckpt_path: Any = None, **kwargs: Any) -> Any:
-        own = [] if getattr(module, "helped", False) else [ours.ConfigureOptimizers(verbose=False)]
+        self_configured = getattr(module, "self_configured", False)
+        own = [] if self_configured else [optplug_lightning.ConfigureOptimizers(verbose=False)]
         settings = {"max_epochs": EPOCHS, "val_check_interval": 0.5, "enable_checkpointing": bool(callbacks)}
         made = trainer(**{**settings, "callbacks": [*own, *callbacks], **kwargs})
         made.fit(module, ckpt_path=ckpt_path)
@@ -167,32 +168,22 @@ def run(ours: Any, trainer: Any) -> Any:
 
 
 @pytest.fixture
-def saver(pl: Any, tmp_path: Path) -> Any:
-    """Makes a checkpoint callback that keeps every checkpoint."""
+def batch_end_callback(pl: Any) -> Any:
+    """Makes a callback that calls a function with the trainer at the end of each batch, before ModelCheckpoint."""
 
-    def make(**kwargs: Any) -> Any:
-        return pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **kwargs)
-
-    return make
-
-
-@pytest.fixture
-def watcher(pl: Any) -> Any:
-    """Makes a callback that does something at the end of each batch, before a checkpoint is written there."""
-
-    class Watcher(pl.Callback):
-        def __init__(self, act: Any) -> None:
-            self.act = act
+    class BatchEndCallback(pl.Callback):
+        def __init__(self, function: Any) -> None:
+            self.function = function
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            self.act(trainer)
+            self.function(trainer)
 
-    return Watcher
+    return BatchEndCallback
 
 
-def outcome(module: Any) -> Any:
+def final_state(module: Any) -> Any:
     optimizers = module.trainer.optimizers
-    return frozen([module.layer.state_dict(), *(o.state_dict() for o in optimizers)]), mode_of(module.optimizer)
+    return to_lists([module.layer.state_dict(), *(o.state_dict() for o in optimizers)]), mode_of(module.optimizer)
 
 
 # ---------------------------------------------------------------- hooks
@@ -212,30 +203,35 @@ MODES = {
 }
 
 
-@both
-@every
-@pytest.mark.parametrize("helped", [False, True], ids=["callback", "helper"])
-def test_row_26_every_hook_finds_the_optimizer_in_its_mode(pl, module, run, make, automatic, helped):
-    fitted = module(make, automatic=automatic, helped=helped)
+@automatic_and_manual
+@all_optimizers
+@pytest.mark.parametrize("self_configured", [False, True], ids=["callback", "configure_optimizers"])
+def test_optimizer_has_the_right_mode_in_every_hook(
+    pl, switching_module, run, make_optimizer, automatic, self_configured
+):
+    fitted = switching_module(make_optimizer, automatic=automatic, self_configured=self_configured)
     hooks = {
-        hook: lambda self, trainer, pl_module, *_, hook=hook: pl_module.saw(hook)
+        hook: lambda self, trainer, pl_module, *_, hook=hook: pl_module.record_mode(hook)
         for hook in MODES
         if hook.startswith("on_")
     }
-    watch = type("Watch", (pl.Callback,), hooks)()
-    made = run(fitted, *([] if helped else [watch]), val_check_interval=3)  # so an epoch ends in training
+    recorder = type("Recorder", (pl.Callback,), hooks)()
+    # With an interval of 3, each epoch ends with a training batch.
+    made = run(fitted, *([] if self_configured else [recorder]), val_check_interval=3)
     made.test(fitted, verbose=False)
-    assert set(fitted.seen) == {(hook, mode) for hook, mode in MODES.items() if not (helped and hook.startswith("on_"))}
-    assert sum(hook == "forward" for hook, _ in fitted.seen) == EPOCHS * BATCHES
-    assert fitted.tested == frozen(fitted.layer.state_dict())
+    assert set(fitted.recorded_modes) == {
+        (hook, mode) for hook, mode in MODES.items() if not (self_configured and hook.startswith("on_"))
+    }
+    assert sum(hook == "forward" for hook, _ in fitted.recorded_modes) == EPOCHS * BATCHES
+    assert fitted.tested == to_lists(fitted.layer.state_dict())
 
 
-@both
-@every
-def test_row_26_a_fit_is_the_loop_that_switches_by_hand(module, run, make, automatic):
-    fitted, net, validated = module(make, automatic=automatic), network(), []
+@automatic_and_manual
+@all_optimizers
+def test_fit_equals_a_loop_that_switches_modes_itself(switching_module, run, make_optimizer, automatic):
+    fitted, net, validated = switching_module(make_optimizer, automatic=automatic), network(), []
     run(fitted, num_sanity_val_steps=0)
-    optimizer = make(net.parameters())
+    optimizer = make_optimizer(net.parameters())
     for step in range(EPOCHS * BATCHES):
         optimizer.train()
 
@@ -248,94 +244,104 @@ def test_row_26_a_fit_is_the_loop_that_switches_by_hand(module, run, make, autom
         optimizer.step(closure)
         if step % 2:
             optimizer.eval()
-            validated.append(frozen(net.state_dict()))
-    assert outcome(fitted) == (frozen([net.state_dict(), optimizer.state_dict()]), "eval")
+            validated.append(to_lists(net.state_dict()))
+    assert final_state(fitted) == (to_lists([net.state_dict(), optimizer.state_dict()]), "eval")
     assert fitted.validated[::BATCHES] == validated
 
 
-@every
-def test_row_26_an_exception_leaves_the_evaluation_weights(module, run, saver, watcher, tmp_path, make):
-    fitted, before = module(make), []
+@pytest.mark.both_import_names
+@all_optimizers
+def test_exception_leaves_and_saves_evaluation_weights(
+    switching_module, run, save_every_checkpoint, batch_end_callback, tmp_path, make_optimizer
+):
+    fitted, before = switching_module(make_optimizer), []
 
     def fail(trainer: Any) -> None:
         if trainer.global_step == 6:
-            before.append(for_evaluation(fitted.layer, fitted.optimizer))
+            before.append(evaluation_state(fitted.layer, fitted.optimizer))
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        run(fitted, watcher(fail), saver(save_on_train_epoch_end=True, save_on_exception=True))
+        run(
+            fitted,
+            batch_end_callback(fail),
+            save_every_checkpoint(save_on_train_epoch_end=True, save_on_exception=True),
+        )
     weights, states = before[0]
-    assert frozen(fitted.layer.state_dict()) == weights
+    assert to_lists(fitted.layer.state_dict()) == weights
     saved = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
     assert saved_weights(saved) == weights
-    assert frozen(saved["optimizer_states"]) == states
+    assert to_lists(saved["optimizer_states"]) == states
 
 
 # ---------------------------------------------------------------- checkpoints
 
 
 def saved_weights(checkpoint: Any, prefix: str = "layer.") -> Any:
-    return frozen({k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)})
+    return to_lists({k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)})
 
 
-@both
-@every
-def test_row_26_the_weights_in_a_checkpoint_are_those_of_evaluation(
-    module, run, saver, watcher, tmp_path, make, automatic
+@automatic_and_manual
+@all_optimizers
+def test_checkpoint_has_evaluation_weights_and_states(
+    switching_module, run, save_every_checkpoint, batch_end_callback, tmp_path, make_optimizer, automatic
 ):
-    fitted, expected, live = module(make, automatic=automatic), {}, {}
+    fitted, expected, live = switching_module(make_optimizer, automatic=automatic), {}, {}
 
-    def note(trainer: Any) -> None:
-        expected[trainer.global_step] = for_evaluation(fitted.layer, fitted.optimizer)
-        live[trainer.global_step] = frozen(fitted.layer.state_dict())
+    def record(trainer: Any) -> None:
+        expected[trainer.global_step] = evaluation_state(fitted.layer, fitted.optimizer)
+        live[trainer.global_step] = to_lists(fitted.layer.state_dict())
 
-    run(fitted, watcher(note), saver(every_n_train_steps=1))
+    run(fitted, batch_end_callback(record), save_every_checkpoint(every_n_train_steps=1))
     assert len(expected) == EPOCHS * BATCHES
     for step, (weights, states) in expected.items():
         saved = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
         assert saved_weights(saved) == weights
-        assert frozen(saved["optimizer_states"]) == states
-        assert (weights == live[step]) == (step == 1)  # the average of one is that one
+        assert to_lists(saved["optimizer_states"]) == states
+        assert (weights == live[step]) == (step == 1)  # after one step the average equals the weights
 
 
-@both
-@every
-@pytest.mark.parametrize("where", ["batch end", "between forward and backward"])
-def test_row_26_training_goes_on_as_if_nothing_had_been_saved(
-    module, run, saver, tmp_path, make, automatic, where, watcher
+@automatic_and_manual
+@all_optimizers
+@pytest.mark.parametrize("when", ["batch end", "between forward and backward"])
+def test_saving_does_not_change_the_training(
+    switching_module, run, save_every_checkpoint, tmp_path, make_optimizer, automatic, when, batch_end_callback
 ):
-    straight, saved = module(make, automatic=automatic), module(make, automatic=automatic)
+    reference, saved = (
+        switching_module(make_optimizer, automatic=automatic),
+        switching_module(make_optimizer, automatic=automatic),
+    )
     paths: tuple[list[Any], list[Any]] = ([], [])
 
-    def follow(fitted: Any, path: list[Any]) -> Any:
-        return watcher(lambda trainer: path.append(outcome(fitted)))
+    def record_states(fitted: Any, path: list[Any]) -> Any:
+        return batch_end_callback(lambda trainer: path.append(final_state(fitted)))
 
-    run(straight, follow(straight, paths[0]), enable_checkpointing=False)
-    if where == "batch end":
-        run(saved, follow(saved, paths[1]), saver(every_n_train_steps=1))
+    run(reference, record_states(reference, paths[0]), enable_checkpointing=False)
+    if when == "batch end":
+        run(saved, record_states(saved, paths[1]), save_every_checkpoint(every_n_train_steps=1))
     else:
-        saved.forwarded = lambda: saved.trainer.save_checkpoint(tmp_path / f"{saved.trainer.global_step}.ckpt")
-        run(saved, follow(saved, paths[1]))
+        saved.after_forward = lambda: saved.trainer.save_checkpoint(tmp_path / f"{saved.trainer.global_step}.ckpt")
+        run(saved, record_states(saved, paths[1]))
     assert len(list(tmp_path.glob("*.ckpt"))) == EPOCHS * BATCHES
     assert paths[1] == paths[0]
-    assert outcome(saved) == outcome(straight)
+    assert final_state(saved) == final_state(reference)
 
 
-@every
+@all_optimizers
 @pytest.mark.parametrize(
     "settings",
     [{"save_on_train_epoch_end": True}, {"save_on_train_epoch_end": True, "save_weights_only": True}, {}],
     ids=["epoch end", "epoch end, weights only", "validation end"],
 )
-def test_row_26_checkpoints_of_epochs_and_validations_hold_what_was_validated(
-    module, run, saver, tmp_path, make, settings
+def test_checkpoint_at_epoch_or_validation_end_has_the_validated_weights(
+    switching_module, run, save_every_checkpoint, tmp_path, make_optimizer, settings
 ):
-    fitted = module(make)
-    made = run(fitted, saver(**settings), num_sanity_val_steps=0)
-    before = outcome(fitted)
+    fitted = switching_module(make_optimizer)
+    made = run(fitted, save_every_checkpoint(**settings), num_sanity_val_steps=0)
+    before = final_state(fitted)
     assert before[1] == "eval"
     made.save_checkpoint(tmp_path / f"step={EPOCHS * BATCHES}.ckpt")
-    assert outcome(fitted) == before
+    assert final_state(fitted) == before
     validated = dict(zip(range(2, EPOCHS * BATCHES + 1, 2), fitted.validated[::BATCHES], strict=True))
     files = {int(path.stem.removeprefix("step=")): path for path in tmp_path.glob("*.ckpt")}
     assert set(files) == (set(validated) if settings == {} else {4, 8})
@@ -343,9 +349,9 @@ def test_row_26_checkpoints_of_epochs_and_validations_hold_what_was_validated(
         assert saved_weights(torch.load(path, weights_only=True)) == validated[step]
 
 
-@every
-def test_row_26_a_module_that_switches_by_itself_may_go_on_doing_so(module, run, saver, tmp_path, make):
-    class ByHand(module):
+@all_optimizers
+def test_module_may_switch_modes_itself(switching_module, run, save_every_checkpoint, tmp_path, make_optimizer):
+    class SwitchesItself(switching_module):
         def on_validation_epoch_start(self) -> None:
             self.optimizer.eval()
 
@@ -356,36 +362,39 @@ def test_row_26_a_module_that_switches_by_itself_may_go_on_doing_so(module, run,
         def training_step(self, batch: Any, batch_idx: int) -> None:
             super().training_step(batch, batch_idx)
             if self.trainer.global_step == 6:
-                before = for_evaluation(self.layer, self.optimizer)[0]
+                before = evaluation_state(self.layer, self.optimizer)[0]
                 self.optimizer.eval()
-                self.trainer.save_checkpoint(tmp_path / "by hand.ckpt")
+                self.trainer.save_checkpoint(tmp_path / "by_module.ckpt")
                 self.optimizer.train()
-                saved = saved_weights(torch.load(tmp_path / "by hand.ckpt", weights_only=True))
+                saved = saved_weights(torch.load(tmp_path / "by_module.ckpt", weights_only=True))
                 for name, values in saved.items():
                     torch.testing.assert_close(torch.tensor(values), torch.tensor(before[name]), rtol=0, atol=1e-6)
 
-    straight, fitted = module(make, automatic=False), ByHand(make, automatic=False)
-    run(straight, num_sanity_val_steps=0)
-    run(fitted, saver(), num_sanity_val_steps=0)
+    reference, fitted = (
+        switching_module(make_optimizer, automatic=False),
+        SwitchesItself(make_optimizer, automatic=False),
+    )
+    run(reference, num_sanity_val_steps=0)
+    run(fitted, save_every_checkpoint(), num_sanity_val_steps=0)
     for step, weights in zip((2, 4), fitted.validated[::BATCHES], strict=False):
         assert saved_weights(torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)) == weights
-    for p, q in zip(fitted.layer.parameters(), straight.layer.parameters(), strict=True):
+    for p, q in zip(fitted.layer.parameters(), reference.layer.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
 
 
-@every
+@all_optimizers
 @pytest.mark.parametrize("combined", [False, True], ids=["two optimizers", "combined"])
-def test_row_26_only_one_of_two_has_modes_and_one_layer_has_two_names(
-    module, run, saver, watcher, tmp_path, make, combined
+def test_one_of_two_optimizers_has_modes_and_one_layer_has_two_names(
+    switching_module, run, save_every_checkpoint, batch_end_callback, tmp_path, make_optimizer, combined
 ):
-    class Two(module):
+    class WithHead(switching_module):
         def __init__(self) -> None:
-            super().__init__(make, automatic=combined)
+            super().__init__(make_optimizer, automatic=combined)
             self.head = self.layer[2]
 
         def configure_optimizers(self) -> Any:
             plain = torch.optim.SGD(self.layer[:2].parameters(), lr=0.1, momentum=0.9)
-            self.optimizer = make(self.head.parameters())
+            self.optimizer = make_optimizer(self.head.parameters())
             self.optimizer.add_param_group({"params": []})
             return Combined([plain, self.optimizer]) if combined else [plain, self.optimizer]
 
@@ -400,87 +409,94 @@ def test_row_26_only_one_of_two_has_modes_and_one_layer_has_two_names(
                 optimizer.step()
             return None
 
-    straight, saved, expected = Two(), Two(), {}
+    reference, saved, expected = WithHead(), WithHead(), {}
 
-    def note(trainer: Any) -> None:
-        expected[trainer.global_step] = for_evaluation(saved.layer, *trainer.optimizers)
+    def record(trainer: Any) -> None:
+        expected[trainer.global_step] = evaluation_state(saved.layer, *trainer.optimizers)
 
-    run(straight)
-    run(saved, watcher(note), saver(every_n_train_steps=2))
+    run(reference)
+    run(saved, batch_end_callback(record), save_every_checkpoint(every_n_train_steps=2))
     assert len(list(tmp_path.glob("*.ckpt"))) == EPOCHS * BATCHES / (2 if combined else 1)
     for path in tmp_path.glob("*.ckpt"):
         checkpoint = torch.load(path, weights_only=True)
         weights, states = expected[checkpoint["global_step"]]
         assert saved_weights(checkpoint) == weights
         assert saved_weights(checkpoint, "head.") == saved_weights(checkpoint, "layer.2.")
-        assert frozen(checkpoint["optimizer_states"]) == states
-    assert outcome(saved) == outcome(straight)
+        assert to_lists(checkpoint["optimizer_states"]) == states
+    assert final_state(saved) == final_state(reference)
 
 
-def test_row_26_what_has_no_modes_is_left_alone():
+def test_optimizers_without_both_methods_are_not_switched():
     net = network()
     plain = [torch.optim.SGD(net.parameters()), Combined([torch.optim.SGD(net.parameters())])]
-    for half in ("train", "eval"):  # no pair
+    for half in ("train", "eval"):  # only one of the two methods
         plain.append(type("Half", (torch.optim.SGD,), {half: lambda self: pytest.fail("called")})(net.parameters()))
     trainer, checkpoint = SimpleNamespace(optimizers=plain), {"state_dict": net.state_dict()}
     for mode in ("train", "eval", "train"):
         train_eval.set_mode(trainer.optimizers, mode)
     before = dict(checkpoint)
-    train_eval.save_eval_weights(trainer, checkpoint)  # the trainer has no strategy to ask
+    train_eval.save_eval_weights(trainer, checkpoint)  # raises if it used the strategy, which this trainer lacks
     assert checkpoint == before
 
 
 # ---------------------------------------------------------------- resuming
 
 
-@both
-@every
+@automatic_and_manual
+@all_optimizers
 @pytest.mark.parametrize(
     ("settings", "step"),
     [({"save_on_train_epoch_end": True}, 4), ({}, 4), ({}, 6)],
-    ids=["epoch end", "validation end", "validation in mid-epoch"],
+    ids=["epoch end", "validation end", "validation within an epoch"],
 )
-def test_row_26_resumed_equals_uninterrupted(module, run, saver, tmp_path, make, automatic, settings, step):
-    whole, rest = module(make, automatic=automatic), module(make, automatic=automatic)
-    run(whole, saver(**settings))
-    run(rest, saver(**settings), ckpt_path=tmp_path / f"step={step}.ckpt")
-    assert sum(hook == "forward" for hook, _ in rest.seen) == EPOCHS * BATCHES - step
-    assert outcome(rest) == outcome(whole)
+def test_resumed_run_equals_uninterrupted_run(
+    switching_module, run, save_every_checkpoint, tmp_path, make_optimizer, automatic, settings, step
+):
+    uninterrupted, resumed = (
+        switching_module(make_optimizer, automatic=automatic),
+        switching_module(make_optimizer, automatic=automatic),
+    )
+    run(uninterrupted, save_every_checkpoint(**settings))
+    run(resumed, save_every_checkpoint(**settings), ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert sum(hook == "forward" for hook, _ in resumed.recorded_modes) == EPOCHS * BATCHES - step
+    assert final_state(resumed) == final_state(uninterrupted)
 
 
-@both
+@automatic_and_manual
 @pytest.mark.parametrize("step", [3, 4])
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    # Averaging rounds three times on its way; in single precision that is 1.8e-7 in the end.
+    # Averaging rounds three times per switch: in float32 the final difference is 1.8e-7.
     [("adamw", torch.float32), ("sgd", torch.float32), ("attribute", torch.float64)],
 )
-def test_row_26_resumed_from_amid_training_differs_by_rounding(
-    module, run, saver, tmp_path, name, dtype, automatic, step
+def test_resume_from_checkpoint_within_training_differs_only_by_rounding(
+    switching_module, run, save_every_checkpoint, tmp_path, name, dtype, automatic, step
 ):
-    whole, rest = (module(OPTIMIZERS[name], automatic=automatic).to(dtype) for _ in range(2))
-    run(whole, saver(every_n_train_steps=1))
-    run(rest, saver(every_n_train_steps=1), ckpt_path=tmp_path / f"step={step}.ckpt")
-    assert sum(hook == "forward" for hook, _ in rest.seen) == EPOCHS * BATCHES - step
-    for p, q in zip(rest.layer.parameters(), whole.layer.parameters(), strict=True):
+    uninterrupted, resumed = (switching_module(OPTIMIZERS[name], automatic=automatic).to(dtype) for _ in range(2))
+    run(uninterrupted, save_every_checkpoint(every_n_train_steps=1))
+    run(resumed, save_every_checkpoint(every_n_train_steps=1), ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert sum(hook == "forward" for hook, _ in resumed.recorded_modes) == EPOCHS * BATCHES - step
+    for p, q in zip(resumed.layer.parameters(), uninterrupted.layer.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-7)
 
 
-def test_row_26_training_weights_in_a_checkpoint_are_taken_for_what_they_are(module, run, trainer, saver, tmp_path):
-    """A run without optplug may have saved them, and said so in the optimizer's groups."""
+def test_resume_from_checkpoint_with_training_weights(switching_module, run, trainer, save_every_checkpoint, tmp_path):
+    """A run without optplug may save training weights; the optimizer's groups have the flag `train_mode`."""
 
-    class Unaware(module):
+    class WithoutEvalSwitch(switching_module):
         def on_train_start(self) -> None:
             self.optimizer.train()
 
-    make = OPTIMIZERS["sgd"]
-    trainer(max_epochs=1, enable_checkpointing=True, callbacks=saver()).fit(Unaware(make))
+    make_optimizer = OPTIMIZERS["sgd"]
+    trainer(max_epochs=1, enable_checkpointing=True, callbacks=save_every_checkpoint()).fit(
+        WithoutEvalSwitch(make_optimizer)
+    )
     saved = torch.load(tmp_path / "step=4.ckpt", weights_only=True)
     assert saved["optimizer_states"][0]["param_groups"][0]["train_mode"]
-    rest, first = module(make), []
-    rest.on_train_start = lambda: rest.saw("on_train_start")
-    rest.forwarded = lambda: first.append(frozen(dict(rest.layer.named_parameters())))
-    run(rest, saver(), ckpt_path=tmp_path / "step=4.ckpt", num_sanity_val_steps=0)
-    assert ("on_train_start", "train") in rest.seen
+    resumed, first = switching_module(make_optimizer), []
+    resumed.on_train_start = lambda: resumed.record_mode("on_train_start")
+    resumed.after_forward = lambda: first.append(to_lists(dict(resumed.layer.named_parameters())))
+    run(resumed, save_every_checkpoint(), ckpt_path=tmp_path / "step=4.ckpt", num_sanity_val_steps=0)
+    assert ("on_train_start", "train") in resumed.recorded_modes
     assert len(first) == (EPOCHS - 1) * BATCHES
     assert first[0] == {name: values for name, values in saved_weights(saved).items() if name in first[0]}

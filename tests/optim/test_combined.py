@@ -559,10 +559,10 @@ def test_reference_counts_alone_free_what_is_dropped(make, use):
 
 
 @pytest.fixture
-def combining(scripted: type, request: pytest.FixtureRequest) -> type:
+def combining(scripted_module: type, request: pytest.FixtureRequest) -> type:
     """A module of two layers and two optimizers."""
 
-    class Combining(scripted):
+    class Combining(scripted_module):
         def __init__(self, pair: str, **kwargs: Any) -> None:
             super().__init__(**kwargs)
             self.pair, self.layer = pair, network()

@@ -14,7 +14,7 @@ import torch
 import optplug
 from optplug import RuleOptimizer, State
 from optplug.errors import HyperparameterError, HyperparameterTypeError, RuleError
-from optplug.optim.constructor import arguments
+from optplug.optim.constructor import constructor_arguments
 
 Adam, SGD = optplug.get_optimizer("adam"), optplug.get_optimizer("sgd")
 
@@ -189,7 +189,9 @@ def test_groups_are_added_through_the_wrappers_of_lightning(name):
         optimizer = cls(torch.nn.Linear(2, 1).parameters())
         wrapped = wrap(optimizer)
         wrapped.add_param_group({"params": [parameter()], **group})
-        assert arguments(type(wrapped), RuleOptimizer) == arguments(cls, RuleOptimizer)  # the wrapper has no say
+        assert constructor_arguments(type(wrapped), RuleOptimizer) == constructor_arguments(
+            cls, RuleOptimizer
+        )  # the wrapper has no say
         for key, value in group.items():
             assert wrapped.param_groups[1][key] == (tuple(value) if isinstance(value, list) else value)
         with pytest.raises(HyperparameterError, match=r"has no option 'weigth_decay'.*'weight_decay'"):

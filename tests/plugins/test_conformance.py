@@ -28,7 +28,7 @@ def test_scheduler_conforms(check: Check):
 
 CLASSICS = optplug.list_optimizers("optplug-classic:*")
 RULES = [name for name in CLASSICS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
-NO_DECAY = {"weight_decay_is_its_formula": "it has no option 'weight_decay'"}
+NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -54,4 +54,4 @@ def test_the_rules_are_tested_on_every_engine_in_every_case(name: str):
 
 @pytest.mark.parametrize("name", CLASSICS)
 def test_a_spec_says_of_its_class_what_the_class_says_itself(name: str):
-    assert registry.find("optimizer", name).spec.capabilities == optplug.get_optimizer(name).capabilities
+    assert registry.resolve("optimizer", name).spec.capabilities == optplug.get_optimizer(name).capabilities

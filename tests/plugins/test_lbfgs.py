@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from optplug_classic import lbfgs_history
-from optplug_classic.lbfgs_history import Pairs
+from optplug_classic.lbfgs_history import CurvaturePairs
 from torch import nn
 
 import optplug
@@ -246,7 +246,7 @@ def test_a_direction_is_as_exact_as_torch_s(name, dtype):
                 break
             right = exact(s, y, float(scale), g)
             size = np.linalg.norm(right.astype(float))
-            both_found = (state["d"], Pairs(s, y).direction(g, scale))
+            both_found = (state["d"], CurvaturePairs(s, y).direction(g, scale))
             wrong = [(d.double().numpy() - right).astype(float) for d in both_found]
             errors += [[float(np.linalg.norm(e) / size) for e in wrong]] if s else []
     assert len(errors) > 50
@@ -372,13 +372,13 @@ def test_a_gradient_of_which_the_loss_knows_nothing_is_torch_s():
 
 
 def test_the_line_search_meets_the_wolfe_conditions():
-    from optplug_classic.lbfgs import Point, strong_wolfe
+    from optplug_classic.lbfgs import LinePoint, strong_wolfe
 
-    def phi(t: Any) -> Point:
+    def phi(t: Any) -> LinePoint:
         x = torch.tensor(float(t), dtype=torch.float64, requires_grad=True)
         f = -x / (x * x + 2)  # More and Thuente's first function
         (g,) = torch.autograd.grad(f, x)
-        return Point(t, float(f.detach()), g, g)
+        return LinePoint(t, float(f.detach()), g, g)
 
     for t in (1e-3, 1e-1, 1.0, 1e1, 1e2):
         start, found = phi(0), strong_wolfe(phi, phi(0), t, 1e-12, 25)
@@ -520,20 +520,20 @@ def some_pairs(k: int, n: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], 
 @pytest.mark.parametrize("kernel", [True, False], ids=["numba", "torch"])
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 def test_a_direction_depends_on_neither_place_nor_growth_nor_threads_nor_how_the_pairs_came(dtype, kernel, monkeypatch):
-    monkeypatch.setattr(lbfgs_history, "WORTH_A_KERNEL", 1 if kernel else math.inf)
+    monkeypatch.setattr(lbfgs_history, "MIN_KERNEL_ELEMENTS", 1 if kernel else math.inf)
     (s, y), g = some_pairs(25, 9001, dtype), noise(9001, seed=7).to(dtype)
     before = torch.get_num_threads()
     try:
         for size in (1, 3, 8, 11, 40):
             torch.set_num_threads(2)
-            pairs = Pairs()
+            pairs = CurvaturePairs()
             for i, pair in enumerate(zip(s, y, strict=True)):
                 pairs.append(*pair, size)
                 found = pairs.direction(g, 0.5)
                 if i % 4:
                     continue
                 torch.set_num_threads(1 + i // 4 % 3 if kernel else 2)
-                fresh = Pairs(s[: i + 1][-size:], y[: i + 1][-size:])
+                fresh = CurvaturePairs(s[: i + 1][-size:], y[: i + 1][-size:])
                 assert torch.equal(fresh.direction(g, 0.5), found), (size, i)
                 torch.set_num_threads(2)
             right = torch.from_numpy(exact(s[-size:], y[-size:], 0.5, g).astype(float))
@@ -544,11 +544,11 @@ def test_a_direction_depends_on_neither_place_nor_growth_nor_threads_nor_how_the
 
 def test_numba_is_used_where_it_is_worth_it_and_not_needed(monkeypatch):
     (s, y), g = some_pairs(5, 70000, torch.float32), noise(70000).float()
-    used = Pairs(s, y).direction(g, 1.0)
-    assert lbfgs_history._passes(g).__name__ == "optplug_classic.lbfgs_kernels"
-    monkeypatch.setattr(engines, "why_not_numba", lambda: "not installed")
-    assert lbfgs_history._passes(g) is lbfgs_history.ByTorch
-    without = Pairs(s, y).direction(g, 1.0)
+    used = CurvaturePairs(s, y).direction(g, 1.0)
+    assert lbfgs_history._select_kernels(g).__name__ == "optplug_classic.lbfgs_kernels"
+    monkeypatch.setattr(engines, "numba_unavailable_reason", lambda: "not installed")
+    assert lbfgs_history._select_kernels(g) is lbfgs_history.TorchKernels
+    without = CurvaturePairs(s, y).direction(g, 1.0)
     assert float((used - without).norm() / used.norm()) <= 1e-6
 
 
@@ -585,7 +585,7 @@ def test_the_host_waits_as_often_for_a_short_history_as_for_a_long_one():
 
     counts = []
     for k in (3, 30):
-        pairs, g = Pairs(*some_pairs(k, 50, torch.float64)), noise(50)
+        pairs, g = CurvaturePairs(*some_pairs(k, 50, torch.float64)), noise(50)
         pairs.append(noise(50), noise(50), k)
         with Count() as count:
             pairs.direction(g, torch.tensor(0.5))
@@ -856,11 +856,11 @@ def test_a_parameter_given_twice_is_refused_without_a_warning(wrap, recwarn):
 
 
 def test_several_devices_sparse_and_no_parameters_are_refused():
-    with pytest.raises(ParameterError, match=r"one device, they are on cpu, meta"):
+    with pytest.raises(ParameterError, match=r"one device; these are on cpu, meta"):
         LBFGS([parameter(), parameter(device="meta")])
     with pytest.raises(ParameterError, match=r"^Sparse params at indices .*: LBFGS requires dense parameter tensors"):
         LBFGS([torch.eye(2).to_sparse().requires_grad_()])
-    with pytest.raises(ParameterError, match="they are on none"):
+    with pytest.raises(ParameterError, match="these are on none"):
         LBFGS([{"params": []}])
 
 

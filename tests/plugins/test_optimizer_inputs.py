@@ -40,12 +40,12 @@ from optplug.errors import (
     UnknownNameError,
 )
 from optplug.optim.dispatch import ENGINE_KEYS as HOW_TO_RUN
-from optplug.optim.ranges import COMMON, Range
+from optplug.optim.ranges import COMMON_RANGES, Range
 
 CLASSES = {name: optplug.get_optimizer(name) for name in optplug.list_optimizers()}
 CLASSES = {name: cls for name, cls in CLASSES.items() if cls.__module__.startswith("optplug_classic.")}
 THREE_STATES = ("foreach", "fused")
-OF_THE_WHOLE = ("engine", "state_dtype")
+OPTIMIZER_WIDE_OPTIONS = ("engine", "state_dtype")
 RANGES_OF_TUPLES = {  # no range of one element says it: check_options does
     "etas": [(0.0, 1.2), (-0.1, 1.2), (1.0, 1.2), (1.5, 1.2), (0.5, 1.0), (0.5, 0.9), (0.5, -1.2), (1.0, 0.5)],
     "step_sizes": [(1.0, 0.5)],
@@ -81,7 +81,7 @@ def signature(cls: Any) -> dict[str, Any]:
 
 def ranges(cls: Any) -> dict[str, Range]:
     own = getattr(cls, "ranges", None)
-    return {r.name: r for r in (*COMMON, *(sys.modules[cls.__module__].RANGES if own is None else own))}
+    return {r.name: r for r in (*COMMON_RANGES, *(sys.modules[cls.__module__].RANGES if own is None else own))}
 
 
 # --------------------------------------------------------------------------------------------- what is put to the test
@@ -270,7 +270,7 @@ def bad_numbers(name: str, range_: Range | None) -> Iterator[Value]:
     probes += [-1, -(10**6), 0] if range_ is not None else []
     for number in probes:
         if range_ is not None and not (whole and isinstance(number, float)) and not range_.holds(number):
-            yield number, *OUT, (range_.complaint, f": {number} (", name, f"must be {range_.words}")
+            yield number, *OUT, (range_.message_start, f": {number} (", name, f"must be {range_.words}")
     for number in (math.nan, math.inf, -math.inf):
         if whole:
             yield number, *TYPE, (name, "must be a whole number", str(number))
@@ -284,7 +284,7 @@ def bad_numbers(name: str, range_: Range | None) -> Iterator[Value]:
     else:
         yield torch.tensor(math.nan), *OUT, ("Invalid", ": nan (", name)
         if range_ is not None and not range_.holds(-1.0):
-            yield torch.tensor(-1.0), *OUT, (range_.complaint, ": -1.0 (", name, range_.words)
+            yield torch.tensor(-1.0), *OUT, (range_.message_start, ": -1.0 (", name, range_.words)
         yield 10**400, *OUT, ("Invalid", name, "must be")
     yield "1e-3", *TYPE, (name, "must be a number", "'1e-3' (str)", "YAML reads 1e-3 as text, write 1.0e-3")
     yield "0.5", *TYPE, (name, "must be a number", "'0.5' (str)", "write it without quotes")
@@ -339,7 +339,7 @@ def bad_values(cls: Any, key: str, default: Any) -> Iterator[Value]:
                 value,
                 EngineError,
                 RuntimeError,
-                (repr(value), "auto, loop, foreach, numba", nearest and repr(nearest)),
+                (repr(value), repr(nearest) if nearest else "auto, loop, foreach, numba"),
             )
         yield (
             "triton",
@@ -410,7 +410,7 @@ def values(name: str) -> Iterator[Bad]:
             Bad, error=error, builtin=builtin, words=words, ours_only=not options.keys() <= torchs.keys()
         )
         yield bad(what, functools.partial(construct, options=options))
-        whole = {key: value for key, value in options.items() if key in OF_THE_WHOLE}
+        whole = {key: value for key, value in options.items() if key in OPTIMIZER_WIDE_OPTIONS}
         if whole == options:
             continue
         own = {key: value for key, value in options.items() if key not in whole}
@@ -418,7 +418,7 @@ def values(name: str) -> Iterator[Bad]:
         if not single:
             yield bad(f"a later group's {what}", functools.partial(add_group, options=own), running=whole)
         # A state dict has what schedules wrote, whatever constructors allow; how to run is not taken from it.
-        if not options.keys() & {*HOW_TO_RUN, *OF_THE_WHOLE} and not merely_out_of_range(cls, options):
+        if not options.keys() & {*HOW_TO_RUN, *OPTIMIZER_WIDE_OPTIONS} and not merely_out_of_range(cls, options):
             load = functools.partial(load_with, options=own)
             endless = all(isinstance(v, float) and not math.isfinite(v) for v in options.values())
             kinds = {"error": HyperparameterError, "builtin": ValueError} if endless else {}
@@ -492,9 +492,9 @@ def misspellings(keys: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def keywords(name: str) -> Iterator[Bad]:
     cls = CLASSES[name]
     known, single = signature(cls), issubclass(cls, torch.optim.LBFGS)
-    of_groups = {key: v for key, v in known.items() if key not in OF_THE_WHOLE}
+    of_groups = {key: v for key, v in known.items() if key not in OPTIMIZER_WIDE_OPTIONS}
     for wrong, right in misspellings(known):
-        words = (repr(wrong), "lr", *([repr(right)] if right else []))
+        words = (repr(wrong), repr(right) if right else "; it has " if wrong == "zzzzzz" else "; ")
         bad = functools.partial(Bad, words=words, hint=bool(right))
         options = {wrong: 0.5}
         yield bad(f"keyword {wrong}", functools.partial(construct, options=options), *TYPE)
@@ -506,18 +506,26 @@ def keywords(name: str) -> Iterator[Bad]:
         yield bad(f"a group's key {wrong}", functools.partial(construct_group, options=options), *OUT)
         if not single:
             yield bad(f"a later group's key {wrong}", functools.partial(add_group, options=options), *OUT, running={})
-    absent = [key for key in (*HOW_TO_RUN, "maximize", "decoupled_weight_decay", *OF_THE_WHOLE) if key not in known]
+    absent = [
+        key for key in (*HOW_TO_RUN, "maximize", "decoupled_weight_decay", *OPTIMIZER_WIDE_OPTIONS) if key not in known
+    ]
     for key in absent:
         act = functools.partial(construct, options={key: None})
         ours_only = key in signature(theirs(name))
-        yield Bad(f"keyword {key}, which it does not have", act, *TYPE, (repr(key), "it has"), ours_only=ours_only)
+        yield Bad(
+            f"keyword {key}, which it does not have",
+            act,
+            *TYPE,
+            (f"unexpected keyword argument {key!r}; ",),
+            ours_only=ours_only,
+        )
         act = functools.partial(create, name, {key: True})
         yield Bad(f"create_optimizer's {key}, which it does not have", act, ConfigError, ValueError, (repr(key),))
     if "weight_decay" not in known:
         options = {"decoupled_weight_decay": True}
-        words = ("'decoupled_weight_decay'", "it has")
+        words = ("has no option 'decoupled_weight_decay'",)
         yield Bad("a group's decoupled decay of none", functools.partial(construct_group, options=options), *OUT, words)
-    for key in OF_THE_WHOLE:
+    for key in OPTIMIZER_WIDE_OPTIONS:
         words = (repr(key), "it has")
         yield Bad(f"a group's {key}", functools.partial(construct_group, options={key: "loop"}), *OUT, words)
     many = functools.partial(lambda cls: cls([parameter()], *([0.1] * 40)))
@@ -531,7 +539,9 @@ def keywords(name: str) -> Iterator[Bad]:
     frozen = nn.Linear(2, 2).requires_grad_(False)
     for module, why in ((nn.ReLU(), "no parameters"), (frozen, "frozen")):
         act = functools.partial(lambda cls, module: optplug.create_optimizer(name, module), module=module)
-        yield Bad(f"a module with {why}", act, ConfigError, ValueError, ("nothing to train", why), ours_only=True)
+        yield Bad(
+            f"a module with {why}", act, ConfigError, ValueError, ("no trainable parameters", why), ours_only=True
+        )
 
 
 def create(name: str, options: dict[str, Any], cls: Any) -> Any:

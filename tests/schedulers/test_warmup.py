@@ -16,9 +16,6 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 import optplug
-from optplug.config.model import WarmupConfig
-from optplug.config.parse import parse
-from optplug.config.training_length import TrainingLength, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError
 from optplug.schedulers.warmup import Warmup
 
@@ -108,14 +105,14 @@ def test_after_the_warmup_the_rates_are_the_schedule_s_own():
         optimizer.step()
         warmup.warmup_step()
         warmup.step()
-        if not warmup.warming:
+        if not warmup.is_warming_up:
             assert rates(optimizer) == expected
 
 
 def test_counting_ends_with_the_warmup():
     warmup = Warmup(SCHEDULES["optplug's cosine"](sgd()), 2)
-    assert [warmup.warming for _ in range(4) if warmup.warmup_step() is None] == [True, False, False, False]
-    assert warmup.warmed == 2
+    assert [warmup.is_warming_up for _ in range(4) if warmup.warmup_step() is None] == [True, False, False, False]
+    assert warmup.steps_taken == 2
 
 
 # ------------------------------------------------------------------------------------------------------------- plateaus
@@ -351,50 +348,12 @@ def test_a_schedule_need_not_start_at_the_base_rate(curve: Any):
 
 
 SGD = {"name": "sgd", "lr": 1.0}
-RUN = TrainingLength(steps=40, epochs=4, steps_per_epoch=10)
 
 
 def ramp(steps: int, batches: int, first: float | None = None) -> list[float]:
     """The factors of a warmup, one for each batch."""
     start = 1 / steps if first is None else first
     return [min(1.0, start + (1 - start) * step / steps) for step in range(batches)]
-
-
-def warmed(given: Any, run: TrainingLength = RUN) -> Any:
-    return resolve_lengths(parse("sgd", {"name": "step_lr", "step_size": 100, **given}).scheduler, run).warmup
-
-
-@pytest.mark.parametrize(
-    ("given", "steps"),
-    [
-        ({"steps": 7}, 7),
-        ({"epochs": 2}, 20),
-        ({"epochs": 0.5}, 5),
-        ({"epochs": 1.26}, 13),
-        ({"ratio": 0.1}, 4),
-        ({"ratio": 1}, 40),
-        ({"ratio": 0.33}, 13),
-    ],
-    ids=str,
-)
-def test_a_length_in_epochs_or_as_a_share_becomes_steps(given: Any, steps: int):
-    assert warmed({"warmup": {**given, "start_factor": 0.5}}) == WarmupConfig(steps, "steps", 0.5)
-
-
-def test_a_length_that_comes_to_no_step_is_no_warmup():
-    assert warmed({"warmup": {"ratio": 0.01}}) is None
-    assert warmed({"warmup": {"epochs": 0.04}}) is None
-
-
-@pytest.mark.parametrize(
-    ("unit", "run"), [("epochs", TrainingLength(steps=40)), ("ratio", TrainingLength(epochs=4, steps_per_epoch=10))]
-)
-def test_a_length_that_cannot_be_known_is_refused(unit: str, run: TrainingLength):
-    with pytest.raises(ConfigError) as caught:
-        warmed({"warmup": {unit: 1}}, run)
-    assert str(caught.value) == f"scheduler.warmup.{unit}: no trainer is attached: give the warmup in steps"
-    assert caught.value.loc == f"scheduler.warmup.{unit}"
-    assert warmed({"warmup": {"steps": 3}}, TrainingLength()) == WarmupConfig(3)
 
 
 @pytest.mark.parametrize(
@@ -409,53 +368,62 @@ def test_a_length_that_cannot_be_known_is_refused(unit: str, run: TrainingLength
 )
 @pytest.mark.parametrize("with_callback", [True, False], ids=["callback", "helper"])
 def test_a_warmup_alone_ends_in_a_constant_rate(
-    scripted: type, helped: type, trainer: Any, ours: Any, given: Any, steps: int, first: Any, with_callback: bool
+    scripted_module: type,
+    self_configured_module: type,
+    trainer: Any,
+    optplug_lightning: Any,
+    given: Any,
+    steps: int,
+    first: Any,
+    with_callback: bool,
 ):
     if with_callback:
-        module = scripted()
-        run = trainer(callbacks=ours.ConfigureOptimizers(SGD, given, verbose=False))
+        module = scripted_module()
+        run = trainer(callbacks=optplug_lightning.ConfigureOptimizers(SGD, given, verbose=False))
     else:
-        module, run = helped({"optimizer": SGD, "scheduler": given}), trainer()
+        module, run = self_configured_module({"optimizer": SGD, "scheduler": given}), trainer()
     run.fit(module)
-    assert module.rates == pytest.approx(ramp(steps, 12, first), rel=1e-12)
+    assert module.lrs == pytest.approx(ramp(steps, 12, first), rel=1e-12)
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(ramp(steps, 13, first)[-1], rel=1e-12)
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [({"epochs": 1}, 4), ({"ratio": 0.25}, 3)], ids=str)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_epochs_and_shares_are_of_optimizer_steps(
-    scripted: type, trainer: Any, ours: Any, warmup: Any, steps: int, accumulate: int
+    scripted_module: type, trainer: Any, optplug_lightning: Any, warmup: Any, steps: int, accumulate: int
 ):
-    module = scripted()
-    callback = ours.ConfigureOptimizers(SGD, {"warmup": warmup}, verbose=False)
+    module = scripted_module()
+    callback = optplug_lightning.ConfigureOptimizers(SGD, {"warmup": warmup}, verbose=False)
     trainer(callbacks=callback, accumulate_grad_batches=accumulate).fit(module)
     counted = steps if accumulate == 1 else 2  # of 6 steps, a third and a quarter
     expected = [ramp(counted, 12)[batch // accumulate] for batch in range(12)]
-    assert module.rates == pytest.approx(expected, rel=1e-12)
+    assert module.lrs == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_warmup_alone_for_the_module_s_own_optimizer(scripted: type, trainer: Any, ours: Any):
-    class Own(scripted):
+def test_a_warmup_alone_for_the_module_s_own_optimizer(scripted_module: type, trainer: Any, optplug_lightning: Any):
+    class Own(scripted_module):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=2.0)
 
     module = Own()
-    trainer(callbacks=ours.ConfigureOptimizers(scheduler={"warmup_steps": 4}, verbose=False)).fit(module)
-    assert module.rates == pytest.approx([2.0 * factor for factor in ramp(4, 12)], rel=1e-12)
+    trainer(callbacks=optplug_lightning.ConfigureOptimizers(scheduler={"warmup_steps": 4}, verbose=False)).fit(module)
+    assert module.lrs == pytest.approx([2.0 * factor for factor in ramp(4, 12)], rel=1e-12)
 
 
-def test_a_warmup_alone_is_resumed(helped: type, trainer: Any, tmp_path: Any):
+def test_a_warmup_alone_is_resumed(self_configured_module: type, trainer: Any, tmp_path: Any):
     choice = {"optimizer": SGD, "scheduler": {"warmup_steps": 10}}
-    whole = helped(choice)
+    whole = self_configured_module(choice)
     trainer().fit(whole)
-    first, second = helped(choice), helped(choice)
+    first, second = self_configured_module(choice), self_configured_module(choice)
     stopped = trainer(max_epochs=1)
     stopped.fit(first)
     stopped.save_checkpoint(tmp_path / "a.ckpt")
     trainer().fit(second, ckpt_path=tmp_path / "a.ckpt")
-    assert first.rates + second.rates == whole.rates == pytest.approx(ramp(10, 12), rel=1e-12)
+    assert first.lrs + second.lrs == whole.lrs == pytest.approx(ramp(10, 12), rel=1e-12)
 
 
-def test_the_account_tells_of_a_warmup_alone(scripted: type, trainer: Any, ours: Any, capsys: Any):
-    trainer(callbacks=ours.ConfigureOptimizers(SGD, {"warmup": {"epochs": 1}}), max_epochs=1).fit(scripted())
-    assert "optplug: a warmup of 4 steps, then the learning rate stays as it is\n" in capsys.readouterr().out
+def test_the_account_tells_of_a_warmup_alone(scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any):
+    trainer(callbacks=optplug_lightning.ConfigureOptimizers(SGD, {"warmup": {"epochs": 1}}), max_epochs=1).fit(
+        scripted_module()
+    )
+    assert "optplug: a warmup of 4 steps, then the learning rate is constant\n" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Registered names in an unmodified LightningCLI, by both import names of Lightning."""
+"""Shims: registered names in an unmodified LightningCLI, for both import names of Lightning."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import optplug
 import optplug.shims
 from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, PluginError
 from optplug.registry import Plugin, Registration, registry
-from optplug.registry.signature import documented
+from optplug.registry.signature import documented_arguments
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 from optplug.shims import factory
 
-# pytest's own command line stands in sys.argv, which LightningCLI takes for somebody's mistake.
+# LightningCLI warns that `args` is given although sys.argv, here pytest's command line, has arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
 
-QUIET = {
+TRAINER_ARGS = {
     "accelerator": "cpu",
     "devices": 1,
     "max_epochs": 3,
@@ -47,8 +47,8 @@ def lightning_cli(pl: Any) -> Any:
 
 
 @pytest.fixture
-def model(scripted: type) -> type:
-    class Model(scripted):
+def model(scripted_module: type) -> type:
+    class Model(scripted_module):
         def __init__(self) -> None:
             super().__init__(val=VALUES)
 
@@ -57,12 +57,12 @@ def model(scripted: type) -> type:
 
 @pytest.fixture
 def run(lightning_cli: Any, model: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs LightningCLI, without subcommands, on a file of these keys and on arguments; and fits."""
+    """Runs LightningCLI without subcommands on a configuration and on command-line arguments, and fits."""
     monkeypatch.chdir(tmp_path)
 
     def make(*args: str, config: Any = None, module: type = model, trainer: Any = None, fit: bool = True) -> Any:
         path = tmp_path / "in.yaml"
-        path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": QUIET, **(config or {})}))
+        path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": TRAINER_ARGS, **(config or {})}))
         made = lightning_cli.LightningCLI(
             module,
             run=False,
@@ -78,12 +78,12 @@ def run(lightning_cli: Any, model: type, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def by_callback(model: type, trainer: Any, ours: Any) -> Any:
-    """Fits the same module with the callback."""
+def by_callback(model: type, trainer: Any, optplug_lightning: Any) -> Any:
+    """Fits the same module with the callback ConfigureOptimizers."""
 
     def make(optimizer: Any, scheduler: Any = None) -> Any:
-        callback = ours.ConfigureOptimizers(optimizer, scheduler, verbose=False)
-        made = trainer(callbacks=[callback], max_epochs=QUIET["max_epochs"])
+        callback = optplug_lightning.ConfigureOptimizers(optimizer, scheduler, verbose=False)
+        made = trainer(callbacks=[callback], max_epochs=TRAINER_ARGS["max_epochs"])
         module = model()
         made.fit(module)
         return made, module
@@ -91,26 +91,30 @@ def by_callback(model: type, trainer: Any, ours: Any) -> Any:
     return make
 
 
-def options_of(flag: str, given: Any) -> list[str]:
+def cli_args(flag: str, given: Any) -> list[str]:
     """`{name: adam, lr: 0.1}` -> `--optimizer adam --optimizer.lr 0.1`."""
-    own = {"name": given} if isinstance(given, str) else dict(given)
-    return [f"--{flag}", own.pop("name"), *(word for k, v in own.items() for word in (f"--{flag}.{k}", str(v)))]
+    arguments = {"name": given} if isinstance(given, str) else dict(given)
+    return [
+        f"--{flag}",
+        arguments.pop("name"),
+        *(word for k, v in arguments.items() for word in (f"--{flag}.{k}", str(v))),
+    ]
 
 
 def groups_of(trainer: Any) -> list[dict[str, Any]]:
-    """The options of each group; the base rate that optplug notes under a plateau is no option."""
+    """The options of each group, without `initial_lr`, which optplug adds for schedulers that take a metric."""
     left_out = ("params", "initial_lr")
     return [{k: v for k, v in g.items() if k not in left_out} for g in trainer.optimizers[0].param_groups]
 
 
 def dtypes_of(trainer: Any) -> list[dict[str, Any]]:
-    """The states of each parameter, tensors by their dtype."""
+    """The states of each parameter, with dtypes in place of tensors."""
     states = trainer.optimizers[0].state_dict()["state"].values()
     return [{key: getattr(value, "dtype", value) for key, value in state.items()} for state in states]
 
 
-def complaint(capsys: Any, make: Any) -> str:
-    """What a refused command line says on stderr, without line breaks; it ends with exit code 2."""
+def cli_error(capsys: Any, make: Any) -> str:
+    """The error of a refused command line, on one line. The exit code must be 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         make()
@@ -118,7 +122,8 @@ def complaint(capsys: Any, make: Any) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-def python(program: str) -> str:
+def run_python(program: str) -> str:
+    """Run a program in a new process and return its output."""
     env = {key: value for key, value in os.environ.items() if key != "OPTPLUG_DISABLE"}
     options = [sys.executable, "-W", "ignore", "-c", program]
     ran = subprocess.run(options, capture_output=True, text=True, timeout=240, env=env)
@@ -126,7 +131,7 @@ def python(program: str) -> str:
     return ran.stdout
 
 
-# ------------------------------------------------------------------------- ways to say a name
+# ------------------------------------------------------------------------------------------ forms of a name
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def python(program: str) -> str:
     [["--optimizer", "adam", "--optimizer.lr", "1e-3"], ["--optimizer=adam", "--optimizer.lr=0.001"]],
     ids=["two words", "equals"],
 )
-def test_a_name_on_the_command_line_trains(run: Any, args: list[str]):
+def test_name_on_the_command_line(run: Any, args: list[str]):
     made = run(*args)
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
     assert groups_of(made.trainer)[0]["lr"] == 1e-3
@@ -150,45 +155,47 @@ def test_a_name_on_the_command_line_trains(run: Any, args: list[str]):
     ],
     ids=["bare", "class_path", "full path"],
 )
-def test_a_name_in_a_file_trains(run: Any, given: Any, lr: float):
+def test_name_in_a_file(run: Any, given: Any, lr: float):
     made = run(config={"optimizer": given})
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
     assert groups_of(made.trainer)[0]["lr"] == lr
 
 
-def test_a_schedule_by_name_is_stepped_each_epoch(run: Any):
+def test_scheduler_by_name_is_stepped_each_epoch(run: Any):
     made = run("--optimizer=sgd", "--lr_scheduler", "cosine_annealing_lr", "--lr_scheduler.T_max", "10")
     (entry,) = made.trainer.lr_scheduler_configs
     assert type(entry.scheduler) is optplug.get_scheduler("cosine_annealing_lr")
     assert entry.scheduler.T_max == 10
-    assert entry.scheduler.last_epoch == QUIET["max_epochs"]
-    assert len(set(made.model.rates)) == QUIET["max_epochs"]
+    assert entry.scheduler.last_epoch == TRAINER_ARGS["max_epochs"]
+    assert len(set(made.model.lrs)) == TRAINER_ARGS["max_epochs"]
 
 
-def test_help_has_the_words_of_the_class(run: Any, capsys: Any):
+def test_help_shows_the_documentation_of_the_class(run: Any, capsys: Any):
     with pytest.raises(SystemExit) as caught:
         run("--optimizer.help", "adam")
     assert caught.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
-    words = {argument.name: argument.words for argument in documented(registry.find("optimizer", "adam"))}
-    assert len(words["decoupled_weight_decay"]) > 20  # its base class says it
-    for name, says in words.items():
-        assert f"--optimizer.{name}" in said
-        assert " ".join(says.split()) in said
-    assert "default: 0.001" in said
-    assert "params" not in said
+    output = " ".join(capsys.readouterr().out.split())
+    descriptions = {
+        argument.name: argument.description for argument in documented_arguments(registry.resolve("optimizer", "adam"))
+    }
+    assert len(descriptions["decoupled_weight_decay"]) > 20  # documented in the base class
+    for name, description in descriptions.items():
+        assert f"--optimizer.{name}" in output
+        assert " ".join(description.split()) in output
+    assert "default: 0.001" in output
+    assert "params" not in output
 
 
-def test_help_of_a_plateau_has_its_monitor(run: Any, capsys: Any):
+def test_help_of_a_metric_scheduler_shows_monitor(run: Any, capsys: Any):
     with pytest.raises(SystemExit):
         run("--lr_scheduler.help", "reduce_lr_on_plateau")
-    assert "--lr_scheduler.monitor MONITOR the metric to follow (required, type: str)" in " ".join(
+    assert "--lr_scheduler.monitor MONITOR the metric to monitor (required, type: str)" in " ".join(
         capsys.readouterr().out.split()
     )
 
 
-def test_a_model_that_takes_a_factory_takes_a_name(run: Any, lightning_cli: Any, scripted: type):
-    class Injected(scripted):
+def test_model_argument_that_is_a_factory_accepts_a_name(run: Any, lightning_cli: Any, scripted_module: type):
+    class Injected(scripted_module):
         def __init__(self, optimizer, schedule) -> None:
             super().__init__(val=VALUES)
             self.optimizer, self.schedule = optimizer, schedule
@@ -200,14 +207,14 @@ def test_a_model_that_takes_a_factory_takes_a_name(run: Any, lightning_cli: Any,
 
     hints = {"optimizer": lightning_cli.OptimizerCallable, "schedule": lightning_cli.LRSchedulerCallable}
     Injected.__init__.__annotations__ = hints
-    arguments = [*options_of("model.optimizer", {"name": "adam", "lr": 0.5}), *options_of("model.schedule", PLATEAU)]
+    arguments = [*cli_args("model.optimizer", {"name": "adam", "lr": 0.5}), *cli_args("model.schedule", PLATEAU)]
     made = run(*arguments, module=Injected)
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
     assert groups_of(made.trainer)[0]["lr"] == 0.125
     assert isinstance(made.trainer.lr_scheduler_configs[0].scheduler, lightning_cli.ReduceLROnPlateau)
 
 
-# ------------------------------------------------------------------------- the same as elsewhere
+# ------------------------------------------------------------------------- same result as callback and OptplugCLI
 
 CASES = {
     "adam": ({"name": "adam", "lr": 0.01}, {"name": "cosine_annealing_lr", "T_max": 3, "eta_min": 0.001}),
@@ -220,36 +227,36 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_what_the_callback_builds(run: Any, by_callback: Any, case: str):
+def test_result_equals_that_of_the_callback(run: Any, by_callback: Any, case: str):
     optimizer, scheduler = CASES[case]
-    made = run(*options_of("optimizer", optimizer), *(options_of("lr_scheduler", scheduler) if scheduler else []))
+    made = run(*cli_args("optimizer", optimizer), *(cli_args("lr_scheduler", scheduler) if scheduler else []))
     trainer, module = by_callback(optimizer, scheduler)
     assert type(made.trainer.optimizers[0]) is type(trainer.optimizers[0])
     assert groups_of(made.trainer) == groups_of(trainer)
-    assert made.model.rates == module.rates
+    assert made.model.lrs == module.lrs
     assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), module.parameters(), strict=True))
     assert dtypes_of(made.trainer) == dtypes_of(trainer)
 
 
-def test_it_is_what_optplug_cli_builds(run: Any, ours: Any, model: type, tmp_path: Path):
+def test_result_equals_that_of_optplug_cli(run: Any, optplug_lightning: Any, model: type, tmp_path: Path):
     optimizer, scheduler = CASES["adam"]
-    made = run(*options_of("optimizer", optimizer), *options_of("lr_scheduler", scheduler))
+    made = run(*cli_args("optimizer", optimizer), *cli_args("lr_scheduler", scheduler))
     path = tmp_path / "ours.yaml"
     choice = {"optimizer": optimizer, "scheduler": scheduler}
-    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": QUIET, **choice}))
-    other = ours.OptplugCLI(model, run=False, args=["--config", str(path)], save_config_callback=None)
+    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": TRAINER_ARGS, **choice}))
+    other = optplug_lightning.OptplugCLI(model, run=False, args=["--config", str(path)], save_config_callback=None)
     other.trainer.fit(other.model)
     assert type(made.trainer.optimizers[0]) is type(other.trainer.optimizers[0])
     assert groups_of(made.trainer) == groups_of(other.trainer)
     assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), other.model.parameters(), strict=True))
 
 
-def test_a_saved_configuration_runs_again(run: Any, pl: Any, tmp_path: Path):
+def test_saved_config_gives_the_same_training(run: Any, pl: Any, tmp_path: Path):
     logger = {"class_path": f"{pl.__name__}.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path)}}
     first = run(
-        *options_of("optimizer", {"name": "adam", "lr": 0.05, "betas": [0.5, 0.9], "state_dtype": "float64"}),
-        *options_of("lr_scheduler", {"name": "cosine_annealing_lr", "T_max": 7}),
-        config={"trainer": {**QUIET, "logger": logger}},
+        *cli_args("optimizer", {"name": "adam", "lr": 0.05, "betas": [0.5, 0.9], "state_dtype": "float64"}),
+        *cli_args("lr_scheduler", {"name": "cosine_annealing_lr", "T_max": 7}),
+        config={"trainer": {**TRAINER_ARGS, "logger": logger}},
     )
     saved = yaml.safe_load(Path(first.trainer.log_dir, "config.yaml").read_text())
     assert saved["optimizer"]["class_path"] == "optplug.shims.optimizers.adam"
@@ -257,25 +264,25 @@ def test_a_saved_configuration_runs_again(run: Any, pl: Any, tmp_path: Path):
     assert saved["lr_scheduler"]["init_args"]["T_max"] == 7
     again = run(config=saved)
     assert groups_of(first.trainer) == groups_of(again.trainer)
-    assert again.model.rates == first.model.rates
+    assert again.model.lrs == first.model.lrs
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
 
 
-# ------------------------------------------------------------------------- plateaus
+# ------------------------------------------------------------------------------------------ schedulers with a metric
 
 
-def test_a_plateau_is_lightning_s_and_ours_and_steps(run: Any, lightning_cli: Any):
-    made = run("--optimizer=sgd", "--optimizer.lr=0.8", *options_of("lr_scheduler", PLATEAU))
+def test_metric_scheduler_has_both_classes_and_is_stepped(run: Any, lightning_cli: Any):
+    made = run("--optimizer=sgd", "--optimizer.lr=0.8", *cli_args("lr_scheduler", PLATEAU))
     (entry,) = made.trainer.lr_scheduler_configs
     assert isinstance(entry.scheduler, lightning_cli.ReduceLROnPlateau)
     assert isinstance(entry.scheduler, optplug.get_scheduler("reduce_lr_on_plateau"))
     assert entry.monitor == entry.scheduler.monitor == "val_loss"
-    assert [metric for *_, metric in made.model.stepped] == VALUES["val_loss"]
+    assert [metric for *_, metric in made.model.scheduler_steps] == VALUES["val_loss"]
     assert groups_of(made.trainer)[0]["lr"] == 0.2
 
 
-def test_the_class_of_a_plateau_is_no_name_to_choose(run: Any, capsys: Any):
-    run("--optimizer=sgd", *options_of("lr_scheduler", PLATEAU))
+def test_combined_class_is_not_offered_as_a_name(run: Any, capsys: Any):
+    run("--optimizer=sgd", *cli_args("lr_scheduler", PLATEAU))
     with pytest.raises(SystemExit):
         run("--help")
     offered = "".join(capsys.readouterr().out.split())
@@ -283,48 +290,48 @@ def test_the_class_of_a_plateau_is_no_name_to_choose(run: Any, capsys: Any):
     assert "optplug.shims.factory" not in offered
 
 
-def test_a_plateau_is_taken_over_by_the_callback(run: Any, ours: Any, capsys: Any):
-    callback = ours.ConfigureOptimizers()
-    arguments = ["--optimizer=sgd", "--optimizer.lr=0.8", *options_of("lr_scheduler", PLATEAU)]
+def test_callback_steps_a_metric_scheduler_of_lightning_cli(run: Any, optplug_lightning: Any, capsys: Any):
+    callback = optplug_lightning.ConfigureOptimizers()
+    arguments = ["--optimizer=sgd", "--optimizer.lr=0.8", *cli_args("lr_scheduler", PLATEAU)]
     made = run(*arguments, trainer={"callbacks": [callback]})
     assert "optplug: epoch 1: val_loss is 2, not better than 1: learning rate 0.8 -> 0.4" in capsys.readouterr().out
-    assert [metric for *_, metric in made.model.stepped] == VALUES["val_loss"]
+    assert [metric for *_, metric in made.model.scheduler_steps] == VALUES["val_loss"]
     assert groups_of(made.trainer)[0]["lr"] == 0.2
 
 
-def test_a_plateau_needs_its_monitor(run: Any, capsys: Any):
-    says = complaint(capsys, lambda: run("--optimizer=sgd", "--lr_scheduler=reduce_lr_on_plateau"))
-    assert "the following arguments are required: monitor" in says
+def test_metric_scheduler_requires_monitor(run: Any, capsys: Any):
+    message = cli_error(capsys, lambda: run("--optimizer=sgd", "--lr_scheduler=reduce_lr_on_plateau"))
+    assert "the following arguments are required: monitor" in message
     with pytest.raises(ConfigError, match=r"^scheduler 'reduce_lr_on_plateau' needs monitor, the name of a metric"):
         optplug.shims.schedulers.reduce_lr_on_plateau(torch.optim.SGD(nn.Linear(1, 1).parameters()))
 
 
-def test_a_plateau_survives_a_checkpoint(run: Any, tmp_path: Path):
-    arguments = ["--optimizer=sgd", "--optimizer.lr=0.8", *options_of("lr_scheduler", PLATEAU)]
+def test_metric_scheduler_resumes_from_a_checkpoint(run: Any, tmp_path: Path):
+    arguments = ["--optimizer=sgd", "--optimizer.lr=0.8", *cli_args("lr_scheduler", PLATEAU)]
     made = run(*arguments)
     made.trainer.save_checkpoint(tmp_path / "saved.ckpt")
     again = run(*arguments, "--trainer.max_epochs=5", fit=False)
     again.trainer.fit(again.model, ckpt_path=tmp_path / "saved.ckpt")
     scheduler = again.trainer.lr_scheduler_configs[0].scheduler
     assert (scheduler.last_epoch, scheduler.monitor, scheduler.best) == (5, "val_loss", 1.0)
-    assert again.model.rates[0] == 0.2
+    assert again.model.lrs[0] == 0.2
 
 
-# ------------------------------------------------------------------------- functions and lengths
+# ------------------------------------------------------------------------------------------ functions and lengths
 
 
 @pytest.mark.parametrize(
-    ("given", "rate"), [("0.1 ** epoch", 0.02), ("0.25", 0.5), (0.25, 0.5), (["1 / (1 + epoch)"], 2 / 3)]
+    ("given", "lr"), [("0.1 ** epoch", 0.02), ("0.25", 0.5), (0.25, 0.5), (["1 / (1 + epoch)"], 2 / 3)]
 )
-def test_a_function_of_the_epoch_is_text(run: Any, given: Any, rate: float):
+def test_function_of_the_epoch_is_an_expression(run: Any, given: Any, lr: float):
     chosen = {"class_path": "lambda_lr", "init_args": {"lr_lambda": given}}
     made = run("--optimizer=sgd", "--optimizer.lr=2", config={"lr_scheduler": chosen})
-    assert made.model.rates[-1] == pytest.approx(rate)
+    assert made.model.lrs[-1] == pytest.approx(lr)
 
 
-def test_a_wrong_expression_is_our_error(run: Any):
+def test_invalid_expression_raises_config_error(run: Any):
     with pytest.raises(ConfigError, match="there is no name 'epcoh'"):
-        run("--optimizer=sgd", *options_of("lr_scheduler", {"name": "lambda_lr", "lr_lambda": "1 / epcoh"}))
+        run("--optimizer=sgd", *cli_args("lr_scheduler", {"name": "lambda_lr", "lr_lambda": "1 / epcoh"}))
 
 
 AUTO = {"class_path": "cosine_annealing_lr", "init_args": {"T_max": "auto"}}
@@ -333,29 +340,29 @@ AUTO = {"class_path": "cosine_annealing_lr", "init_args": {"T_max": "auto"}}
 @pytest.mark.parametrize(
     ("args", "config"),
     [
-        (options_of("lr_scheduler", {"name": "cosine_annealing_lr", "T_max": "auto"}), {}),
+        (cli_args("lr_scheduler", {"name": "cosine_annealing_lr", "T_max": "auto"}), {}),
         ([], {"lr_scheduler": AUTO}),
     ],
     ids=["command line", "file"],
 )
-def test_an_automatic_length_is_refused_with_a_remedy(run: Any, capsys: Any, args: list[str], config: Any):
-    says = complaint(capsys, lambda: run("--optimizer=sgd", *args, config=config))
-    assert "LightningCLI cannot know what 'auto' is: give a number" in says
-    assert "OptplugCLI or the callback ConfigureOptimizers" in says
+def test_length_auto_is_refused_with_alternatives(run: Any, capsys: Any, args: list[str], config: Any):
+    message = cli_error(capsys, lambda: run("--optimizer=sgd", *args, config=config))
+    assert "LightningCLI cannot compute the length for 'auto': give a number" in message
+    assert "OptplugCLI or the callback ConfigureOptimizers" in message
 
 
 @pytest.mark.parametrize("given", ["1.5", "ten", True, 2.5])
-def test_a_length_is_a_whole_number(run: Any, capsys: Any, given: Any):
+def test_length_must_be_a_whole_number(run: Any, capsys: Any, given: Any):
     chosen = {"class_path": "cosine_annealing_lr", "init_args": {"T_max": given}}
-    says = complaint(capsys, lambda: run("--optimizer=sgd", config={"lr_scheduler": chosen}))
-    assert f"must be a whole number, got {given!r}" in says
+    message = cli_error(capsys, lambda: run("--optimizer=sgd", config={"lr_scheduler": chosen}))
+    assert f"must be a whole number, got {given!r}" in message
 
 
-# ------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
         (["--optimizer=adam", "--optimizer.lrr=0.1"], "Option 'lrr' is not accepted"),
         (["--optimizer=adam", "--optimizer.lr=abc"], "Expected a <class 'float'>. Got value: abc"),
@@ -366,57 +373,61 @@ def test_a_length_is_a_whole_number(run: Any, capsys: Any, given: Any):
         (["--optimizer=step_lr"], "step_lr"),
     ],
 )
-def test_what_the_signature_has_not_is_refused_at_once(run: Any, capsys: Any, args: list[str], words: str):
-    assert words in complaint(capsys, lambda: run(*args))
+def test_invalid_options_are_refused_by_the_parser(run: Any, capsys: Any, args: list[str], message: str):
+    assert message in cli_error(capsys, lambda: run(*args))
 
 
-def test_a_value_out_of_range_is_our_error(run: Any):
+def test_value_out_of_range_raises_hyperparameter_error(run: Any):
     with pytest.raises(HyperparameterError, match=r"lr must be at least 0"):
         run("--optimizer=adam", "--optimizer.lr=-1")
 
 
-def test_called_by_hand_it_takes_no_unknown_option():
+def test_shim_called_directly_refuses_unknown_options():
     with pytest.raises(ConfigError, match=r"adam has no option 'lrr'.*did you mean 'lr'"):
         optplug.shims.optimizers.adam([torch.zeros(1, requires_grad=True)], lrr=1)
 
 
-# ------------------------------------------------------------------------- every name, any plugin
+# ------------------------------------------------------------------------- every name, third-party plugins
 
-KINDS = {"optimizer": optplug.shims.optimizers, "scheduler": optplug.shims.schedulers}
-SUPPLIED = {"exponential_lr": {"gamma": 0.5}, "lambda_lr": {"lr_lambda": "1"}, "cosine_annealing_lr": {"T_max": 2}}
-SUPPLIED |= {"multi_step_lr": {"milestones": [1]}, "step_lr": {"step_size": 1}}
-SUPPLIED |= {"reduce_lr_on_plateau": {"monitor": "val_loss"}}
+SHIM_MODULES = {"optimizer": optplug.shims.optimizers, "scheduler": optplug.shims.schedulers}
+REQUIRED_ARGUMENTS = {
+    "exponential_lr": {"gamma": 0.5},
+    "lambda_lr": {"lr_lambda": "1"},
+    "cosine_annealing_lr": {"T_max": 2},
+}
+REQUIRED_ARGUMENTS |= {"multi_step_lr": {"milestones": [1]}, "step_lr": {"step_size": 1}}
+REQUIRED_ARGUMENTS |= {"reduce_lr_on_plateau": {"monitor": "val_loss"}}
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in registry.names(kind)])
-def test_every_name_has_its_shim(kind: str, name: str):
-    shim = getattr(KINDS[kind], name)
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in SHIM_MODULES for name in registry.names(kind)])
+def test_every_registered_name_has_a_shim(kind: str, name: str):
+    shim = getattr(SHIM_MODULES[kind], name)
     assert (shim.__name__, shim.__module__) == (name, f"optplug.shims.{kind}s")
-    expected = [argument.name for argument in documented(registry.find(kind, name))]
+    expected = [argument.name for argument in documented_arguments(registry.resolve(kind, name))]
     parameters = list(inspect.signature(shim).parameters)[1:]
     assert [p for p in parameters if p != "monitor"] == expected
     assert ("monitor" in parameters) == (name == "reduce_lr_on_plateau")
     optimizer = optplug.create_optimizer("sgd", nn.Linear(1, 1))
     target = optimizer if kind == "scheduler" else [torch.zeros(1, requires_grad=True)]
-    made = shim(target, **SUPPLIED.get(name, {}))
+    made = shim(target, **REQUIRED_ARGUMENTS.get(name, {}))
     cls = registry.get(kind, name)
     assert isinstance(made, cls)
     assert type(made) is cls or name == "reduce_lr_on_plateau"
 
 
-class Fussy(torch.optim.SGD):
-    """Says no."""
+class RaisingOptimizer(torch.optim.SGD):
+    """A third-party optimizer whose constructor raises for some values."""
 
-    def __init__(self, params: Any, lr: float = 0.1, mood: str = "good", dtype: torch.dtype | None = None) -> None:
-        if mood == "bad":
-            raise ValueError("not today")
-        if mood == "worse":
-            raise TypeError("never")
+    def __init__(self, params: Any, lr: float = 0.1, variant: str = "plain", dtype: torch.dtype | None = None) -> None:
+        if variant == "value error":
+            raise ValueError("wrong value")
+        if variant == "type error":
+            raise TypeError("wrong type")
         super().__init__(params, lr=lr)
 
 
-class Follower(torch.optim.lr_scheduler.LRScheduler):
-    """Takes a metric, is no plateau of torch's, and has lengths."""
+class MetricScheduler(torch.optim.lr_scheduler.LRScheduler):
+    """A third-party scheduler that takes a metric, does not derive from ReduceLROnPlateau, and has lengths."""
 
     def __init__(self, optimizer: Any, span: int | None = None, total_iters: int = 3) -> None:
         self.span, self.total_iters, self.metrics = span, total_iters, []
@@ -430,46 +441,46 @@ class Follower(torch.optim.lr_scheduler.LRScheduler):
         return self.base_lrs
 
 
-STRANGERS = Plugin("my-strangers", "strangers", "1")
+THIRD_PARTY = Plugin("my-plugin", "third-party", "1")
 
 
 @pytest.fixture
-def offered(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Offers specs, makes their shims, and puts them where all shims are."""
+def register(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Registers specs, creates their shims, and adds the shims to the module of all shims."""
 
-    def registration(*pairs: tuple[Plugin, Any]) -> dict[str, Any]:
+    def register_specs(*pairs: tuple[Plugin, Any]) -> dict[str, Any]:
         registrations: dict[str, list[Registration]] = {}
         for plugin, spec in pairs:
             registrations.setdefault(spec.name.replace("_", ""), []).append(Registration(spec, plugin))
         kind = pairs[0][1].kind
         for key, found in registrations.items():
-            monkeypatch.setitem(registry._catalogue().registrations[kind], key, found)
-        made = factory.shims(kind, KINDS[kind].__name__)
+            monkeypatch.setitem(registry._discovered().registrations[kind], key, found)
+        made = factory.make_shims(kind, SHIM_MODULES[kind].__name__)
         new = {name: cls for name, cls in made.items() if any(spec.name in name for _, spec in pairs)}
         for name, cls in new.items():
-            monkeypatch.setattr(KINDS[kind], name, cls, raising=False)
-        assert made.keys() >= set(registry.names(kind, "optplug-*:*")), "the others are there"
+            monkeypatch.setattr(SHIM_MODULES[kind], name, cls, raising=False)
+        assert made.keys() >= set(registry.names(kind, "optplug-*:*")), "the other names have shims too"
         return new
 
-    return registration
+    return register_specs
 
 
-def test_what_a_stranger_s_class_says_is_our_error(run: Any, offered: Any, capsys: Any):
-    offered((STRANGERS, OptimizerSpec("fussy", Fussy)))
-    made = run("--optimizer=fussy", "--optimizer.lr=0.5", fit=False)
+def test_third_party_exceptions_become_config_errors(run: Any, register: Any, capsys: Any):
+    register((THIRD_PARTY, OptimizerSpec("raising", RaisingOptimizer)))
+    made = run("--optimizer=raising", "--optimizer.lr=0.5", fit=False)
     made.trainer.fit(made.model)
-    assert type(made.trainer.optimizers[0]) is Fussy
-    assert "Expected a <class 'float'>" in complaint(capsys, lambda: run("--optimizer=fussy", "--optimizer.lr=x"))
-    with pytest.raises(ConfigError, match=r"fussy refused .*: not today"):
-        run("--optimizer=fussy", "--optimizer.mood=bad")
-    with pytest.raises(ConfigTypeError, match=r"fussy refused .*: never"):
-        run("--optimizer=fussy", "--optimizer.mood=worse")
+    assert type(made.trainer.optimizers[0]) is RaisingOptimizer
+    assert "Expected a <class 'float'>" in cli_error(capsys, lambda: run("--optimizer=raising", "--optimizer.lr=x"))
+    with pytest.raises(ConfigError, match=r"raising rejected .*: wrong value"):
+        run("--optimizer=raising", "--optimizer.variant=value error")
+    with pytest.raises(ConfigTypeError, match=r"raising rejected .*: wrong type"):
+        run("--optimizer=raising", "--optimizer.variant=type error")
 
 
-def test_a_stranger_that_takes_a_metric_is_a_plateau_to_lightning(run: Any, offered: Any, lightning_cli: Any):
-    spec = SchedulerSpec("follower", Follower, capabilities=frozenset({"metric"}), length="span")
-    offered((STRANGERS, spec))
-    made = run("--optimizer=sgd", *options_of("lr_scheduler", {"name": "follower", "monitor": "val_loss"}))
+def test_third_party_metric_scheduler_is_stepped_with_the_metric(run: Any, register: Any, lightning_cli: Any):
+    spec = SchedulerSpec("metric_scheduler", MetricScheduler, capabilities=frozenset({"metric"}), length="span")
+    register((THIRD_PARTY, spec))
+    made = run("--optimizer=sgd", *cli_args("lr_scheduler", {"name": "metric_scheduler", "monitor": "val_loss"}))
     (entry,) = made.trainer.lr_scheduler_configs
     assert isinstance(entry.scheduler, lightning_cli.ReduceLROnPlateau)
     assert entry.scheduler.metrics == VALUES["val_loss"]
@@ -477,56 +488,59 @@ def test_a_stranger_that_takes_a_metric_is_a_plateau_to_lightning(run: Any, offe
 
 
 @pytest.mark.parametrize("argument", ["span", "total_iters"])
-def test_the_length_of_a_stranger_is_known_too(run: Any, offered: Any, capsys: Any, argument: str):
-    offered((STRANGERS, SchedulerSpec("follower", Follower, length="span")))
-    arguments = ["--optimizer=sgd", *options_of("lr_scheduler", {"name": "follower", argument: "auto"})]
-    assert "LightningCLI cannot know what 'auto' is" in complaint(capsys, lambda: run(*arguments))
-    made = run("--optimizer=sgd", *options_of("lr_scheduler", {"name": "follower", argument: "8"}), fit=False)
+def test_lengths_of_third_party_schedulers(run: Any, register: Any, capsys: Any, argument: str):
+    register((THIRD_PARTY, SchedulerSpec("metric_scheduler", MetricScheduler, length="span")))
+    arguments = ["--optimizer=sgd", *cli_args("lr_scheduler", {"name": "metric_scheduler", argument: "auto"})]
+    assert "LightningCLI cannot compute the length for 'auto'" in cli_error(capsys, lambda: run(*arguments))
+    made = run("--optimizer=sgd", *cli_args("lr_scheduler", {"name": "metric_scheduler", argument: "8"}), fit=False)
     assert made.config.lr_scheduler.init_args[argument] == 8
 
 
 @pytest.mark.filterwarnings("default:optplug.shims")
 @pytest.mark.parametrize("kind", ["optimizer", "scheduler"])
-def test_a_class_that_cannot_be_loaded_breaks_no_other(run: Any, offered: Any, kind: str):
+def test_unloadable_class_warns_and_leaves_the_others_usable(run: Any, register: Any, kind: str):
     broken = (
-        OptimizerSpec("gone", "nowhere_to_be_found:Gone")
+        OptimizerSpec("unloadable", "missing_module:Missing")
         if kind == "optimizer"
-        else SchedulerSpec("gone", "nowhere_to_be_found:Gone", capabilities=frozenset({"metric"}))
+        else SchedulerSpec("unloadable", "missing_module:Missing", capabilities=frozenset({"metric"}))
     )
-    offered((STRANGERS, broken))
+    register((THIRD_PARTY, broken))
     assert run("--optimizer=adam", "--lr_scheduler=step_lr", "--lr_scheduler.step_size=1").trainer.lr_scheduler_configs
-    words = ["--optimizer=gone"] if kind == "optimizer" else ["--optimizer=sgd", "--lr_scheduler=gone"]
-    words += ["--lr_scheduler.monitor=val_loss"] if kind == "scheduler" else []
+    args = ["--optimizer=unloadable"] if kind == "optimizer" else ["--optimizer=sgd", "--lr_scheduler=unloadable"]
+    args += ["--lr_scheduler.monitor=val_loss"] if kind == "scheduler" else []
     with (
-        pytest.warns(UserWarning, match=r"^optplug.shims: .*'gone' of plugin my-strangers .* could not be loaded"),
-        pytest.raises(PluginError, match=f"^{kind} 'gone' of plugin my-strangers .* could not be loaded"),
+        pytest.warns(UserWarning, match=r"^optplug.shims: .*'unloadable' of plugin my-plugin .* could not be loaded"),
+        pytest.raises(PluginError, match=f"^{kind} 'unloadable' of plugin my-plugin .* could not be loaded"),
     ):
-        run(*words)
+        run(*args)
 
 
-def test_a_name_of_two_plugins_has_one_shim_for_each(run: Any, offered: Any):
-    class Other(Fussy):
+def test_ambiguous_name_has_one_shim_for_each_plugin(run: Any, register: Any):
+    class Other(RaisingOptimizer):
         pass
 
-    made = offered((STRANGERS, OptimizerSpec("twin", Fussy)), (Plugin("other", "o", "1"), OptimizerSpec("twin", Other)))
-    assert sorted(made) == ["my_strangers__twin", "other__twin"]
-    ran = run("--optimizer=other__twin", "--optimizer.lr=0.5")
+    made = register(
+        (THIRD_PARTY, OptimizerSpec("ambiguous", RaisingOptimizer)),
+        (Plugin("other", "o", "1"), OptimizerSpec("ambiguous", Other)),
+    )
+    assert sorted(made) == ["my_plugin__ambiguous", "other__ambiguous"]
+    ran = run("--optimizer=other__ambiguous", "--optimizer.lr=0.5")
     assert type(ran.trainer.optimizers[0]) is Other
-    assert type(run("--optimizer=my_strangers__twin").trainer.optimizers[0]) is Fussy
+    assert type(run("--optimizer=my_plugin__ambiguous").trainer.optimizers[0]) is RaisingOptimizer
 
 
-# ------------------------------------------------------------------------- what is imported when
+# ------------------------------------------------------------------------------------------ imports
 
 
-def test_optplug_alone_makes_no_shims():
-    python(
+def test_import_of_optplug_does_not_import_shims():
+    run_python(
         "import sys, optplug; optplug.list_optimizers()\n"
         "assert not {'optplug.shims', 'jsonargparse', 'torch'} & set(sys.modules)"
     )
 
 
-def test_shims_bring_in_neither_lightning_nor_the_classes():
-    python(
+def test_import_of_shims_imports_neither_lightning_nor_registered_classes():
+    run_python(
         "import sys, optplug.shims\n"
         "assert optplug.shims.optimizers.adam and optplug.shims.schedulers.step_lr\n"
         "assert not {'lightning', 'pytorch_lightning', 'optplug.schedulers.closed_form'} & set(sys.modules)\n"
@@ -551,13 +565,13 @@ print(type(found).__module__ if isinstance(found, torch.optim.Optimizer) else ty
 """
 
 
-def test_the_full_path_needs_no_import(pl: Any):
+def test_full_path_works_without_importing_shims(pl: Any):
     args = ["--optimizer=optplug.shims.optimizers.adam", "--optimizer.lr=0.1"]
     args += ["--lr_scheduler=optplug.shims.schedulers.step_lr", "--lr_scheduler.step_size=1"]
-    said = python(PROGRAM.format(namespace=pl.__name__, first="", args=args)).split()
-    assert said[-2:] == ["optplug.shims.optimizers.adam", registry.get("scheduler", "step_lr").__module__]
+    output = run_python(PROGRAM.format(namespace=pl.__name__, first="", args=args)).split()
+    assert output[-2:] == ["optplug.shims.optimizers.adam", registry.get("scheduler", "step_lr").__module__]
 
 
-def test_the_names_of_torch_stay_what_they_were(pl: Any):
-    said = python(PROGRAM.format(namespace=pl.__name__, first="import optplug.shims", args=["--optimizer=Adam"]))
-    assert said.split()[-2:] == ["torch.optim.Adam", "torch.optim.adam"]
+def test_class_names_of_torch_still_refer_to_torch(pl: Any):
+    output = run_python(PROGRAM.format(namespace=pl.__name__, first="import optplug.shims", args=["--optimizer=Adam"]))
+    assert output.split()[-2:] == ["torch.optim.Adam", "torch.optim.adam"]

@@ -1,4 +1,4 @@
-"""The conformance kit can fail: each planted fault is caught by the check that should catch it."""
+"""Tests of the conformance kit: correct classes pass, and each fault fails the check that must detect it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from optplug.testing import (
 )
 
 
-class Heavy(RuleOptimizer):
-    """A sound optimizer; the faulty ones derive from it."""
+class Correct(RuleOptimizer):
+    """A correct optimizer; the faulty classes derive from it."""
 
     states = (State("step", scalar=True), State("velocity"))
 
@@ -40,20 +40,20 @@ class Heavy(RuleOptimizer):
         return p - lr / ops.sqrt(step) * velocity, step, velocity
 
 
-def failures(optimizer) -> set[str]:
-    """The properties that fail."""
-    return failing(optimizer_checks(importable(optimizer)))
+def failed_optimizer_checks(optimizer) -> set[str]:
+    """Return the properties whose checks fail."""
+    return failed_properties(optimizer_checks(importable(optimizer)))
 
 
 def importable(cls: type) -> type:
-    """A class that a test makes, where pickle finds it."""
+    """Make a class that is defined in a test a global of this module, so that pickle finds it."""
     if "<locals>" in cls.__qualname__:
         cls.__module__, cls.__qualname__ = __name__, cls.__name__
         globals()[cls.__name__] = cls
     return cls
 
 
-def failing(checks: list[Check]) -> set[str]:
+def failed_properties(checks: list[Check]) -> set[str]:
     failed = {}
     for check in checks:
         try:
@@ -64,15 +64,15 @@ def failing(checks: list[Check]) -> set[str]:
     return {id_.partition("[")[0] for id_ in failed}
 
 
-def test_a_sound_optimizer_passes_and_the_kit_tells_what_did_not_apply():
+def test_correct_optimizer_passes_and_unavailable_engine_is_reported():
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
-    assert check_optimizer(Heavy) == {"engine triton": absent.format("triton")}
-    ids = [check.id for check in optimizer_checks(Heavy)]
+    assert check_optimizer(Correct) == {"engine triton": absent.format("triton")}
+    ids = [check.id for check in optimizer_checks(Correct)]
     assert len(ids) == len(set(ids)) == 58
 
 
-def test_all_failures_come_in_one_error():
-    class Wrong(Heavy):
+def test_check_optimizer_raises_one_error_with_all_failures():
+    class Wrong(Correct):
         @staticmethod
         def rule(p, g, step, velocity, *, lr, friction):
             return p + lr * g, step + 1, velocity
@@ -81,53 +81,57 @@ def test_all_failures_come_in_one_error():
         check_optimizer(importable(Wrong))
     assert str(caught.value) == (
         "3 of 58 checks failed:\n"
-        "the_bowl_goes_down[loop-default]: 30 steps on x² lead from 5 to 16.4052\n"
-        "the_bowl_goes_down[foreach-default]: 30 steps on x² lead from 5 to 16.4052\n"
-        "the_bowl_goes_down[numba-default]: 30 steps on x² lead from 5 to 16.4052"
+        "quadratic_loss_decreases[loop-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
+        "quadratic_loss_decreases[foreach-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
+        "quadratic_loss_decreases[numba-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease"
     )
 
 
-def test_a_foreach_line_that_differs_is_caught(monkeypatch):
-    sound = foreach._compiled
+def test_wrong_foreach_code_is_detected(monkeypatch):
+    original = foreach._compile_step
 
     def compiled(traced):
         text = foreach.source(traced).replace("alpha=-", "alpha=-1.0000001 * ")
         namespace: dict[str, Any] = {n: getattr(torch, n) for n in dir(torch) if n.startswith("_foreach_")}
-        exec(text, {**namespace, "_each": foreach._each}, scope := {})
+        exec(text, {**namespace, "_for_each_tensor": foreach._for_each_tensor}, scope := {})
         return scope["step"]
 
-    monkeypatch.setattr(foreach, "_compiled", compiled)
-    # Where numba refuses a layout, foreach steps it.
-    assert failures(Heavy) == {"engine_agrees_with_loop", "layout_does_not_matter", "capability_complex_is_true"}
-    monkeypatch.setattr(foreach, "_compiled", sound)
-    assert failures(Heavy) == set()
+    monkeypatch.setattr(foreach, "_compile_step", compiled)
+    # foreach steps the layouts that numba cannot take.
+    assert failed_optimizer_checks(Correct) == {
+        "engine_agrees_with_loop",
+        "memory_layout_has_no_effect",
+        "capability_complex_is_correct",
+    }
+    monkeypatch.setattr(foreach, "_compile_step", original)
+    assert failed_optimizer_checks(Correct) == set()
 
 
-def test_a_rule_that_changes_the_gradient_is_caught():
-    class Clips(Heavy):
+def test_rule_that_modifies_the_gradient_is_detected():
+    class ModifiesGradient(Correct):
         @staticmethod
         def rule(p, g, step, velocity, *, lr, friction):
-            return Heavy.rule(p, g.clamp_(-1, 1), step, velocity, lr=lr, friction=friction)
+            return Correct.rule(p, g.clamp_(-1, 1), step, velocity, lr=lr, friction=friction)
 
-    assert "gradients_are_left_alone" in failures(Clips)
-    assert inapplicable_checks(Clips)["engine foreach"] == (
+    assert "gradients_are_not_modified" in failed_optimizer_checks(ModifiesGradient)
+    assert inapplicable_checks(ModifiesGradient)["engine foreach"] == (
         "engine 'foreach' cannot run this rule: a rule may not use the attribute .clamp_; it may use + - * / ** and "
-        "abs, exp, lerp, log, maximum, minimum, sign, sqrt, where"
+        "abs, exp, lerp, log, maximum, minimum, sign, sqrt and 1 more (see optplug.ops)"
     )
 
 
-def test_a_state_that_is_lost_on_resume_is_caught():
-    class Forgets(Heavy):
+def test_state_lost_on_resume_is_detected():
+    class LosesState(Correct):
         def state_dict(self):
             saved = super().state_dict()
             for state in saved["state"].values():
                 state.pop("velocity", None)
             return saved
 
-    assert {"resumed_equals_uninterrupted", "lr_may_change"} <= failures(Forgets)
+    assert {"resumed_equals_uninterrupted", "lr_changes_take_effect"} <= failed_optimizer_checks(LosesState)
 
-    class Remembers(torch.optim.Optimizer):
-        """State beside `state`."""
+    class KeepsStateInAttribute(torch.optim.Optimizer):
+        """Keeps its step count outside of `state`."""
 
         def __init__(self, params, lr=0.01):
             super().__init__(params, {"lr": lr})
@@ -143,11 +147,13 @@ def test_a_state_that_is_lost_on_resume_is_caught():
                         p -= group["lr"] / self.count * p.grad.sign()
             return loss
 
-    assert {"resumed_equals_uninterrupted", "copies_continue_identically"} <= failures(Remembers)
+    assert {"resumed_equals_uninterrupted", "copies_continue_identically"} <= failed_optimizer_checks(
+        KeepsStateInAttribute
+    )
 
 
-class Squares(torch.optim.Optimizer):
-    """An ordinary optimizer that is wrong for complex parameters."""
+class WrongForComplex(torch.optim.Optimizer):
+    """An optimizer without a rule, whose step is wrong for complex parameters."""
 
     def __init__(self, params, lr=0.01):
         super().__init__(params, {"lr": lr})
@@ -164,95 +170,95 @@ class Squares(torch.optim.Optimizer):
         return loss
 
 
-def test_a_false_capability_is_caught_in_both_directions():
-    class SaysComplex(Squares):
+def test_missing_and_wrong_capabilities_are_detected():
+    class DeclaresComplex(WrongForComplex):
         capabilities = frozenset({"complex"})
 
-    class SaysSparse(Squares):
+    class DeclaresSparse(WrongForComplex):
         capabilities = frozenset({"sparse"})
 
-    class SaysModes(Squares):
+    class DeclaresModes(WrongForComplex):
         capabilities = frozenset({"modes"})
 
-    class SaysClosure(Squares):
+    class DeclaresClosure(WrongForComplex):
         capabilities = frozenset({"closure"})
 
-    class Refuses(Squares):
+    class RejectsComplex(WrongForComplex):
         def step(self, closure=None):
             if any(p.is_complex() for group in self.param_groups for p in group["params"]):
                 raise TypeError("real parameters only")
             return super().step(closure)
 
-    assert failures(Refuses) == set()
-    assert failures(Squares) == {"capability_complex_is_true"}
-    assert failures(SaysComplex) == {"capability_complex_is_true"}
-    assert failures(SaysSparse) == {"capability_complex_is_true", "capability_sparse_is_true"}
-    assert "capabilities_modes_and_closure_are_true" in failures(SaysModes)
-    assert "capabilities_modes_and_closure_are_true" in failures(SaysClosure)
+    assert failed_optimizer_checks(RejectsComplex) == set()
+    assert failed_optimizer_checks(WrongForComplex) == {"capability_complex_is_correct"}
+    assert failed_optimizer_checks(DeclaresComplex) == {"capability_complex_is_correct"}
+    assert failed_optimizer_checks(DeclaresSparse) == {"capability_complex_is_correct", "capability_sparse_is_correct"}
+    assert "capabilities_modes_and_closure_are_correct" in failed_optimizer_checks(DeclaresModes)
+    assert "capabilities_modes_and_closure_are_correct" in failed_optimizer_checks(DeclaresClosure)
 
-    class TakesSparse(Refuses):
+    class TakesSparse(RejectsComplex):
         def step(self, closure=None):
             for group in self.param_groups:
                 for p in group["params"]:
                     p.grad = p.grad.to_dense() if p.grad is not None and p.grad.is_sparse else p.grad
             return super().step(closure)
 
-    assert failures(TakesSparse) == {"capability_sparse_is_true"}
+    assert failed_optimizer_checks(TakesSparse) == {"capability_sparse_is_correct"}
 
 
-def test_an_ordinary_class_gets_the_checks_that_apply_and_the_reasons_for_the_others():
-    assert inapplicable_checks(Squares) == {
-        "engine_agrees_with_loop": "an ordinary Optimizer class, without rule and engines",
-        "report_names_the_engine": "an ordinary Optimizer class, without rule and engines",
-        "maximize_is_descent_on_the_negative": "it has no option 'maximize'",
-        "weight_decay_is_its_formula": "an ordinary Optimizer class, without rule and engines",
-        "state_dtype_is_kept": "an ordinary Optimizer class, without rule and engines",
-        "wrong_options_are_refused": "an ordinary Optimizer class, without rule and engines",
+def test_plain_optimizer_class_has_inapplicable_checks_with_reasons():
+    assert inapplicable_checks(WrongForComplex) == {
+        "engine_agrees_with_loop": "not a RuleOptimizer: it has no rule and no engines",
+        "engine_report_is_correct": "not a RuleOptimizer: it has no rule and no engines",
+        "maximize_equals_minimizing_the_negative": "it has no option 'maximize'",
+        "weight_decay_matches_formula": "not a RuleOptimizer: it has no rule and no engines",
+        "state_dtype_is_kept": "not a RuleOptimizer: it has no rule and no engines",
+        "invalid_options_are_rejected": "not a RuleOptimizer: it has no rule and no engines",
     }
-    assert len(optimizer_checks(Squares)) == 14
+    assert len(optimizer_checks(WrongForComplex)) == 14
 
 
-def test_an_optimizer_that_needs_its_closure_gets_one():
+def test_optimizer_with_capability_closure_is_stepped_with_a_closure():
     class LBFGS(torch.optim.LBFGS):
         capabilities = frozenset({"closure"})
 
-    # torch's LBFGS does not survive pickle or deepcopy: they lose its list of parameters.
-    assert failures(LBFGS) == {"copies_continue_identically"}
-    assert inapplicable_checks(LBFGS)["gradients_are_left_alone"] == "it needs closure"
+    # pickle and deepcopy lose the list of parameters of torch's LBFGS.
+    assert failed_optimizer_checks(LBFGS) == {"copies_continue_identically"}
+    assert inapplicable_checks(LBFGS)["gradients_are_not_modified"] == "it needs closure"
 
 
 @pytest.mark.parametrize(
-    ("fault", "caught_by"),
+    ("fault", "check"),
     [
-        ("grad replaced", "gradients_are_left_alone"),
-        ("moves without gradient", "parameters_without_gradient_stay_put"),
+        ("replaces gradients", "gradients_are_not_modified"),
+        ("moves parameters without gradient", "parameters_without_gradient_do_not_change"),
         ("copies lose the engine", "copies_continue_identically"),
-        ("maximize ignored", "maximize_is_descent_on_the_negative"),
-        ("decay ignored", "weight_decay_is_its_formula"),
-        ("lr remembered", "lr_may_change"),
-        ("stride assumed", "layout_does_not_matter"),
-        ("closure twice", "closure_is_called_once_before_the_update"),
-        ("closure without grad", "closure_is_called_once_before_the_update"),
-        ("groups forgotten", "groups_may_be_added"),
-        ("state dtype dropped", "state_dtype_is_kept"),
-        ("options unchecked", "wrong_options_are_refused"),
-        ("cycle", "a_dropped_optimizer_is_freed"),
-        ("cache", "a_dropped_optimizer_is_freed"),
-        ("report lies", "report_names_the_engine"),
-        ("upward", "the_bowl_goes_down"),
+        ("ignores maximize", "maximize_equals_minimizing_the_negative"),
+        ("ignores weight_decay", "weight_decay_matches_formula"),
+        ("keeps the first lr", "lr_changes_take_effect"),
+        ("wrong for non-contiguous tensors", "memory_layout_has_no_effect"),
+        ("calls the closure twice", "closure_is_called_once_before_the_update"),
+        ("calls the closure with gradients disabled", "closure_is_called_once_before_the_update"),
+        ("ignores added groups", "added_groups_are_stepped"),
+        ("loses the state dtype", "state_dtype_is_kept"),
+        ("does not check options", "invalid_options_are_rejected"),
+        ("reference cycle", "unreferenced_optimizer_is_freed"),
+        ("global cache", "unreferenced_optimizer_is_freed"),
+        ("wrong engine report", "engine_report_is_correct"),
+        ("increases parameters", "quadratic_loss_decreases"),
     ],
 )
-def test_a_planted_fault_is_caught(fault, caught_by):
-    kept: list[object] = []
+def test_fault_is_detected(fault, check):
+    cache: list[object] = []
 
-    class Faulty(Heavy):
+    class Faulty(Correct):
         def __init__(self, params, **options):
             super().__init__(params, **options)
             self.first_lr = self.param_groups[0]["lr"]
-            if fault == "cycle":
+            if fault == "reference cycle":
                 self.myself = self
-            if fault == "cache":
-                kept.append(self)
+            if fault == "global cache":
+                cache.append(self)
 
         def __getstate__(self):
             state = super().__getstate__() | {"first_lr": self.first_lr}
@@ -262,63 +268,63 @@ def test_a_planted_fault_is_caught(fault, caught_by):
 
         def _variant(self, group):
             group = dict(group)
-            if fault == "maximize ignored":
+            if fault == "ignores maximize":
                 group["maximize"] = False
-            if fault == "decay ignored":
+            if fault == "ignores weight_decay":
                 group["weight_decay"] = 0.0
             return super()._variant(group)
 
         def step(self, closure=None):
-            if fault == "closure twice" and closure is not None:
+            if fault == "calls the closure twice" and closure is not None:
                 closure()
-            if fault == "closure without grad" and closure is not None:
+            if fault == "calls the closure with gradients disabled" and closure is not None:
                 with torch.no_grad():
                     loss = closure()
                 super().step()
                 return loss
             params = [p for group in self.param_groups for p in group["params"]]
-            if fault == "grad replaced":
+            if fault == "replaces gradients":
                 for p in params:
                     p.grad = None if p.grad is None else p.grad.clone()
-            if fault == "groups forgotten":
+            if fault == "ignores added groups":
                 for group in self.param_groups[1:]:
                     for p in group["params"]:
                         p.grad = None
-            if fault == "lr remembered":
+            if fault == "keeps the first lr":
                 for group in self.param_groups:
                     group["lr"] = self.first_lr
             loss = super().step(closure)
             with torch.no_grad():
-                if fault == "moves without gradient":
+                if fault == "moves parameters without gradient":
                     for p in params:
                         p.mul_(0.999)
-                if fault == "stride assumed":
+                if fault == "wrong for non-contiguous tensors":
                     for p in params:
                         if not p.is_contiguous():
                             p.add_(1e-6)
-                if fault == "upward":
+                if fault == "increases parameters":
                     for p in params:
                         p.mul_(1.1)
             return loss
 
         def load_state_dict(self, state_dict):
             super().load_state_dict(state_dict)
-            if fault == "state dtype dropped":
+            if fault == "loses the state dtype":
                 for p, state in self.state.items():
                     state["velocity"] = state["velocity"].to(p.dtype)
 
         def _check_group(self, group, defaults):
-            if fault != "options unchecked":
+            if fault != "does not check options":
                 super()._check_group(group, defaults)
 
         def engine_report(self):
-            return [] if fault == "report lies" else super().engine_report()
+            return [] if fault == "wrong engine report" else super().engine_report()
 
-    Faulty.__init__.__signature__ = __import__("inspect").signature(Heavy.__init__)
-    assert caught_by in failures(Faulty)
+    Faulty.__init__.__signature__ = __import__("inspect").signature(Correct.__init__)
+    assert check in failed_optimizer_checks(Faulty)
 
 
-def test_a_name_that_nobody_offers_and_what_is_no_optimizer_are_refused():
+def test_unknown_names_and_wrong_types_raise():
     with pytest.raises(optplug.errors.UnknownNameError):
         optimizer_checks("adamn")
     with pytest.raises(TypeError, match=re.escape("expected the name of an optimizer or its class, got <class 'int'>")):
@@ -335,54 +341,54 @@ class Halving(ClosedFormLR):
         return 0.5**t
 
 
-def schedule_failures(scheduler, **arguments) -> set[str]:
-    return failing(scheduler_checks(scheduler, **arguments))
+def failed_scheduler_checks(scheduler, **arguments) -> set[str]:
+    return failed_properties(scheduler_checks(scheduler, **arguments))
 
 
-def test_a_sound_scheduler_passes():
+def test_correct_schedulers_pass():
     check_scheduler(Halving)
     check_scheduler("cosine-annealing-lr", T_max=12, eta_min=0.003)
     check_scheduler(torch.optim.lr_scheduler.StepLR, step_size=3)
 
 
-def test_planted_faults_in_schedulers_are_caught():
-    class OtherForm(Halving):
+def test_scheduler_faults_are_detected():
+    class WrongClosedForm(Halving):
         def _get_closed_form_lr(self):
             return [0.9 * lr for lr in super()._get_closed_form_lr()]
 
-    class FirstGroup(Halving):
+    class UsesFirstGroupOnly(Halving):
         def get_lr(self):
-            return [super(FirstGroup, self).get_lr()[0] for _ in self.base_lrs]
+            return [super(UsesFirstGroupOnly, self).get_lr()[0] for _ in self.base_lrs]
 
-    class Forgets(Halving):
+    class LosesLastEpoch(Halving):
         def state_dict(self):
             return {k: v for k, v in super().state_dict().items() if k != "last_epoch"}
 
         def multiplier(self, t):
             return 1 / (1 + t)
 
-    class NoPickle(Halving):
+    class UnpicklableState(Halving):
         def state_dict(self):
-            return super().state_dict() | {"myself": object}
+            return super().state_dict() | {"self": object}
 
-    class Replaces(Halving):
+    class ReplacesTensorLr(Halving):
         def step(self, epoch=None):
             super().step(epoch)
             for group in self.optimizer.param_groups:
                 if isinstance(group["lr"], torch.Tensor):
                     group["lr"] = group["lr"].clone()
 
-    class Tells(LRScheduler):
+    class ReportsWrongLr(LRScheduler):
         def get_lr(self):
             return [group["lr"] for group in self.optimizer.param_groups]
 
         def get_last_lr(self):
             return [0.0]
 
-    assert schedule_failures(Halving) == set()
-    assert schedule_failures(OtherForm) == {"recursion_equals_closed_form"}
-    assert "groups_go_their_own_way" in schedule_failures(FirstGroup)
-    assert schedule_failures(Forgets) == {"resumed_equals_uninterrupted"}
-    assert schedule_failures(NoPickle) == {"resumed_equals_uninterrupted"}
-    assert schedule_failures(Replaces) == {"a_tensor_lr_is_set_in_place"}
-    assert schedule_failures(Tells) == {"reports_last_lr"}
+    assert failed_scheduler_checks(Halving) == set()
+    assert failed_scheduler_checks(WrongClosedForm) == {"steps_equal_closed_form"}
+    assert "groups_are_independent" in failed_scheduler_checks(UsesFirstGroupOnly)
+    assert failed_scheduler_checks(LosesLastEpoch) == {"resumed_equals_uninterrupted"}
+    assert failed_scheduler_checks(UnpicklableState) == {"resumed_equals_uninterrupted"}
+    assert failed_scheduler_checks(ReplacesTensorLr) == {"tensor_lr_is_updated_in_place"}
+    assert failed_scheduler_checks(ReportsWrongLr) == {"get_last_lr_returns_group_lrs"}

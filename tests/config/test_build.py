@@ -1,0 +1,142 @@
+"""Checks of values by a dry run, and construction of third-party optimizers and schedulers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import optplug
+from optplug.config.build import build_scheduler, parse_and_check
+from optplug.errors import (
+    ConfigError,
+    ConfigTypeError,
+    EngineError,
+    HyperparameterError,
+    HyperparameterTypeError,
+    OptplugError,
+)
+
+COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
+PLATEAU = {"name": "reduce_lr_on_plateau"}
+
+
+# ----------------------------------------------------------------------------------------------- dry run
+
+
+def test_number_that_yaml_parses_as_text_raises_with_hint(error_message: Any):
+    given = yaml.safe_load("{name: adam, lr: 1e-3}")
+    assert error_message(HyperparameterTypeError, given) == (
+        "optimizer.lr: Adam: lr must be a number, got '1e-3' (str); YAML reads 1e-3 as text, write 1.0e-3"
+    )
+    groups = yaml.safe_load("[{match: '*', lr: 1e-3}]")
+    assert error_message(HyperparameterTypeError, "adam", param_groups=groups) == (
+        "param_groups[0].lr: Adam: lr must be a number, got '1e-3' (str); YAML reads 1e-3 as text, write 1.0e-3"
+    )
+
+
+def test_invalid_values_are_found_without_a_model(error_message: Any):
+    assert error_message(HyperparameterError, {"name": "adam", "lr": -1.0}) == (
+        "optimizer.lr: Invalid learning rate: -1.0 (Adam: lr must be at least 0)"
+    )
+    assert error_message(EngineError, {"name": "adam", "engine": 3}) == (
+        "optimizer.engine: no engine named 3; there are auto, loop, foreach, numba"
+    )
+    assert error_message(HyperparameterError, "adam", {**COSINE, "T_max": 0}) == (
+        "scheduler.T_max: CosineAnnealingLR: T_max must be at least 1, got 0"
+    )
+    assert error_message(HyperparameterTypeError, "adam", {**COSINE, "T_max": [3]}) == (
+        "scheduler.T_max: CosineAnnealingLR: T_max must be a number of steps, got [3]"
+    )
+    assert error_message(HyperparameterError, "adam", {**PLATEAU, "factor": 1.5}) == (
+        "scheduler.factor: Factor should be < 1.0. ReduceLROnPlateau got factor 1.5"
+    )
+    assert error_message(HyperparameterError, "adam", {**PLATEAU, "min_lr": [0.1, 0.2]}) == (
+        "scheduler.min_lr: expected 1 min_lrs, got 2: ReduceLROnPlateau takes one min_lr for all groups, or a "
+        "list with one for each"
+    )
+
+
+def test_list_with_one_value_per_group_is_checked_when_built():
+    groups = [{"match": "bias", "lr": 0.5}]
+    module = nn.Linear(2, 2)
+    optplug.configure_optimizers(module, "adam", {**PLATEAU, "min_lr": [0.1, 0.2]}, param_groups=groups, monitor="loss")
+    with pytest.raises(HyperparameterError, match="expected 2 min_lrs, got 1"):
+        optplug.configure_optimizers(module, "adam", {**PLATEAU, "min_lr": [0.1]}, param_groups=groups, monitor="loss")
+
+
+def test_number_too_large_for_a_float_raises(error_message: Any):
+    assert error_message(HyperparameterError, {"name": "adam", "lr": 10**400}).startswith(
+        "optimizer.lr: Invalid learning rate: 1000"
+    )
+
+
+@pytest.mark.parametrize("t_max", [5, 10, 11])
+def test_error_has_location_of_the_rejected_argument(t_max: int, error_message: Any):
+    message = error_message(HyperparameterTypeError, "adam", {**COSINE, "T_max": t_max, "eta_min": "low"})
+    assert message.startswith("scheduler.eta_min: ")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler", "words"),
+    [
+        ("lbfgs", {"name": "step_lr", "step_size": -1}, "StepLR: step_size must be at least 1"),
+        ("lbfgs", {"name": "lambda_lr", "lr_lambda": "import os"}, "lr_lambda: 'import os' is not a valid expression"),
+        ({"name": "lbfgs", "max_iter": 0}, None, "Invalid max_iter value: 0"),
+        ({"name": "lbfgs", "line_search_fn": "wolfe"}, None, "only 'strong_wolfe' is supported"),
+    ],
+)
+def test_dry_run_covers_lbfgs_and_schedulers(optimizer, scheduler, words):
+    with pytest.raises(OptplugError, match=words):
+        parse_and_check(optimizer, scheduler)
+
+
+# ------------------------------------------------------------------------------------ third-party classes
+
+
+@pytest.mark.usefixtures("third_party_classes")
+def test_third_party_exceptions_are_wrapped():
+    module = nn.Linear(1, 1)
+    with pytest.raises(ConfigError, match=r"^optimizer: failing_sgd rejected failure='value': wrong value$"):
+        optplug.configure_optimizers(module, {"name": "failing_sgd", "failure": "value"})
+    with pytest.raises(ConfigTypeError, match=r"^optimizer: failing_sgd rejected failure='type': wrong type$"):
+        optplug.configure_optimizers(module, {"name": "failing_sgd", "failure": "type"})
+
+
+@pytest.mark.usefixtures("third_party_classes")
+def test_keyword_arguments_of_base_class_are_known(error_message: Any):
+    built = optplug.configure_optimizers(nn.Linear(1, 1), {"name": "failing_sgd", "momentum": 0.5})
+    assert built["optimizer"].defaults["momentum"] == 0.5
+    assert error_message(ConfigError, {"name": "failing_sgd", "momentun": 0.5}).endswith("; did you mean 'momentum'?")
+
+
+@pytest.mark.usefixtures("third_party_classes")
+def test_scheduler_with_metric_but_without_mode_is_built():
+    choice = {"name": "metric_scheduler", "monitor": "val_loss", "args": {"interval": 7}}
+    entry = optplug.configure_optimizers(nn.Linear(1, 1), "adam", choice)["lr_scheduler"]
+    assert entry["scheduler"].own_interval == 7
+    assert entry["monitor"] == "val_loss"
+
+
+@pytest.mark.usefixtures("third_party_classes")
+@pytest.mark.parametrize("warmup", [{}, {"warmup_steps": 3}], ids=str)
+def test_patience_unit_requires_method_at(warmup: dict[str, int]):
+    def build(name: str, **options: str) -> Any:
+        given = {"name": name, "monitor": "val_loss", **warmup, **options}
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        return build_scheduler(optimizer, parse_and_check("adam", given).scheduler)
+
+    for unit in ("epochs", "steps"):
+        with pytest.raises(ConfigError) as caught:
+            build("metric_scheduler", patience_unit=unit)
+        assert caught.value.loc == "scheduler.patience_unit"
+        assert str(caught.value) == (
+            "scheduler.patience_unit: metric_scheduler has no method at(position) and counts validations only, got "
+            f"{unit!r}: omit it"
+        )
+        for name in ("positioned_metric_scheduler", "reduce_lr_on_plateau"):
+            assert callable(build(name, patience_unit=unit).at)
+    assert not hasattr(build("metric_scheduler", patience_unit="validations", on_nonfinite="raise"), "at")

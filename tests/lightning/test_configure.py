@@ -1,0 +1,180 @@
+"""Building optimizers and schedulers in `configure_optimizers`: lengths, learning rates, copies, and errors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import optplug
+from optplug.config.build import parse_and_check
+from optplug.errors import ConfigError, ConfigTypeError, WiringError
+
+SGD = {"name": "sgd", "lr": 1.0}
+PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
+WORSE = {"val_loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+
+
+def final_lrs(made: Any) -> list[float]:
+    return [round(float(group["lr"]), 9) for group in made.optimizers[0].param_groups]
+
+
+# ------------------------------------------------------------------------------- lengths, steps and learning rates
+
+
+def test_lr_set_by_the_lr_finder_is_the_base_lr_of_a_warmup(
+    pl: Any, optplug_lightning: Any, digits_module: type, trainer: Any
+) -> None:
+    class WithLR(digits_module):
+        lr = 0.5
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.seen = [*getattr(self, "seen", []), self.trainer.optimizers[0].param_groups[0]["lr"]]
+
+    finder = pl.callbacks.LearningRateFinder(num_training_steps=40)
+    callback = optplug_lightning.ConfigureOptimizers({"name": "sgd", "lr": 0.01}, {"warmup_steps": 10}, verbose=False)
+    quiet = {"max_epochs": 1, "limit_val_batches": 0, "limit_train_batches": 20, "num_sanity_val_steps": 0}
+    made, module = trainer(callbacks=[finder, callback], **quiet), WithLR()
+    made.fit(module)
+    assert module.lr != 0.5
+    assert module.seen[-1] == pytest.approx(module.lr)
+    assert module.seen[-20:][0] == pytest.approx(module.lr / 10)
+
+
+@pytest.mark.both_import_names
+def test_steps_of_an_unwrapped_optimizer_are_counted_in_manual_optimization(fit: Any, scripted_module: type) -> None:
+    class WithUnwrappedOptimizer(scripted_module):
+        def __init__(self) -> None:
+            super().__init__(automatic=False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            self.lrs.append(optimizer.param_groups[0]["lr"])
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    _, module = fit(
+        SGD, {"name": "exponential_lr", "gamma": 0.5, "interval": "step"}, module=WithUnwrappedOptimizer(), max_epochs=1
+    )
+    assert module.lrs == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_auto_length_with_changing_accumulation_raises(
+    pl: Any, optplug_lightning: Any, scripted_module: type, trainer: Any
+) -> None:
+    changing = pl.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
+    cosine = {"name": "cosine_annealing_lr", "T_max": "auto", "interval": "step"}
+    callbacks = [changing, optplug_lightning.ConfigureOptimizers(SGD, cosine, verbose=False)]
+    with pytest.raises(ConfigError, match="is auto, and accumulation changes from epoch to epoch"):
+        trainer(callbacks=callbacks).fit(scripted_module())
+
+
+@pytest.mark.parametrize(("frequency", "length"), [(1, 12), (5, 2), (12, 1), (13, 1)])
+def test_auto_length_is_divided_by_the_frequency(fit: Any, frequency: int, length: int) -> None:
+    cosine = {"name": "cosine_annealing_lr", "T_max": "auto", "interval": "step", "frequency": frequency}
+    made, _ = fit(SGD, cosine)
+    assert made.lr_scheduler_configs[0].scheduler.T_max == length
+    assert made.lr_scheduler_configs[0].scheduler.last_epoch == (length if frequency < 13 else 0)
+
+
+def test_exception_of_the_data_loader_is_propagated(fit: Any, scripted_module: type) -> None:
+    module = scripted_module()
+
+    def broken() -> Any:
+        raise KeyError("my own")
+
+    module.train_dataloader = broken
+    with pytest.raises(KeyError, match="my own"):
+        fit(SGD, {"name": "cosine_annealing_lr", "T_max": "auto"}, module=module)
+
+
+def test_replaced_schedule_does_not_change_the_lr(fit: Any, scripted_module: type) -> None:
+    class Own(scripted_module):
+        def configure_optimizers(self) -> Any:
+            made = torch.optim.SGD(self.parameters(), lr=1.0)
+            return [made], [torch.optim.lr_scheduler.LinearLR(made, 0.1)]
+
+    _, module = fit(None, {"name": "step_lr", "step_size": 9}, module=Own(), override=True)
+    assert set(module.lrs) == {1.0}
+
+
+# ---------------------------------------------------------------------------------------- copies and shared values
+
+
+def test_tensor_lr_is_cloned_for_each_group(fit: Any) -> None:
+    lr = torch.tensor(1.0)
+    given = {"name": "sgd", "lr": lr}
+    groups = [{"match": "*.bias", "momentum": 0.5}]
+    made, _ = fit(given, {"name": "exponential_lr", "gamma": 0.5}, param_groups=groups)
+    assert final_lrs(made) == [0.125, 0.125]
+    assert float(lr) == 1.0
+
+
+def test_copy_made_during_training_can_be_trained(
+    fit: Any, pl: Any, optplug_lightning: Any, scripted_module: type, trainer: Any
+) -> None:
+    copies: list[Any] = []
+
+    class Copy(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            module_trainer, pl_module._trainer = pl_module._trainer, None
+            copies.append(copy.deepcopy(pl_module))
+            pl_module._trainer = module_trainer
+
+    trainer(callbacks=[optplug_lightning.ConfigureOptimizers(SGD, verbose=False), Copy()], max_epochs=1).fit(
+        scripted_module()
+    )
+    made, _ = fit({"name": "sgd", "lr": 0.5}, module=copies[0], max_epochs=1)
+    assert final_lrs(made) == [0.5]
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+def test_two_callbacks_raise(optplug_lightning: Any, scripted_module: type, trainer: Any) -> None:
+    callbacks = [
+        optplug_lightning.ConfigureOptimizers(SGD, PLATEAU, verbose=False),
+        optplug_lightning.ConfigureOptimizers(verbose=False),
+    ]
+    module = scripted_module(val=WORSE)
+    with pytest.raises(WiringError, match="the trainer has two ConfigureOptimizers callbacks: keep one"):
+        trainer(callbacks=callbacks).fit(module)
+    assert module.lrs == []
+
+
+@pytest.mark.parametrize("given", [[{**SGD, "match": "*.bias"}], {"combine": [{**SGD, "match": "*.bias"}]}], ids=str)
+def test_single_entry_with_selector_raises_for_parameters_that_are_not_selected(given: Any) -> None:
+    module = nn.ModuleDict({"a": nn.Linear(1, 1)})
+    with pytest.raises(ConfigError, match=r"no optimizer selects a\.weight: select them too, or freeze them"):
+        optplug.configure_optimizers(module, given)
+    module["a"].weight.requires_grad_(False)
+    assert parse_and_check(**parse_and_check(given).to_dict()) == parse_and_check(given)
+    optplug.configure_optimizers(module, given)
+
+
+@pytest.mark.parametrize("name", ["override", "verbose"])
+def test_flags_must_be_bool(optplug_lightning: Any, name: str) -> None:
+    with pytest.raises(ConfigTypeError, match=f"^{name}: must be True or False, got 'no'"):
+        optplug_lightning.ConfigureOptimizers("adam", **{name: "no"})
+
+
+@pytest.mark.parametrize("given", [{"on_resume": "reset_al"}, {"on_resume": "reset_all"}, {"monitor": "x"}], ids=str)
+def test_on_resume_and_monitor_without_optimizer_raise(optplug_lightning: Any, given: Any) -> None:
+    with pytest.raises(ConfigError):
+        optplug_lightning.ConfigureOptimizers(**given)
+    module = nn.Linear(1, 1)
+    with pytest.raises(ConfigError):
+        optplug.configure_optimizers(module, torch.optim.SGD(module.parameters()), **given)
+
+
+def test_submodule_without_schedule_raises(scripted_module: type, trainer: Any) -> None:
+    class Wrong(scripted_module):
+        def configure_optimizers(self) -> Any:
+            return optplug.configure_optimizers(self.layer, "sgd")
+
+    with pytest.raises(WiringError, match="takes the LightningModule itself, got Linear from Wrong: pass self"):
+        trainer().fit(Wrong())

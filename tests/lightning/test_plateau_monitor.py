@@ -1,0 +1,593 @@
+"""Which metric a plateau scheduler monitors, and its mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from optplug.errors import ConfigError, WiringError
+from optplug.lightning.monitor import mode_from_name, only_validation_loss
+
+BATCHES_PER_EPOCH = 4
+"""Number of batches of the scripted module."""
+
+ADAM = {"name": "adam", "lr": 1.0}
+SGD = {"name": "sgd", "lr": 1.0}
+PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
+PATIENT_PLATEAU = {**PLATEAU, "patience": 99}
+RISING = {"val_loss": range(1, 40)}
+METRICS = {"val_loss": [1.0, 2.0, 3.0], "val_acc": [0.1, 0.2, 0.3], "val_score": [10.0, 20.0, 30.0]}
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+def scheduler_of(fitted: Any) -> Any:
+    return fitted.lr_scheduler_configs[0].scheduler
+
+
+def printed_lines(capture: Any) -> list[str]:
+    """The lines that optplug has printed, without their prefix."""
+    return [line.removeprefix("optplug: ") for line in capture.readouterr().out.splitlines() if "optplug: " in line]
+
+
+def plateau_summary(capture: Any) -> str:
+    """The only plateau summary among the printed lines."""
+    (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
+    return line
+
+
+@pytest.fixture
+def monitoring_callbacks(pl: Any, tmp_path: Path) -> Any:
+    """A factory of EarlyStopping (`stop`) and ModelCheckpoint (`save`) callbacks from pairs of monitor and mode."""
+
+    def make(**monitors: Any) -> list[Any]:
+        callbacks: list[Any] = []
+        for kind, metrics in monitors.items():
+            for i, (monitor, mode) in enumerate(metrics):
+                if kind == "stop":
+                    callbacks.append(pl.callbacks.EarlyStopping(monitor, mode=mode, patience=99))
+                else:
+                    callbacks.append(
+                        pl.callbacks.ModelCheckpoint(tmp_path / str(i), monitor=monitor, mode=mode, filename="{epoch}")
+                    )
+        return callbacks
+
+    return make
+
+
+# ------------------------------------------------------------------------------------------- Sources of metric and mode
+
+
+@pytest.mark.parametrize(
+    ("monitors", "configuration", "first", "cuts", "line"),
+    [
+        ({"stop": [("val_acc", "max")]}, {"monitor": "val_loss"}, 1.0, 2, "val_loss (min) from the configuration"),
+        ({"stop": [("val_score", "min")]}, {"monitor": "val_score"}, 10.0, 2, "val_score (min) from the configuration"),
+        ({"save": [("val_score", "max")]}, {"monitor": "val_score"}, 10.0, 0, "val_score (max) from the configuration"),
+        ({}, {"monitor": "val_acc"}, 0.1, 0, "val_acc (max) from the configuration"),
+        ({}, {"monitor": "val_acc", "mode": "min"}, 0.1, 2, "val_acc (min) from the configuration"),
+        ({"stop": [("val_acc", "max")], "save": [("val_loss", "min")]}, {}, 0.1, 0, "val_acc (max) from EarlyStopping"),
+        ({"save": [("val_score", "min")]}, {}, 10.0, 2, "val_score (min) from ModelCheckpoint"),
+        ({"save": [("val_score", "min")]}, {"mode": "max"}, 10.0, 0, "val_score (max) from ModelCheckpoint"),
+    ],
+    ids=str,
+)
+def test_metric_and_mode_come_from_configuration_or_callbacks(
+    scripted_module: type,
+    trainer: Any,
+    optplug_lightning: Any,
+    monitoring_callbacks: Any,
+    capsys: Any,
+    monitors: Any,
+    configuration: Any,
+    first: float,
+    cuts: int,
+    line: str,
+):
+    module = scripted_module(val=METRICS)
+    configure = optplug_lightning.ConfigureOptimizers(SGD, {**PLATEAU, **configuration})
+    trainer(callbacks=[configure, *monitoring_callbacks(**monitors)], enable_checkpointing="save" in monitors).fit(
+        module
+    )
+    assert module.step_values[0] == pytest.approx(first)
+    assert len(module.scheduler_steps) == 3
+    assert module.lrs[-1] == 0.5 ** max(0, cuts - 1)
+    assert f"optplug:   monitor {line}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("monitors", "message"),
+    [
+        (
+            {"stop": [("val_loss", "min"), ("val_acc", "max")]},
+            "EarlyStopping callbacks monitor different metrics: set scheduler.monitor to one of val_acc, val_loss",
+        ),
+        (
+            {"save": [("val_loss", "min"), ("val_acc", "max")]},
+            "ModelCheckpoint callbacks monitor different metrics: set scheduler.monitor to one of val_acc, val_loss",
+        ),
+        (
+            {"stop": [("val_loss", "min")], "save": [("val_loss", "max")]},
+            "callbacks monitor 'val_loss' with different modes (EarlyStopping: min, ModelCheckpoint: max): set "
+            "scheduler.mode",
+        ),
+    ],
+    ids=["EarlyStopping", "ModelCheckpoint", "mode"],
+)
+def test_disagreeing_callbacks_raise(
+    scripted_module: type, trainer: Any, quiet_callback: Any, monitoring_callbacks: Any, monitors: Any, message: str
+):
+    module = scripted_module(val=METRICS)
+    with pytest.raises(WiringError) as caught:
+        trainer(
+            callbacks=[quiet_callback(SGD, PLATEAU), *monitoring_callbacks(**monitors)], enable_checkpointing=True
+        ).fit(module)
+    assert str(caught.value) == message
+    assert module.lrs == []
+
+
+def test_configuration_overrides_disagreeing_callbacks(
+    scripted_module: type, trainer: Any, quiet_callback: Any, monitoring_callbacks: Any
+):
+    module = scripted_module(val=METRICS)
+    others = monitoring_callbacks(stop=[("val_loss", "min"), ("val_acc", "max")])
+    trainer(callbacks=[quiet_callback(SGD, PLATEAU, monitor="val_score", mode="max"), *others]).fit(module)
+    assert module.step_values == [10.0, 20.0, 30.0]
+
+
+@pytest.mark.both_import_names
+def test_metric_of_model_checkpoint_is_used_and_reported(fit_plateau: Any, model_checkpoint: Any, capsys: Any) -> None:
+    val = {"val_f1": [0.1, 0.3, 0.2], "val_loss": [1.0, 2.0, 3.0]}
+    _, module = fit_plateau(
+        val, callbacks=[model_checkpoint("val_f1", mode="max")], enable_checkpointing=True, max_epochs=4
+    )
+    assert module.step_values == pytest.approx([0.1, 0.3, 0.2, 0.2])
+    assert module.lrs == [1.0] * 12 + [0.5] * 4
+    assert "  monitor val_f1 (max) from ModelCheckpoint" in printed_lines(capsys)
+
+
+@pytest.mark.parametrize("monitor", ["step", "epoch", "lr-SGD"])
+def test_counters_and_learning_rates_of_model_checkpoint_are_not_metrics(
+    pl: Any, fit_plateau: Any, model_checkpoint: Any, tmp_path: Path, capsys: Any, monitor: str
+) -> None:
+    logger = pl.loggers.CSVLogger(tmp_path)
+    callbacks = [pl.callbacks.LearningRateMonitor(), model_checkpoint(monitor, mode="max", save_top_k=1)]
+    _, module = fit_plateau(RISING, callbacks=callbacks, logger=logger, enable_checkpointing=True, log_every_n_steps=1)
+    assert module.step_values == [1.0, 2.0, 3.0]
+    assert "reduce_lr_on_plateau monitors val_loss (min), the only validation loss" in printed_lines(capsys)
+    assert (tmp_path / "saved").exists()  # ModelCheckpoint saves checkpoints as usual
+
+
+def test_metric_of_early_stopping_is_used_beside_a_counter_of_model_checkpoint(
+    fit_plateau: Any, model_checkpoint: Any, pl: Any, capsys: Any
+) -> None:
+    callbacks = [pl.callbacks.EarlyStopping("val_acc", mode="max", patience=9), model_checkpoint("step", mode="max")]
+    fit_plateau({"val_acc": [0.5], "val_loss": [1.0]}, callbacks=callbacks, enable_checkpointing=True)
+    assert plateau_summary(capsys).endswith("monitor val_acc (max) from EarlyStopping")
+
+
+def test_logged_learning_rates_are_not_metrics(pl: Any, fit_plateau: Any, tmp_path: Path, capsys: Any) -> None:
+    logger = pl.loggers.CSVLogger(tmp_path)
+    lr_monitor = pl.callbacks.LearningRateMonitor("epoch")
+    fitted, module = fit_plateau(
+        RISING, PATIENT_PLATEAU, optimizer=ADAM, callbacks=[lr_monitor], logger=logger, log_every_n_steps=1
+    )
+    assert "lr-Adam" in fitted.callback_metrics
+    assert module.step_values == [1.0, 2.0, 3.0]
+    assert plateau_summary(capsys).endswith(
+        "monitor val_loss (min) from the only validation loss that the first validation logs"
+    )
+    with pytest.raises(WiringError) as caught:  # the error does not suggest learning rates either
+        fit_plateau({"val_acc": [1.0]}, optimizer=ADAM, callbacks=[lr_monitor], logger=logger, log_every_n_steps=1)
+    assert str(caught.value) == "the validation logged no loss: set scheduler.monitor to one of val_acc"
+
+
+@pytest.mark.parametrize("where", ["callback", "scheduler"])
+def test_learning_rate_as_monitor_raises(optplug_lightning: Any, where: str) -> None:
+    inner, outer = ({"monitor": "lr-Adam"}, {}) if where == "scheduler" else ({}, {"monitor": "lr-Adam"})
+    with pytest.raises(ConfigError, match="lr-Adam"):
+        optplug_lightning.ConfigureOptimizers(ADAM, {**PLATEAU, **inner}, **outer)
+
+
+# --------------------------------------------------------------------------------------------- The only validation loss
+
+
+@pytest.mark.both_import_names
+@pytest.mark.parametrize("forms", [{}, {"on_step": True, "on_epoch": True}], ids=["", "both forms"])
+def test_only_validation_loss_is_used_and_reported(
+    scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any, forms: Any
+):
+    class LogsForms(scripted_module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val/loss", float(self.validations), batch_size=2, **forms)
+            self.log("val_acc", 0.5, batch_size=2)
+
+    module = LogsForms(train={"train_loss": [1.0]})
+    trainer(callbacks=optplug_lightning.ConfigureOptimizers(SGD, PLATEAU)).fit(module)
+    assert module.step_values == [0.0, 1.0, 2.0]
+    assert (
+        "optplug: reduce_lr_on_plateau monitors val/loss (min), the only validation loss\n"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("val", "message", "batches"),
+    [
+        (
+            {"val_loss_a": [1.0], "val_loss_b": [1.0], "val_acc": [1.0]},
+            "the validation logged 2 losses: set scheduler.monitor to one of val_loss_a, val_loss_b",
+            0,  # the sanity check detects this error
+        ),
+        (
+            {"val_acc": [1.0]},
+            "the validation logged no loss: set scheduler.monitor to one of val_acc",
+            4,
+        ),
+        ({}, "the validation logged no metric: log one in validation_step, and set scheduler.monitor", 4),
+    ],
+    ids=["two", "none", "nothing"],
+)
+def test_no_validation_loss_or_several_raise(
+    scripted_module: type, trainer: Any, quiet_callback: Any, val: Any, message: str, batches: int
+):
+    module = scripted_module(val=val, train={"train_loss": [1.0]})
+    with pytest.raises(WiringError) as caught:
+        trainer(callbacks=quiet_callback(SGD, PLATEAU)).fit(module)
+    assert str(caught.value) == message
+    assert len(module.lrs) == batches
+
+
+def test_step_and_epoch_forms_are_one_validation_loss():
+    assert only_validation_loss(["val_loss", "val_loss_step", "val_loss_epoch", "lr-val_loss", "val_acc"]) == "val_loss"
+    assert only_validation_loss(["val_loss_epoch"]) == "val_loss_epoch"
+
+
+# ------------------------------------------------------------------------ Metrics that are not logged, and near matches
+
+
+@pytest.mark.parametrize("arguments", [{}, {"val_check_interval": 0.5}, {"max_epochs": 1}], ids=str)
+def test_missing_validation_metric_raises_after_the_first_validation(
+    scripted_module: type, trainer: Any, quiet_callback: Any, arguments: dict[str, Any]
+):
+    module = scripted_module(val={"val_loss": [1.0]}, train={"train_loss": [1.0]})
+    with pytest.raises(WiringError) as caught:
+        trainer(callbacks=quiet_callback(SGD, PLATEAU, monitor="val_los", mode="min"), **arguments).fit(module)
+    assert str(caught.value) == (
+        "reduce_lr_on_plateau monitors 'val_los' (from the configuration), which is not logged; did you mean "
+        "'val_loss'?"
+    )
+    assert len(module.lrs) == (2 if "val_check_interval" in arguments else 4)
+
+
+def test_missing_metric_is_reported_after_sanity_check_and_raised_after_validation(
+    fit_plateau: Any, scripted_module: type, capsys: Any
+) -> None:
+    module = scripted_module(val={"val_loss": [1.0], "val_acc": [1.0]}, train={"train_loss": [1.0]})
+    with pytest.raises(WiringError) as caught:
+        fit_plateau(module=module, monitor="val_losss", mode="min")
+    text = "reduce_lr_on_plateau monitors 'val_losss' (from the configuration), which is not logged"
+    assert str(caught.value) == f"{text}; did you mean 'val_loss'?"
+    assert len(module.lrs) == BATCHES_PER_EPOCH
+    # After the sanity check, which may not be a full validation, it is only printed.
+    assert f"{text} in the sanity check; did you mean 'val_loss'?" in printed_lines(capsys)
+
+
+@pytest.mark.parametrize(
+    ("configured", "logged"),
+    [
+        ("val/loss", "val_loss"),
+        ("val_loss", "val/loss"),
+        ("valid.Loss", "valid_loss"),
+        ("val_loss_epoch", "val_loss"),
+        ("val_loss", "val_loss_epoch"),
+        ("val_loss/dataloader_idx_0", "val_loss"),
+    ],
+)
+@pytest.mark.parametrize("sanity", [2, 0])
+def test_near_match_is_used_and_reported(
+    fit_plateau: Any, capsys: Any, configured: str, logged: str, sanity: int
+) -> None:
+    _, module = fit_plateau({logged: [1.0, 2.0], "val_acc": [1.0]}, monitor=configured, num_sanity_val_steps=sanity)
+    assert module.step_values == [1.0, 2.0, 2.0]
+    lines = printed_lines(capsys)
+    subject = f"reduce_lr_on_plateau monitors {configured!r} (from the configuration)"
+    report = f"{subject}, which is not logged; using {logged!r} instead"
+    assert lines.count(report) == 1
+    assert lines[-1].endswith(f"monitor {logged} (min) from the configuration")
+
+
+@pytest.fixture
+def two_loader_module(scripted_module: type) -> type:
+    """The class of a module with two validation data loaders, which log the names in `logged`."""
+
+    class TwoLoaders(scripted_module):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            for name in self.logged[dataloader_idx]:
+                self.log(name, float(self.validations + dataloader_idx), batch_size=2)
+
+        def val_dataloader(self) -> Any:
+            return [super().val_dataloader(), super().val_dataloader()]
+
+    return TwoLoaders
+
+
+def test_data_loader_suffix_can_be_omitted(fit_plateau: Any, two_loader_module: type, capsys: Any) -> None:
+    module = two_loader_module()
+    module.logged = (["val_loss"], ["val_acc"])
+    fit_plateau(module=module, monitor="val_loss")
+    assert module.step_values == [0.0, 1.0, 2.0]
+    assert "which is not logged; using 'val_loss/dataloader_idx_0' instead" in "\n".join(printed_lines(capsys))
+
+
+def test_metrics_of_two_data_loaders_are_ambiguous(fit_plateau: Any, two_loader_module: type) -> None:
+    module = two_loader_module()
+    module.logged = (["val_loss"], ["val_loss"])
+    with pytest.raises(WiringError) as caught:
+        fit_plateau(module=module, monitor="val_loss")
+    assert str(caught.value) == (
+        "reduce_lr_on_plateau monitors 'val_loss' (from the configuration), which is not logged; set scheduler.monitor "
+        "to one of val_loss/dataloader_idx_0, val_loss/dataloader_idx_1"
+    )
+    module.logged = (["val_loss"], ["val_loss"])
+    other = two_loader_module()
+    other.logged = module.logged
+    fit_plateau(module=other, monitor="val/loss/dataloader_idx_1")
+    assert other.step_values == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+def test_several_near_matches_raise(fit_plateau: Any, scripted_module: type, sanity: int) -> None:
+    module = scripted_module(val={"val_loss": [1.0], "val-loss": [1.0], "val_acc": [1.0]})
+    with pytest.raises(WiringError) as caught:
+        fit_plateau(module=module, monitor="val/loss", num_sanity_val_steps=sanity)
+    assert str(caught.value) == (
+        "reduce_lr_on_plateau monitors 'val/loss' (from the configuration), which is not logged; set scheduler.monitor "
+        "to one of val-loss, val_loss"
+    )
+    assert len(module.lrs) == (0 if sanity else BATCHES_PER_EPOCH)
+
+
+def test_exact_name_takes_precedence_over_near_matches(fit_plateau: Any, capsys: Any) -> None:
+    _, module = fit_plateau({"val/loss": [3.0], "val_loss": [1.0]}, monitor="val_loss")
+    assert module.step_values == [1.0, 1.0, 1.0]
+    assert not any("not logged" in line for line in printed_lines(capsys))
+
+
+def test_near_match_of_a_training_metric_is_used(fit_plateau: Any, scripted_module: type, capsys: Any) -> None:
+    for where in ("train", "late"):
+        module = scripted_module(**{where: {"train_loss": range(1, 9)}}, val={"val_loss": [1.0]})
+        fit_plateau(module=module, monitor="train/loss")
+        assert module.step_values == [1.0, 2.0, 3.0]
+        assert module.lrs == [1.0] * 8 + [0.5] * 4
+        assert "which is not logged; using 'train_loss' instead" in "\n".join(printed_lines(capsys))
+
+
+# ----------------------------------------------------------------------------------------------------------------- Mode
+
+
+class Score(MeanMetric):
+    """A mean for which higher is better."""
+
+    higher_is_better = True
+
+
+class Penalty(MeanMetric):
+    """A mean for which lower is better."""
+
+    higher_is_better = False
+
+
+@pytest.fixture
+def torchmetrics_module(scripted_module: type) -> Any:
+    """A factory of modules that log torchmetrics objects by name; each validation updates them with the next value."""
+
+    def make(metrics: Any, values: Any = (1.0, 2.0, 3.0), **logging: Any) -> Any:
+        class WithMetrics(scripted_module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.is_collection = isinstance(metrics, MetricCollection)
+                self.metrics = metrics if self.is_collection else nn.ModuleDict(metrics)
+
+            def validation_step(self, batch: Any, batch_idx: int) -> None:
+                value = values[min(int(self.validations), len(values) - 1)]
+                if self.is_collection:
+                    self.metrics.update(value)
+                    self.log_dict(self.metrics, **logging)
+                else:
+                    for name, metric in self.metrics.items():
+                        metric.update(value)
+                        self.log(name, metric, **logging)
+
+            def on_train_start(self) -> None:
+                self.mode_before_training = scheduler_of(self.trainer).mode
+
+        return WithMetrics()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        (
+            "min",
+            "loss val_loss val/loss valid.loss train_loss loss_epoch val-error rmse val_mae test/WER cross_entropy",
+        ),
+        ("max", "acc val_acc val/accuracy top5 val_auroc f1 val_F1 mAP iou val/dice bleu reward r2"),
+        (None, "score val metric top1_error loss_accuracy glossy mapping value"),
+    ],
+)
+def test_mode_from_name(mode: str | None, names: str):
+    for name in names.split():
+        if mode is None:
+            with pytest.raises(ConfigError, match=f"^cannot infer from the name '{name}' whether"):
+                mode_from_name(name)
+        else:
+            assert mode_from_name(name) == mode
+
+
+def test_mode_is_inferred_from_name(fit_plateau: Any, capsys: Any) -> None:
+    _, module = fit_plateau({"val_acc": [0.1, 0.2, 0.3, 0.2]}, monitor="val_acc", max_epochs=5)
+    assert module.lrs == [1.0] * 16 + [0.5] * 4
+    assert plateau_summary(capsys).endswith("monitor val_acc (max) from the configuration")
+
+
+def test_mode_that_cannot_be_inferred_raises(scripted_module: type, trainer: Any, quiet_callback: Any):
+    module = scripted_module(val=METRICS)
+    with pytest.raises(ConfigError) as caught:
+        trainer(callbacks=quiet_callback(SGD, PLATEAU, monitor="val_score")).fit(module)
+    assert str(caught.value) == (
+        "cannot infer from the name 'val_score' whether lower or higher values are better: set scheduler.mode"
+    )
+    assert module.lrs == []
+
+
+def test_mode_that_cannot_be_inferred_raises_before_training(fit_plateau: Any, scripted_module: type) -> None:
+    module = scripted_module(val={"val_score": [1.0]})
+    with pytest.raises(ConfigError) as caught:
+        fit_plateau(module=module, monitor="val_score")
+    assert str(caught.value) == (
+        "cannot infer from the name 'val_score' whether lower or higher values are better: set scheduler.mode"
+    )
+    assert module.lrs == []
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_callback_mode_overrides_metric_object_and_warns(
+    pl: Any, fit_plateau: Any, torchmetrics_module: Any, capsys: Any, mode: str
+) -> None:
+    metric, opposite = (Penalty(), "min") if mode == "max" else (Score(), "max")
+    module = torchmetrics_module({"val_score": metric})
+    message = (
+        f"val_score: a callback has mode {mode}, and the metric's higher_is_better means {opposite}; using {mode}, set "
+        "scheduler.mode to choose"
+    )
+    with pytest.warns(UserWarning, match=message):
+        fit_plateau(module=module, callbacks=[pl.callbacks.EarlyStopping("val_score", mode=mode, patience=9)])
+    assert module.lrs[-1] == (1.0 if mode == "max" else 0.5)
+    assert plateau_summary(capsys).endswith(f"monitor val_score ({mode}) from EarlyStopping")
+
+
+def test_callback_mode_overrides_name_and_warns(pl: Any, fit_plateau: Any, scripted_module: type) -> None:
+    module = scripted_module(val={"val_f1": [0.1, 0.2, 0.3]})
+    message = "val_f1: EarlyStopping has mode min, and the name means max; using min, set scheduler.mode to choose"
+    with pytest.warns(UserWarning, match=message):
+        fit_plateau(module=module, callbacks=[pl.callbacks.EarlyStopping("val_f1", patience=9)])
+    assert module.lrs[-1] == 0.5
+
+
+def test_configured_mode_overrides_callback_and_metric_object(
+    pl: Any, fit_plateau: Any, torchmetrics_module: Any, capsys: Any
+) -> None:
+    module = torchmetrics_module({"val_score": Score()})
+    callbacks = [pl.callbacks.EarlyStopping("val_score", mode="max", patience=9)]
+    fit_plateau(module=module, mode="min", callbacks=callbacks)
+    assert module.lrs[-1] == 0.5
+    assert plateau_summary(capsys).endswith("monitor val_score (min) from EarlyStopping")
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+@pytest.mark.parametrize(
+    ("name", "metric", "mode", "cut", "report"),
+    [
+        ("val_score", Score, "max", False, "the mode of val_score is max, from its higher_is_better"),
+        ("val_score", Penalty, "min", True, "the mode of val_score is min, from its higher_is_better"),
+        ("val_loss", Score, "max", False, "the mode of val_loss is max, from its higher_is_better"),
+        ("val_acc", Penalty, "min", True, "the mode of val_acc is min, from its higher_is_better"),
+        ("val_acc", Score, "max", False, None),
+        ("val_loss", MeanMetric, "min", True, None),
+    ],
+)
+def test_metric_object_overrides_mode_of_name_and_reports(
+    fit_plateau: Any,
+    torchmetrics_module: Any,
+    capsys: Any,
+    name: str,
+    metric: Any,
+    mode: str,
+    cut: bool,
+    report: Any,
+    sanity: int,
+) -> None:
+    module = torchmetrics_module({name: metric()})
+    fitted, _ = fit_plateau(module=module, monitor=name, num_sanity_val_steps=sanity)
+    assert module.step_values == [1.0, 2.0, 3.0]
+    assert module.lrs[-1] == (0.5 if cut else 1.0)
+    assert scheduler_of(fitted).best == (1.0 if cut else 3.0)
+    lines = printed_lines(capsys)
+    assert [line for line in lines if "the mode of" in line] == (
+        [] if report is None else [f"reduce_lr_on_plateau: {report}"]
+    )
+    assert lines[-1].endswith(f"monitor {name} ({mode}) from the configuration")
+    if sanity:
+        assert module.mode_before_training == mode
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+def test_metric_object_without_mode_raises(fit_plateau: Any, torchmetrics_module: Any, sanity: int) -> None:
+    module = torchmetrics_module({"val_score": MeanMetric(), "val_other": Score()})
+    with pytest.raises(
+        ConfigError, match=r"'val_score' whether lower or higher values are better: set scheduler\.mode"
+    ):
+        fit_plateau(module=module, monitor="val_score", num_sanity_val_steps=sanity)
+    assert len(module.lrs) == (0 if sanity else BATCHES_PER_EPOCH)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [(Score, "max"), (Penalty, "min")])
+def test_mode_from_metric_collection(
+    fit_plateau: Any, torchmetrics_module: Any, capsys: Any, metric: Any, mode: str
+) -> None:
+    module = torchmetrics_module(MetricCollection({"score": metric(), "other": MeanMetric()}, prefix="val_"))
+    fit_plateau(module=module, monitor="val_score")
+    assert module.step_values == [1.0, 2.0, 3.0]
+    assert plateau_summary(capsys).endswith(f"monitor val_score ({mode}) from the configuration")
+
+
+def test_mode_from_metric_object_under_each_of_its_names(
+    fit_plateau: Any, torchmetrics_module: Any, capsys: Any
+) -> None:
+    for monitor in ("val_score", "val_score_epoch"):
+        module = torchmetrics_module({"val_score": Score()}, on_step=True, on_epoch=True)
+        fit_plateau(module=module, monitor=monitor)
+        assert plateau_summary(capsys).endswith(f"monitor {monitor} (max) from the configuration")
+    module = torchmetrics_module({"val_score": Score()})
+    fit_plateau(module=module, monitor="val/score")
+    assert plateau_summary(capsys).endswith("monitor val_score (max) from the configuration")
+
+
+@pytest.mark.parametrize("where", ["training_step", "on_train_epoch_end", "on_validation_epoch_end"])
+def test_mode_from_metric_object_logged_in_each_hook(
+    fit_plateau: Any, scripted_module: type, capsys: Any, where: str
+) -> None:
+    class LogsScore(scripted_module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = Score()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if where != "on_validation_epoch_end":
+                self.score.update(float(self.current_epoch))
+            if where == "training_step":
+                self.log("score", self.score, on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_end(self) -> None:
+            if where == "on_train_epoch_end":
+                self.log("score", self.score)
+
+        def on_validation_epoch_end(self) -> None:
+            if where == "on_validation_epoch_end":
+                self.score.update(float(self.validations))
+                self.log("val_score", self.score)
+            super().on_validation_epoch_end()
+
+    monitor = "val_score" if where == "on_validation_epoch_end" else "score"
+    fit_plateau(module=(module := LogsScore()), monitor=monitor)
+    assert module.step_values == [0.0, 1.0, 2.0]
+    lines = printed_lines(capsys)
+    assert f"reduce_lr_on_plateau: the mode of {monitor} is max, from its higher_is_better" in lines
+    assert ", 0 cuts, " in lines[-1]

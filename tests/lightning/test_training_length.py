@@ -1,0 +1,195 @@
+"""Schedules as long as the training (`auto`), and lengths in the wrong unit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+import optplug
+from optplug.errors import ConfigError
+
+BATCHES_PER_EPOCH = 4
+"""Number of batches of the scripted module."""
+
+ADAM = {"name": "adam", "lr": 0.1}
+COSINE = "cosine_annealing_lr"
+
+# Forked processes warn that their parent has threads, which cannot be avoided with ddp_fork.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+def scheduler_of(fitted: Any) -> Any:
+    return fitted.lr_scheduler_configs[0].scheduler
+
+
+class DatasetWithoutLength(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter([(torch.ones(4), torch.ones(1))] * 8)
+
+
+# -------------------------------------------------------------------------------------------- Lengths in the wrong unit
+
+
+def test_length_in_optimizer_steps_at_interval_epoch_raises(fit: Any, scripted_module: type) -> None:
+    module = scripted_module()
+    with pytest.raises(ConfigError) as caught:
+        fit(ADAM, {"name": COSINE, "T_max": 3 * BATCHES_PER_EPOCH}, module=module)
+    assert module.lrs == []
+    assert str(caught.value) == (
+        "scheduler.T_max: is 12, which is the number of optimizer steps of this training, but the schedule steps "
+        "once every epoch, and the training has 3 epochs: set interval: step, or T_max: auto"
+    )
+    for wrong in (
+        {"scheduler": {"T_max": 3 * BATCHES_PER_EPOCH, "interval": "epoch"}},
+        {"scheduler": {"T_max": 3 * BATCHES_PER_EPOCH - 2, "warmup_steps": 2}},
+        {"scheduler": {"T_max": 3 * BATCHES_PER_EPOCH // 2}, "accumulate_grad_batches": 2},
+        # The number of batches.
+        {"scheduler": {"T_max": 3 * BATCHES_PER_EPOCH}, "accumulate_grad_batches": 2},
+    ):
+        given = wrong.pop("scheduler")
+        with pytest.raises(ConfigError, match=r"^scheduler.T_max: is \d+, which is the number of"):
+            fit(ADAM, {"name": COSINE, **given}, **wrong)
+
+
+@pytest.mark.parametrize("right", [{"T_max": 3}, {"T_max": 50}, {"T_max": 12, "interval": "step"}, {"T_max": "auto"}])
+def test_other_lengths_are_accepted(fit: Any, right: Any) -> None:
+    fit(ADAM, {"name": COSINE, **right})
+
+
+# -------------------------------------------------------------------------------------- Lengths from the trainer (auto)
+
+
+@pytest.mark.usefixtures("step_schedulers")
+@pytest.mark.parametrize(
+    ("arguments", "total"),
+    [
+        ({}, 12),
+        ({"accumulate_grad_batches": 2}, 6),
+        ({"accumulate_grad_batches": 3}, 6),
+        ({"max_steps": 5}, 5),
+        ({"max_steps": 5, "max_epochs": -1}, 5),
+        ({"max_steps": 50}, 12),
+        ({"limit_train_batches": 2}, 6),
+        ({"overfit_batches": 1}, 3),
+        ({"max_time": {"hours": 1}}, 12),
+    ],
+    ids=str,
+)
+def test_auto_is_number_of_optimizer_steps_for_interval_step(fit: Any, arguments: Any, total: int) -> None:
+    fitted, _ = fit(ADAM, {"name": "one_cycle_lr", "max_lr": 0.1, "total_steps": "auto"}, **arguments)
+    scheduler = scheduler_of(fitted)
+    assert (scheduler.total_steps, scheduler.last_epoch, fitted.global_step) == (total, total, total)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "total"), [({}, 3), ({"max_steps": 5}, 2), ({"max_steps": 5, "max_epochs": -1}, 2)], ids=str
+)
+def test_auto_is_number_of_epochs_for_interval_epoch(fit: Any, arguments: Any, total: int) -> None:
+    fitted, _ = fit(ADAM, {"name": COSINE, "T_max": "auto"}, **arguments)
+    assert scheduler_of(fitted).T_max == total
+    fitted, _ = fit(ADAM, {"name": COSINE, "T_max": "auto", "interval": "step", "frequency": 2}, max_epochs=2)
+    assert (scheduler_of(fitted).T_max, scheduler_of(fitted).last_epoch) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("interval", "arguments", "message"),
+    [
+        ("step", {"max_epochs": 2}, "the training data have no length"),
+        (
+            "epoch",
+            {"max_steps": 4, "max_epochs": -1},
+            "the training data have no length .*: give a number, or interval: step",
+        ),
+        ("step", {"max_epochs": -1, "max_time": {"seconds": 5}}, "the trainer stops by max_time"),
+    ],
+)
+def test_auto_with_unknown_length_raises(
+    fit: Any, scripted_module: type, interval: str, arguments: Any, message: str
+) -> None:
+    module = scripted_module()
+    module.train_dataloader = lambda: DataLoader(DatasetWithoutLength(), batch_size=2)
+    with pytest.raises(ConfigError, match=rf"^scheduler.T_max: is auto, and {message}"):
+        fit(ADAM, {"name": COSINE, "T_max": "auto", "interval": interval}, module=module, **arguments)
+    assert module.lrs == []
+
+
+def test_auto_needs_only_max_steps_for_data_without_length(fit: Any, scripted_module: type) -> None:
+    module = scripted_module()
+    module.train_dataloader = lambda: DataLoader(DatasetWithoutLength(), batch_size=2)
+    fitted, _ = fit(
+        ADAM, {"name": COSINE, "T_max": "auto", "interval": "step"}, module=module, max_steps=3, max_epochs=-1
+    )
+    assert scheduler_of(fitted).T_max == 3
+
+
+def test_auto_with_max_time_raises(fit: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        fit(ADAM, {"name": COSINE, "T_max": "auto"}, max_epochs=-1, max_time={"seconds": 5})
+    assert str(caught.value) == (
+        "scheduler.T_max: is auto, and the trainer stops by max_time, so the number of steps is unknown: set "
+        "the trainer's max_steps, or give a number"
+    )
+
+
+def test_auto_with_endless_training_raises(fit: Any) -> None:
+    with pytest.raises(ConfigError, match="the trainer has neither max_epochs nor max_steps: set"):
+        fit(ADAM, {"name": COSINE, "T_max": "auto"}, max_epochs=-1)
+
+
+def test_auto_without_trainer_raises() -> None:
+    with pytest.raises(ConfigError, match=r"^scheduler.T_max: is auto, and no trainer is attached"):
+        optplug.configure_optimizers(nn.Linear(1, 1), "adam", {"name": COSINE, "T_max": "auto"})
+
+
+@pytest.mark.usefixtures("step_schedulers")
+def test_schedule_stays_at_its_end_in_a_longer_training(fit: Any, tmp_path: Path) -> None:
+    configuration = (ADAM, {"name": "one_cycle_lr", "max_lr": 0.1, "total_steps": "auto"})
+    fitted, _ = fit(*configuration, max_epochs=2)
+    fitted.save_checkpoint(tmp_path / "half.ckpt")
+    longer, module = fit(*configuration, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert longer.global_step == 4 * BATCHES_PER_EPOCH
+    assert scheduler_of(longer).last_epoch == 2 * BATCHES_PER_EPOCH  # the end of the restored schedule
+    assert len(set(module.lrs)) == 1
+
+
+@pytest.mark.timeout(90)
+def test_auto_counts_the_steps_of_one_process(
+    optplug_lightning: Any, scripted_module: type, trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    class Recording(scripted_module):
+        def on_train_end(self) -> None:
+            result = {"total": scheduler_of(self.trainer).T_max, "steps": self.trainer.global_step, "lrs": self.lrs}
+            (tmp_path / f"{self.global_rank}.json").write_text(json.dumps(result))
+
+    callback = optplug_lightning.ConfigureOptimizers(
+        ADAM, {"name": COSINE, "T_max": "auto", "interval": "step"}, verbose=False
+    )
+    trainer(devices=2, strategy="ddp_fork", callbacks=callback).fit(Recording())
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first["total"] == first["steps"] == 3 * BATCHES_PER_EPOCH // 2
+
+
+def test_auto_follows_batch_size_finder(pl: Any, optplug_lightning: Any, digits_module: type, trainer: Any) -> None:
+    class WithBatchSize(digits_module):
+        batch_size = 16
+
+        def train_dataloader(self) -> DataLoader:
+            return DataLoader(self.train_data, batch_size=self.batch_size)
+
+    finder = pl.callbacks.BatchSizeFinder(mode="power", steps_per_trial=1, max_trials=2)
+    callback = optplug_lightning.ConfigureOptimizers(
+        "sgd", {"name": COSINE, "T_max": "auto", "interval": "step"}, verbose=False
+    )
+    fitted, module = trainer(max_epochs=1, callbacks=[finder, callback], limit_val_batches=0), WithBatchSize()
+    fitted.fit(module)
+    assert module.batch_size != 16
+    assert scheduler_of(fitted).T_max == fitted.global_step == -(-1440 // module.batch_size)
