@@ -1,10 +1,10 @@
-"""Generate handwritten digits with a GAN: two optimizers, each with its own schedule, chosen by name in a YAML file.
+"""Generate handwritten digits with a GAN that has two optimizers, each with its own schedule.
 
     python examples/gan.py
     python examples/gan.py --trainer.max_epochs 20
 
-The configuration is examples/gan.yaml. Lightning steps nothing here: the module steps its two optimizers by hand, and
-optplug their schedules.
+The configuration is in examples/gan.yaml. The GAN uses manual optimization: the module steps its two optimizers, and
+optplug steps their schedules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from digits import Digits  # the other example: the same images, the same split
+from digits import Digits  # the data module of examples/digits.py
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ from optplug.pytorch_lightning import OptplugCLI
 
 
 class DigitsGAN(pl.LightningModule):
-    """A generator and a discriminator, trained in turn. It has no `configure_optimizers` and steps no schedule."""
+    """A generator and a discriminator, trained alternately. The module does not define `configure_optimizers`."""
 
     def __init__(self, latent: int = 32, width: int = 256) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class DigitsGAN(pl.LightningModule):
             nn.Dropout(0.2),
             nn.Linear(width, 1),
         )
-        # The same noise at every validation: the distance moves only with the weights.
+        # The noise is the same in every validation, so that only the weights change the distance.
         self.register_buffer("noise", torch.randn(1024, latent, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -78,44 +78,54 @@ class DigitsGAN(pl.LightningModule):
 
 
 def frechet(samples: Tensor, images: Tensor) -> Tensor:
-    """The Frechet distance (squared) between two sets of images, each taken for a normal distribution of pixels.
+    """The squared Frechet distance between two sets of images, approximated by normal distributions of their pixels.
 
-    The form of the FID, on the 64 pixels themselves: zero only where means and covariances are equal.
+    The FID applies the same formula to network features. Here it is applied to the 64 pixels. The distance is zero only
+    if means and covariances are equal.
+
+    Args:
+        samples: images, of shape (n, 1, 8, 8).
+        images: images to compare with, of shape (m, 1, 8, 8).
     """
     (mean, cov), (other_mean, other_cov) = _moments(samples), _moments(images)
-    shared = torch.linalg.eigvals(cov @ other_cov).real.clamp(min=0).sqrt().sum()  # the trace of their product's root
+    # The trace of the square root of the product of the covariances.
+    shared = torch.linalg.eigvals(cov @ other_cov).real.clamp(min=0).sqrt().sum()
     return (mean - other_mean).square().sum() + cov.trace() + other_cov.trace() - 2 * shared
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the pixels."""
     pixels = images.flatten(1).double()
     return pixels.mean(0), pixels.T.cov()
 
 
 def normal(images: Tensor, count: int) -> Tensor:
-    """Samples of the normal distribution of pixels that fits the images, cut to their range: no digits, but close."""
+    """Samples from the normal distribution that fits the pixels of the images, clamped to the range of pixels.
+
+    The samples do not look like digits, but their distance to the images is small.
+    """
     mean, cov = _moments(images)
-    root = torch.linalg.cholesky(cov + 1e-6 * torch.eye(len(cov)))  # pixels that are always blank have no variance
+    root = torch.linalg.cholesky(cov + 1e-6 * torch.eye(len(cov)))  # constant pixels have no variance
     return (mean + torch.randn(count, len(mean), dtype=mean.dtype) @ root.T).clamp(0, 1)
 
 
 def draw(panels: dict[str, Tensor], picture: Path) -> None:
-    """Sixty-four images each, side by side."""
+    """Save a picture that shows 64 images of each panel, with the panels side by side."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, places = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4.3), constrained_layout=True)
-    for place, (title, images) in zip(places, panels.items(), strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4.3), constrained_layout=True)
+    for axis, (title, images) in zip(axes, panels.items(), strict=True):
         framed = F.pad(images[:64, 0], (1, 1, 1, 1))
-        place.imshow(framed.unflatten(0, (8, 8)).permute(0, 2, 1, 3).reshape(80, 80), cmap="gray_r", vmin=0, vmax=1)
-        place.set(title=title, xticks=[], yticks=[])
+        axis.imshow(framed.unflatten(0, (8, 8)).permute(0, 2, 1, 3).reshape(80, 80), cmap="gray_r", vmin=0, vmax=1)
+        axis.set(title=title, xticks=[], yticks=[])
     figure.savefig(picture, dpi=110)
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # the networks are too small to share
+    torch.set_num_threads(1)  # several threads would be slower for networks of this size
     defaults = {"default_config_files": [str(Path(__file__).with_suffix(".yaml"))]}
     cli = OptplugCLI(DigitsGAN, Digits, run=False, parser_kwargs=defaults, save_config_kwargs={"overwrite": True})
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
@@ -132,10 +142,10 @@ def main() -> None:
     picture = Path(trainer.log_dir) / "samples.png"
     draw({"before": untrained, "after": model.samples, "real": val}, picture)
     print(f"distance to the validation digits {start:.2f} before, {end:.2f} after; samples in {picture}")
-    yardsticks = {"other real digits": test, "a normal distribution of pixels": normal(train, 1024)}
-    print("for comparison: " + ", ".join(f"{name} {frechet(x, val):.2f}" for name, x in yardsticks.items()))
+    references = {"other real digits": test, "a normal distribution of pixels": normal(train, 1024)}
+    print("for comparison: " + ", ".join(f"{name} {frechet(x, val):.2f}" for name, x in references.items()))
     if not end < start / 4:
-        sys.exit("the distance has not fallen to a quarter: something is wrong")
+        sys.exit("the distance has not fallen to a quarter of its first value")
 
 
 if __name__ == "__main__":

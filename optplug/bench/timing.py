@@ -1,4 +1,4 @@
-"""The measurement: all paths of a cell run in one process, in alternating order."""
+"""The measurement: all paths of a cell run in one process, in random order."""
 
 from __future__ import annotations
 

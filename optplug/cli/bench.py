@@ -65,7 +65,7 @@ def bench(
 ) -> None:
     """Measure optimizer steps, and compare them with every path of torch.optim and with the memory limit.
 
-    All paths of an optimizer run in this process in alternating order. Times are medians. A ratio is the time of
+    All paths of an optimizer run in this process in random order. Times are medians. A ratio is the time of
     optplug divided by that of torch's fastest path. The default run takes about half an hour and up to 8 GB of memory.
     """
     try:

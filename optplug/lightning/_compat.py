@@ -23,9 +23,7 @@ def installed_import_names() -> list[str]:
     """
     found = [name for name in IMPORT_NAMES if importlib.util.find_spec(name.split(".")[0]) is not None]
     if not found:
-        raise MissingLightningError(
-            "Lightning is not installed: pip install lightning (or pytorch-lightning)"
-        )
+        raise MissingLightningError("Lightning is not installed: pip install lightning (or pytorch-lightning)")
     return found
 
 

@@ -151,7 +151,7 @@ def test_random_expression_has_the_value_of_python_or_raises(text, epoch):
     unchecked = Expression("1")
     unchecked.text = text
     a, b = ours(), python()
-    if "**" in text and a is None:  # two complex powers may make a real number again; to us they are wrong
+    if "**" in text and a is None:  # Python can get a real number from complex powers
         return
     assert a == b
 
@@ -228,7 +228,7 @@ def test_invalid_expression_is_rejected_quickly(case):
     start = time.perf_counter()
     with pytest.raises(ConfigError) as caught:
         resolve_function(text)
-    assert time.perf_counter() - start < 10  # what is not refused at once would take hours
+    assert time.perf_counter() - start < 10  # without the checks the evaluation would take hours
     assert message in str(caught.value)
     assert len(str(caught.value)) < 600
 
@@ -351,7 +351,8 @@ def test_unknown_name_suggests_functions_and_expression_names(register_functions
     with pytest.raises(UnknownNameError) as caught:
         resolve_function("rump")
     assert str(caught.value) == (
-        "no function named 'rump'; did you mean 'ramp'? `optplug list` shows all names. An expression can use epoch, e, pi, "
+        "no function named 'rump'; did you mean 'ramp'? `optplug list` shows all names. "
+        "An expression can use epoch, e, pi, "
         f"{', '.join(FUNCTIONS)}."
     )
     with pytest.raises(UnknownNameError, match="did you mean 'epoch'"):
@@ -423,7 +424,7 @@ INVALID_REGISTRATIONS = {
     "a name in capitals": (lambda: [FunctionSpec("X", ramp)], "function name 'X' is not snake case"),
     "a capability": (
         lambda: [FunctionSpec("x", ramp, capabilities="sparse")],
-        "function 'x' declares capability 'sparse'; known are none",
+        "function 'x' declares the unknown capability 'sparse'; known are none",
     ),
     "an API of the future": (lambda: [FunctionSpec("x", ramp, api_version=9)], "was written for plugin API 9"),
     "a name twice": (lambda: [ramp, FunctionSpec("RAMP".lower(), ramp)], "optplug_functions() returned 'ramp' twice"),
@@ -444,7 +445,7 @@ def test_plugin_with_invalid_functions_is_quarantined(monkeypatch, case):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("functions_plugin:nothing", "is 3, which is not a function (it lacks __call__)"),
+        ("functions_plugin:nothing", "is 3, which is not a function"),
         ("functions_plugin:Nowhere", "could not be loaded from 'functions_plugin:Nowhere': AttributeError"),
         ("no_such_module:f", "ModuleNotFoundError"),
         ("collections:Counter", "is <class 'collections.Counter'>, which is not a function"),
@@ -455,7 +456,7 @@ def test_target_that_is_not_a_function_raises_when_loaded(monkeypatch, target, m
     assert registry_under_test.names("function") == ["x"]
     with pytest.raises(PluginError) as caught:
         registry_under_test.get("function", "x")
-    assert message.removesuffix(" (it has no __call__)") in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_function_spec_has_kind_function_and_rejects_none():

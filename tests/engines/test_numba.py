@@ -124,13 +124,13 @@ def reference(name: str, case: int, rounded: torch.dtype) -> tuple[list[Tensor],
 def test_every_rule_is_within_six_ulps_of_loop_in_float64(name, dtype, state_dtype, three_threads):
     for number, case in enumerate(SUBJECTS[name].cases):
         place = GuardedMemory()
-        params, kept = train(name, dtype, dtype, place, **case, engine="numba", state_dtype=state_dtype)
+        params, states = train(name, dtype, dtype, place, **case, engine="numba", state_dtype=state_dtype)
         place.check()
-        exact, exact_kept = reference(name, number, dtype)
+        exact, exact_states = reference(name, number, dtype)
         kept_in = [torch.finfo(t) for t in (dtype, state_dtype or dtype)]
-        for what in ("p", *kept[0]):
-            ours = params if what == "p" else [state[what] for state in kept]
-            theirs = exact if what == "p" else [state[what] for state in exact_kept]
+        for what in ("p", *states[0]):
+            ours = params if what == "p" else [state[what] for state in states]
+            theirs = exact if what == "p" else [state[what] for state in exact_states]
             assert {t.dtype for t in ours} == {dtype if what == "p" else state_dtype or dtype}
             for a, b in zip(ours, theirs, strict=True):
                 size = max(float(t.abs().max()) for t in theirs if t.numel())
@@ -142,9 +142,9 @@ def test_every_rule_is_within_six_ulps_of_loop_in_float64(name, dtype, state_dty
 def test_wider_states_have_their_own_precision():
     """States in a wider dtype are not rounded to bfloat16."""
     for state_dtype in (torch.float32, torch.float64):
-        _, kept = train("adam", torch.bfloat16, torch.bfloat16, Tensor.clone, engine="numba", state_dtype=state_dtype)
+        _, states = train("adam", torch.bfloat16, torch.bfloat16, Tensor.clone, engine="numba", state_dtype=state_dtype)
         _, exact = reference("adam", 0, torch.bfloat16)
-        for a, b in zip(kept, exact, strict=True):
+        for a, b in zip(states, exact, strict=True):
             for key in ("exp_avg", "exp_avg_sq"):
                 assert_close(key, [a[key]], [b[key]], 1.0, 4 * torch.finfo(state_dtype).eps)
 
@@ -167,11 +167,11 @@ def nonfinite_masks(t: Tensor) -> Tensor:
     return torch.stack([t.isnan(), t == math.inf, t == -math.inf])
 
 
-def is_rounding_error_only(kept: dict[str, Tensor]) -> Tensor:
+def is_rounding_error_only(states: dict[str, Tensor]) -> Tensor:
     """Where the variance of centered RMSprop is a difference of equal or infinite numbers: its value is arbitrary."""
-    if "grad_avg" not in kept:
+    if "grad_avg" not in states:
         return torch.tensor(False)
-    square, mean = kept["square_avg"], kept["grad_avg"]
+    square, mean = states["square_avg"], states["grad_avg"]
     about = torch.finfo(square.dtype)
     variance = square - mean * mean
     return (variance.abs() <= 8 * about.eps * square + about.tiny) | (square.isinf() & variance.isnan())
@@ -385,20 +385,20 @@ def test_elements_are_rounded_to_nearest_even(dtype, state_dtype):
     value = torch.cat([between.view(torch.float32), torch.tensor([65519.0, 65520.0, 3.4e38, 1e-45])]).to(state_dtype)
 
     class Copies(RuleOptimizer):
-        states = (State("kept"),)
+        states = (State("source"),)
 
         def __init__(self, params, lr=0.3, engine="auto", state_dtype=None):
             super().__init__(params, {"lr": lr}, engine=engine, state_dtype=state_dtype)
 
         @staticmethod
-        def rule(p, g, kept):
-            return kept + 0.0, kept
+        def rule(p, g, source):
+            return source + 0.0, source
 
     p = torch.zeros(len(value), dtype=dtype, requires_grad=True)
     optimizer = Copies([p], engine="numba", state_dtype=state_dtype)
     p.grad = torch.zeros_like(p)
     optimizer.step()
-    optimizer.state[p]["kept"].copy_(value)
+    optimizer.state[p]["source"].copy_(value)
     optimizer.step()
     torch.testing.assert_close(p.detach(), (value + 0.0).to(dtype), rtol=0, atol=0, equal_nan=True)
 
@@ -611,7 +611,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], Any], Callable[[], Any], str, str]] = 
         "its gradient has another order in memory",
         "foreach",
     ),
-    "sparse gradient of a with_gaps parameter": (
+    "sparse gradient of a parameter with gaps": (
         lambda: with_gaps(_DENSE),
         lambda: _DENSE.to_sparse(1),
         "the parameter's rows are not contiguous",
@@ -646,7 +646,7 @@ def optimizer_with_unsupported_parameter(kind: str, engine: str) -> tuple[RuleOp
         parameter().requires_grad_(),
         away_from_zero((2, 2), 3).requires_grad_(),
     ]
-    momentum = {} if kind == "sparse gradient of a with_gaps parameter" else {"momentum": 0.9}
+    momentum = {} if kind == "sparse gradient of a parameter with gaps" else {"momentum": 0.9}
     optimizer = SGD(params, lr=0.1, **momentum, engine=engine)
     for p, g in zip(params, (away_from_zero((5,), 4), gradient(), away_from_zero((2, 2), 5)), strict=True):
         p.grad = g
@@ -661,7 +661,7 @@ def test_unsupported_parameter_raises_before_any_update(kind):
         with pytest.raises(EngineError) as caught:
             act()
         assert str(caught.value) == f"engine 'numba' cannot take a parameter: {UNSUPPORTED[kind][2]}; use engine='auto'"
-    assert_equal("after a refused step", [p.detach() for p in params], before)
+    assert_equal("after the rejected step", [p.detach() for p in params], before)
     assert not optimizer.state
 
 
@@ -689,8 +689,8 @@ def test_state_with_another_memory_order_raises_or_uses_foreach_under_auto():
         p.grad = _DENSE
         optimizer.step()
         optimizer.state[p]["exp_avg"] = column_major(optimizer.state[p]["exp_avg"])
-        refused = pytest.raises(EngineError, match="its state has another order")
-        with refused if engine == "numba" else contextlib.nullcontext():
+        rejected = pytest.raises(EngineError, match="its state has another order")
+        with rejected if engine == "numba" else contextlib.nullcontext():
             optimizer.step()
         assert engine == "numba" or engines_of(optimizer) == {"foreach"}
 

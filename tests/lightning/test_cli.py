@@ -1,9 +1,7 @@
-"""OptplugCLI, by both import names of Lightning, and the optplug command."""
+"""OptplugCLI: training from files and command lines, error messages, and help."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,11 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from typer.testing import CliRunner
 
 import optplug
-from optplug.cli.app import app
 from optplug.errors import WiringError
-from optplug.registry import Plugin, Quarantined, registry
 
-# pytest's own command line stands in sys.argv, which LightningCLI takes for somebody's mistake.
+# LightningCLI warns if both `args` and sys.argv are given, and sys.argv has the arguments of pytest.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
 
 QUIET = {
@@ -34,18 +29,18 @@ QUIET = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def write(pl: Any, folder: Path) -> Any:
+def write_config(pl: Any, working_directory: Path) -> Any:
     """Writes a configuration file and returns its path."""
 
     def make(name: str = "in.yaml", **config: Any) -> str:
-        logger = {"class_path": f"{pl.__name__}.loggers.CSVLogger", "init_args": {"save_dir": str(folder)}}
-        path = folder / name
+        logger = {"class_path": f"{pl.__name__}.loggers.CSVLogger", "init_args": {"save_dir": str(working_directory)}}
+        path = working_directory / name
         path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": {**QUIET, "logger": logger}, **config}))
         return str(path)
 
@@ -63,7 +58,7 @@ def model(scripted_module: type) -> type:
 
 @pytest.fixture
 def cli(optplug_lightning: Any, model: type) -> Any:
-    """Runs OptplugCLI on arguments, without subcommands unless told otherwise, and fits."""
+    """Runs OptplugCLI without subcommands on command-line arguments, and fits the model; returns the CLI object."""
 
     def run(
         args: list[str], *, module: type = model, base: type = optplug_lightning.OptplugCLI, fit: bool = True
@@ -76,13 +71,13 @@ def cli(optplug_lightning: Any, model: type) -> Any:
     return run
 
 
-def only_group(made: Any) -> dict[str, Any]:
+def only_param_group(made: Any) -> dict[str, Any]:
     (group,) = made.trainer.optimizers[0].param_groups
     return group
 
 
-def complaint(capsys: Any, run: Any) -> str:
-    """The last line of what a refused command line says on stderr; it ends with exit code 2."""
+def last_error_line(capsys: Any, run: Any) -> str:
+    """The last line on stderr of a run that exits with code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         run()
@@ -93,8 +88,9 @@ def complaint(capsys: Any, run: Any) -> str:
 # -------------------------------------------------------------------------------------------- training
 
 
-def test_a_file_with_names_trains(cli: Any, write: Any):
-    config = write(
+@pytest.mark.both_import_names
+def test_file_with_names_trains(cli: Any, write_config: Any):
+    config = write_config(
         optimizer={"name": "sgd", "lr": 0.5, "momentum": 0.9},
         scheduler={"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5, "warmup_steps": 2},
         param_groups=[{"match": "*.bias", "lr": 0.1}],
@@ -107,19 +103,19 @@ def test_a_file_with_names_trains(cli: Any, write: Any):
 
 
 @pytest.mark.parametrize("scheduler", [None, "reduce_lr_on_plateau"])
-def test_a_bare_name_in_a_file_trains(cli: Any, write: Any, scheduler: Any):
-    made = cli(["--config", write(optimizer="adam", scheduler=scheduler)])
+def test_bare_name_in_file_trains(cli: Any, write_config: Any, scheduler: Any):
+    made = cli(["--config", write_config(optimizer="adam", scheduler=scheduler)])
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
     assert len(made.trainer.lr_scheduler_configs) == (scheduler is not None)
 
 
-def test_the_saved_configuration_has_the_same_form_and_trains_the_same(cli: Any, write: Any):
+def test_saved_configuration_has_the_same_form_and_trains_equally(cli: Any, write_config: Any):
     given = {
         "optimizer": {"name": "adam", "lr": 0.02, "betas": [0.8, 0.99]},
         "scheduler": {"name": "cosine_annealing_lr", "T_max": 4, "warmup": {"steps": 3}},
         "param_groups": [{"match": "*.bias", "weight_decay": 0.1}],
     }
-    first = cli(["--config", write(**given)])
+    first = cli(["--config", write_config(**given)])
     saved = Path(first.trainer.log_dir) / "config.yaml"
     assert {key: yaml.safe_load(saved.read_text())[key] for key in given} == given
     again = cli(["--config", str(saved)])
@@ -128,43 +124,43 @@ def test_the_saved_configuration_has_the_same_form_and_trains_the_same(cli: Any,
         assert torch.equal(p, q)
 
 
-def test_options_are_added_on_the_command_line(cli: Any, write: Any):
-    made = cli(["--config", write(), "--optimizer", "adam", "--optimizer.lr", "0.02"])
+def test_name_and_option_on_the_command_line(cli: Any, write_config: Any):
+    made = cli(["--config", write_config(), "--optimizer", "adam", "--optimizer.lr", "0.02"])
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
-    assert only_group(made)["lr"] == 0.02
+    assert only_param_group(made)["lr"] == 0.02
     saved = yaml.safe_load((Path(made.trainer.log_dir) / "config.yaml").read_text())
     assert saved["optimizer"] == {"name": "adam", "lr": 0.02}
 
 
-def test_the_command_line_adds_to_the_file(cli: Any, write: Any):
-    config = write(optimizer={"name": "adam", "lr": 0.5, "eps": 1e-3})
-    group = only_group(cli(["--config", config, "--optimizer.lr", "0.02", "--optimizer.betas", "[0.5, 0.6]"]))
+def test_command_line_options_are_merged_into_the_file(cli: Any, write_config: Any):
+    config = write_config(optimizer={"name": "adam", "lr": 0.5, "eps": 1e-3})
+    group = only_param_group(cli(["--config", config, "--optimizer.lr", "0.02", "--optimizer.betas", "[0.5, 0.6]"]))
     assert (group["lr"], group["eps"], group["betas"]) == (0.02, 1e-3, (0.5, 0.6))
 
 
-def test_the_command_line_adds_to_a_bare_name_in_the_file(cli: Any, write: Any):
-    assert only_group(cli(["--config", write(optimizer="adam"), "--optimizer.lr", "0.02"]))["lr"] == 0.02
+def test_command_line_options_are_merged_into_a_bare_name(cli: Any, write_config: Any):
+    assert only_param_group(cli(["--config", write_config(optimizer="adam"), "--optimizer.lr", "0.02"]))["lr"] == 0.02
 
 
 @pytest.mark.parametrize("spelled", [["--optimizer", "adam"], ["--optimizer=adam"]], ids=["space", "equals"])
-def test_a_name_on_the_command_line_replaces_the_optimizer_of_the_file(cli: Any, write: Any, spelled: list[str]):
-    config = write(optimizer={"name": "sgd", "lr": 0.5, "momentum": 0.9, "nesterov": True})
+def test_name_on_the_command_line_replaces_the_optimizer_of_the_file(cli: Any, write_config: Any, spelled: list[str]):
+    config = write_config(optimizer={"name": "sgd", "lr": 0.5, "momentum": 0.9, "nesterov": True})
     made = cli(["--config", config, *spelled, "--optimizer.lr", "0.02"])
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
-    assert only_group(made)["lr"] == 0.02
+    assert only_param_group(made)["lr"] == 0.02
     assert made.config["optimizer"] == {"name": "adam", "lr": 0.02}
 
 
-def test_a_name_on_the_command_line_replaces_the_scheduler_of_the_file(cli: Any, write: Any):
-    config = write(optimizer="adam", scheduler={"name": "reduce_lr_on_plateau", "patience": 3})
+def test_name_on_the_command_line_replaces_the_scheduler_of_the_file(cli: Any, write_config: Any):
+    config = write_config(optimizer="adam", scheduler={"name": "reduce_lr_on_plateau", "patience": 3})
     made = cli(["--config", config, "--scheduler", "cosine_annealing_lr", "--scheduler.T_max", "7"])
     assert made.trainer.lr_scheduler_configs[0].scheduler.T_max == 7
 
 
-def test_nested_keys_are_given_on_the_command_line(cli: Any, write: Any):
+def test_nested_keys_on_the_command_line(cli: Any, write_config: Any):
     made = cli(
         [
-            *("--config", write(optimizer="adam"), "--scheduler", "optplug-schedules:cosine_annealing_lr"),
+            *("--config", write_config(optimizer="adam"), "--scheduler", "optplug-schedules:cosine_annealing_lr"),
             *(
                 "--scheduler.T_max",
                 "7",
@@ -176,44 +172,47 @@ def test_nested_keys_are_given_on_the_command_line(cli: Any, write: Any):
         ]
     )
     assert made.trainer.lr_scheduler_configs[0].scheduler.warmup_steps == 3
-    assert only_group(made)["eps"] == 0.5
+    assert only_param_group(made)["eps"] == 0.5
 
 
-def test_without_an_optimizer_the_model_is_left_to_itself(cli: Any, write: Any, scripted_module: type):
+def test_without_optplug_keys_the_model_configures_itself(cli: Any, write_config: Any, scripted_module: type):
     class Own(scripted_module):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    made = cli(["--config", write()], module=Own)
+    made = cli(["--config", write_config()], module=Own)
     assert type(made.trainer.optimizers[0]) is torch.optim.SGD
     assert not any(type(c).__name__ == "ConfigureOptimizers" for c in made.trainer.callbacks)
 
 
-def test_a_model_with_its_own_configure_optimizers_needs_override(cli: Any, write: Any, scripted_module: type):
+def test_model_with_configure_optimizers_needs_override(cli: Any, write_config: Any, scripted_module: type):
     class Own(scripted_module):
         def configure_optimizers(self) -> Any:
-            raise AssertionError("is replaced")
+            raise AssertionError("must not be called")
 
     with pytest.raises(WiringError, match=r"^Own defines configure_optimizers, .* pass override=True"):
-        cli(["--config", write(optimizer="adam")], module=Own)
-    made = cli(["--config", write(optimizer="adam"), "--override", "true"], module=Own)
+        cli(["--config", write_config(optimizer="adam")], module=Own)
+    made = cli(["--config", write_config(optimizer="adam"), "--override", "true"], module=Own)
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
 
 
-def test_subcommands_take_names(optplug_lightning: Any, model: type, write: Any):
-    config = write(optimizer={"name": "sgd", "lr": 0.5})
+@pytest.mark.both_import_names
+def test_subcommands_take_names(optplug_lightning: Any, model: type, write_config: Any):
+    config = write_config(optimizer={"name": "sgd", "lr": 0.5})
     made = optplug_lightning.OptplugCLI(
         model, args=["fit", "--config", config, "--optimizer", "adam", "--optimizer.lr", "0.02"]
     )
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
-    assert only_group(made)["lr"] == 0.02
+    assert only_param_group(made)["lr"] == 0.02
     assert made.trainer.state.finished
     made = optplug_lightning.OptplugCLI(model, args=["validate", "--config", config])
     assert made.trainer.callback_metrics["val_loss"] == 1.0
 
 
-def test_a_bare_name_in_the_section_of_a_subcommand_is_added_to(optplug_lightning: Any, model: type, write: Any):
-    config = Path(write())
+def test_options_are_merged_into_a_bare_name_of_a_subcommand_section(
+    optplug_lightning: Any, model: type, write_config: Any
+):
+    config = Path(write_config())
     whole = yaml.safe_load(config.read_text())
     for choice in ({"optimizer": "adam", "scheduler": "cosine_annealing_lr"}, {"optimizer": {"name": "adam"}}):
         config.write_text(yaml.safe_dump({"fit": {**whole, **choice}}))
@@ -225,45 +224,46 @@ def test_a_bare_name_in_the_section_of_a_subcommand_is_added_to(optplug_lightnin
         assert made.trainer.optimizers[0].defaults["lr"] == 0.02
 
 
-def test_arguments_may_come_as_a_mapping(optplug_lightning: Any, model: type, folder: Path):
+def test_args_may_be_a_mapping(optplug_lightning: Any, model: type, working_directory: Path):
     config = {"optimizer": {"name": "adam", "lr": 0.02}, "trainer": {**QUIET, "logger": False}}
     made = optplug_lightning.OptplugCLI(model, run=False, args=config, save_config_callback=None)
     made.trainer.fit(made.model)
-    assert only_group(made)["lr"] == 0.02
+    assert only_param_group(made)["lr"] == 0.02
 
 
-def test_a_subclass_may_add_arguments_without_super(optplug_lightning: Any, cli: Any, write: Any):
+def test_subclass_may_add_arguments_without_super(optplug_lightning: Any, cli: Any, write_config: Any):
     class Mine(optplug_lightning.OptplugCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.add_argument("--extra", type=int, default=3)
 
-    made = cli(["--config", write(optimizer="adam"), "--extra", "4", "--optimizer.lr", "0.02"], base=Mine)
+    made = cli(["--config", write_config(optimizer="adam"), "--extra", "4", "--optimizer.lr", "0.02"], base=Mine)
     assert made.config["extra"] == 4
-    assert only_group(made)["lr"] == 0.02
+    assert only_param_group(made)["lr"] == 0.02
 
 
-def test_a_parser_class_of_the_user_s_is_kept(pl: Any, optplug_lightning: Any, model: type, write: Any):
+def test_parser_class_of_the_user_is_used(pl: Any, optplug_lightning: Any, model: type, write_config: Any):
     base = sys.modules[f"{pl.__name__}.cli"].LightningArgumentParser
 
     class Parser(base):
         pass
 
-    args = ["--config", write(), "--optimizer", "adam"]
+    args = ["--config", write_config(), "--optimizer", "adam"]
     made = optplug_lightning.OptplugCLI(model, run=False, args=args, parser_class=Parser)
     assert isinstance(made.parser, Parser)
     assert made.config["optimizer"] == {"name": "adam"}
 
 
-def test_the_class_is_found_where_it_says(optplug_lightning: Any, pl: Any):
+@pytest.mark.both_import_names
+def test_class_has_the_right_module_and_base(optplug_lightning: Any, pl: Any):
     assert optplug_lightning.OptplugCLI.__module__ == optplug_lightning.__name__
     assert issubclass(optplug_lightning.OptplugCLI, sys.modules[f"{pl.__name__}.cli"].LightningCLI)
 
 
-# -------------------------------------------------------------------------------------------- refusals
+# ---------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
-    ("args", "sentence"),
+    ("args", "start"),
     [
         (["--optimizer", "adm"], "optimizer.name: no optimizer named 'adm'; did you mean 'adam'"),
         (
@@ -296,34 +296,34 @@ def test_the_class_is_found_where_it_says(optplug_lightning: Any, pl: Any):
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
-@pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
-def test_what_is_wrong_ends_with_one_sentence(
+@pytest.mark.parametrize("subcommand", [False, True], ids=["no subcommand", "fit"])
+def test_error_ends_parsing_with_one_message(
     optplug_lightning: Any,
     cli: Any,
     model: type,
-    write: Any,
+    write_config: Any,
     capsys: Any,
     args: list[str],
-    sentence: str,
+    start: str,
     subcommand: bool,
 ):
-    args = ["--config", write(), *args]
-    says = complaint(
+    args = ["--config", write_config(), *args]
+    message = last_error_line(
         capsys, lambda: optplug_lightning.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args)
     )
-    assert says.startswith(f"error: {sentence}")
+    assert message.startswith(f"error: {start}")
 
 
-def test_a_wrong_file_ends_with_one_sentence(cli: Any, write: Any, capsys: Any):
-    config = write(optimizer={"name": "adam", "weigth_decay": 0.1})
-    says = complaint(capsys, lambda: cli(["--config", config]))
-    assert says.startswith(
+def test_error_in_file_ends_parsing_with_one_message(cli: Any, write_config: Any, capsys: Any):
+    config = write_config(optimizer={"name": "adam", "weigth_decay": 0.1})
+    message = last_error_line(capsys, lambda: cli(["--config", config]))
+    assert message.startswith(
         "error: optimizer.weigth_decay: adam has no option 'weigth_decay'; did you mean 'weight_decay'"
     )
 
 
-def complaints(capsys: Any, run: Any) -> list[str]:
-    """The lines from the one with `error:` on; it ends with exit code 2."""
+def error_lines(capsys: Any, run: Any) -> list[str]:
+    """The lines on stderr of a run that exits with code 2, from the line that starts with `error:`."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         run()
@@ -332,28 +332,30 @@ def complaints(capsys: Any, run: Any) -> list[str]:
     return lines[next(i for i, line in enumerate(lines) if line.startswith("error:")) :]
 
 
-def test_everything_that_is_wrong_in_a_file_is_said_at_once(cli: Any, write: Any, capsys: Any):
-    config = write(
+def test_all_errors_of_a_file_are_reported_together(cli: Any, write_config: Any, capsys: Any):
+    config = write_config(
         optimizer={"name": "adam", "lr": -1.0, "foo": 1},
         scheduler={"name": "cosine_annealing_lr", "T_max": 5, "interval": "batch", "frequency": 0},
         param_groups=[{"match": 5}],
     )
-    says = complaints(capsys, lambda: cli(["--config", config]))
-    assert says[0] == "error: the configuration has 5 errors:"
-    assert {line.strip().partition(":")[0] for line in says[1:]} == {
+    message = error_lines(capsys, lambda: cli(["--config", config]))
+    assert message[0] == "error: the configuration has 5 errors:"
+    assert {line.strip().partition(":")[0] for line in message[1:]} == {
         "optimizer.lr",
         "optimizer.foo",
         "scheduler.interval",
         "scheduler.frequency",
         "param_groups[0].match",
     }
-    assert len(says) == 6
+    assert len(message) == 6
 
 
-def test_what_is_wrong_in_a_file_and_on_the_command_line_is_said_together(cli: Any, write: Any, capsys: Any):
-    config = write(optimizer={"name": "adam", "lr": -1.0}, scheduler={"name": "step_lr", "step_size": 3})
-    says = complaints(capsys, lambda: cli(["--config", config, "--optimizer.foo", "1", "--scheduler.frequency", "0"]))
-    assert {line.strip().partition(":")[0] for line in says[1:]} == {
+def test_errors_of_file_and_command_line_are_reported_together(cli: Any, write_config: Any, capsys: Any):
+    config = write_config(optimizer={"name": "adam", "lr": -1.0}, scheduler={"name": "step_lr", "step_size": 3})
+    message = error_lines(
+        capsys, lambda: cli(["--config", config, "--optimizer.foo", "1", "--scheduler.frequency", "0"])
+    )
+    assert {line.strip().partition(":")[0] for line in message[1:]} == {
         "optimizer.lr",
         "optimizer.foo",
         "scheduler.frequency",
@@ -361,38 +363,49 @@ def test_what_is_wrong_in_a_file_and_on_the_command_line_is_said_together(cli: A
 
 
 @pytest.mark.parametrize("given", ["step_lr", {"name": "step_lr", "step_size": 3}], ids=["name", "mapping"])
-@pytest.mark.parametrize("where", ["file", "file with fit", "file of fit", "arguments", "arguments of fit", "option"])
-def test_the_key_lr_scheduler_is_told_what_it_is_called_here(
-    optplug_lightning: Any, cli: Any, model: type, write: Any, folder: Path, capsys: Any, where: str, given: Any
+@pytest.mark.parametrize(
+    "source", ["file", "file with fit", "section of fit", "arguments", "arguments of fit", "option"]
+)
+def test_key_lr_scheduler_suggests_scheduler(
+    optplug_lightning: Any,
+    cli: Any,
+    model: type,
+    write_config: Any,
+    working_directory: Path,
+    capsys: Any,
+    source: str,
+    given: Any,
 ):
-    written = write(optimizer="adam", **({"lr_scheduler": given} if where.startswith("file") else {}))
-    if where == "file of fit":
+    written = write_config(
+        optimizer="adam", **({"lr_scheduler": given} if source.startswith(("file", "section")) else {})
+    )
+    if source == "section of fit":
         Path(written).write_text(yaml.safe_dump({"fit": yaml.safe_load(Path(written).read_text())}))
     args = ["--config", written]
-    if where == "option":
+    if source == "option":
         args += ["--lr_scheduler.name", "step_lr"]
-    elif where.startswith("arguments"):
+    elif source.startswith("arguments"):
         args += ["--lr_scheduler", given if isinstance(given, str) else "{name: step_lr, step_size: 3}"]
-    if where == "file of fit":
+    if source == "section of fit":
         run = lambda: optplug_lightning.OptplugCLI(model, args=[*args, "fit"])  # noqa: E731
-    elif where.endswith("fit"):
+    elif source.endswith("fit"):
         run = lambda: optplug_lightning.OptplugCLI(model, args=["fit", *args])  # noqa: E731
     else:
         run = lambda: cli(args)  # noqa: E731
-    says = "\n".join(complaints(capsys, run))
-    assert "lr_scheduler" in says
-    assert "did you mean 'scheduler'" in says
+    message = "\n".join(error_lines(capsys, run))
+    assert "lr_scheduler" in message
+    assert "did you mean 'scheduler'" in message
 
 
 @pytest.mark.parametrize(
     ("key", "nearest"), [("optimiser", "optimizer"), ("param_group", "param_groups"), ("overide", "override")]
 )
-def test_a_misspelt_key_of_ours_has_its_nearest_match(cli: Any, write: Any, capsys: Any, key: str, nearest: str):
-    says = "\n".join(complaints(capsys, lambda: cli(["--config", write(**{key: "adam"})])))
-    assert f"did you mean {nearest!r}" in says
+def test_misspelled_key_suggests_the_nearest_key(cli: Any, write_config: Any, capsys: Any, key: str, nearest: str):
+    message = "\n".join(error_lines(capsys, lambda: cli(["--config", write_config(**{key: "adam"})])))
+    assert f"did you mean {nearest!r}" in message
 
 
-# ------------------------------------------------------------------------------ what the form can besides
+# ------------------------------------------------------------------------- help and the rest of the configuration
 
 
 @pytest.mark.parametrize(
@@ -405,8 +418,8 @@ def test_a_misspelt_key_of_ours_has_its_nearest_match(cli: Any, write: Any, caps
     ],
     ids=str,
 )
-@pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
-def test_the_command_line_explains_a_name(
+@pytest.mark.parametrize("subcommand", [False, True], ids=["no subcommand", "fit"])
+def test_help_option_describes_a_name(
     optplug_lightning: Any,
     cli: Any,
     model: type,
@@ -425,14 +438,14 @@ def test_the_command_line_explains_a_name(
 
 
 @pytest.mark.parametrize("kind", ["optimizer", "scheduler"])
-def test_an_unknown_name_is_explained_by_the_nearest(cli: Any, capsys: Any, kind: str):
+def test_help_option_suggests_the_nearest_name(cli: Any, capsys: Any, kind: str):
     name = {"optimizer": "adm", "scheduler": "steplr2"}[kind]
     nearest = {"optimizer": "adam", "scheduler": "step_lr"}[kind]
-    says = complaint(capsys, lambda: cli([f"--{kind}.help", name]))
-    assert says.startswith(f"error: no {kind} named {name!r}; did you mean {nearest!r}")
+    message = last_error_line(capsys, lambda: cli([f"--{kind}.help", name]))
+    assert message.startswith(f"error: no {kind} named {name!r}; did you mean {nearest!r}")
 
 
-def test_the_help_names_the_keys(cli: Any, capsys: Any):
+def test_help_lists_the_keys(cli: Any, capsys: Any):
     with pytest.raises(SystemExit) as caught:
         cli(["--help"])
     assert caught.value.code == 0
@@ -441,8 +454,8 @@ def test_the_help_names_the_keys(cli: Any, capsys: Any):
         assert f"--{key} " in out or f"--{key}\n" in out
 
 
-class Two(nn.Module):
-    """Steps two optimizers by hand."""
+class StepsAllOptimizers(nn.Module):
+    """A mixin that steps every optimizer in `training_step`."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = self.loss(batch)
@@ -454,8 +467,8 @@ class Two(nn.Module):
         return loss
 
 
-def test_a_list_in_a_file_is_several_optimizers(cli: Any, write: Any, scripted_module: type):
-    class Manual(Two, scripted_module):
+def test_list_in_file_configures_several_optimizers(cli: Any, write_config: Any, scripted_module: type):
+    class Manual(StepsAllOptimizers, scripted_module):
         def __init__(self) -> None:
             super().__init__(automatic=False)
 
@@ -463,7 +476,7 @@ def test_a_list_in_a_file_is_several_optimizers(cli: Any, write: Any, scripted_m
         {"name": "sgd", "match": "*.weight", "lr": 0.5, "scheduler": {"name": "exponential_lr", "gamma": 0.5}},
         {"name": "adam", "regex": "bias$", "lr": 0.1, "param_groups": ["no_decay"]},
     ]
-    made = cli(["--config", write(optimizer=given)], module=Manual)
+    made = cli(["--config", write_config(optimizer=given)], module=Manual)
     one, other = made.trainer.optimizers
     assert (type(one), type(other)) == (optplug.get_optimizer("sgd"), optplug.get_optimizer("adam"))
     assert one.param_groups[0]["lr"] == 0.125
@@ -475,9 +488,9 @@ def test_a_list_in_a_file_is_several_optimizers(cli: Any, write: Any, scripted_m
         assert torch.equal(p, q)
 
 
-def test_an_optimizer_made_of_several_is_read_from_a_file(cli: Any, write: Any):
+def test_combine_in_file_configures_a_combined_optimizer(cli: Any, write_config: Any):
     given = {"combine": [{"name": "sgd", "match": "*.weight", "lr": 0.5}, {"name": "adam", "match": "*.bias"}]}
-    made = cli(["--config", write(optimizer=given, scheduler={"name": "exponential_lr", "gamma": 0.5})])
+    made = cli(["--config", write_config(optimizer=given, scheduler={"name": "exponential_lr", "gamma": 0.5})])
     (optimizer,) = made.trainer.optimizers
     assert [type(member) for member in optimizer.members] == [optplug.get_optimizer(n) for n in ("sgd", "adam")]
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.00025]
@@ -494,73 +507,81 @@ def test_an_optimizer_made_of_several_is_read_from_a_file(cli: Any, write: Any):
     ],
     ids=str,
 )
-def test_presets_are_given_on_the_command_line(cli: Any, write: Any, args: list[str]):
-    made = cli(["--config", write(optimizer={"name": "adamw", "weight_decay": 0.5}), *args])
+def test_presets_on_the_command_line(cli: Any, write_config: Any, args: list[str]):
+    made = cli(["--config", write_config(optimizer={"name": "adamw", "weight_decay": 0.5}), *args])
     assert [(g["name"], g["weight_decay"]) for g in made.trainer.optimizers[0].param_groups] == [
         ("default", 0.5),
         ("no_decay", 0.0),
     ]
 
 
-def test_presets_and_multipliers_are_read_from_a_file(cli: Any, write: Any):
+def test_presets_and_multipliers_in_file(cli: Any, write_config: Any):
     groups = ["no_decay", {"type": "Linear", "match": "*.weight", "lr_mult": 0.5}]
-    made = cli(["--config", write(optimizer={"name": "adamw", "lr": 1.0}, param_groups=groups)])
+    made = cli(["--config", write_config(optimizer={"name": "adamw", "lr": 1.0}, param_groups=groups)])
     assert {g["name"]: (g["lr"], g["weight_decay"]) for g in made.trainer.optimizers[0].param_groups} == {
         "*.weight Linear": (0.5, 0.01),
         "no_decay": (1.0, 0.0),
     }
 
 
-def test_a_scheduler_alone_schedules_the_model_s_own_optimizer(cli: Any, write: Any, scripted_module: type):
+def test_scheduler_without_optimizer_schedules_the_models_own_optimizer(
+    cli: Any, write_config: Any, scripted_module: type
+):
     class Own(scripted_module):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
-    config = write(scheduler={"name": "exponential_lr", "gamma": 0.5})
+    config = write_config(scheduler={"name": "exponential_lr", "gamma": 0.5})
     assert cli(["--config", config], module=Own).model.lrs == [1.0] * 4 + [0.5] * 4
-    args = ["--config", write(), "--scheduler", "exponential_lr", "--scheduler.gamma", "0.5"]
+    args = ["--config", write_config(), "--scheduler", "exponential_lr", "--scheduler.gamma", "0.5"]
     made = cli(args, module=Own)
     assert made.model.lrs == [1.0] * 4 + [0.5] * 4
     assert type(made.trainer.optimizers[0]) is torch.optim.SGD
 
 
-def test_a_scheduler_alone_needs_a_model_with_an_optimizer(cli: Any, write: Any):
-    config = write(scheduler={"name": "exponential_lr", "gamma": 0.5})
+def test_scheduler_without_any_optimizer_raises(cli: Any, write_config: Any):
+    config = write_config(scheduler={"name": "exponential_lr", "gamma": 0.5})
     with pytest.raises(WiringError, match=r"^scheduler: no optimizer is configured, and Model defines no "):
         cli(["--config", config])
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
-def test_a_length_of_auto_is_the_training_s(cli: Any, write: Any, interval: str):
+def test_a_length_of_auto_is_the_training_s(cli: Any, write_config: Any, interval: str):
     scheduler = {"name": "cosine_annealing_lr", "T_max": "auto", "interval": interval}
-    made = cli(["--config", write(optimizer={"name": "sgd", "lr": 1.0}, scheduler=scheduler)])
+    made = cli(["--config", write_config(optimizer={"name": "sgd", "lr": 1.0}, scheduler=scheduler)])
     assert made.trainer.lr_scheduler_configs[0].scheduler.T_max == {"epoch": 2, "step": 8}[interval]
-    assert only_group(made)["lr"] == pytest.approx(0, abs=1e-12)
+    assert only_param_group(made)["lr"] == pytest.approx(0, abs=1e-12)
     saved = yaml.safe_load((Path(made.trainer.log_dir) / "config.yaml").read_text())
     assert saved["scheduler"] == scheduler
 
 
-def test_auto_and_a_warmup_alone_are_given_on_the_command_line(cli: Any, write: Any):
-    config = write(optimizer={"name": "sgd", "lr": 1.0})
+def test_auto_and_warmup_on_the_command_line(cli: Any, write_config: Any):
+    config = write_config(optimizer={"name": "sgd", "lr": 1.0})
     args = ["--scheduler", "cosine_annealing_lr", "--scheduler.T_max", "auto"]
     assert cli(["--config", config, *args]).trainer.lr_scheduler_configs[0].scheduler.T_max == 2
     made = cli(["--config", config, "--scheduler.warmup", "{ratio: 0.5}"])
     assert made.model.lrs == [0.25, 0.4375, 0.625, 0.8125] + [1.0] * 4
 
 
-def test_a_link_is_read_from_a_file(cli: Any, write: Any, model: type):
+def test_link_in_file_is_resolved(cli: Any, write_config: Any, model: type):
     class Own(model):
-        def __init__(self, rate: float = 0.25) -> None:
+        def __init__(self, learning_rate: float = 0.25) -> None:
             super().__init__()
-            self.rate = rate
+            self.learning_rate = learning_rate
 
-    config = write(optimizer={"name": "sgd", "lr": "module.rate"}, model={"rate": 0.5})
+    config = write_config(optimizer={"name": "sgd", "lr": "module.learning_rate"}, model={"learning_rate": 0.5})
     assert cli(["--config", config], module=Own).model.lrs == [0.5] * 8
 
 
-@pytest.mark.parametrize("subcommand", [False, True], ids=["", "fit"])
-def test_what_print_config_prints_is_our_form_and_can_be_run_again(
-    optplug_lightning: Any, cli: Any, model: type, write: Any, folder: Path, capsys: Any, subcommand: bool
+@pytest.mark.parametrize("subcommand", [False, True], ids=["no subcommand", "fit"])
+def test_printed_configuration_has_the_same_form_and_trains_equally(
+    optplug_lightning: Any,
+    cli: Any,
+    model: type,
+    write_config: Any,
+    working_directory: Path,
+    capsys: Any,
+    subcommand: bool,
 ):
     given = {
         "optimizer": {"name": "adam", "lr": 0.02, "betas": [0.8, 0.99]},
@@ -571,7 +592,7 @@ def test_what_print_config_prints_is_our_form_and_can_be_run_again(
     def run(args: list[str], fit: bool = True) -> Any:
         return optplug_lightning.OptplugCLI(model, args=["fit", *args]) if subcommand else cli(args, fit=fit)
 
-    config = write(**given)
+    config = write_config(**given)
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         run(["--config", config, "--optimizer.eps", "0.5", "--print_config"])
@@ -580,7 +601,7 @@ def test_what_print_config_prints_is_our_form_and_can_be_run_again(
     read = yaml.safe_load(printed)
     given["optimizer"]["eps"] = 0.5
     assert {key: read[key] for key in given} == given
-    again = folder / "printed.yaml"
+    again = working_directory / "printed.yaml"
     again.write_text(printed)
     first = run(["--config", config, "--optimizer.eps", "0.5"])
     second = run(["--config", str(again)])
@@ -589,8 +610,10 @@ def test_what_print_config_prints_is_our_form_and_can_be_run_again(
         assert torch.equal(p, q)
 
 
-def test_without_anything_of_ours_print_config_prints_nothing_of_ours(cli: Any, write: Any, folder: Path, capsys: Any):
-    config = write()
+def test_printed_configuration_without_optplug_keys_has_empty_values(
+    cli: Any, write_config: Any, working_directory: Path, capsys: Any
+):
+    config = write_config()
     capsys.readouterr()
     with pytest.raises(SystemExit):
         cli(["--config", config, "--print_config"])
@@ -598,105 +621,3 @@ def test_without_anything_of_ours_print_config_prints_nothing_of_ours(cli: Any, 
     read = yaml.safe_load(printed)
     assert [read[key] for key in ("optimizer", "scheduler", "param_groups", "override")] == [None, None, None, False]
     assert not [key for key in read if "help" in key]
-
-
-# --------------------------------------------------------------------------------- the optplug command
-
-
-@pytest.fixture
-def command() -> Any:
-    def run(*args: str) -> Any:
-        return CliRunner().invoke(app, list(args))
-
-    return run
-
-
-def words(line: str) -> list[str]:
-    return line.split()
-
-
-def test_list_shows_every_name_with_its_plugin(command: Any):
-    result = command("list")
-    assert result.exit_code == 0
-    rows = {words(line)[0]: words(line)[1:] for line in result.stdout.splitlines() if line.strip()}
-    names = optplug.list_optimizers() + optplug.list_schedulers()
-    assert set(names) <= set(rows)
-    assert rows["adam"][:3] == ["optplug-classic", "optplug", optplug.__version__]
-    assert " ".join(rows["adam"][3:]) == "adaptive moment estimation"
-    assert rows["reduce_lr_on_plateau"][0] == "optplug-schedules"
-
-
-def test_list_takes_a_glob(command: Any):
-    result = command("list", "adam*")
-    names = [words(line)[0] for line in result.stdout.splitlines() if line.strip()]
-    assert names == ["optimizer", *optplug.list_optimizers("adam*")]
-    by_plugin = command("list", "optplug-schedules:*").stdout
-    assert "cosine_annealing_lr" in by_plugin
-    assert "adam" not in by_plugin
-
-
-def test_list_of_nothing_fails(command: Any):
-    result = command("list", "zzz*")
-    assert result.exit_code == 1
-    assert result.stderr == "no optimizer, scheduler or function matches 'zzz*'\n"
-
-
-def test_list_shows_what_is_quarantined_and_disabled(command: Any, monkeypatch: pytest.MonkeyPatch):
-    catalogue = registry._discovered()
-    monkeypatch.setattr(
-        catalogue, "quarantined", [Quarantined(Plugin("bad", "bad-dist", "2"), "ValueError: [oh] no", "")]
-    )
-    monkeypatch.setattr(catalogue, "disabled", [Plugin("off", "off-dist", "3")])
-    out = command("list").stdout
-    assert "plugin bad (bad-dist 2) is quarantined: ValueError: [oh] no\n" in out
-    assert "plugin off (off-dist 3) is disabled by OPTPLUG_DISABLE\n" in out
-
-
-def test_info_shows_arguments_and_documentation(command: Any):
-    result = command("info", "Adam")
-    assert result.exit_code == 0
-    lines = result.stdout.splitlines()
-    assert lines[0] == "adam: adaptive moment estimation"
-    assert lines[1:5] == [
-        "  kind          optimizer",
-        "  class         optplug_classic.adam.Adam",
-        f"  plugin        optplug-classic (optplug {optplug.__version__})",
-        "  plugin API    1 (this optplug supports 1)",
-    ]
-    rows = {words(line)[0]: words(line)[-1] for line in lines if line.strip()}
-    assert (rows["lr"], rows["eps"], rows["amsgrad"]) == ("0.001", "1e-08", "False")
-    assert "https://arxiv.org/abs/1412.6980" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("name", "interval"), [("reduce-lr-on-plateau", "validation"), ("optplug-schedules:cosine_annealing_lr", "epoch")]
-)
-def test_info_of_a_scheduler_says_when_it_steps(command: Any, name: str, interval: str):
-    assert f"  interval      {interval}\n" in command("info", name).stdout
-
-
-def test_info_of_an_unknown_name_fails_with_the_nearest(command: Any):
-    result = command("info", "adm")
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    told = "error: no optimizer, scheduler or function named 'adm'; did you mean 'adam', 'adamw', 'adamax'?\n"
-    assert result.stderr == told
-
-
-def test_python_m_optplug_lists_without_importing_torch(tmp_path: Path):
-    blocked = tmp_path / "torch"
-    blocked.mkdir()
-    (blocked / "__init__.py").write_text("raise ImportError('torch is not needed for this')")
-    result = subprocess.run(
-        [sys.executable, "-m", "optplug", "list"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "OPTPLUG_DISABLE": "optplug-schedules"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "adam " in result.stdout
-    assert "cosine_annealing_lr" not in result.stdout
-    assert "plugin optplug-schedules (optplug " in result.stdout
-    assert result.stdout.rstrip().endswith("is disabled by OPTPLUG_DISABLE")

@@ -266,9 +266,7 @@ def test_metric_that_no_rank_logs_raises_on_both_in_each_mode(fit: Any, automati
         if rank:
             module.log("val_acc", 1.0, batch_size=2)
 
-    with pytest.raises(
-        Exception, match=r"reduce_lr_on_plateau monitors|the validation logged no loss"
-    ) as caught:
+    with pytest.raises(Exception, match=r"reduce_lr_on_plateau monitors|the validation logged no loss") as caught:
         fit(log, monitor=monitor, automatic=automatic)
     assert isinstance(caught.value, WiringError) or "WiringError" in str(caught.value)
 

@@ -73,7 +73,7 @@ def test_example_learns_in_a_few_epochs(tmp_path: Path) -> None:
 def test_example_exits_with_an_error_if_the_distance_does_not_fall(tmp_path: Path) -> None:
     result = run(tmp_path, "--trainer.limit_train_batches=1", "--trainer.max_epochs=1")
     assert result.returncode == 1
-    assert result.stderr.endswith("the distance has not fallen to a quarter: something is wrong\n")
+    assert result.stderr.endswith("the distance has not fallen to a quarter of its first value\n")
 
 
 def test_example_runs_with_fast_dev_run(tmp_path: Path) -> None:

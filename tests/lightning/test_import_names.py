@@ -66,9 +66,9 @@ def lrs_of_fit(import_name, callback):
 
 
 def callback_of(name):
-    ours = importlib.import_module(f"optplug.{name}")
+    optplug_module = importlib.import_module(f"optplug.{name}")
     plateau = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5, "monitor": "val_loss"}
-    return ours.ConfigureOptimizers({"name": "adam", "lr": 0.1}, plateau, verbose=False)
+    return optplug_module.ConfigureOptimizers({"name": "adam", "lr": 0.1}, plateau, verbose=False)
 
 
 EXPECTED_LRS = [0.1, 0.1, 0.05, 0.025]

@@ -1,8 +1,7 @@
-"""What constructors hand over: `locals()`, `**options`; subclasses, and the wrappers that Lightning makes."""
+"""Constructors of optimizers: `locals()` and `**options`, subclasses, and Lightning's wrappers."""
 
 from __future__ import annotations
 
-import gc
 import weakref
 from decimal import Decimal
 from typing import Any
@@ -25,8 +24,8 @@ def parameter() -> torch.Tensor:
     return p
 
 
-class Plain(RuleOptimizer):
-    """A rule whose constructor hands over its locals."""
+class WithLocals(RuleOptimizer):
+    """Its constructor passes `locals()`."""
 
     def __init__(self, params, lr=0.1, factor=1.0, *, maximize=False, engine="auto"):
         super().__init__(params, locals())
@@ -36,8 +35,8 @@ class Plain(RuleOptimizer):
         return p - lr * factor * g
 
 
-class Open(RuleOptimizer):
-    """One that takes the framework's keywords as they come."""
+class WithKwargs(RuleOptimizer):
+    """Its constructor takes the keywords of `RuleOptimizer` as `**options`."""
 
     def __init__(self, params, lr=0.1, **options):
         super().__init__(params, locals())
@@ -47,8 +46,8 @@ class Open(RuleOptimizer):
         return p - lr * g
 
 
-def test_locals_are_the_hyperparameters_and_the_framework_s_keywords():
-    optimizer = Plain([parameter()], factor=2.0, maximize=True, engine="loop")
+def test_locals_provide_hyperparameters_and_framework_keywords():
+    optimizer = WithLocals([parameter()], factor=2.0, maximize=True, engine="loop")
     assert optimizer.engine == "loop"
     assert {key: optimizer.defaults[key] for key in ("lr", "factor", "maximize")} == {
         "lr": 0.1,
@@ -58,68 +57,62 @@ def test_locals_are_the_hyperparameters_and_the_framework_s_keywords():
     assert not {"self", "params", "__class__", "engine"} & set(optimizer.defaults)
 
 
-def test_open_options_among_the_locals_are_taken_and_checked():
-    optimizer = Open([parameter()], maximize=True, engine="loop")
+def test_kwargs_in_locals_are_used_and_checked():
+    optimizer = WithKwargs([parameter()], maximize=True, engine="loop")
     assert (optimizer.engine, optimizer.defaults["maximize"]) == ("loop", True)
     assert "options" not in optimizer.defaults
     with pytest.raises(HyperparameterTypeError, match=r"maximize must be True or False"):
-        Open([parameter()], maximize=1)
+        WithKwargs([parameter()], maximize=1)
 
 
-def test_a_local_variable_that_is_no_argument_is_refused():
-    class Helped(Plain):
+def test_local_variable_that_is_not_an_argument_raises():
+    class WithLocalVariable(WithLocals):
         def __init__(self, params, lr=0.1, factor=1.0):
             weight_decay = 0.5
             RuleOptimizer.__init__(self, params, locals())
 
     with pytest.raises(RuleError, match=r"locals\(\) has weight_decay besides the constructor's arguments"):
-        Helped([parameter()])
+        WithLocalVariable([parameter()])
 
 
-def test_the_first_arguments_may_have_other_names():
-    class Named(Plain):
+def test_self_and_params_may_have_other_names(gc_disabled):
+    class OtherNames(WithLocals):
         def __init__(this, parameters, lr=0.1, factor=1.0):
             RuleOptimizer.__init__(this, parameters, locals())
 
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        optimizer = Named([parameter()])
-        assert set(optimizer.defaults) >= {"lr", "factor"}
-        assert not {"this", "parameters"} & set(optimizer.defaults)
-        dropped = weakref.ref(optimizer)
-        del optimizer
-        assert dropped() is None
-    finally:
-        if collecting:
-            gc.enable()
+    optimizer = OtherNames([parameter()])
+    assert set(optimizer.defaults) >= {"lr", "factor"}
+    assert not {"this", "parameters"} & set(optimizer.defaults)
+    dropped = weakref.ref(optimizer)
+    del optimizer
+    assert dropped() is None
 
 
-def test_locals_handed_to_another_optimizer_s_constructor_are_refused():
-    class Wrong(Adam):
+def test_locals_passed_to_constructor_of_another_optimizer_raise():
+    class PassingToAdam(Adam):
         def __init__(self, params, lr=0.1):
             super().__init__(params, locals())
 
     with pytest.raises(RuleError, match=r"write RuleOptimizer.__init__\(self, params, locals\(\)\)"):
-        Wrong([parameter()])
+        PassingToAdam([parameter()])
 
 
-def test_an_explicit_keyword_goes_before_the_locals():
-    class Ascending(Plain):
+def test_explicit_keyword_overrides_locals():
+    class Ascending(WithLocals):
         def __init__(self, params, lr=0.1, factor=1.0, *, maximize=False):
             RuleOptimizer.__init__(self, params, locals(), maximize=True)
 
     assert Ascending([parameter()]).defaults["maximize"] is True
 
 
-class Keywords(Adam):
-    """A subclass that hands everything on."""
+class PassingKeywords(Adam):
+    """A subclass that passes all keywords to its base."""
 
     def __init__(self, params, **keywords):
         super().__init__(params, **keywords)
 
 
-BAD: list[dict[str, Any]] = [
+INVALID_OPTIONS: list[dict[str, Any]] = [
     {"lr": "0.1"},
     {"betas": [2.0, 0.9]},
     {"betas": "abc"},
@@ -130,34 +123,40 @@ BAD: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", BAD, ids=str)
-def test_a_subclass_that_hands_keywords_on_is_checked_like_its_base(options):
-    told = []
-    for cls in (Adam, Keywords):
+@pytest.mark.parametrize("options", INVALID_OPTIONS, ids=str)
+def test_subclass_that_passes_keywords_is_checked_like_its_base(options):
+    errors = []
+    for cls in (Adam, PassingKeywords):
         with pytest.raises((HyperparameterError, HyperparameterTypeError)) as caught:
             cls([parameter()], **options)
-        told.append((caught.type, str(caught.value).replace("Keywords", "Adam")))
-    assert told[0] == told[1]
-    assert Keywords([parameter()], betas=[0.5, 0.9]).defaults["betas"] == (0.5, 0.9)
+        errors.append((caught.type, str(caught.value).replace("PassingKeywords", "Adam")))
+    assert errors[0] == errors[1]
+    assert PassingKeywords([parameter()], betas=[0.5, 0.9]).defaults["betas"] == (0.5, 0.9)
 
 
-def test_a_subclass_keeps_the_ranges_of_its_base():
-    class Sub(optplug.get_optimizer("rmsprop")):
+def test_subclass_inherits_the_ranges_of_its_base():
+    class NoOwnRanges(optplug.get_optimizer("rmsprop")):
         ranges = ()
 
     with pytest.raises(HyperparameterError, match="Invalid alpha value: 7"):
-        Sub([parameter()], alpha=7)
+        NoOwnRanges([parameter()], alpha=7)
 
 
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"states": (State("m", when="factr"),)}, "when of state m names no hyperparameter 'factr'"),
-        ({"states": (State("m", init="rl"),)}, "init of state m names no hyperparameter 'rl'"),
-        ({"ranges": (optplug.optim.ranges.at_least(0, "fctor"),)}, "ranges: fctor names no hyperparameter 'fctor'"),
+        (
+            {"states": (State("m", when="factr"),)},
+            "when of state m names the unknown hyperparameter 'factr'; did you mean 'factor'",
+        ),
+        ({"states": (State("m", init="rl"),)}, "init of state m names the unknown hyperparameter 'rl'"),
+        (
+            {"ranges": (optplug.optim.ranges.at_least(0, "fctor"),)},
+            "ranges: fctor names the unknown hyperparameter 'fctor'; did you mean 'factor'",
+        ),
     ],
 )
-def test_a_declaration_that_names_no_hyperparameter_is_refused(attributes, words):
+def test_declaration_with_unknown_hyperparameter_raises(attributes, words):
     def rule(p, g, m=None, *, lr, factor):
         return (p - lr * factor * g, m) if "states" in attributes else p - lr * factor * g
 
@@ -166,13 +165,13 @@ def test_a_declaration_that_names_no_hyperparameter_is_refused(attributes, words
         def rule(p, g, *, lr, factor):
             return p - lr * factor * g
 
-    cls = type("Wrong", (Plain,), {**attributes, "rule": staticmethod(rule)})
+    cls = type("Wrong", (WithLocals,), {**attributes, "rule": staticmethod(rule)})
     with pytest.raises(RuleError, match=words):
         cls([parameter()])
 
 
 @pytest.mark.parametrize("name", ["lightning", "fabric"])
-def test_groups_are_added_through_the_wrappers_of_lightning(name):
+def test_add_param_group_works_through_the_wrappers_of_lightning(name):
     if name == "lightning":
         from lightning.pytorch.core.optimizer import LightningOptimizer as Wrapper
 
@@ -189,53 +188,53 @@ def test_groups_are_added_through_the_wrappers_of_lightning(name):
         optimizer = cls(torch.nn.Linear(2, 1).parameters())
         wrapped = wrap(optimizer)
         wrapped.add_param_group({"params": [parameter()], **group})
-        assert constructor_arguments(type(wrapped), RuleOptimizer) == constructor_arguments(
-            cls, RuleOptimizer
-        )  # the wrapper has no say
+        # The constructor of the wrapper is ignored.
+        assert constructor_arguments(type(wrapped), RuleOptimizer) == constructor_arguments(cls, RuleOptimizer)
         for key, value in group.items():
             assert wrapped.param_groups[1][key] == (tuple(value) if isinstance(value, list) else value)
         with pytest.raises(HyperparameterError, match=r"has no option 'weigth_decay'.*'weight_decay'"):
             wrapped.add_param_group({"params": [parameter()], "weigth_decay": 0.1})
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_accepted():
     assert Adam([parameter()], lr=np.float32(0.5)).defaults["lr"] == 0.5
     assert optplug.get_optimizer("lbfgs")([parameter()], history_size=np.int64(5)).defaults["history_size"] == 5
 
 
-def test_a_group_may_not_have_a_framework_s_option_that_the_constructor_lacks():
+def test_group_option_that_the_constructor_lacks_raises():
     with pytest.raises(HyperparameterError, match="SGD has no option 'capturable'"):
         SGD([{"params": [parameter()], "capturable": True}])
     optimizer = SGD([parameter()])
-    optimizer.add_param_group({**optimizer.param_groups[0], "params": [parameter()]})  # a copied group has them all
+    # A copy of a group has all options, with the default values.
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": [parameter()]})
 
 
-def test_subclasses_may_have_fewer_arguments_than_the_base_whose_locals_are_handed_over():
-    class Narrow(Adam):
+def test_subclass_may_have_fewer_arguments_than_the_base_that_passes_locals():
+    class OnlyLr(Adam):
         def __init__(self, params, lr=1e-3):
             super().__init__(params, lr=lr, betas=(0.9, 0.95))
 
-    class Bare(Adam):
+    class NoArguments(Adam):
         def __init__(self, params):
             super().__init__(params)
 
-    class Further(Open):
+    class Subclass(WithKwargs):
         def __init__(self, params, **options):
             super().__init__(params, **options)
 
-    assert Narrow([parameter()], lr=0.5).defaults["betas"] == (0.9, 0.95)
-    assert Bare([parameter()]).defaults["lr"] == 1e-3
-    assert Further([parameter()], lr=0.2, maximize=True).defaults["lr"] == 0.2
+    assert OnlyLr([parameter()], lr=0.5).defaults["betas"] == (0.9, 0.95)
+    assert NoArguments([parameter()]).defaults["lr"] == 1e-3
+    assert Subclass([parameter()], lr=0.2, maximize=True).defaults["lr"] == 0.2
 
 
-def test_a_misspelt_keyword_among_open_options_is_refused():
+def test_misspelt_keyword_in_kwargs_raises():
     with pytest.raises(HyperparameterTypeError, match=r"unexpected keyword argument 'maximise'.*'maximize'"):
-        Open([parameter()], maximise=True)
+        WithKwargs([parameter()], maximise=True)
 
 
-def test_a_constructor_may_use_what_surrounds_it():
+def test_constructor_may_use_variables_of_an_enclosing_function():
     def make(scale):
-        class Scaled(Plain):
+        class Scaled(WithLocals):
             def __init__(self, params, lr=0.1, factor=1.0):
                 assert scale > 0
                 RuleOptimizer.__init__(self, params, locals())
@@ -245,45 +244,45 @@ def test_a_constructor_may_use_what_surrounds_it():
     assert "scale" not in make(2)([parameter()]).defaults
 
 
-def test_a_decorated_constructor_whose_signature_is_hidden_is_told_what_to_do():
-    def hiding(function):
+def test_decorated_constructor_with_hidden_signature_raises_with_advice():
+    def hide_signature(function):
         return lambda self, *args, **kwargs: function(self, *args, **kwargs)
 
     class Hidden(RuleOptimizer):
-        @hiding
+        @hide_signature
         def __init__(self, params, lr=0.1):
             super().__init__(params, locals())
 
         rule = staticmethod(lambda p, g, *, lr: p - lr * g)
 
-    with pytest.raises(RuleError, match="hand over a dict of hyperparameters"):
+    with pytest.raises(RuleError, match="pass a dict of hyperparameters"):
         Hidden([parameter()])
 
 
 def test_positional_only_arguments_are_hyperparameters():
-    class Positional(RuleOptimizer):
+    class PositionalOnly(RuleOptimizer):
         def __init__(self, params, lr=0.1, /):
             super().__init__(params, locals())
 
         rule = staticmethod(lambda p, g, *, lr: p - lr * g)
 
-    assert Positional([parameter()], 0.2).defaults["lr"] == 0.2
+    assert PositionalOnly([parameter()], 0.2).defaults["lr"] == 0.2
 
 
 @pytest.mark.parametrize("options", [{"lr": -1.0}, {"betas": (5.0, 7.0)}, {"lr": float("nan")}], ids=str)
-def test_a_default_of_none_does_not_switch_checks_off(options):
-    class Late(Adam):
+def test_options_with_default_none_are_checked(options):
+    class NoneDefaults(Adam):
         def __init__(self, params, lr=None, betas=None, **rest):
             super().__init__(params, lr=1e-3 if lr is None else lr, betas=betas or (0.9, 0.99), **rest)
 
     with pytest.raises(HyperparameterError):
-        Late([parameter()], **options)
+        NoneDefaults([parameter()], **options)
     with pytest.raises(HyperparameterError):
-        Late([{"params": [parameter()], **options}])
+        NoneDefaults([{"params": [parameter()], **options}])
 
 
-def test_a_subclass_with_a_rule_of_its_own_need_not_have_the_hyperparameters_of_its_base():
-    class Other(optplug.get_optimizer("adagrad")):
+def test_subclass_with_own_rule_need_not_have_the_hyperparameters_of_its_base():
+    class OwnRule(optplug.get_optimizer("adagrad")):
         states = (State("sum"),)
 
         def __init__(self, params, lr=0.1):
@@ -291,12 +290,12 @@ def test_a_subclass_with_a_rule_of_its_own_need_not_have_the_hyperparameters_of_
 
         rule = staticmethod(lambda p, g, sum, *, lr: (p - lr * g, sum))  # noqa: A006
 
-    Other([parameter()]).step()
+    OwnRule([parameter()]).step()
 
 
-def test_states_that_a_first_step_makes_are_not_shared_before_it():
+def test_share_memory_before_a_special_first_step_raises():
     optimizer = SGD([parameter()], momentum=0.9, dampening=0.5)
-    with pytest.raises(RuleError, match=r"share_memory\(\) comes after it"):
+    with pytest.raises(RuleError, match=r"call share_memory\(\) after it"):
         optimizer.share_memory()
     optimizer.step()
     optimizer.share_memory()

@@ -1,4 +1,4 @@
-"""Everything that is registered, against the conformance kit. To register is to be tested."""
+"""The conformance kit on every registered optimizer and scheduler."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_nothing_but_the_engines_of_later_versions_is_left_out_for_the_rules(name: str):
+def test_inapplicable_checks_of_rule_optimizers(name: str):
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
     later = {"engine triton": absent.format("triton")}
     own = NO_DECAY if name in ("rprop", "sparse_adam") else {}
     assert inapplicable_checks(name) == {**later, **own}
 
 
-def test_every_documented_optimizer_but_lbfgs_is_a_rule():
+def test_all_optimizers_except_lbfgs_have_a_rule():
     assert {*CLASSICS} - {*RULES} == {"lbfgs"}
     assert len(CLASSICS) == 11
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_rules_are_tested_on_every_engine_in_every_case(name: str):
+def test_rules_are_compared_on_all_engines_in_all_cases(name: str):
     ids = {check.id for check in optimizer_checks(name)}
     for case in optplug.get_optimizer(name).cases:
         label = ",".join(f"{key}={value}" for key, value in case.items()).replace(" ", "") or "default"
@@ -53,5 +53,5 @@ def test_the_rules_are_tested_on_every_engine_in_every_case(name: str):
 
 
 @pytest.mark.parametrize("name", CLASSICS)
-def test_a_spec_says_of_its_class_what_the_class_says_itself(name: str):
+def test_spec_and_class_have_equal_capabilities(name: str):
     assert registry.resolve("optimizer", name).spec.capabilities == optplug.get_optimizer(name).capabilities

@@ -1,8 +1,9 @@
-"""L-BFGS against torch's, and what ours does better. `python tests/test_lbfgs.py` prints the figures.
+"""L-BFGS compared with torch's class. `python tests/plugins/test_lbfgs.py` prints the differences.
 
-The figure is max|a - b| / max|moved| over all steps. Ours rounds otherwise than torch's, and many of the runs here make
-of a rounding what they like. So a run is compared with torch's own from starts one rounding away, a single iteration
-with torch's from the same state, and a direction with the exact one.
+The relative difference of two runs is max|a - b| / max|moved| over all steps. optplug's class rounds differently from
+torch's, and many runs amplify rounding errors strongly. So three things are compared: a run with torch's runs from
+starts that are perturbed by one rounding error, a single iteration with torch's iteration from the same state, and a
+search direction with the exact direction.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from optplug.errors import (
 )
 
 LBFGS = optplug.get_optimizer("lbfgs")
-LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}  # where little amplifies roundings
+LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}
 WOLFE = {"line_search_fn": "strong_wolfe"}
 
 
@@ -66,7 +67,7 @@ def rosenbrock(size: int) -> Problem:
 
 
 @functools.cache
-def cancer() -> tuple[torch.Tensor, torch.Tensor]:
+def breast_cancer_data() -> tuple[torch.Tensor, torch.Tensor]:
     from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer()
@@ -75,7 +76,7 @@ def cancer() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def logistic() -> Problem:
-    x, y = cancer()
+    x, y = breast_cancer_data()
 
     def loss(w, b):
         logits = x.to(w.dtype) @ w + b
@@ -123,7 +124,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Run:
-    """Parameters, a loss and an optimizer; after each step, what there is to compare."""
+    """Parameters, a loss and an optimizer. Records the parameters, the counts and the losses after each step."""
 
     def __init__(self, cls, problem: Problem, dtype: torch.dtype = torch.float64, **options: Any) -> None:
         start, self.loss = problem
@@ -131,11 +132,11 @@ class Run:
         if isinstance(options.get("lr"), torch.Tensor) and dtype is torch.float32:
             options["lr"] = options["lr"].to(dtype)
         self.optimizer = cls(self.params, **copy.deepcopy(options))
-        self.points = [self.flat()]
+        self.points = [self.flat_parameters()]
         self.counts: list[tuple[int, int]] = []
         self.losses: list[float] = []
 
-    def flat(self) -> torch.Tensor:
+    def flat_parameters(self) -> torch.Tensor:
         return torch.cat([p.detach().double().reshape(-1) for p in self.params])
 
     def closure(self) -> torch.Tensor:
@@ -149,10 +150,10 @@ class Run:
             self.losses.append(float(self.optimizer.step(self.closure).detach()))
             state = self.optimizer.state[self.params[0]]
             self.counts.append((state["func_evals"], state["n_iter"]))
-            self.points.append(self.flat())
+            self.points.append(self.flat_parameters())
         return self
 
-    def figure(self, other: Run) -> float:
+    def relative_difference(self, other: Run) -> float:
         assert len(self.points) == len(other.points)
         a, b = torch.stack(self.points), torch.stack(other.points)
         assert torch.equal(a.isfinite(), b.isfinite())
@@ -162,13 +163,13 @@ class Run:
         return float((a - b).abs().max()) / (moved or 1.0)
 
 
-def both(problem: Problem, dtype: torch.dtype = torch.float64, steps: int = 8, **options: Any) -> tuple[Run, Run]:
+def run_both(problem: Problem, dtype: torch.dtype = torch.float64, steps: int = 8, **options: Any) -> tuple[Run, Run]:
     ours, theirs = (Run(cls, problem, dtype, **options) for cls in (LBFGS, torch.optim.LBFGS))
     return ours.go(steps), theirs.go(steps)
 
 
-def finished(run: Run) -> bool:
-    """Whether a step of this run ended before its iterations were used up."""
+def has_early_end(run: Run) -> bool:
+    """Whether a step of this run ended before `max_iter` iterations."""
     group, counts = run.optimizer.param_groups[0], [(0, 0), *run.counts]
     return any(b[1] - a[1] < group["max_iter"] for a, b in itertools.pairwise(counts))
 
@@ -189,29 +190,33 @@ QUICK = ("quadratic", "rosenbrock-2")
     ],
 )
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_is_as_near_to_torch_s_as_torch_s_is_to_itself(name, case, dtype):
-    ours, theirs = both(PROBLEMS[name](), dtype, **CASES[case])
-    figure, (spread, tame) = ours.figure(theirs), sensitivity(name, dtype, theirs, **CASES[case])
-    print(f"{name:14} {case:26} {dtype}: {figure:.1e}, torch's {spread:.1e}")
-    assert figure <= limit(spread, dtype)
-    if tame and spread < 1e-4:
+def test_run_differs_from_torch_no_more_than_perturbed_torch_runs(name, case, dtype):
+    ours, theirs = run_both(PROBLEMS[name](), dtype, **CASES[case])
+    difference, (spread, equal_counts) = (
+        ours.relative_difference(theirs),
+        torch_sensitivity(name, dtype, theirs, **CASES[case]),
+    )
+    print(f"{name:14} {case:26} {dtype}: {difference:.1e}, torch's {spread:.1e}")
+    assert difference <= allowed_difference(spread, dtype)
+    if equal_counts and spread < 1e-4:
         assert ours.counts == theirs.counts
     if spread < 1e-6:
         assert ours.losses == pytest.approx(theirs.losses, rel=1e-3, abs=1e-9 * theirs.losses[0])
 
 
-def limit(spread: float, dtype: torch.dtype) -> float:
+def allowed_difference(spread: float, dtype: torch.dtype) -> float:
     return max(8 * spread, 100 * torch.finfo(dtype).eps)
 
 
-def sensitivity(name: str, dtype: torch.dtype, theirs: Run, **options: Any) -> tuple[float, bool]:
-    """The largest figure of torch's runs from starts one rounding away, and whether their counts are all the same."""
-    near = (nearby(PROBLEMS[name](), dtype, seed) for seed in range(3))
+def torch_sensitivity(name: str, dtype: torch.dtype, theirs: Run, **options: Any) -> tuple[float, bool]:
+    """The largest difference of torch's runs from perturbed starts, and whether all have the same counts."""
+    near = (perturbed_problem(PROBLEMS[name](), dtype, seed) for seed in range(3))
     runs = [Run(torch.optim.LBFGS, problem, dtype, **options).go(len(theirs.counts)) for problem in near]
-    return max(run.figure(theirs) for run in runs), all(run.counts == theirs.counts for run in runs)
+    return max(run.relative_difference(theirs) for run in runs), all(run.counts == theirs.counts for run in runs)
 
 
-def nearby(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
+def perturbed_problem(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
+    """The problem with a start that is moved by one unit in the last place."""
     starts = [p.to(dtype) for p in problem[0]]
     signs = [torch.sign(noise(*p.shape, seed=10 * seed + i)).to(dtype) for i, p in enumerate(starts)]
     eps = torch.finfo(dtype).eps
@@ -219,8 +224,8 @@ def nearby(problem: Problem, dtype: torch.dtype, seed: int) -> Problem:
     return moved, problem[1]
 
 
-def exact(s: list[torch.Tensor], y: list[torch.Tensor], scale: float, g: torch.Tensor) -> Any:
-    """The two loops in numpy's long double."""
+def exact_direction(s: list[torch.Tensor], y: list[torch.Tensor], scale: float, g: torch.Tensor) -> Any:
+    """The two-loop recursion in numpy's long double."""
     S, Y = ([v.double().numpy().astype(np.longdouble) for v in vectors] for vectors in (s, y))
     q, alphas = -g.double().numpy().astype(np.longdouble), []
     for a, b in zip(reversed(S), reversed(Y), strict=True):
@@ -234,8 +239,8 @@ def exact(s: list[torch.Tensor], y: list[torch.Tensor], scale: float, g: torch.T
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a_direction_is_as_exact_as_torch_s(name, dtype):
-    """From the same pairs: those of torch's runs."""
+def test_direction_is_as_accurate_as_in_torch(name, dtype):
+    """The pairs are those of torch's runs."""
     errors: list[list[float]] = []
     for case in ("small steps", "wolfe", "short history"):
         run = Run(torch.optim.LBFGS, PROBLEMS[name](), dtype, **{**CASES[case], "max_iter": 1})
@@ -244,32 +249,32 @@ def test_a_direction_is_as_exact_as_torch_s(name, dtype):
             s, y, g, scale = state["old_stps"], state["old_dirs"], state["prev_flat_grad"], state["H_diag"]
             if not g.any():
                 break
-            right = exact(s, y, float(scale), g)
+            right = exact_direction(s, y, float(scale), g)
             size = np.linalg.norm(right.astype(float))
             both_found = (state["d"], CurvaturePairs(s, y).direction(g, scale))
             wrong = [(d.double().numpy() - right).astype(float) for d in both_found]
             errors += [[float(np.linalg.norm(e) / size) for e in wrong]] if s else []
     assert len(errors) > 50
     theirs, ours = (torch.tensor(e) / torch.finfo(dtype).eps for e in zip(*errors, strict=True))
-    told = f"worst {ours.max():.1f}, torch's {theirs.max():.1f}; median {ours.median():.1f}, {theirs.median():.1f}"
-    print(f"{name:14} {dtype}: {told} roundings")
+    summary = f"worst {ours.max():.1f}, torch's {theirs.max():.1f}; median {ours.median():.1f}, {theirs.median():.1f}"
+    print(f"{name:14} {dtype}: {summary} roundings")
     assert ours.max() <= 4 * theirs.max()
     assert ours.median() <= 2 * theirs.median()
-    if dtype is torch.float32:  # ours adds in float64
+    if dtype is torch.float32:  # optplug accumulates in float64
         assert ours.max() <= theirs.max()
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("case", ["default", "short history", "wolfe", "wolfe, short history", "tensor lr"])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_one_iteration_from_the_same_state_is_torch_s(name, case, dtype):
-    """The state goes over as a state dict, so that every iteration begins with torch's."""
+def test_one_iteration_from_the_same_state_equals_torch(name, case, dtype):
+    """The state is copied as a state dict, so that each iteration starts from torch's state."""
     options = {**CASES[case], "max_iter": 1}
     ours, theirs = (Run(cls, PROBLEMS[name](), dtype, **options) for cls in (LBFGS, torch.optim.LBFGS))
     worst = 0.0
     for i in range(15):
         if i:
-            ours.optimizer.load_state_dict(saved(theirs.optimizer))
+            ours.optimizer.load_state_dict(save_and_load_state(theirs.optimizer))
             for p, q in zip(ours.params, theirs.params, strict=True):
                 p.data.copy_(q.data)
         states = [run.go(1).optimizer.state[run.params[0]] for run in (ours, theirs)]
@@ -287,40 +292,40 @@ def test_one_iteration_from_the_same_state_is_torch_s(name, case, dtype):
     assert worst <= 1000 * torch.finfo(dtype).eps
 
 
-def test_the_cases_meet_every_end_of_a_step():
-    """Else the test above proves less than it seems to."""
-    assert finished(both(quadratic(), **CASES["coarse tolerances"])[0])
-    assert finished(both(quadratic(), **CASES["few evaluations"])[0])
-    assert finished(both(rosenbrock(2), **CASES["wolfe, few evaluations"])[0])
-    converged = both(logistic(), steps=12, **WOLFE)[0]
-    assert converged.counts[-1][0] == converged.counts[-2][0] + 1  # the gradient was small at once
+def test_cases_cover_all_termination_conditions():
+    """Otherwise the comparison with torch would not cover them."""
+    assert has_early_end(run_both(quadratic(), **CASES["coarse tolerances"])[0])
+    assert has_early_end(run_both(quadratic(), **CASES["few evaluations"])[0])
+    assert has_early_end(run_both(rosenbrock(2), **CASES["wolfe, few evaluations"])[0])
+    converged = run_both(logistic(), steps=12, **WOLFE)[0]
+    assert converged.counts[-1][0] == converged.counts[-2][0] + 1  # the gradient was small in the first evaluation
     long = Run(LBFGS, rosenbrock(10), **WOLFE, history_size=2).go(5)
     assert len(long.optimizer.state[long.params[0]]["old_dirs"]) == 2
 
 
-def test_a_float32_tensor_as_lr_serves_float64_parameters():
+def test_float32_tensor_lr_with_float64_parameters():
     for name, make in PROBLEMS.items():
         options = {"lr": torch.tensor(0.3), "max_iter": 5}
-        ours, theirs = both(make(), steps=4, **options)
-        assert ours.figure(theirs) <= 1e-11, name
-        ours, theirs = both(make(), steps=4, **options, **WOLFE)
-        assert ours.figure(theirs) <= 1e-5, name  # torch interpolates in float32 then
+        ours, theirs = run_both(make(), steps=4, **options)
+        assert ours.relative_difference(theirs) <= 1e-11, name
+        ours, theirs = run_both(make(), steps=4, **options, **WOLFE)
+        assert ours.relative_difference(theirs) <= 1e-5, name  # torch interpolates in float32 in this case
 
 
 @pytest.mark.parametrize("options", [{}, WOLFE], ids=["fixed", "wolfe"])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_the_learning_rate_may_change_midway(name, options):
+def test_lr_change_between_steps(name, options):
     runs = []
     for cls in (LBFGS, torch.optim.LBFGS):
         run = Run(cls, PROBLEMS[name](), lr=0.2, max_iter=4, **options).go(3)
         run.optimizer.param_groups[0]["lr"] = 0.7
         runs.append(run.go(3))
-    assert runs[0].figure(runs[1]) <= 1e-11
+    assert runs[0].relative_difference(runs[1]) <= 1e-11
     assert runs[0].counts == runs[1].counts
 
 
-def test_a_tensor_lr_that_a_scheduler_fills_leaves_the_past_alone():
-    """torch's keeps the tensor itself as the last step length."""
+def test_in_place_change_of_tensor_lr_does_not_change_the_last_step_length():
+    """torch's class stores the lr tensor itself as the last step length."""
 
     def run(lr, change):
         run = Run(LBFGS, rosenbrock(10), lr=lr, max_iter=4).go(3)
@@ -329,49 +334,49 @@ def test_a_tensor_lr_that_a_scheduler_fills_leaves_the_past_alone():
 
     filled = run(torch.tensor(0.2, dtype=torch.float64), lambda group: group["lr"].fill_(0.1))
     replaced = run(0.2, lambda group: group.update(lr=0.1))
-    assert filled.figure(replaced) == 0
+    assert filled.relative_difference(replaced) == 0
 
 
 @pytest.mark.parametrize("options", [{}, WOLFE], ids=["fixed", "wolfe"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
-def test_a_loss_that_is_not_finite_from_the_start_is_torch_s(bad, options):
-    ours, theirs = both(([noise(3)], lambda x: (x * x).sum() * bad), steps=3, **options)
-    assert ours.figure(theirs) == 0
+def test_loss_that_is_not_finite_at_the_start_equals_torch(bad, options):
+    ours, theirs = run_both(([noise(3)], lambda x: (x * x).sum() * bad), steps=3, **options)
+    assert ours.relative_difference(theirs) == 0
     assert ours.counts == theirs.counts
 
 
-def test_a_loss_that_becomes_nan_on_the_line_is_torch_s():
+def test_loss_that_is_nan_on_the_search_line_equals_torch():
     problem = ([torch.full((2,), 2.0, dtype=torch.float64)], lambda x: (x - torch.log(x) * 3 + 1 / x).sum())
     for options in ({"lr": 5.0}, {**WOLFE, "lr": 5.0}, {**WOLFE, "lr": 40.0}):
-        ours, theirs = both(problem, steps=5, **options)
-        assert ours.figure(theirs) <= 1e-11
+        ours, theirs = run_both(problem, steps=5, **options)
+        assert ours.relative_difference(theirs) <= 1e-11
         assert ours.counts == theirs.counts
 
 
 @pytest.mark.parametrize("options", [{}, WOLFE], ids=["fixed", "wolfe"])
-def test_a_zero_gradient_at_the_start_ends_the_step_at_once(options):
-    ours, theirs = both(([torch.zeros(3, dtype=torch.float64)], lambda x: (x * x).sum()), steps=2, **options)
+def test_zero_gradient_at_the_start_ends_the_step(options):
+    ours, theirs = run_both(([torch.zeros(3, dtype=torch.float64)], lambda x: (x * x).sum()), steps=2, **options)
     assert ours.counts == theirs.counts == [(1, 0), (2, 0)]
     for run in (ours, theirs):
         with torch.no_grad():
             run.params[0].add_(1.0)
         run.go(2)
-    assert torch.allclose(ours.flat(), theirs.flat(), rtol=0, atol=1e-15)
+    assert torch.allclose(ours.flat_parameters(), theirs.flat_parameters(), rtol=0, atol=1e-15)
     assert ours.counts == theirs.counts
 
 
-def test_a_gradient_of_which_the_loss_knows_nothing_is_torch_s():
-    """A loss that says up and gradients that say down: brackets shrink to nothing."""
+def test_gradient_that_contradicts_the_loss_equals_torch():
+    """The loss increases along the direction of descent, so brackets shrink until the search ends."""
 
     def loss(x):
         return (x * x).sum() - 2 * (x * x).sum().detach()
 
-    ours, theirs = both(([noise(4)], loss), steps=4, **WOLFE)
-    assert ours.figure(theirs) <= 1e-11
+    ours, theirs = run_both(([noise(4)], loss), steps=4, **WOLFE)
+    assert ours.relative_difference(theirs) <= 1e-11
     assert ours.counts == theirs.counts
 
 
-def test_the_line_search_meets_the_wolfe_conditions():
+def test_line_search_satisfies_strong_wolfe_conditions():
     from optplug_classic.lbfgs import LinePoint, strong_wolfe
 
     def phi(t: Any) -> LinePoint:
@@ -391,7 +396,7 @@ def test_rosenbrock_is_solved():
     assert float((run.points[-1] - 1).abs().max()) < 1e-4
 
 
-def test_the_first_loss_is_returned_as_it_is_and_gradients_are_on():
+def test_step_returns_first_loss_object_and_enables_gradients():
     x = torch.tensor([3.0], requires_grad=True)
     losses, modes = [], []
 
@@ -410,8 +415,8 @@ def test_the_first_loss_is_returned_as_it_is_and_gradients_are_on():
     assert LBFGS([x], max_iter=1).step(lambda: 3) == 3
 
 
-def test_a_learning_rate_of_zero_moves_nothing():
-    for options in ({}, WOLFE):  # torch's search divides by zero
+def test_lr_of_zero_does_not_change_parameters():
+    for options in ({}, WOLFE):  # torch's line search divides by zero
         run = Run(LBFGS, rosenbrock(2), lr=0, **options).go(2)
         assert torch.equal(run.points[-1], run.points[0])
 
@@ -419,77 +424,77 @@ def test_a_learning_rate_of_zero_moves_nothing():
 # ---------------------------------------------------------------- state
 
 
-def saved(optimizer) -> dict[str, Any]:
+def save_and_load_state(optimizer) -> dict[str, Any]:
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
 
-def continued(cls, first: Run, problem: Problem, dtype: torch.dtype, steps: int, **options: Any) -> Run:
+def continue_run(cls, first: Run, problem: Problem, dtype: torch.dtype, steps: int, **options: Any) -> Run:
     then = Run(cls, problem, dtype, **options)
     for p, q in zip(then.params, first.params, strict=True):
         p.data.copy_(q.data)
-    then.optimizer.load_state_dict(saved(first.optimizer))
+    then.optimizer.load_state_dict(save_and_load_state(first.optimizer))
     then.points = list(first.points)
     return then.go(steps)
 
 
-CONTINUED = {"fixed": {"lr": 0.3, "max_iter": 4}, "wolfe": {**WOLFE, "max_iter": 4}}
-CONTINUED |= {"short": {**WOLFE, "history_size": 2, "max_iter": 3}}
+CONTINUATION_CASES = {"fixed": {"lr": 0.3, "max_iter": 4}, "wolfe": {**WOLFE, "max_iter": 4}}
+CONTINUATION_CASES |= {"short": {**WOLFE, "history_size": 2, "max_iter": 3}}
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-@pytest.mark.parametrize("case", CONTINUED)
+@pytest.mark.parametrize("case", CONTINUATION_CASES)
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_state_dicts_are_exchanged_with_torch_in_mid_run(name, case, dtype):
-    problem, options = PROBLEMS[name](), CONTINUED[case]
+def test_state_dicts_are_exchanged_with_torch_during_a_run(name, case, dtype):
+    problem, options = PROBLEMS[name](), CONTINUATION_CASES[case]
     for before, after in ((LBFGS, torch.optim.LBFGS), (torch.optim.LBFGS, LBFGS), (LBFGS, LBFGS)):
         through = Run(torch.optim.LBFGS, problem, dtype, **options).go(6)
-        spread, tame = sensitivity(name, dtype, through, **options)
+        spread, equal_counts = torch_sensitivity(name, dtype, through, **options)
         for stop in (1, 3):
             first = Run(before, problem, dtype, **options).go(stop)
-            then = continued(after, first, problem, dtype, 6 - stop, **options)
-            assert then.figure(through) <= limit(spread, dtype)
-            if tame and spread < 1e-4:
+            then = continue_run(after, first, problem, dtype, 6 - stop, **options)
+            assert then.relative_difference(through) <= allowed_difference(spread, dtype)
+            if equal_counts and spread < 1e-4:
                 assert then.counts == through.counts[stop:]
 
 
-def test_names_and_kinds_of_the_state_are_torch_s():
+def test_state_has_names_types_and_shapes_of_torch():
     def kinds(value):
         return [kinds(v) for v in value] if isinstance(value, list) else getattr(value, "shape", type(value))
 
-    for options in (CONTINUED["fixed"], CONTINUED["wolfe"]):
-        ours, theirs = both(rosenbrock(10), steps=3, **{"lr": 1.0, **options})
+    for options in (CONTINUATION_CASES["fixed"], CONTINUATION_CASES["wolfe"]):
+        ours, theirs = run_both(rosenbrock(10), steps=3, **{"lr": 1.0, **options})
         a, b = (run.optimizer.state_dict() for run in (ours, theirs))
         b["state"][0].pop("al")
         assert {k: kinds(v) for k, v in a["state"][0].items()} == {k: kinds(v) for k, v in b["state"][0].items()}
         assert a["param_groups"] == b["param_groups"]
 
 
-@pytest.mark.parametrize("case", CONTINUED)
+@pytest.mark.parametrize("case", CONTINUATION_CASES)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
 def test_copies_continue_identically(case, duplicate):
-    problem, options = rosenbrock(10), CONTINUED[case]
+    problem, options = rosenbrock(10), CONTINUATION_CASES[case]
     through = Run(LBFGS, problem, **options).go(6)
     first = Run(LBFGS, problem, **options).go(3)
     then = Run(LBFGS, problem, **options)
     then.optimizer = duplicate(first.optimizer)
     then.params = then.optimizer.param_groups[0]["params"]
     then.points = list(first.points)
-    assert then.go(3).figure(through) == 0
+    assert then.go(3).relative_difference(through) == 0
     assert then.optimizer.param_groups[0].keys() == through.optimizer.param_groups[0].keys()
-    assert torch.equal(first.flat(), first.points[-1])
+    assert torch.equal(first.flat_parameters(), first.points[-1])
 
 
-def test_nothing_is_kept_outside_state_and_groups():
+def test_optimizer_has_no_attributes_besides_state_groups_and_cache():
     base = vars(torch.optim.SGD([torch.zeros(1, requires_grad=True)])).keys()
     optimizer = Run(LBFGS, rosenbrock(2), **WOLFE).go(2).optimizer
-    assert vars(optimizer).keys() - base == {"_pairs"}  # the matrices that the lists of the state are rows of
+    assert vars(optimizer).keys() - base == {"_pairs"}  # the cache of the matrices
     assert vars(pickle.loads(pickle.dumps(optimizer))).keys() <= base
 
 
-def test_an_old_state_dict_lacks_keys():
+def test_old_state_dict_without_some_keys_is_loaded():
     first = Run(torch.optim.LBFGS, rosenbrock(2)).go(2)
     old = first.optimizer.state_dict()
     for key in ("line_search_fn", "history_size", "max_eval"):
@@ -501,7 +506,7 @@ def test_an_old_state_dict_lacks_keys():
     then.go(1)
 
 
-def test_a_shorter_history_is_kept_to_from_the_next_pair_on():
+def test_smaller_history_size_applies_from_the_next_pair():
     run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=8).go(1)
     run.optimizer.param_groups[0]["history_size"] = 2
     run.go(1)
@@ -509,19 +514,19 @@ def test_a_shorter_history_is_kept_to_from_the_next_pair_on():
     assert [len(state[name]) for name in ("old_dirs", "old_stps", "ro")] == [2, 2, 2]
 
 
-# ---------------------------------------------------------------- the matrices
+# ---------------------------------------------------------------- matrices of the pairs
 
 
-def some_pairs(k: int, n: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def random_pairs(k: int, n: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     s = [noise(n, seed=i).to(dtype) for i in range(k)]
     return s, [v * (1 + noise(n, seed=99).abs().to(dtype)) for v in s]
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["numba", "torch"])
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-def test_a_direction_depends_on_neither_place_nor_growth_nor_threads_nor_how_the_pairs_came(dtype, kernel, monkeypatch):
+def test_direction_does_not_depend_on_row_order_growth_or_threads(dtype, kernel, monkeypatch):
     monkeypatch.setattr(lbfgs_history, "MIN_KERNEL_ELEMENTS", 1 if kernel else math.inf)
-    (s, y), g = some_pairs(25, 9001, dtype), noise(9001, seed=7).to(dtype)
+    (s, y), g = random_pairs(25, 9001, dtype), noise(9001, seed=7).to(dtype)
     before = torch.get_num_threads()
     try:
         for size in (1, 3, 8, 11, 40):
@@ -536,14 +541,14 @@ def test_a_direction_depends_on_neither_place_nor_growth_nor_threads_nor_how_the
                 fresh = CurvaturePairs(s[: i + 1][-size:], y[: i + 1][-size:])
                 assert torch.equal(fresh.direction(g, 0.5), found), (size, i)
                 torch.set_num_threads(2)
-            right = torch.from_numpy(exact(s[-size:], y[-size:], 0.5, g).astype(float))
+            right = torch.from_numpy(exact_direction(s[-size:], y[-size:], 0.5, g).astype(float))
             assert float((found - right).norm() / right.norm()) <= 20 * torch.finfo(dtype).eps
     finally:
         torch.set_num_threads(before)
 
 
-def test_numba_is_used_where_it_is_worth_it_and_not_needed(monkeypatch):
-    (s, y), g = some_pairs(5, 70000, torch.float32), noise(70000).float()
+def test_numba_is_used_for_long_vectors_and_optional(monkeypatch):
+    (s, y), g = random_pairs(5, 70000, torch.float32), noise(70000).float()
     used = CurvaturePairs(s, y).direction(g, 1.0)
     assert lbfgs_history._select_kernels(g).__name__ == "optplug_classic.lbfgs_kernels"
     monkeypatch.setattr(engines, "numba_unavailable_reason", lambda: "not installed")
@@ -552,18 +557,18 @@ def test_numba_is_used_where_it_is_worth_it_and_not_needed(monkeypatch):
     assert float((used - without).norm() / used.norm()) <= 1e-6
 
 
-def test_a_row_that_somebody_writes_or_replaces_is_noticed():
+def test_modified_or_replaced_row_is_detected():
     for change in (lambda rows: rows[1].mul_(2), lambda rows: rows.__setitem__(1, rows[1] * 2)):
         run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=6, history_size=4).go(2)
         state = run.optimizer.state[run.params[0]]
         change(state["old_dirs"])
         other = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=6, history_size=4)
         other.params[0].data.copy_(run.params[0].data)
-        other.optimizer.load_state_dict(saved(run.optimizer))
-        assert torch.equal(run.go(1).flat(), other.go(1).flat())
+        other.optimizer.load_state_dict(save_and_load_state(run.optimizer))
+        assert torch.equal(run.go(1).flat_parameters(), other.go(1).flat_parameters())
 
 
-def test_a_state_dict_stays_as_it_was_and_holds_no_more_than_the_pairs():
+def test_state_dict_does_not_change_later_and_contains_only_the_pairs():
     run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=5, history_size=7).go(2)
     taken = run.optimizer.state_dict()
     kept = copy.deepcopy(taken)
@@ -574,7 +579,7 @@ def test_a_state_dict_stays_as_it_was_and_holds_no_more_than_the_pairs():
         assert all(row.untyped_storage().nbytes() == row.numel() * 8 for row in rows)
 
 
-def test_the_host_waits_as_often_for_a_short_history_as_for_a_long_one():
+def test_direction_does_not_synchronize_with_the_device():
     class Count(torch.overrides.TorchFunctionMode):
         waits = 0
 
@@ -585,7 +590,7 @@ def test_the_host_waits_as_often_for_a_short_history_as_for_a_long_one():
 
     counts = []
     for k in (3, 30):
-        pairs, g = CurvaturePairs(*some_pairs(k, 50, torch.float64)), noise(50)
+        pairs, g = CurvaturePairs(*random_pairs(k, 50, torch.float64)), noise(50)
         pairs.append(noise(50), noise(50), k)
         with Count() as count:
             pairs.direction(g, torch.tensor(0.5))
@@ -597,7 +602,7 @@ def test_the_host_waits_as_often_for_a_short_history_as_for_a_long_one():
 
 
 def with_gradients(alter: Callable[[int, torch.Tensor], torch.Tensor | None], params=None, **options: Any) -> Run:
-    """A run in which every gradient is altered before the optimizer sees it."""
+    """A run in which each gradient is replaced by `alter(index, gradient)` before the optimizer uses it."""
     run = Run(LBFGS, network() if params is None else params, max_iter=5, **options)
     plain = run.closure
 
@@ -615,48 +620,48 @@ def strided(t: torch.Tensor) -> torch.Tensor:
     return torch.stack([t, t], -1)[..., 0]
 
 
-def negative_bit(t: torch.Tensor) -> torch.Tensor:
+def lazily_negated(t: torch.Tensor) -> torch.Tensor:
     return torch.complex(torch.zeros_like(t), -t).conj().imag
 
 
 @pytest.mark.parametrize("options", [{"lr": 0.3}, WOLFE], ids=["fixed", "wolfe"])
-def test_layouts_of_gradients_do_not_matter(options):
+def test_result_does_not_depend_on_layout_of_gradients(options):
     plain = with_gradients(lambda i, g: g, **options)
-    assert negative_bit(noise(2)).is_neg()
-    forms = [strided, lambda t: t.t().contiguous().t() if t.dim() == 2 else t, torch.Tensor.to_sparse, negative_bit]
+    assert lazily_negated(noise(2)).is_neg()
+    forms = [strided, lambda t: t.t().contiguous().t() if t.dim() == 2 else t, torch.Tensor.to_sparse, lazily_negated]
     for form in forms:
-        assert with_gradients(lambda i, g, form=form: form(g), **options).figure(plain) == 0
+        assert with_gradients(lambda i, g, form=form: form(g), **options).relative_difference(plain) == 0
     halves = with_gradients(lambda i, g: (g / 2).to_sparse() + (g / 2).to_sparse(), **options)  # uncoalesced
-    assert halves.figure(plain) <= 1e-12
+    assert halves.relative_difference(plain) <= 1e-12
 
 
-def test_layouts_of_parameters_do_not_matter():
+def test_result_does_not_depend_on_layout_of_parameters():
     def build(form):
         run = Run(LBFGS, network())
         run.params = [form(p.detach()).requires_grad_() for p in run.params]
         run.optimizer = LBFGS(run.params, **WOLFE, max_iter=5)
         return run.go(4)
 
-    assert build(strided).figure(build(torch.clone)) <= 1e-12
+    assert build(strided).relative_difference(build(torch.clone)) <= 1e-12
     assert not build(strided).params[0].is_contiguous()
 
 
 @pytest.mark.parametrize("options", [{"lr": 0.3}, WOLFE], ids=["fixed", "wolfe"])
-def test_a_missing_gradient_is_zero(options):
+def test_missing_gradient_is_treated_as_zero(options):
     missing = with_gradients(lambda i, g: None if i == 1 else g, **options)
     zero = with_gradients(lambda i, g: torch.zeros_like(g) if i == 1 else g, **options)
-    assert missing.figure(zero) == 0
+    assert missing.relative_difference(zero) == 0
     assert torch.equal(missing.params[1].detach(), network()[0][1])
     assert with_gradients(lambda i, g: None, **options).counts[-1] == (4, 0)
 
 
-def bowl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def quartic_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return sum((s * (p - 1) ** 2).sum() + (p**4).sum() / 9 for s, p in ((3.0, a), (0.5, b)))
 
 
 @pytest.mark.parametrize("options", [{"lr": 0.1}, WOLFE], ids=["fixed", "wolfe"])
-def test_complex_parameters_are_their_real_view(options):
-    start = [noise(3, 2), noise(5)]  # an odd number of reals follows
+def test_complex_parameters_are_treated_as_their_real_view(options):
+    start = [noise(3, 2), noise(5)]  # 6 real numbers, then an odd number of them
 
     def build(cls, complex_: bool, conjugated: bool = False):
         params = [torch.view_as_complex(start[0].clone()) if complex_ else start[0].clone(), start[1].clone()]
@@ -665,7 +670,7 @@ def test_complex_parameters_are_their_real_view(options):
 
         def closure():
             optimizer.zero_grad()
-            loss = bowl(torch.view_as_real(params[0]) if complex_ else params[0], params[1])
+            loss = quartic_loss(torch.view_as_real(params[0]) if complex_ else params[0], params[1])
             loss.backward()
             if conjugated:
                 params[0].grad = params[0].grad.conj().resolve_conj().conj()
@@ -682,17 +687,17 @@ def test_complex_parameters_are_their_real_view(options):
     assert float((real[0] - start[0]).abs().max()) > 0.1
 
 
-def test_named_parameters_and_a_generator_are_taken():
+def test_named_parameters_and_generators_are_accepted():
     module = nn.Linear(3, 2)
     optimizer = LBFGS(module.named_parameters())
     assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
     assert len(LBFGS([{"params": (p for p in module.parameters())}]).param_groups[0]["params"]) == 2
 
 
-# ---------------------------------------------------------------- how it behaves among others
+# ---------------------------------------------------------------- integration with torch
 
 
-def test_it_is_torch_s_class_for_lightning_and_its_signature_is_torch_s():
+def test_class_and_signature_are_compatible_with_torch():
     import inspect
 
     assert issubclass(LBFGS, torch.optim.LBFGS)
@@ -706,17 +711,17 @@ def test_it_is_torch_s_class_for_lightning_and_its_signature_is_torch_s():
 
 def test_step_hooks_run_once_per_step():
     run = Run(LBFGS, rosenbrock(2), **WOLFE)
-    told: list[str] = []
-    before = run.optimizer.register_step_pre_hook(lambda *_: told.append("before"))
-    run.optimizer.register_step_post_hook(lambda *_: told.append("after"))
+    calls: list[str] = []
+    before = run.optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    run.optimizer.register_step_post_hook(lambda *_: calls.append("after"))
     run.go(2)
-    assert told == ["before", "after"] * 2
+    assert calls == ["before", "after"] * 2
     before.remove()
     run.go(1)
-    assert told[4:] == ["after"]
+    assert calls[4:] == ["after"]
 
 
-def test_a_dropped_optimizer_is_freed_at_once():
+def test_deleted_optimizer_is_freed_without_garbage_collection():
     gc.collect()
     gc.disable()
     try:
@@ -729,7 +734,7 @@ def test_a_dropped_optimizer_is_freed_at_once():
         gc.enable()
 
 
-def test_torch_compile_leaves_the_step_alone_and_compiles_the_closure_s_model():
+def test_torch_compile_skips_the_step_and_compiles_the_model():
     seen: list[int] = []
 
     def backend(graph, inputs):
@@ -741,25 +746,27 @@ def test_torch_compile_leaves_the_step_alone_and_compiles_the_closure_s_model():
         run = Run(LBFGS, (start, torch.compile(loss, backend=backend) if compiled else loss), **WOLFE)
 
         def train():
-            run.optimizer.step(lambda: run.closure().detach())  # dynamo looks at the gradient of what is returned
+            run.optimizer.step(
+                lambda: run.closure().detach()
+            )  # detached, because dynamo reads the gradient of returned tensors
 
         for _ in range(3):
             (torch.compile(train, backend=backend) if compiled else train)()
-            run.points.append(run.flat())
+            run.points.append(run.flat_parameters())
         return run
 
-    assert run(True).figure(run(False)) <= 1e-12
+    assert run(True).relative_difference(run(False)) <= 1e-12
     assert seen == [1]  # the model's forward, once
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- invalid input
 
 
 def parameter(*shape: int, device: str = "cpu") -> torch.Tensor:
     return torch.zeros(shape or (2,), device=device, requires_grad=True)
 
 
-WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+INVALID_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lr": -1.0}, HyperparameterError, "Invalid learning rate: -1.0"),
     ({"lr": math.nan}, HyperparameterError, "Invalid learning rate: nan"),
     ({"lr": torch.ones(2)}, HyperparameterError, "Tensor lr must be 1-element"),
@@ -779,11 +786,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "text"), WRONG, ids=str)
-def test_wrong_options_are_refused_by_the_constructor_and_in_a_group(options, error, text):
+@pytest.mark.parametrize(("options", "error", "text"), INVALID_OPTIONS, ids=str)
+def test_invalid_options_are_rejected_by_constructor_and_in_group(options, error, text):
     for build in (
         lambda: LBFGS([parameter()], **options),
-        lambda: LBFGS([], **options),  # before parameters are looked at
+        lambda: LBFGS([], **options),  # options are checked before parameters
         lambda: LBFGS([{"params": [parameter()], **options}]),
     ):
         with pytest.raises(error) as caught:
@@ -792,17 +799,17 @@ def test_wrong_options_are_refused_by_the_constructor_and_in_a_group(options, er
         assert isinstance(caught.value, OptplugError)
 
 
-def test_where_torch_refuses_too_its_type_and_text_come_first():
+def test_message_begins_with_text_of_torch():
     for options in ({"lr": -1.0}, {"lr": torch.ones(2)}):
-        told = []
+        messages = []
         for cls in (torch.optim.LBFGS, LBFGS):
             with pytest.raises(ValueError) as caught:  # noqa: PT011  the texts are compared below
                 cls([parameter()], **options)
-            told.append(str(caught.value))
-        assert told[1].startswith(told[0])
+            messages.append(str(caught.value))
+        assert messages[1].startswith(messages[0])
 
 
-def test_a_misspelt_keyword_is_named_with_the_nearest():
+def test_unknown_keyword_suggests_nearest():
     with pytest.raises(TypeError) as caught:
         LBFGS([parameter()], max_itr=3)
     assert isinstance(caught.value, HyperparameterTypeError)
@@ -812,7 +819,7 @@ def test_a_misspelt_keyword_is_named_with_the_nearest():
         LBFGS([{"params": [parameter()], "max_itr": 3}])
 
 
-def test_a_line_search_that_there_is_not_is_named_with_the_nearest_also_in_a_step():
+def test_unknown_line_search_is_rejected_by_constructor_and_step():
     with pytest.raises(RuntimeError, match=r"got 'strong-wolf'; did you mean 'strong_wolfe'\?") as caught:
         LBFGS([parameter()], line_search_fn="strong-wolf")
     assert isinstance(caught.value, (LineSearchError, ValueError))
@@ -823,16 +830,16 @@ def test_a_line_search_that_there_is_not_is_named_with_the_nearest_also_in_a_ste
     assert run.optimizer.state[run.params[0]] == {}
 
 
-def test_options_of_the_one_group_are_honoured():
+def test_options_of_the_group_are_used():
     ours, theirs = (
         Run(functools.partial(lambda cls, ps: cls([{"params": ps, "lr": 0.5, "max_iter": 3}]), cls), rosenbrock(2))
         for cls in (LBFGS, torch.optim.LBFGS)
     )
-    assert ours.go(4).figure(theirs.go(4)) == 0
+    assert ours.go(4).relative_difference(theirs.go(4)) == 0
     assert ours.counts[0][1] == 3
 
 
-def test_a_second_group_is_refused():
+def test_second_group_is_rejected():
     text = "LBFGS doesn't support per-parameter options (parameter groups)"
     for cls, error in ((torch.optim.LBFGS, ValueError), (LBFGS, ParameterError)):
         with pytest.raises(error) as caught:
@@ -846,7 +853,7 @@ def test_a_second_group_is_refused():
 
 
 @pytest.mark.parametrize("wrap", [list, iter, lambda ps: [{"params": iter(ps)}]], ids=["list", "iterator", "group"])
-def test_a_parameter_given_twice_is_refused_without_a_warning(wrap, recwarn):
+def test_duplicate_parameter_is_rejected_without_warning(wrap, recwarn):
     p = parameter()
     with pytest.raises(ParameterError, match=r"^optimizer contains a parameter group with duplicate parameters"):
         LBFGS(wrap([p, parameter(), p]))
@@ -855,7 +862,7 @@ def test_a_parameter_given_twice_is_refused_without_a_warning(wrap, recwarn):
     assert not recwarn.list
 
 
-def test_several_devices_sparse_and_no_parameters_are_refused():
+def test_several_devices_sparse_and_missing_parameters_are_rejected():
     with pytest.raises(ParameterError, match=r"one device; these are on cpu, meta"):
         LBFGS([parameter(), parameter(device="meta")])
     with pytest.raises(ParameterError, match=r"^Sparse params at indices .*: LBFGS requires dense parameter tensors"):
@@ -867,16 +874,16 @@ def test_several_devices_sparse_and_no_parameters_are_refused():
 @pytest.mark.parametrize(
     "params", [[], torch.zeros(1), [3], [(torch.ones(1, requires_grad=True) * 2)], [{"params": {1}}]]
 )
-def test_parameters_that_no_optimizer_takes_are_refused_as_by_torch(params):
-    told = []
+def test_invalid_parameters_are_rejected_as_in_torch(params):
+    messages = []
     for cls in (torch.optim.LBFGS, LBFGS):
         with pytest.raises(Exception) as caught:  # noqa: PT011  compared with torch's
             cls(copy.copy(params))
-        told.append((caught.type, str(caught.value)))
-    assert told[0] == told[1]
+        messages.append((caught.type, str(caught.value)))
+    assert messages[0] == messages[1]
 
 
-def test_the_closure_is_needed_and_must_return_the_loss():
+def test_closure_is_required_and_must_return_the_loss():
     optimizer = LBFGS([parameter()])
     with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'closure'"):
         optimizer.step()
@@ -887,10 +894,10 @@ def test_the_closure_is_needed_and_must_return_the_loss():
 if __name__ == "__main__":
     for name in PROBLEMS:
         for dtype in LIMITS:
-            figures = []
+            differences = []
             for case, options in CASES.items():
-                ours, theirs = both(PROBLEMS[name](), dtype, **options)
-                spread = max(sensitivity(name, dtype, theirs, **options)[0], 10 * torch.finfo(dtype).eps)
-                figures.append((ours.figure(theirs) / spread, ours.figure(theirs), case))
-            ratio, figure, case = max(figures)
-            print(f"{name:14} {dtype!s:14} {figure:.1e}, {ratio:.1f} times torch's own, at {case}")
+                ours, theirs = run_both(PROBLEMS[name](), dtype, **options)
+                spread = max(torch_sensitivity(name, dtype, theirs, **options)[0], 10 * torch.finfo(dtype).eps)
+                differences.append((ours.relative_difference(theirs) / spread, ours.relative_difference(theirs), case))
+            ratio, difference, case = max(differences)
+            print(f"{name:14} {dtype!s:14} {difference:.1e}, {ratio:.1f} times torch's own, at {case}")

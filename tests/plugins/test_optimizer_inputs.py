@@ -1,8 +1,9 @@
-"""Bad input to every optimizer: tried, and refused. `python tests/test_bad_inputs.py` counts, class by class.
+"""Invalid input to every optimizer. `python tests/plugins/test_optimizer_inputs.py` prints the counts per class.
 
-A refusal is as it should be when the type is right, the message has the words that help, no warning goes with it, and
-what was already running is unchanged and steps on as its twin does that never saw the bad input. Where torch raises an
-error of its own on the same call, ours is of that type and begins with torch's text.
+An input is rejected correctly if the exception has the right type, the message contains the expected words, no warning
+is issued, and an optimizer that was running is unchanged and continues like one that never received the input. Where
+torch raises an error of its own for the same call, the exception has torch's type and its message begins with torch's
+text.
 """
 
 from __future__ import annotations
@@ -39,24 +40,25 @@ from optplug.errors import (
     SparseGradientError,
     UnknownNameError,
 )
-from optplug.optim.dispatch import ENGINE_KEYS as HOW_TO_RUN
+from optplug.optim.dispatch import ENGINE_KEYS
 from optplug.optim.ranges import COMMON_RANGES, Range
 
 CLASSES = {name: optplug.get_optimizer(name) for name in optplug.list_optimizers()}
 CLASSES = {name: cls for name, cls in CLASSES.items() if cls.__module__.startswith("optplug_classic.")}
-THREE_STATES = ("foreach", "fused")
+OPTIONAL_BOOLS = ("foreach", "fused")
 OPTIMIZER_WIDE_OPTIONS = ("engine", "state_dtype")
-RANGES_OF_TUPLES = {  # no range of one element says it: check_options does
+RANGES_OF_TUPLES = {  # constraints between elements, which `check_options` checks
     "etas": [(0.0, 1.2), (-0.1, 1.2), (1.0, 1.2), (1.5, 1.2), (0.5, 1.0), (0.5, 0.9), (0.5, -1.2), (1.0, 0.5)],
     "step_sizes": [(1.0, 0.5)],
 }
-NEGATIVE, NOT_COUNTS, NOT_FRACTIONS = (-0.25, -1e-9), (0, -3), (-1e-9, 1.25)
-OUTSIDE: dict[str, tuple[float, ...]] = {  # what the docstrings say, by hand: a range of the product could be wrong
+NEGATIVE, INVALID_COUNTS, INVALID_FRACTIONS = (-0.25, -1e-9), (0, -3), (-1e-9, 1.25)
+# Copied from the docstrings, because the declared ranges could be wrong. A class can have its own entry.
+OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value"), NEGATIVE),
     **dict.fromkeys(("lambd", "t0", "step_sizes", "tolerance_grad", "tolerance_change"), NEGATIVE),
-    **dict.fromkeys(("max_iter", "max_eval", "history_size"), NOT_COUNTS),
-    **dict.fromkeys(("rho", "alpha"), NOT_FRACTIONS),
-    "betas": (*NOT_FRACTIONS, 1.0),
+    **dict.fromkeys(("max_iter", "max_eval", "history_size"), INVALID_COUNTS),
+    **dict.fromkeys(("rho", "alpha"), INVALID_FRACTIONS),
+    "betas": (*INVALID_FRACTIONS, 1.0),
     "ASGD.alpha": NEGATIVE,
     **dict.fromkeys(("SparseAdam.lr", "SparseAdam.eps"), (0.0, *NEGATIVE)),
     "dampening": (),
@@ -64,38 +66,39 @@ OUTSIDE: dict[str, tuple[float, ...]] = {  # what the docstrings say, by hand: a
 }
 
 
-def outside(cls: Any, key: str) -> tuple[float, ...]:
-    """Numbers that are not allowed there; every number has an entry."""
-    return OUTSIDE[own] if (own := f"{cls.__name__}.{key}") in OUTSIDE else OUTSIDE[key]
+def out_of_range_values(cls: Any, key: str) -> tuple[float, ...]:
+    """Numbers that are not allowed for a hyperparameter. Every hyperparameter has an entry."""
+    return OUT_OF_RANGE[own] if (own := f"{cls.__name__}.{key}") in OUT_OF_RANGE else OUT_OF_RANGE[key]
 
 
-def theirs(name: str) -> Any:
-    """The class of torch.optim of the same name."""
+def torch_class(name: str) -> Any:
+    """The class of `torch.optim` with the same name."""
     return getattr(torch.optim, CLASSES[name].__name__)
 
 
-def signature(cls: Any) -> dict[str, Any]:
-    """The constructor's keywords and their defaults."""
+def keyword_defaults(cls: Any) -> dict[str, Any]:
+    """The keywords of the constructor and their defaults."""
     return {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.name != "params"}
 
 
-def ranges(cls: Any) -> dict[str, Range]:
+def declared_ranges(cls: Any) -> dict[str, Range]:
     own = getattr(cls, "ranges", None)
     return {r.name: r for r in (*COMMON_RANGES, *(sys.modules[cls.__module__].RANGES if own is None else own))}
 
 
-# --------------------------------------------------------------------------------------------- what is put to the test
+# ------------------------------------------------------------------------------------------------ invalid inputs
 
 
 def parameter(*values: float, **options: Any) -> torch.Tensor:
     return torch.tensor(values or (1.0, -2.0), requires_grad=True, **options)
 
 
-class Running:
-    """An optimizer on two parameters, in two groups where it takes two, that has made a step.
+class RunningOptimizer:
+    """An optimizer on two parameters, in two groups if the class supports groups.
 
     Args:
-        cls: ours or torch's. options: the constructor's.
+        cls: the class, of optplug or torch.
+        options: the options of the constructor.
     """
 
     def __init__(self, cls: Any, options: dict[str, Any]) -> None:
@@ -111,13 +114,13 @@ class Running:
             p.grad = gradient.to_sparse() if self.sparse else gradient
         return sum((0.05 * ((p.detach() - 1) ** 2).sum() for p in self.params), torch.tensor(0.0))
 
-    def go(self) -> Running:
+    def go(self) -> RunningOptimizer:
         self.evaluate()
         self.optimizer.step(self.evaluate)
         return self
 
-    def picture(self) -> Any:
-        """Everything a refusal must leave alone, copied."""
+    def snapshot(self) -> Any:
+        """A copy of everything that an invalid input must not change."""
         hooks = {k: len(v) for k, v in vars(self.optimizer).items() if k.endswith("_hooks")}
         values = [p.detach().clone() for p in self.params]
         groups = [[id(p) for p in group["params"]] for group in self.optimizer.param_groups]
@@ -125,14 +128,14 @@ class Running:
         return copy.deepcopy([self.optimizer.state_dict(), self.optimizer.defaults, hooks, values, groups, keys])
 
 
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, types included."""
+def equal_with_types(a: Any, b: Any) -> bool:
+    """Whether two values are bitwise equal and have equal types."""
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(equal_with_types(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(equal_with_types, a, b))
     if isinstance(a, torch.Tensor):
         a, b = (t.to_dense() if t.layout is not torch.strided else t for t in (a, b))
         return a.dtype == b.dtype and torch.equal(a, b)
@@ -140,34 +143,39 @@ def same(a: Any, b: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Bad:
-    """One bad input.
+class InvalidInput:
+    """One invalid input.
 
-    Args:
-        what: it, in words.
-        do: given a class, or with `running` options a `Running`, what must be refused.
-        error: the class of optplug.errors, or None where torch's base class refuses by itself.
-        builtin: what else the exception is.
-        words: what its message contains.
-        running: the options of an optimizer to run first; None for bad input to the constructor.
-        mend: for an optimizer that can make no step as it was built: what makes it usable.
-        ours_only: torch has no such option.
-        hint: whether the message must end by naming the nearest match, `words[-1]`.
+    Attributes:
+        description: a description of the input.
+        action: called with a class, or if `running_options` is set with a `RunningOptimizer`; must raise.
+        error: the class of `optplug.errors`, or None if torch's base class raises.
+        builtin: another class that the exception must have.
+        words: the words that the message must contain.
+        running_options: the options of an optimizer that runs before; None for input to the constructor.
+        repair: for an optimizer that cannot step with its options: makes it usable.
+        not_in_torch: whether torch does not have the option, so that there is nothing to compare.
+        hint: whether the message must suggest `words[-1]`.
     """
 
-    what: str
-    do: Callable[[Any], Any]
+    description: str
+    action: Callable[[Any], Any]
     error: type[Exception] | None
     builtin: type[Exception]
     words: tuple[str, ...]
-    running: dict[str, Any] | None = None
-    mend: Callable[[Running], Any] | None = None
-    ours_only: bool = False
+    running_options: dict[str, Any] | None = None
+    repair: Callable[[RunningOptimizer], Any] | None = None
+    not_in_torch: bool = False
     hint: bool = False
 
 
-def refusal(act: Callable[[], Any], on_warning: str) -> Exception | None:
-    """The exception, if there is one; a warning of ours is one."""
+def exception_of(act: Callable[[], Any], on_warning: str) -> Exception | None:
+    """The exception that a call raises, or None.
+
+    Args:
+        act: the call.
+        on_warning: the warnings filter; "error" turns warnings into exceptions.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter(on_warning)
         try:
@@ -177,94 +185,101 @@ def refusal(act: Callable[[], Any], on_warning: str) -> Exception | None:
     return None
 
 
-def is_deliberate(error: Exception) -> bool:
-    """Whether torch checked for it, rather than stumbled: its last line raises, or Python itself refused the call."""
+def is_explicit_check(error: Exception) -> bool:
+    """Whether torch checks for the input: the last frame has a `raise` statement, or Python rejected the call."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (last.line or "").startswith("raise") or " keyword argument " in str(error)
 
 
-def complaints(name: str, bad: Bad) -> list[str]:
-    """What is wrong with how ours takes this input; nothing when it is refused as it should be."""
+def find_problems(name: str, invalid: InvalidInput) -> list[str]:
+    """The problems with how the optimizer handles an invalid input; an empty list if it is rejected correctly."""
     cls, found = CLASSES[name], []
     subject = before = None
-    if bad.running is not None:
-        subject = running(cls, bad)
-        before = subject.picture()
-    error = refusal(lambda: bad.do(cls if subject is None else subject), "error")
+    if invalid.running_options is not None:
+        subject = start(cls, invalid)
+        before = subject.snapshot()
+    error = exception_of(lambda: invalid.action(cls if subject is None else subject), "error")
     if error is None:
         return ["accepted"]
-    said = str(error)
-    if not isinstance(error, bad.builtin):
-        found.append(f"{type(error).__name__} is no {bad.builtin.__name__}")
-    if bad.error is not None and type(error) is not bad.error:
-        found.append(f"{type(error).__name__} instead of {bad.error.__name__}")
-    found += [f"the message lacks {word!r}" for word in bad.words if word not in said]
-    if bad.hint and bad.words[-1] not in said.partition("did you mean ")[2]:
-        found.append(f"it does not name {bad.words[-1]} as near")
+    message = str(error)
+    if not isinstance(error, invalid.builtin):
+        found.append(f"{type(error).__name__} is no {invalid.builtin.__name__}")
+    if invalid.error is not None and type(error) is not invalid.error:
+        found.append(f"{type(error).__name__} instead of {invalid.error.__name__}")
+    found += [f"the message lacks {word!r}" for word in invalid.words if word not in message]
+    if invalid.hint and invalid.words[-1] not in message.partition("did you mean ")[2]:
+        found.append(f"it does not suggest {invalid.words[-1]}")
     if subject is not None:
-        if not same(before, subject.picture()):
-            found.append("what was running has changed")
-        if not same(one_step_on(subject, bad.mend), undisturbed(name, tuple(bad.running.items()), bad.mend)):
-            found.append("it does not step on like its twin")
-    if not bad.ours_only:
-        found += unlike_torch(name, bad, error)
-    return [f"{one}: {type(error).__name__}: {said}" for one in found]
+        if not equal_with_types(before, subject.snapshot()):
+            found.append("the running optimizer has changed")
+        if not equal_with_types(
+            parameters_after_a_step(subject, invalid.repair),
+            undisturbed_parameters(name, tuple(invalid.running_options.items()), invalid.repair),
+        ):
+            found.append("the next step differs from that of an undisturbed optimizer")
+    if not invalid.not_in_torch:
+        found += find_differences_from_torch(name, invalid, error)
+    return [f"{one}: {type(error).__name__}: {message}" for one in found]
 
 
-def running(cls: Any, bad: Bad) -> Running:
-    """What is running when the bad input comes: after a step, if it can make one."""
-    subject = Running(cls, bad.running or {})
-    return subject if bad.mend else subject.go()
+def start(cls: Any, invalid: InvalidInput) -> RunningOptimizer:
+    """The optimizer that receives the invalid input: after a step, if it can make a step."""
+    subject = RunningOptimizer(cls, invalid.running_options or {})
+    return subject if invalid.repair else subject.go()
 
 
-def one_step_on(subject: Running, mend: Callable[[Running], Any] | None) -> Any:
-    """The parameters after one more step."""
-    if mend:
-        mend(subject)
+def parameters_after_a_step(subject: RunningOptimizer, repair: Callable[[RunningOptimizer], Any] | None) -> Any:
+    """The parameters after another step."""
+    if repair:
+        repair(subject)
     return [p.detach().clone() for p in subject.go().params]
 
 
 @functools.cache
-def undisturbed(name: str, options: tuple[tuple[str, Any], ...], mend: Callable[[Running], Any] | None) -> Any:
-    """The same for the twin."""
-    bad = Bad("nothing", Running.go, None, Exception, (), dict(options), mend)
-    return one_step_on(running(CLASSES[name], bad), mend)
+def undisturbed_parameters(
+    name: str, options: tuple[tuple[str, Any], ...], repair: Callable[[RunningOptimizer], Any] | None
+) -> Any:
+    """The same for an optimizer that never received the invalid input."""
+    invalid = InvalidInput("nothing", RunningOptimizer.go, None, Exception, (), dict(options), repair)
+    return parameters_after_a_step(start(CLASSES[name], invalid), repair)
 
 
-OTHER_WORDS = {
+DIFFERENT_BEGINNINGS = {
     "If capturable=True, params, mus, etas, and state_steps": "If capturable=True, params and state_steps",
     "Adam does not support sparse gradients": "AdamW does not support sparse gradients",
     "Invalid eta values": "Invalid etas[",
 }
-"""Where our message begins otherwise than torch's; docs/torch.md says so."""
+"""The messages that do not begin with torch's text. docs/torch.md documents them."""
 
 
-def unlike_torch(name: str, bad: Bad, error: Exception) -> list[str]:
-    """What differs from torch's refusal of the same input, if torch has one."""
-    subject = theirs(name) if bad.running is None else running(theirs(name), bad)
-    other = refusal(lambda: bad.do(subject), "ignore")
-    if other is None or not is_deliberate(other):
+def find_differences_from_torch(name: str, invalid: InvalidInput, error: Exception) -> list[str]:
+    """The differences from torch's exception for the same input, if torch raises one."""
+    subject = torch_class(name) if invalid.running_options is None else start(torch_class(name), invalid)
+    other = exception_of(lambda: invalid.action(subject), "ignore")
+    if other is None or not is_explicit_check(other):
         return []
     if isinstance(error, HyperparameterTypeError) and isinstance(other, ValueError):
-        return []  # torch takes True for the number 1, which is out of range; with us it is no number
+        return []  # torch treats True as the number 1, which is out of range; optplug does not accept a bool
     found = []
     if not isinstance(error, type(other)):
         found.append(f"torch's is {type(other).__name__}")
     text = str(other).partition("[")[0] if isinstance(error, RecordingError) else str(other)
-    known = next((str(error).startswith(ours) for start, ours in OTHER_WORDS.items() if text.startswith(start)), False)
+    known = next(
+        (str(error).startswith(ours) for start, ours in DIFFERENT_BEGINNINGS.items() if text.startswith(start)), False
+    )
     if not (str(error).startswith(text) or known):
         found.append(f"does not begin with torch's text {text!r}")
     return found
 
 
-# ----------------------------------------------------------------------------------------------------- bad values
+# ------------------------------------------------------------------------------------------------- invalid values
 
 Value = tuple[Any, type[Exception], type[Exception], tuple[str, ...]]
 OUT, TYPE = (HyperparameterError, ValueError), (HyperparameterTypeError, TypeError)
 
 
-def bad_numbers(name: str, range_: Range | None) -> Iterator[Value]:
-    """Bad values of one number: what no number is allowed to be, and every side that is out of its range."""
+def invalid_numbers(name: str, range_: Range | None) -> Iterator[Value]:
+    """Invalid values of a number: wrong types, values that are not finite, and values out of range."""
     whole = range_ is not None and range_.whole
     probes: list[Any] = [-1e300, -1.0, -1e-12, 0.0, 1.0, 1 + 1e-12, 1e300]
     probes += [-1, -(10**6), 0] if range_ is not None else []
@@ -299,17 +314,17 @@ def bad_numbers(name: str, range_: Range | None) -> Iterator[Value]:
     yield np.array([0.5, 0.5]), *TYPE, (name, "must be a number")
 
 
-def bad_tuples(
-    name: str, default: tuple[Any, ...], range_: Range | None, outsiders: tuple[float, ...]
+def invalid_tuples(
+    name: str, default: tuple[Any, ...], range_: Range | None, out_of_range: tuple[float, ...]
 ) -> Iterator[Value]:
-    """Bad values of a pair: its length, its kind, and each element bad by itself."""
+    """Invalid values of a pair: wrong length, wrong type, and invalid elements."""
     pair = (f"{name} must be 2 numbers",)
     for wrong in ((), default[:1], (*default, 0.5), [0.5]):
         yield wrong, *OUT, (*pair, "got ")
     for kind in (0.9, "0.9, 0.99", None, True, {0.9, 0.99}, {"0": 0.9, "1": 0.99}, torch.tensor([0.9, 0.99])):
         yield kind, *TYPE, (*pair, "got ")
     for i in range(2):
-        for number in outsiders:
+        for number in out_of_range:
             elements = list(default)
             elements[i] = number
             yield tuple(elements), *OUT, ("Invalid", f"{name}[{i}] must be ", f": {number} (")
@@ -317,9 +332,9 @@ def bad_tuples(
         mixed[i] = torch.tensor(float(mixed[i]))
         yield tuple(mixed), *OUT, (f"{name} must be either both floats or both Tensors",)
         ranged = range_ and Range(name, range_.words, range_.holds, called=f"{range_.called} at index {i}")
-        for value, error, builtin, words in bad_numbers(f"{name}[{i}]", ranged):
+        for value, error, builtin, words in invalid_numbers(f"{name}[{i}]", ranged):
             if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
-                continue  # a pair with one tensor is refused for that already
+                continue  # a pair of a number and a tensor is tested above
             elements = list(default)
             elements[i] = value
             yield tuple(elements), error, builtin, words
@@ -327,10 +342,10 @@ def bad_tuples(
         yield value, *OUT, (f"Invalid {name.replace('_', ' ').removesuffix('s')}", f"{value[0]}, {value[1]} (")
 
 
-def bad_values(cls: Any, key: str, default: Any) -> Iterator[Value]:
-    """Bad values of one keyword, by what its default shows it to be."""
-    range_ = ranges(cls).get(key)
-    if key in THREE_STATES:
+def invalid_values(cls: Any, key: str, default: Any) -> Iterator[Value]:
+    """Invalid values of a keyword, chosen by the type of its default."""
+    range_ = declared_ranges(cls).get(key)
+    if key in OPTIONAL_BOOLS:
         for value in (1, 0, "yes", "True", [], torch.tensor(True), 0.5):
             yield value, *TYPE, (key, "must be True, False or None", f"got {value!r}")
     elif key == "engine":
@@ -359,21 +374,21 @@ def bad_values(cls: Any, key: str, default: Any) -> Iterator[Value]:
         for value in (1, 0, "yes", "True", None, [], torch.tensor(True), 0.5):
             yield value, *TYPE, (key, "must be True or False", f"got {value!r} ({type(value).__name__})")
     elif isinstance(default, tuple):
-        yield from bad_tuples(key, default, range_, outside(cls, key))
+        yield from invalid_tuples(key, default, range_, out_of_range_values(cls, key))
     else:
-        for number in outside(cls, key):
+        for number in out_of_range_values(cls, key):
             yield number, *OUT, ("Invalid", f"{key} must be ", f": {number} (")
         allowed = (None,) if key == "max_eval" else ()
-        yield from ((v, *rest) for v, *rest in bad_numbers(key, range_) if not any(v is a for a in allowed))
+        yield from ((v, *rest) for v, *rest in invalid_numbers(key, range_) if not any(v is a for a in allowed))
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     return re.sub(r"10{400}", "10**400", re.sub(r"\s+", " ", repr(value)))
 
 
 def combinations(cls: Any) -> Iterator[tuple[dict[str, Any], Value]]:
-    """Options that are bad together only."""
-    keys = signature(cls)
+    """Options that are invalid only in combination."""
+    keys = keyword_defaults(cls)
     if "foreach" in keys:
         for engine, foreach in (("loop", True), ("foreach", False)):
             words = (f"foreach={foreach}", "contradicts", f"engine={engine!r}")
@@ -399,40 +414,46 @@ def combinations(cls: Any) -> Iterator[tuple[dict[str, Any], Value]]:
         yield {"nesterov": True, "momentum": 0.9, "dampening": -0.1}, (None, *OUT, words)
 
 
-def values(name: str) -> Iterator[Bad]:
-    """Every bad value and combination: to the constructor, in a group of it, in a later group, in a state dict."""
+def value_inputs(name: str) -> Iterator[InvalidInput]:
+    """Every invalid value and combination: in the constructor, in a group, in a later group and in a state dict."""
     cls = CLASSES[name]
-    known, torchs, single = signature(cls), signature(theirs(name)), issubclass(cls, torch.optim.LBFGS)
-    given = [({key: v}, (v, *rest)) for key, default in known.items() for v, *rest in bad_values(cls, key, default)]
+    known, torchs, single = (
+        keyword_defaults(cls),
+        keyword_defaults(torch_class(name)),
+        issubclass(cls, torch.optim.LBFGS),
+    )
+    given = [({key: v}, (v, *rest)) for key, default in known.items() for v, *rest in invalid_values(cls, key, default)]
     for options, (_, error, builtin, words) in [*given, *combinations(cls)]:
-        what = ", ".join(f"{key}={shown(value)}" for key, value in options.items())
-        bad = functools.partial(
-            Bad, error=error, builtin=builtin, words=words, ours_only=not options.keys() <= torchs.keys()
+        what = ", ".join(f"{key}={short_repr(value)}" for key, value in options.items())
+        invalid_input = functools.partial(
+            InvalidInput, error=error, builtin=builtin, words=words, not_in_torch=not options.keys() <= torchs.keys()
         )
-        yield bad(what, functools.partial(construct, options=options))
+        yield invalid_input(what, functools.partial(construct, options=options))
         whole = {key: value for key, value in options.items() if key in OPTIMIZER_WIDE_OPTIONS}
         if whole == options:
             continue
         own = {key: value for key, value in options.items() if key not in whole}
-        yield bad(f"a group's {what}", functools.partial(construct_group, options=own, whole=whole))
+        yield invalid_input(f"a group's {what}", functools.partial(construct_group, options=own, whole=whole))
         if not single:
-            yield bad(f"a later group's {what}", functools.partial(add_group, options=own), running=whole)
-        # A state dict has what schedules wrote, whatever constructors allow; how to run is not taken from it.
-        if not options.keys() & {*HOW_TO_RUN, *OPTIMIZER_WIDE_OPTIONS} and not merely_out_of_range(cls, options):
+            yield invalid_input(
+                f"a later group's {what}", functools.partial(add_group, options=own), running_options=whole
+            )
+        # A state dict may have values out of range, which schedulers wrote. Engine options are not loaded.
+        if not options.keys() & {*ENGINE_KEYS, *OPTIMIZER_WIDE_OPTIONS} and not is_out_of_range_only(cls, options):
             load = functools.partial(load_with, options=own)
             endless = all(isinstance(v, float) and not math.isfinite(v) for v in options.values())
             kinds = {"error": HyperparameterError, "builtin": ValueError} if endless else {}
-            yield bad(
+            yield invalid_input(
                 f"a state dict's {what}",
                 load,
-                running={},
+                running_options={},
                 words=words if "line_search_fn" in options else tuple(options),
                 **kinds,
             )
 
 
-def merely_out_of_range(cls: Any, options: dict[str, Any]) -> bool:
-    """Whether every value is of its kind, and finite."""
+def is_out_of_range_only(cls: Any, options: dict[str, Any]) -> bool:
+    """Whether every value has the right type and is finite, so that it can only be out of range."""
 
     def fits(value: Any, default: Any) -> bool:
         if isinstance(default, tuple):
@@ -447,9 +468,9 @@ def merely_out_of_range(cls: Any, options: dict[str, Any]) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e308
 
     return all(
-        fits(value, 1 if key == "max_eval" else signature(cls)[key])
+        fits(value, 1 if key == "max_eval" else keyword_defaults(cls)[key])
         for key, value in options.items()
-        if key in signature(cls)
+        if key in keyword_defaults(cls)
     )
 
 
@@ -461,99 +482,108 @@ def construct_group(cls: Any, options: dict[str, Any], whole: dict[str, Any] | N
     return cls([{"params": [parameter()], **options}], **(whole or {}))
 
 
-def add_group(subject: Running, options: dict[str, Any]) -> None:
+def add_group(subject: RunningOptimizer, options: dict[str, Any]) -> None:
     subject.optimizer.add_param_group({"params": [parameter()], **options})
 
 
-def load_with(subject: Running, options: dict[str, Any]) -> None:
+def load_with(subject: RunningOptimizer, options: dict[str, Any]) -> None:
     saved = copy.deepcopy(subject.optimizer.state_dict())
     saved["param_groups"][-1].update(options)
-    for state in saved["state"].values():  # so that a state loaded before the refusal shows
+    for state in saved["state"].values():  # to detect a state that is loaded before the exception
         state.update({k: v + 1 for k, v in state.items() if isinstance(v, torch.Tensor)})
     subject.optimizer.load_state_dict(saved)
 
 
-# ------------------------------------------------------------------------------------------------------- bad keywords
+# ----------------------------------------------------------------------------------------------- invalid keywords
 
 MISSPELT = {"learning_rate": "lr", "weigth_decay": "weight_decay", "beta": "betas", "moment": "momentum"}
 MISSPELT |= {"weight_decy": "weight_decay", "epsilon": "eps", "stepsize": "step_sizes", "Foreach": "foreach"}
 
 
 def misspellings(keys: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Wrong words, each with the keyword it is meant to be, if the class has it."""
+    """Misspelt keywords, each with the intended keyword, or "" if the class does not have it."""
     for wrong, right in MISSPELT.items():
         yield wrong, right if right in keys else ""
     for right in keys:
-        if len(right) > 3:  # one letter less
+        if len(right) > 3:  # without one letter
             yield right[: len(right) // 2] + right[len(right) // 2 + 1 :], right
     yield "zzzzzz", ""
 
 
-def keywords(name: str) -> Iterator[Bad]:
+def keyword_inputs(name: str) -> Iterator[InvalidInput]:
     cls = CLASSES[name]
-    known, single = signature(cls), issubclass(cls, torch.optim.LBFGS)
+    known, single = keyword_defaults(cls), issubclass(cls, torch.optim.LBFGS)
     of_groups = {key: v for key, v in known.items() if key not in OPTIMIZER_WIDE_OPTIONS}
     for wrong, right in misspellings(known):
         words = (repr(wrong), repr(right) if right else "; it has " if wrong == "zzzzzz" else "; ")
-        bad = functools.partial(Bad, words=words, hint=bool(right))
+        invalid_input = functools.partial(InvalidInput, words=words, hint=bool(right))
         options = {wrong: 0.5}
-        yield bad(f"keyword {wrong}", functools.partial(construct, options=options), *TYPE)
-        yield bad(
+        yield invalid_input(f"keyword {wrong}", functools.partial(construct, options=options), *TYPE)
+        yield invalid_input(
             f"create_optimizer's keyword {wrong}", functools.partial(create, name, options), ConfigError, ValueError
         )
         if right and right not in of_groups:
             continue
-        yield bad(f"a group's key {wrong}", functools.partial(construct_group, options=options), *OUT)
+        yield invalid_input(f"a group's key {wrong}", functools.partial(construct_group, options=options), *OUT)
         if not single:
-            yield bad(f"a later group's key {wrong}", functools.partial(add_group, options=options), *OUT, running={})
+            yield invalid_input(
+                f"a later group's key {wrong}", functools.partial(add_group, options=options), *OUT, running_options={}
+            )
     absent = [
-        key for key in (*HOW_TO_RUN, "maximize", "decoupled_weight_decay", *OPTIMIZER_WIDE_OPTIONS) if key not in known
+        key for key in (*ENGINE_KEYS, "maximize", "decoupled_weight_decay", *OPTIMIZER_WIDE_OPTIONS) if key not in known
     ]
     for key in absent:
         act = functools.partial(construct, options={key: None})
-        ours_only = key in signature(theirs(name))
-        yield Bad(
+        not_in_torch = key in keyword_defaults(torch_class(name))
+        yield InvalidInput(
             f"keyword {key}, which it does not have",
             act,
             *TYPE,
             (f"unexpected keyword argument {key!r}; ",),
-            ours_only=ours_only,
+            not_in_torch=not_in_torch,
         )
         act = functools.partial(create, name, {key: True})
-        yield Bad(f"create_optimizer's {key}, which it does not have", act, ConfigError, ValueError, (repr(key),))
+        yield InvalidInput(
+            f"create_optimizer's {key}, which it does not have", act, ConfigError, ValueError, (repr(key),)
+        )
     if "weight_decay" not in known:
         options = {"decoupled_weight_decay": True}
         words = ("has no option 'decoupled_weight_decay'",)
-        yield Bad("a group's decoupled decay of none", functools.partial(construct_group, options=options), *OUT, words)
+        yield InvalidInput(
+            "a group's decoupled_weight_decay without weight_decay",
+            functools.partial(construct_group, options=options),
+            *OUT,
+            words,
+        )
     for key in OPTIMIZER_WIDE_OPTIONS:
         words = (repr(key), "it has")
-        yield Bad(f"a group's {key}", functools.partial(construct_group, options={key: "loop"}), *OUT, words)
+        yield InvalidInput(f"a group's {key}", functools.partial(construct_group, options={key: "loop"}), *OUT, words)
     many = functools.partial(lambda cls: cls([parameter()], *([0.1] * 40)))
-    yield Bad("forty positional arguments", many, None, TypeError, ("positional argument",))
-    yield Bad("no arguments", lambda cls: cls(), None, TypeError, ("params",))
-    yield Bad(
+    yield InvalidInput("forty positional arguments", many, None, TypeError, ("positional argument",))
+    yield InvalidInput("no arguments", lambda cls: cls(), None, TypeError, ("params",))
+    yield InvalidInput(
         "a misspelt name",
         functools.partial(lambda cls, word: optplug.create_optimizer(word, [parameter()]), word=f"{name}q"),
-        UnknownNameError, LookupError, (f"{name}q", repr(name)), ours_only=True, hint=True,
+        UnknownNameError, LookupError, (f"{name}q", repr(name)), not_in_torch=True, hint=True,
     )  # fmt: skip
     frozen = nn.Linear(2, 2).requires_grad_(False)
     for module, why in ((nn.ReLU(), "no parameters"), (frozen, "frozen")):
         act = functools.partial(lambda cls, module: optplug.create_optimizer(name, module), module=module)
-        yield Bad(
-            f"a module with {why}", act, ConfigError, ValueError, ("no trainable parameters", why), ours_only=True
+        yield InvalidInput(
+            f"a module with {why}", act, ConfigError, ValueError, ("no trainable parameters", why), not_in_torch=True
         )
 
 
 def create(name: str, options: dict[str, Any], cls: Any) -> Any:
-    """`create_optimizer`; for torch, which has none, nothing to compare."""
+    """Call `create_optimizer`. torch has no such function, so for its classes this does nothing."""
     return optplug.create_optimizer(name, [parameter()], **options) if cls is CLASSES[name] else None
 
 
-# ---------------------------------------------------------------------------------------------------- bad parameters
+# --------------------------------------------------------------------------------------------- invalid parameters
 
 
-def bad_params(cls: Any) -> Iterator[tuple[str, Callable[[], Any], type[Exception] | None, type[Exception], Any]]:
-    """Name, what makes the parameters anew, and the expected refusal."""
+def invalid_params(cls: Any) -> Iterator[tuple[str, Callable[[], Any], type[Exception] | None, type[Exception], Any]]:
+    """A description, a function that creates the parameters, and the expected exception."""
     not_tensor = "optimizer can only optimize Tensors"
     yield "an empty list", list, None, ValueError, ("empty parameter list",)
     yield "an exhausted generator", lambda: (p for p in ()), None, ValueError, ("empty parameter list",)
@@ -606,7 +636,7 @@ def bad_params(cls: Any) -> Iterator[tuple[str, Callable[[], Any], type[Exceptio
         words = ("param_group must be a dict", "Tensor")
         yield "a tensor after a dict", lambda: [{"params": [parameter()]}, p], None, TypeError, words
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this layout is in beta
+        warnings.simplefilter("ignore")  # torch warns that this layout is in beta
         compressed = torch.zeros(2, 2).to_sparse_csr()
     for kind, tensor in (("sparse", torch.zeros(3).to_sparse()), ("compressed", compressed)):
         words = ("dense parameter",) if single else ("Sparse params at indices [[0, 1]]", "requires dense parameter")
@@ -617,18 +647,18 @@ def bad_params(cls: Any) -> Iterator[tuple[str, Callable[[], Any], type[Exceptio
         yield "a complex parameter", lambda: complexes, ParameterError, ValueError, words
 
 
-def params(name: str) -> Iterator[Bad]:
+def params_inputs(name: str) -> Iterator[InvalidInput]:
     cls = CLASSES[name]
-    for what, make, error, builtin, words in bad_params(cls):
+    for what, make, error, builtin, words in invalid_params(cls):
         act = functools.partial(lambda cls, make: cls(make()), make=make)
-        warned = "params" in words[0] and "duplicate" in what  # torch only warns
-        yield Bad(what, act, error, builtin, words, ours_only=warned)
+        warned = "params" in words[0] and "duplicate" in what  # torch warns and does not raise
+        yield InvalidInput(what, act, error, builtin, words, not_in_torch=warned)
     if issubclass(cls, torch.optim.LBFGS):
         words = ("LBFGS doesn't support per-parameter options (parameter groups)",)
         act = functools.partial(add_group, options={})
-        yield Bad("a second group", act, ParameterError, ValueError, words, running={})
+        yield InvalidInput("a second group", act, ParameterError, ValueError, words, running_options={})
         return
-    groups: list[tuple[str, Callable[[Running], Any], Any, type[Exception], tuple[str, ...]]] = [
+    groups: list[tuple[str, Callable[[RunningOptimizer], Any], Any, type[Exception], tuple[str, ...]]] = [
         ("no dict", lambda s: [parameter()], None, TypeError, ("param_group must be a dict", "list")),
         ("a tensor", lambda s: parameter(), None, TypeError, ("param_group must be a dict", "Tensor")),
         ("no params", lambda s: {"lr": 0.1}, ParameterError, ValueError, ("group 2 needs 'params'", "lr")),
@@ -650,31 +680,37 @@ def params(name: str) -> Iterator[Bad]:
         groups.append(("a complex one", lambda s: {"params": [parameter(1j)]}, ParameterError, ValueError, words))
     for what, make_group, error, builtin, words in groups:
         act = functools.partial(lambda subject, make: subject.optimizer.add_param_group(make(subject)), make=make_group)
-        ours_only = what == "a duplicate"  # torch only warns
-        yield Bad(f"a later group: {what}", act, error, builtin, words, running={}, ours_only=ours_only)
+        not_in_torch = what == "a duplicate"  # torch warns and does not raise
+        yield InvalidInput(
+            f"a later group: {what}", act, error, builtin, words, running_options={}, not_in_torch=not_in_torch
+        )
 
 
-# ------------------------------------------------------------------------------------------- bad steps, bad state dicts
+# ------------------------------------------------------------------------------ invalid steps, invalid state dicts
 
 
-def step_with(subject: Running, where: int, layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """A step for which one gradient is of another layout."""
+def step_with(subject: RunningOptimizer, where: int, layout: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A step in which one gradient has another layout."""
     subject.evaluate()
     p = subject.params[where]
     p.grad = layout(torch.ones_like(p).detach())
     subject.optimizer.step()
 
 
-def steps(name: str) -> Iterator[Bad]:
+def step_inputs(name: str) -> Iterator[InvalidInput]:
     cls = CLASSES[name]
     for closure in (3, "loss", torch.tensor(1.0), [len]):
         act = functools.partial(lambda subject, c: subject.optimizer.step(c), c=closure)
-        yield Bad(f"step({shown(closure)})", act, None, TypeError, ("not callable",), running={})
+        yield InvalidInput(f"step({short_repr(closure)})", act, None, TypeError, ("not callable",), running_options={})
     if issubclass(cls, torch.optim.LBFGS):
-        yield Bad("step()", lambda s: s.optimizer.step(), None, TypeError, ("closure",), running={})
-        yield Bad("step(None)", lambda s: s.optimizer.step(None), None, TypeError, ("not callable",), running={})
+        yield InvalidInput("step()", lambda s: s.optimizer.step(), None, TypeError, ("closure",), running_options={})
+        yield InvalidInput(
+            "step(None)", lambda s: s.optimizer.step(None), None, TypeError, ("not callable",), running_options={}
+        )
         act = functools.partial(lambda s: s.optimizer.step(lambda: s.evaluate() and None))
-        yield Bad("a closure without a loss", act, ConfigTypeError, TypeError, ("returned None",), running={})
+        yield InvalidInput(
+            "a closure without a loss", act, ConfigTypeError, TypeError, ("returned None",), running_options={}
+        )
         return
     layouts: list[tuple[str, Any, dict[str, Any], tuple[str, ...]]] = []
     if "sparse_only" in cls.capabilities:
@@ -690,10 +726,10 @@ def steps(name: str) -> Iterator[Bad]:
         for where, place in enumerate(("first", "second")):
             act = functools.partial(step_with, where=where, layout=layout)
             what_where = f"the {place} group's gradient {what}"
-            yield Bad(what_where, act, SparseGradientError, RuntimeError, words, running=options)
-    if "capturable" in signature(cls):
+            yield InvalidInput(what_where, act, SparseGradientError, RuntimeError, words, running_options=options)
+    if "capturable" in keyword_defaults(cls):
 
-        def uncapture(subject: Running) -> None:
+        def uncapture(subject: RunningOptimizer) -> None:
             for group in subject.optimizer.param_groups:
                 group["capturable"] = False
 
@@ -701,38 +737,38 @@ def steps(name: str) -> Iterator[Bad]:
         options = {"capturable": True}
         act = functools.partial(lambda subject: subject.optimizer.step(subject.evaluate))
         for more in ({}, {"foreach": False}):
-            yield Bad(f"capturable on the CPU {more}", act, RecordingError, AssertionError, words,
-                      running={**options, **more}, mend=uncapture)  # fmt: skip
+            yield InvalidInput(f"capturable on the CPU {more}", act, RecordingError, AssertionError, words,
+                      running_options={**options, **more}, repair=uncapture)  # fmt: skip
 
 
-def strangers(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Optimizers whose averages this one could not go on with, and options that make them keep some."""
+def incompatible_optimizers(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Optimizers whose state cannot be loaded by this one, and options with which they have state."""
     own = {"adam": "adam", "adamw": "adam", "sparse_adam": "adam"}
     for other in CLASSES:
-        goes_on = (name, other) == ("rmsprop", "adadelta")  # square_avg means the same; the rest is kept like a user's
-        if own.get(other, other) != own.get(name, name) and not goes_on:
+        is_compatible = (name, other) == ("rmsprop", "adadelta")  # square_avg has the same meaning; other keys are kept
+        if own.get(other, other) != own.get(name, name) and not is_compatible:
             yield other, {"momentum": 0.9} if other == "sgd" else {}
 
 
-def load_stranger(subject: Running, other: str, options: dict[str, Any]) -> None:
-    """What another optimizer saved after a step on as many groups of as many parameters."""
-    saved = Running(CLASSES[other], options).go().optimizer.state_dict()
+def load_state_of(subject: RunningOptimizer, other: str, options: dict[str, Any]) -> None:
+    """Load the state of another optimizer after a step, with the same groups and parameters."""
+    saved = RunningOptimizer(CLASSES[other], options).go().optimizer.state_dict()
     groups = subject.optimizer.state_dict()["param_groups"]
     subject.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
-def load_changed(subject: Running, change: Callable[[dict[str, Any]], Any]) -> None:
+def load_changed(subject: RunningOptimizer, change: Callable[[dict[str, Any]], Any]) -> None:
     saved = copy.deepcopy(subject.optimizer.state_dict())
     change(saved)
     subject.optimizer.load_state_dict(saved)
 
 
-def state_dicts(name: str) -> Iterator[Bad]:
-    for other, options in strangers(name):
-        act = functools.partial(load_stranger, other=other, options=options)
+def state_dict_inputs(name: str) -> Iterator[InvalidInput]:
+    for other, options in incompatible_optimizers(name):
+        act = functools.partial(load_state_of, other=other, options=options)
         words = ("state of another optimizer", "keeps")
         running = {"momentum": 0.9} if name == "sgd" else {}
-        yield Bad(f"the state of {other}", act, *OUT, words, running=running)
+        yield InvalidInput(f"the state of {other}", act, *OUT, words, running_options=running)
     number, size = ("different number of parameter groups",), ("doesn't match the size of optimizer's group",)
     changes: list[tuple[str, Callable[[dict[str, Any]], Any], tuple[str, ...]]] = [
         ("without groups", lambda saved: saved["param_groups"].clear(), number),
@@ -743,37 +779,37 @@ def state_dicts(name: str) -> Iterator[Bad]:
     ]
     for what, change, words in changes:
         act = functools.partial(load_changed, change=change)
-        yield Bad(f"a state dict {what}", act, None, ValueError, words, running={})
+        yield InvalidInput(f"a state dict {what}", act, None, ValueError, words, running_options={})
 
 
 # -------------------------------------------------------------------------------------------------------------- tests
 
-SECTIONS = (values, keywords, params, steps, state_dicts)
+SECTIONS = (value_inputs, keyword_inputs, params_inputs, step_inputs, state_dict_inputs)
 
 
-def bad_inputs(name: str) -> list[Bad]:
-    return [bad for section in SECTIONS for bad in section(name)]
+def all_invalid_inputs(name: str) -> list[InvalidInput]:
+    return [invalid for section in SECTIONS for invalid in section(name)]
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 @pytest.mark.parametrize("name", CLASSES)
-def test_bad_input_is_refused(name: str, section: Callable[[str], Iterator[Bad]]) -> None:
-    wrong = {bad.what: found for bad in section(name) if (found := complaints(name, bad))}
+def test_invalid_input_is_rejected(name: str, section: Callable[[str], Iterator[InvalidInput]]) -> None:
+    wrong = {invalid.description: found for invalid in section(name) if (found := find_problems(name, invalid))}
     assert not wrong
 
 
-TORCHS = [
+TORCH_INPUTS = [
     (name, i, entry.optimizer_error_input.desc)
     for info in optim_db
     for name, cls in CLASSES.items()
-    if info.optim_cls is theirs(name)
+    if info.optim_cls is torch_class(name)
     for i, entry in enumerate(info.optim_error_inputs_func("cpu", torch.float32))
 ]
 
 
-def torchs_complaints(name: str, i: int) -> list[str]:
-    """What is wrong with how ours takes the i-th bad input of torch's own list."""
-    info = next(info for info in optim_db if info.optim_cls is theirs(name))
+def find_problems_on_torch_input(name: str, i: int) -> list[str]:
+    """The problems with how the optimizer handles the i-th invalid input of torch's own tests."""
+    info = next(info for info in optim_db if info.optim_cls is torch_class(name))
     entry = info.optim_error_inputs_func("cpu", torch.float32)[i]
     given = entry.optimizer_error_input
     params = [parameter()] if given.params is None else given.params
@@ -783,41 +819,45 @@ def torchs_complaints(name: str, i: int) -> list[str]:
         if entry.error_on is OptimizerErrorEnum.STEP_ERROR:
             optimizer.step()
 
-    error = refusal(act, "error")
+    error = exception_of(act, "error")
     if error is None:
         return ["accepted"]
-    warned = entry.error_type is UserWarning  # "in future, this will cause an error": with us it does
+    warned = entry.error_type is UserWarning  # torch: "in future, this will cause an error"; optplug raises
     expected = ParameterError if warned else entry.error_type
     found = [] if isinstance(error, expected) else [f"no {expected.__name__}"]
     found += [] if re.search(entry.error_regex, str(error)) else [f"does not match {entry.error_regex!r}"]
     return [f"{one}: {type(error).__name__}: {error}" for one in found]
 
 
-@pytest.mark.parametrize(("name", "i", "desc"), TORCHS)
-def test_what_torchs_own_tests_refuse_is_refused(name: str, i: int, desc: str) -> None:
-    assert not torchs_complaints(name, i)
+@pytest.mark.parametrize(("name", "i", "desc"), TORCH_INPUTS)
+def test_invalid_input_of_torch_tests_is_rejected(name: str, i: int, desc: str) -> None:
+    assert not find_problems_on_torch_input(name, i)
 
 
-def test_every_class_is_tried_with_every_keyword_it_has() -> None:
+def test_all_classes_and_keywords_are_tested() -> None:
     documented = {"Adadelta", "Adagrad", "Adam", "AdamW", "SparseAdam", "Adamax", "ASGD", "LBFGS", "RMSprop", "Rprop"}
     assert {cls.__name__ for cls in CLASSES.values()} == documented | {"SGD"}
     for name, cls in CLASSES.items():
-        tried = {bad.what.partition("=")[0] for bad in values(name)}
-        assert tried >= signature(cls).keys()
-        assert {"HyperparameterError", "HyperparameterTypeError"} <= {bad.error.__name__ for bad in values(name)}
-        for bad in bad_inputs(name):
-            assert issubclass(bad.error or errors.ParameterError, errors.OptplugError)
+        tried = {invalid.description.partition("=")[0] for invalid in value_inputs(name)}
+        assert tried >= keyword_defaults(cls).keys()
+        assert {"HyperparameterError", "HyperparameterTypeError"} <= {
+            invalid.error.__name__ for invalid in value_inputs(name)
+        }
+        for invalid in all_invalid_inputs(name):
+            assert issubclass(invalid.error or errors.ParameterError, errors.OptplugError)
 
 
 def main() -> int:
-    """One line per class: how many bad inputs were tried, and how many refused as they should be."""
+    """Print, for each class, how many invalid inputs were tried and how many were rejected correctly."""
     wrong: list[str] = []
     for name in CLASSES:
-        results = [(bad.what, complaints(name, bad)) for bad in bad_inputs(name)]
-        results += [(f"torch's list: {d}", torchs_complaints(name, i)) for n, i, d in TORCHS if n == name]
-        refused = sum(found != ["accepted"] for _, found in results)
+        results = [(invalid.description, find_problems(name, invalid)) for invalid in all_invalid_inputs(name)]
+        results += [
+            (f"torch's list: {d}", find_problems_on_torch_input(name, i)) for n, i, d in TORCH_INPUTS if n == name
+        ]
+        rejected = sum(found != ["accepted"] for _, found in results)
         good = sum(not found for _, found in results)
-        print(f"{name:12} {len(results):4} tried, {refused:4} refused, {good:4} of them as they should be")
+        print(f"{name:12} {len(results):4} tried, {rejected:4} rejected, {good:4} of them correctly")
         wrong += [f"{name}: {what}: {one}" for what, found in results for one in found]
     print(*wrong, sep="\n")
     return bool(wrong)

@@ -1,11 +1,13 @@
-"""Against torch's own, option by option. `python tests/test_parity.py` prints the worst figures.
+"""The optimizers compared with torch's classes, for all options.
 
-The figure is max|a - b| / max|moved| after 50 steps, with a gradient that comes late, one that pauses, and a learning
-rate that changes midway. States count as well, as max|a - b| / max|b|: ASGD's average, for one, moves no parameter.
-SparseAdam, which takes no dense gradients, and what the others do with sparse ones are in tests/test_sparse.py.
+`python tests/plugins/test_optimizer_parity.py` prints the largest differences. The difference of the parameters is
+max|a - b| / max|moved| after 50 steps, with a late gradient, a missing gradient, and a change of the learning rate. The
+difference of a state is max|a - b| / max|b|: for example, ASGD's average does not affect the parameters. Sparse
+gradients and SparseAdam are in tests/optim/test_sparse.py.
 
-Engine `numba` adds products that it has not rounded first, and is thereby a little nearer to the exact result. So its
-float32 is held against torch's float64: it must be no further from it than torch's float32 is.
+Engine `numba` adds products without rounding them first, so its results are slightly more accurate than torch's. Its
+float32 results are therefore compared with torch's float64 results: their error must not be larger than that of torch's
+float32 results.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ TORCH = {
     "rprop": torch.optim.Rprop,
 }
 
-# What changes what is computed: tried in every combination.
+# Options that change the computation. All combinations are tested.
 DECAY = {"weight_decay": 0.1}
 MOMENTUM = {"momentum": 0.9}
 SWITCHES: dict[str, list[dict[str, Any]]] = {
@@ -57,13 +59,14 @@ SWITCHES: dict[str, list[dict[str, Any]]] = {
     "rmsprop": [DECAY, MOMENTUM, {"centered": True}],
     "rprop": [],
 }
-# What changes a number: all of them with every combination of switches, each alone with no switch and with all.
-# Adadelta's default of 1 is slow: at less, 50 steps would be a few units in the last place of a float32 parameter.
-_OF_ADAM = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3}
+# Options that are numbers. All of them are tested with every combination of switches; each one is tested with no switch
+# and with all switches. Adadelta's updates are small: with a smaller lr, 50 steps would change a float32 parameter by a
+# few units in the last place only.
+_ADAM_NUMBERS = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3}
 NUMBERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.05},
-    "adam": _OF_ADAM,
-    "adamw": _OF_ADAM,
+    "adam": _ADAM_NUMBERS,
+    "adamw": _ADAM_NUMBERS,
     "adadelta": {"lr": 3.0, "rho": 0.5, "eps": 1e-3},
     "adagrad": {"lr": 0.1, "lr_decay": 0.05, "initial_accumulator_value": 0.3, "eps": 0.1},
     "adamax": {"lr": 0.1, "betas": (0.8, 0.9), "eps": 0.1},
@@ -71,8 +74,8 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "rmsprop": {"lr": 0.1, "alpha": 0.8, "eps": 0.1},
     "rprop": {"lr": 0.1, "etas": (0.3, 1.5), "step_sizes": (0.02, 0.2)},
 }
-# The ends of the ranges, and two numbers that act only together.
-ENDS: dict[str, list[dict[str, Any]]] = {
+# The limits of the ranges, and numbers that have an effect only together.
+EXTREME_VALUES: dict[str, list[dict[str, Any]]] = {
     "sgd": [{"momentum": 0.9, "dampening": 1.0}, {"momentum": 1.0, "nesterov": True}],
     "adam": [{"betas": (0.0, 0.99)}, {"betas": (0.0, 0.0), "eps": 0.0}],
     "adamw": [{"betas": (0.0, 0.99)}, {"weight_decay": 0.0}],
@@ -86,7 +89,7 @@ ENDS: dict[str, list[dict[str, Any]]] = {
 
 
 def combinations(name: str) -> Iterator[dict[str, Any]]:
-    """Every option that torch documents and that changes numbers, alone and with the others."""
+    """All combinations of the options of torch that change the result."""
     switches = [*SWITCHES[name], {"maximize": True}]
     for chosen in itertools.product((False, True), repeat=len(switches)):
         on = {
@@ -99,18 +102,18 @@ def combinations(name: str) -> Iterator[dict[str, Any]]:
             yield {**NUMBERS[name], **on}
     for key, value in NUMBERS[name].items():
         yield {key: value}
-        yield {k: v for k, v in STATEFUL[name].items() if k == key or k not in NUMBERS[name]}
-    yield from ENDS[name]
+        yield {k: v for k, v in ALL_OPTIONS[name].items() if k == key or k not in NUMBERS[name]}
+    yield from EXTREME_VALUES[name]
 
 
-STATEFUL = {
+ALL_OPTIONS = {
     name: {**NUMBERS[name], **{k: v for switch in SWITCHES[name] for k, v in switch.items() if k != "dampening"}}
     for name in TORCH
 }
-"""By name, everything that may go together."""
+"""By name, the options that can be combined, all at once."""
 
 
-def label(options: dict[str, Any]) -> str:
+def options_id(options: dict[str, Any]) -> str:
     return ",".join(f"{k}={v}" for k, v in options.items()).replace(" ", "") or "default"
 
 
@@ -120,7 +123,7 @@ def noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 class Trajectory:
-    """Parameters and an optimizer that take the same 50 steps whoever made it."""
+    """Parameters and an optimizer that perform the same 50 steps for any class."""
 
     def __init__(
         self,
@@ -154,18 +157,18 @@ class Trajectory:
         return self
 
     def resume(self, first: Trajectory, state_dict: dict[str, Any] | None = None):
-        """Go on where `first` is, by its state dict, or by what became of it."""
+        """Continue from `first`, with its state dict or with a modified one."""
         for p, q in zip(self.params, first.params, strict=True):
             p.data.copy_(q.data)
-        self.optimizer.load_state_dict(saved(first.optimizer) if state_dict is None else state_dict)
+        self.optimizer.load_state_dict(save_and_load_state(first.optimizer) if state_dict is None else state_dict)
         return self
 
-    def figure(self, other: Trajectory) -> float:
-        """How far from `other`, at the worst."""
-        return max(self.figures(other).values())
+    def max_difference(self, other: Trajectory) -> float:
+        """The largest difference from `other`."""
+        return max(self.differences(other).values())
 
-    def figures(self, other: Trajectory) -> dict[str, float]:
-        """How far from `other` the parameters (`p`) and each state are, relative to how far or how large those are."""
+    def differences(self, other: Trajectory) -> dict[str, float]:
+        """The relative differences from `other`, for the parameters (`"p"`) and for each state."""
         far, size = defaultdict(float), defaultdict(float)
 
         def compare(what, a, b, origin):
@@ -185,71 +188,81 @@ class Trajectory:
         return {what: distance / size[what] if distance else 0.0 for what, distance in far.items()}
 
 
-def saved(optimizer) -> dict[str, Any]:
+def save_and_load_state(optimizer) -> dict[str, Any]:
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
 
-def worst(name: str, engine: str, dtype: torch.dtype) -> tuple[float, str]:
-    """The worst figure over all combinations, and where."""
-    figures = []
+def worst_difference(name: str, engine: str, dtype: torch.dtype) -> tuple[float, str]:
+    """The largest difference from torch over all combinations, and the options."""
+    differences = []
     for options in combinations(name):
         ours = Trajectory(optplug.get_optimizer(name), dtype, engine=engine, **options).go()
-        figures.append((ours.figure(theirs(name, dtype, tuple(options.items()))), label(options)))
-    return max(figures)
+        differences.append(
+            (ours.max_difference(torch_trajectory(name, dtype, tuple(options.items()))), options_id(options))
+        )
+    return max(differences)
 
 
 @functools.cache
-def theirs(
+def torch_trajectory(
     name: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...], rounded: torch.dtype | None = None
 ) -> Trajectory:
-    """Where torch's gets: every engine is held against it."""
+    """The trajectory of torch's class."""
     return Trajectory(TORCH[name], dtype, rounded=rounded, foreach=False, **dict(options)).go()
 
 
-FOLLOWS = [(engine, dtype) for engine in ENGINES for dtype in LIMITS if (engine, dtype) != ("numba", torch.float32)]
+ENGINES_AND_DTYPES = [
+    (engine, dtype) for engine in ENGINES for dtype in LIMITS if (engine, dtype) != ("numba", torch.float32)
+]
 
 
-@pytest.mark.parametrize(("engine", "dtype"), FOLLOWS, ids=str)
+@pytest.mark.parametrize(("engine", "dtype"), ENGINES_AND_DTYPES, ids=str)
 @pytest.mark.parametrize("name", TORCH)
-def test_every_option_follows_torch(name, engine, dtype):
-    figure, where = worst(name, engine, dtype)
-    print(f"{name:8} {engine:8} {dtype}: {figure:.1e} at {where}")
-    assert figure <= LIMITS[dtype], where
+def test_all_option_combinations_equal_torch(name, engine, dtype):
+    difference, where = worst_difference(name, engine, dtype)
+    print(f"{name:8} {engine:8} {dtype}: {difference:.1e} at {where}")
+    assert difference <= LIMITS[dtype], where
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Figures of engine `numba` and of torch's loop, both in float32, off torch's loop in float64."""
+class Errors:
+    """The errors of float32 results, relative to torch's results in float64.
+
+    Attributes:
+        ours: the error of engine `numba`.
+        torchs: the error of torch with `foreach=False`.
+        options: the options of the optimizer.
+    """
 
     ours: float
     torchs: float
-    where: str
+    options: str
 
 
-def accuracies(name: str) -> list[Accuracy]:
-    """By setting, at the worst element."""
+def max_errors(name: str) -> list[Errors]:
+    """The largest errors, for each combination of options."""
     found = []
     for options in combinations(name):
-        exact = theirs(name, torch.float64, tuple(options.items()), torch.float32)
+        exact = torch_trajectory(name, torch.float64, tuple(options.items()), torch.float32)
         ours = Trajectory(optplug.get_optimizer(name), torch.float32, engine="numba", **options).go()
-        torchs = theirs(name, torch.float32, tuple(options.items()))
-        found.append(Accuracy(ours.figure(exact), torchs.figure(exact), label(options)))
+        torchs = torch_trajectory(name, torch.float32, tuple(options.items()))
+        found.append(Errors(ours.max_difference(exact), torchs.max_difference(exact), options_id(options)))
     return found
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_float32_of_numba_is_as_close_to_float64_as_torchs_float32(name):
-    found = accuracies(name)
-    for each in found:  # three dozen elements: chance may favour either
-        assert each.ours <= max(LIMITS[torch.float32], 1.5 * each.torchs), each
+def test_float32_numba_is_as_accurate_as_torch(name):
+    found = max_errors(name)
+    for errors in found:  # few elements: a single result can be less accurate by chance
+        assert errors.ours <= max(LIMITS[torch.float32], 1.5 * errors.torchs), errors
     assert max(a.ours for a in found) <= max(a.torchs for a in found)
 
 
-def mean_accuracies(name: str) -> list[Accuracy]:
-    """By setting, the root of the mean square over 20,001 parameters after 20 steps."""
+def rms_errors(name: str) -> list[Errors]:
+    """The root mean square errors of 20,001 parameters after 20 steps, for each combination of options."""
 
     def run(cls, dtype, **options):
         made = Trajectory(cls, dtype, rounded=torch.float32, shapes=((20_001,),), **options).go(0, 20)
@@ -261,43 +274,46 @@ def mean_accuracies(name: str) -> list[Accuracy]:
         ours = run(optplug.get_optimizer(name), torch.float32, engine="numba", **options)
         torchs = run(TORCH[name], torch.float32, foreach=False, **options)
         rms = [float((t - exact).square().mean().sqrt()) for t in (ours, torchs)]
-        found.append(Accuracy(*rms, label(options)))
+        found.append(Errors(*rms, options_id(options)))
     return found
 
 
-def ratio(each: Accuracy) -> float:
-    return each.ours / each.torchs if each.ours else 0.0
+def error_ratio(errors: Errors) -> float:
+    return errors.ours / errors.torchs if errors.ours else 0.0
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_float32_of_numba_is_on_average_as_close_to_float64_as_torchs_float32(name):
-    for each in mean_accuracies(name):
-        assert ratio(each) <= 1.02, each
+def test_float32_numba_is_as_accurate_as_torch_on_average(name):
+    for errors in rms_errors(name):
+        assert error_ratio(errors) <= 1.02, errors
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_every_option_of_torchs_signature_is_among_the_combinations(name):
-    how_to_run = {"params", "foreach", "capturable", "differentiable", "fused"}
-    options = set(inspect.signature(TORCH[name]).parameters) - how_to_run
+def test_combinations_cover_all_options_of_torch(name):
+    engine_keys = {"params", "foreach", "capturable", "differentiable", "fused"}
+    options = set(inspect.signature(TORCH[name]).parameters) - engine_keys
     assert options == {key for combination in combinations(name) for key in combination}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
-def test_a_float32_tensor_as_lr_serves_float64_parameters(name, engine):
-    for lr, options in itertools.product((1e-3, 0.01), ({}, STATEFUL[name])):
+def test_float32_tensor_lr_with_float64_parameters(name, engine):
+    for lr, options in itertools.product((1e-3, 0.01), ({}, ALL_OPTIONS[name])):
         options = {**options, "lr": torch.tensor(lr)}
         pair = []
-        for cls, how in ((optplug.get_optimizer(name), {"engine": engine}), (TORCH[name], {"foreach": False})):
-            pair.append(Trajectory(cls, torch.float64, **how, **copy.deepcopy(options)).go())
-        figures = pair[0].figures(pair[1])
-        # torch computes ASGD's next step size in the float32 of the rate, and may round it to a neighbour of ours.
-        assert figures.pop("eta", 0.0) <= 2**-23
-        assert max(figures.values()) <= 1e-7
+        for cls, engine_options in (
+            (optplug.get_optimizer(name), {"engine": engine}),
+            (TORCH[name], {"foreach": False}),
+        ):
+            pair.append(Trajectory(cls, torch.float64, **engine_options, **copy.deepcopy(options)).go())
+        differences = pair[0].differences(pair[1])
+        # torch computes ASGD's next step size in float32, the dtype of lr, so the last bit can differ.
+        assert differences.pop("eta", 0.0) <= 2**-23
+        assert max(differences.values()) <= 1e-7
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_hyperparameter_that_torch_takes_as_a_tensor_is_taken_as_one(engine):
+def test_tensor_hyperparameters_equal_torch(engine):
     def tensor(value, *shape):
         return torch.full(shape, value, dtype=torch.float64)
 
@@ -306,15 +322,18 @@ def test_every_hyperparameter_that_torch_takes_as_a_tensor_is_taken_as_one(engin
     cases |= {"sgd": {"momentum": 0.9, "weight_decay": tensor(0.1)}, "adam": betas, "adamw": betas}
     for name, options in cases.items():
         pair = []
-        for cls, how in ((optplug.get_optimizer(name), {"engine": engine}), (TORCH[name], {"foreach": False})):
-            pair.append(Trajectory(cls, torch.float64, **how, **copy.deepcopy(options)).go())
-        assert pair[0].figure(pair[1]) <= 1e-11, name
+        for cls, engine_options in (
+            (optplug.get_optimizer(name), {"engine": engine}),
+            (TORCH[name], {"foreach": False}),
+        ):
+            pair.append(Trajectory(cls, torch.float64, **engine_options, **copy.deepcopy(options)).go())
+        assert pair[0].max_difference(pair[1]) <= 1e-11, name
 
 
 @pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64], ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
-def test_complex_parameters_follow_torch(name, engine, dtype):
+def test_complex_parameters_equal_torch(name, engine, dtype):
     def run(cls, dtype=dtype, rounded=dtype, **options):
         p = torch.view_as_complex(noise((4, 2), 99)).to(rounded).to(dtype, copy=True).requires_grad_()
         first = p.detach().clone()
@@ -325,24 +344,24 @@ def test_complex_parameters_follow_torch(name, engine, dtype):
         states = {k: v for k, v in optimizer.state[p].items() if v.is_complex()}
         return {"p": p.detach() - first, **states}
 
-    for options in ({}, NUMBERS[name], STATEFUL[name], {**STATEFUL[name], "maximize": True}):
+    for options in ({}, NUMBERS[name], ALL_OPTIONS[name], {**ALL_OPTIONS[name], "maximize": True}):
         ours = run(optplug.get_optimizer(name), engine=engine, **options)
         theirs = run(TORCH[name], foreach=False, **options)
         exact = run(TORCH[name], torch.complex128, foreach=False, **options)
         assert ours.keys() == theirs.keys()
         for key, state in theirs.items():
             against, limit = state, LIMITS[dtype.to_real()]
-            if (engine, dtype) == ("numba", torch.complex64):  # as in real numbers
+            if (engine, dtype) == ("numba", torch.complex64):  # as for real parameters
                 against = exact[key]
                 limit = max(limit, 1.5 * float((state - against).abs().max() / against.abs().max()))
-            assert float((ours[key] - against).abs().max() / against.abs().max()) <= limit, (key, label(options))
+            assert float((ours[key] - against).abs().max() / against.abs().max()) <= limit, (key, options_id(options))
 
 
-# ---------------------------------------------------------------------------------- torch's own lists of arguments
+# ---------------------------------------------------------------------------------- the options of torch's tests
 
 
 def _in_float64(value: Any) -> Any:
-    """What torch computes from a float32 tensor it rounds to float32."""
+    """Convert float32 tensors to float64, because torch rounds results of float32 tensors to float32."""
     if isinstance(value, dict):
         return {key: _in_float64(v) for key, v in value.items()}
     if isinstance(value, tuple):
@@ -351,10 +370,11 @@ def _in_float64(value: Any) -> Any:
 
 
 @functools.cache
-def torchs_lists() -> dict[str, list[dict[str, Any]]]:
-    """What torch's tests give its optimizers, by class name; `capturable` included, which they keep for the GPU.
+def torch_test_options() -> dict[str, list[dict[str, Any]]]:
+    """The options with which torch's own tests create its optimizers, by class name.
 
-    From another process: their module freezes `torch.backends`.
+    `capturable` is included, which these tests use on GPUs only. The options are read in another process, because the
+    import of their module freezes `torch.backends`.
     """
     write = (
         "import sys, torch; from torch.testing._internal.common_optimizers import optim_db; torch.save({"
@@ -368,24 +388,24 @@ def torchs_lists() -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_what_torch_tests_its_optimizers_with_does_the_same_here(name):
-    def run(cls, kwargs, **how):
-        return Trajectory(cls, torch.float64, **copy.deepcopy(kwargs), **how).go(0, 10)
+def test_options_of_torch_tests_equal_torch(name):
+    def run(cls, kwargs, **engine_options):
+        return Trajectory(cls, torch.float64, **copy.deepcopy(kwargs), **engine_options).go(0, 10)
 
     ours = optplug.get_optimizer(name)
-    lists = {label(kwargs): _in_float64(kwargs) for kwargs in torchs_lists()[TORCH[name].__name__]}
+    lists = {options_id(kwargs): _in_float64(kwargs) for kwargs in torch_test_options()[TORCH[name].__name__]}
     assert len(lists) >= 5
     for kwargs in lists.values():
-        if kwargs.get("capturable"):  # refused on a CPU, at the first step
-            for cls, how in ((TORCH[name], {"foreach": False}), (ours, {"engine": "loop"}), (ours, {})):
+        if kwargs.get("capturable"):  # raises on a CPU, in the first step
+            for cls, engine_options in ((TORCH[name], {"foreach": False}), (ours, {"engine": "loop"}), (ours, {})):
                 with pytest.raises(AssertionError, match=r"^If capturable=True, params"):
-                    run(cls, kwargs, **how)
+                    run(cls, kwargs, **engine_options)
             with pytest.raises(RuntimeError, match="capturable=True needs engine 'loop'"):
                 run(ours, kwargs, engine="foreach")
         else:
             theirs = run(TORCH[name], kwargs, foreach=False)
             for engine in ENGINES:
-                assert run(ours, kwargs, engine=engine).figure(theirs) <= 1e-11, (engine, label(kwargs))
+                assert run(ours, kwargs, engine=engine).max_difference(theirs) <= 1e-11, (engine, options_id(kwargs))
 
 
 # ---------------------------------------------------------------------------------------------- state dicts
@@ -394,41 +414,44 @@ def test_what_torch_tests_its_optimizers_with_does_the_same_here(name):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("direction", ["ours continues torch's", "torch's continues ours"])
-def test_state_dicts_are_exchanged(name, engine, direction):
+def test_state_dicts_are_exchanged_with_torch(name, engine, direction):
     ours, theirs = (optplug.get_optimizer(name), {"engine": engine}), (TORCH[name], {"foreach": False})
-    (first_cls, first_how), (then_cls, then_how) = (theirs, ours) if direction.startswith("ours") else (ours, theirs)
+    (first_cls, first_engine_options), (then_cls, then_engine_options) = (
+        (theirs, ours) if direction.startswith("ours") else (ours, theirs)
+    )
     for dtype, limit in LIMITS.items():
-        first = Trajectory(first_cls, dtype, **STATEFUL[name], **first_how).go(0, 20)
-        then = Trajectory(then_cls, dtype, **then_how).resume(first)  # the state dict brings the hyperparameters
-        through = Trajectory(TORCH[name], dtype, **STATEFUL[name], foreach=False).go()
-        assert then.go(20).figure(through) <= limit, f"{direction} in {dtype}"
+        first = Trajectory(first_cls, dtype, **ALL_OPTIONS[name], **first_engine_options).go(0, 20)
+        # The state dict contains the hyperparameters.
+        then = Trajectory(then_cls, dtype, **then_engine_options).resume(first)
+        through = Trajectory(TORCH[name], dtype, **ALL_OPTIONS[name], foreach=False).go()
+        assert then.go(20).max_difference(through) <= limit, f"{direction} in {dtype}"
         for a, b in zip(then.optimizer.param_groups, through.optimizer.param_groups, strict=True):
-            assert {key: a[key] for key in STATEFUL[name]} == {key: b[key] for key in STATEFUL[name]}
+            assert {key: a[key] for key in ALL_OPTIONS[name]} == {key: b[key] for key in ALL_OPTIONS[name]}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
-def test_what_torch_loaded_and_saved_again_is_continued(name, engine):
-    first = Trajectory(TORCH[name], torch.float64, **STATEFUL[name], foreach=False).go(0, 20)
+def test_state_dict_that_torch_loaded_and_saved_is_continued(name, engine):
+    first = Trajectory(TORCH[name], torch.float64, **ALL_OPTIONS[name], foreach=False).go(0, 20)
     again = Trajectory(TORCH[name], torch.float64, foreach=False).resume(first).go(20, 30)
     then = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine).resume(again).go(30)
     through = Trajectory(TORCH[name], torch.float64, foreach=False).resume(again).go(30)
-    assert then.figure(through) <= 1e-11
+    assert then.max_difference(through) <= 1e-11
 
 
-RECENT = ("nesterov", "amsgrad", "momentum", "centered", "maximize")
-"""The hyperparameters that torch's own loading supplies where an old state dict lacks them."""
+KEYS_SUPPLIED_BY_TORCH = ("nesterov", "amsgrad", "momentum", "centered", "maximize")
+"""The hyperparameters that torch adds when it loads an old state dict without them."""
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
-def test_an_old_state_dict_lacks_keys_and_has_plain_numbers_for_scalars(name, engine):
+def test_old_state_dict_with_missing_keys_and_plain_numbers_is_loaded(name, engine):
     lacking = {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
     if name != "sgd":
-        lacking |= {*RECENT}
+        lacking |= {*KEYS_SUPPLIED_BY_TORCH}
     else:
         lacking |= {"nesterov", "maximize"}
-    options = {key: value for key, value in STATEFUL[name].items() if key not in lacking}
+    options = {key: value for key, value in ALL_OPTIONS[name].items() if key not in lacking}
     first = Trajectory(TORCH[name], torch.float64, foreach=False, **options).go(0, 20)
     old = copy.deepcopy(first.optimizer.state_dict())
     for group in old["param_groups"]:
@@ -441,24 +464,27 @@ def test_an_old_state_dict_lacks_keys_and_has_plain_numbers_for_scalars(name, en
             plain += 1
     assert plain or name == "sgd"
     results = []
-    for cls, how in ((TORCH[name], {"foreach": False}), (optplug.get_optimizer(name), {"engine": engine})):
-        results.append(Trajectory(cls, torch.float64, **how).resume(first, copy.deepcopy(old)).go(20))
+    for cls, engine_options in ((TORCH[name], {"foreach": False}), (optplug.get_optimizer(name), {"engine": engine})):
+        results.append(Trajectory(cls, torch.float64, **engine_options).resume(first, copy.deepcopy(old)).go(20))
     theirs, ours = results
-    assert ours.figure(theirs) <= 1e-11
+    assert ours.max_difference(theirs) <= 1e-11
     group = theirs.optimizer.param_groups[0]
     there = {key: value for key, value in group.items() if key not in ("params", "foreach", "fused")}
     assert {key: ours.optimizer.param_groups[0][key] for key in there} == there
-    assert lacking & there.keys(), "nothing was lacking"
+    assert lacking & there.keys(), "no key was missing"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_empty_momentum_buffer_in_an_old_state_dict_counts_as_none(engine):
+def test_momentum_buffer_none_in_old_state_dict_is_ignored(engine):
     old = torch.optim.SGD([torch.zeros(1)], momentum=0.9).state_dict()
     old["state"] = {0: {"momentum_buffer": None}}
     results = []
-    for cls, how in ((torch.optim.SGD, {"foreach": False}), (optplug.get_optimizer("sgd"), {"engine": engine})):
+    for cls, engine_options in (
+        (torch.optim.SGD, {"foreach": False}),
+        (optplug.get_optimizer("sgd"), {"engine": engine}),
+    ):
         p = torch.ones(3, requires_grad=True)
-        optimizer = cls([p], lr=0.1, momentum=0.9, dampening=0.5, **how)
+        optimizer = cls([p], lr=0.1, momentum=0.9, dampening=0.5, **engine_options)
         optimizer.load_state_dict(
             {**copy.deepcopy(old), "param_groups": [{**old["param_groups"][0], "dampening": 0.5}]}
         )
@@ -469,21 +495,21 @@ def test_an_empty_momentum_buffer_in_an_old_state_dict_counts_as_none(engine):
     assert torch.allclose(*results, rtol=0, atol=1e-9)
 
 
-def test_a_state_dict_of_adam_continues_decoupled_in_adamw_as_in_torch():
+def test_adamw_continues_state_dict_of_adam_with_decoupled_decay():
     first = Trajectory(torch.optim.Adam, torch.float64, weight_decay=0.1).go(0, 20)
     results = []
     for cls, options in ((torch.optim.AdamW, {"foreach": False}), (optplug.get_optimizer("adamw"), {})):
         results.append(Trajectory(cls, torch.float64, **options).resume(first).go(20))
-    assert results[1].figure(results[0]) <= 1e-11
+    assert results[1].max_difference(results[0]) <= 1e-11
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64], ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
-def test_names_dtypes_and_places_of_the_state_are_torchs(name, engine, dtype):
+def test_state_has_names_dtypes_devices_and_strides_of_torch(name, engine, dtype):
     def states(cls, options):
         params = [torch.ones(s, dtype=dtype).requires_grad_() for s in ((3, 2), (4,))]
-        if name != "adagrad":  # torch's makes all states at once, ours at a parameter's first step
+        if name != "adagrad":  # torch's Adagrad creates all states in the constructor
             params.append(torch.ones((), dtype=dtype).requires_grad_())
         params.append(torch.ones(2, 3, 4, 4, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_())
         optimizer = cls(params, **options)
@@ -494,7 +520,7 @@ def test_names_dtypes_and_places_of_the_state_are_torchs(name, engine, dtype):
         described = {i: {k: (v.dtype, v.device, v.shape, v.stride()) for k, v in packed[i].items()} for i in packed}
         return described, optimizer.param_groups[0]
 
-    for options in ({}, STATEFUL[name], {"maximize": True}):
+    for options in ({}, ALL_OPTIONS[name], {"maximize": True}):
         ours, a = states(optplug.get_optimizer(name), {**options, "engine": engine})
         theirs, b = states(TORCH[name], {**options, "foreach": False})
         assert ours == theirs
@@ -504,11 +530,11 @@ def test_names_dtypes_and_places_of_the_state_are_torchs(name, engine, dtype):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
-def test_scalar_states_are_float64_where_that_is_the_default_as_in_torch(name, engine):
+def test_scalar_states_have_the_default_dtype_float64_as_in_torch(name, engine):
     torch.set_default_dtype(torch.float64)
     try:
-        ours = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine, **STATEFUL[name]).go()
-        theirs = Trajectory(TORCH[name], torch.float64, foreach=False, **STATEFUL[name]).go()
+        ours = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine, **ALL_OPTIONS[name]).go()
+        theirs = Trajectory(TORCH[name], torch.float64, foreach=False, **ALL_OPTIONS[name]).go()
     finally:
         torch.set_default_dtype(torch.float32)
     dtypes = [
@@ -516,19 +542,19 @@ def test_scalar_states_are_float64_where_that_is_the_default_as_in_torch(name, e
         for run in (ours, theirs)
     ]
     assert dtypes[0] == dtypes[1]
-    assert ours.figure(theirs) <= 1e-11
+    assert ours.max_difference(theirs) <= 1e-11
 
 
 if __name__ == "__main__":
-    print(f"{'':8} {'engine':8} {'dtype':14} {'worst':>8}  allowed  at")
-    for name, (engine, dtype) in itertools.product(TORCH, FOLLOWS):
-        figure, where = worst(name, engine, dtype)
-        print(f"{name:8} {engine:8} {dtype!s:14} {figure:8.1e}  {LIMITS[dtype]:7.0e}  {where}")
-    print("\nfloat32 off torch's float64: engine numba, torch's loop")
-    print(f"{'':8} {'at the worst':>17}   {'root mean square, numba / torch: mean, worst, at':>17}")
+    print(f"{'':8} {'engine':8} {'dtype':14} {'largest':>8}  allowed  options")
+    for name, (engine, dtype) in itertools.product(TORCH, ENGINES_AND_DTYPES):
+        difference, where = worst_difference(name, engine, dtype)
+        print(f"{name:8} {engine:8} {dtype!s:14} {difference:8.1e}  {LIMITS[dtype]:7.0e}  {where}")
+    print("\nerrors of float32, relative to float64: engine numba, torch")
+    print(f"{'':8} {'maximum':>17}   {'root mean square, numba / torch: mean, largest, options':>17}")
     for name in TORCH:
-        ends, means = accuracies(name), mean_accuracies(name)
+        ends, means = max_errors(name), rms_errors(name)
         ours, torchs = max(a.ours for a in ends), max(a.torchs for a in ends)
-        mean = math.exp(sum(math.log(ratio(a) or 1.0) for a in means) / len(means))
-        furthest = max(means, key=ratio)
-        print(f"{name:8} {ours:8.1e} {torchs:8.1e}   {mean:4.2f} {ratio(furthest):5.3f}  {furthest.where}")
+        mean = math.exp(sum(math.log(error_ratio(a) or 1.0) for a in means) / len(means))
+        furthest = max(means, key=error_ratio)
+        print(f"{name:8} {ours:8.1e} {torchs:8.1e}   {mean:4.2f} {error_ratio(furthest):5.3f}  {furthest.options}")

@@ -1,4 +1,4 @@
-"""What the schedulers refuse, and in which words. `python tests/test_bad_scheduler_inputs.py` counts it by class."""
+"""Invalid input to every scheduler. `python tests/plugins/test_scheduler_inputs.py` prints the counts per class."""
 
 from __future__ import annotations
 
@@ -28,189 +28,201 @@ def sgd(groups=2, **options):
     return torch.optim.SGD(params, lr=0.1)
 
 
-RANGE, KIND = HyperparameterError, HyperparameterTypeError
+OUT_OF_RANGE, WRONG_TYPE = HyperparameterError, HyperparameterTypeError
 
 
-def numbers(name, low, *, whole=False, given=None):
-    """Values that a number from `low` on cannot be."""
-    bad = {
-        "below": (low - 1, RANGE),
-        "negative": (-1.5, KIND if whole else RANGE),
-        "NaN": (math.nan, KIND if whole else RANGE),
-        "infinite": (math.inf, KIND if whole else RANGE),
-        "text": ("1e-3", KIND),
-        "words": ("fast", KIND),
-        "None": (None, KIND),
-        "a bool": (True, KIND),
-        "a list": ([3], KIND),
-        "complex": (1j, KIND),
-        "a tensor": (torch.tensor(3), KIND),
+def invalid_numbers(name, low, *, whole=False, given=None):
+    """Invalid values of an argument that must be a number, at least `low`."""
+    invalid = {
+        "below": (low - 1, OUT_OF_RANGE),
+        "negative": (-1.5, WRONG_TYPE if whole else OUT_OF_RANGE),
+        "NaN": (math.nan, WRONG_TYPE if whole else OUT_OF_RANGE),
+        "infinite": (math.inf, WRONG_TYPE if whole else OUT_OF_RANGE),
+        "text": ("1e-3", WRONG_TYPE),
+        "words": ("fast", WRONG_TYPE),
+        "None": (None, WRONG_TYPE),
+        "a bool": (True, WRONG_TYPE),
+        "a list": ([3], WRONG_TYPE),
+        "complex": (1j, WRONG_TYPE),
+        "a tensor": (torch.tensor(3), WRONG_TYPE),
     }
-    bad |= {"a fraction": (2.5, KIND), "a whole float": (30.0, KIND)} if whole else {}
-    return [(f"{name} {what}", {**(given or {}), name: value}, kind, None) for what, (value, kind) in bad.items()]
+    invalid |= {"a fraction": (2.5, WRONG_TYPE), "a whole float": (30.0, WRONG_TYPE)} if whole else {}
+    return [(f"{name} {what}", {**(given or {}), name: value}, error, None) for what, (value, error) in invalid.items()]
 
 
-def common(**good):
-    """What every scheduler refuses; `good` are arguments that are right."""
-    misspelt = {f"{key}s": value for key, value in good.items()} or {"gama": 0.1}
+def common_inputs(**valid):
+    """Invalid input to any scheduler. `valid` are valid arguments."""
+    misspelt = {f"{key}s": value for key, value in valid.items()} or {"gama": 0.1}
     return [
-        ("no optimizer", lambda cls: cls(None, **good), ConfigTypeError, "NoneType is not an Optimizer"),
-        ("parameters", lambda cls: cls([torch.zeros(1)], **good), ConfigTypeError, "list is not an Optimizer"),
-        ("a name", lambda cls: cls("sgd", **good), ConfigTypeError, "str is not an Optimizer"),
+        ("no optimizer", lambda cls: cls(None, **valid), ConfigTypeError, "NoneType is not an Optimizer"),
+        ("parameters", lambda cls: cls([torch.zeros(1)], **valid), ConfigTypeError, "list is not an Optimizer"),
+        ("a name", lambda cls: cls("sgd", **valid), ConfigTypeError, "str is not an Optimizer"),
         (
             "an unknown keyword",
-            {**good, "warmup_epochs": 3},
-            KIND,
+            {**valid, "warmup_epochs": 3},
+            WRONG_TYPE,
             "{cls}.__init__() got an unexpected keyword argument",
         ),
-        ("a misspelt keyword", misspelt, KIND, "{cls}.__init__() got an unexpected keyword argument"),
+        ("a misspelt keyword", misspelt, WRONG_TYPE, "{cls}.__init__() got an unexpected keyword argument"),
         ("nothing", lambda cls: cls(), TypeError, "{cls}.__init__() missing"),
         (
             "the state of another scheduler",
-            lambda cls: cls(sgd(), **good).load_state_dict({"milestones": {}, "gamma": 3}),
+            lambda cls: cls(sgd(), **valid).load_state_dict({"milestones": {}, "gamma": 3}),
             ConfigError,
             None,
         ),
         (
             "the state of a warmup",
-            lambda cls: cls(sgd(), **good).load_state_dict({"warmup": {}, "scheduler": {}}),
+            lambda cls: cls(sgd(), **valid).load_state_dict({"warmup": {}, "scheduler": {}}),
             ConfigError,
             None,
         ),
     ]
 
 
-def closed_form(**good):
-    """What every closed form refuses besides."""
+def closed_form_inputs(**valid):
+    """Invalid input to any closed-form scheduler."""
     return [
-        *common(**good),
-        *numbers("last_epoch", -1, whole=True, given=good),
+        *common_inputs(**valid),
+        *invalid_numbers("last_epoch", -1, whole=True, given=valid),
         (
             "resumed without initial_lr",
-            lambda cls: cls(sgd(), **good, last_epoch=3),
+            lambda cls: cls(sgd(), **valid, last_epoch=3),
             KeyError,
             "\"param 'initial_lr' is not specified in param_groups[0] when resuming",
         ),
     ]
 
 
-def returning(value, start=0):
-    """A function that has something else to say from an epoch on."""
+def function_returning(value, start=0):
+    """A function that returns 1.0 before epoch `start`, and `value` from then on."""
 
-    def odd(epoch):
+    def function(epoch):
         return value if epoch >= start else 1.0
 
-    return odd
+    return function
 
 
-def stepped(value):
-    """Refused not before the second step."""
+def invalid_in_second_step(value):
+    """An action that must raise in the second step."""
 
-    def take(cls):
-        scheduler = cls(sgd(), returning(value, 2))
+    def act(cls):
+        scheduler = cls(sgd(), function_returning(value, 2))
         scheduler.optimizer.step()
         scheduler.step()
         scheduler.step()
 
-    return take
+    return act
 
 
-def shrunk(cls):
-    scheduler = cls(sgd(), [returning(1.0)] * 2)
+def remove_group(cls):
+    scheduler = cls(sgd(), [function_returning(1.0)] * 2)
     del scheduler.optimizer.param_groups[1]
     scheduler.optimizer.step()
     scheduler.step()
 
 
-def shrunk_plateau(cls):
+def remove_group_of_plateau(cls):
     scheduler = cls(sgd(), min_lr=[0.0, 0.0], patience=0)
     del scheduler.optimizer.param_groups[1]
     for _ in range(3):
         scheduler.step(1.0)
 
 
-ODD = {
-    "None": (None, KIND),
-    "text": ("0.5", KIND),
-    "complex": (1j, KIND),
-    "a list": ([0.5], KIND),
-    "two numbers": (torch.ones(2), KIND),
-    "NaN": (math.nan, RANGE),
-    "infinity": (math.inf, RANGE),
-    "a NaN tensor": (torch.tensor(math.nan), RANGE),
-    "a great integer": (10**400, RANGE),
+INVALID_RETURN_VALUES = {
+    "None": (None, WRONG_TYPE),
+    "text": ("0.5", WRONG_TYPE),
+    "complex": (1j, WRONG_TYPE),
+    "a list": ([0.5], WRONG_TYPE),
+    "two numbers": (torch.ones(2), WRONG_TYPE),
+    "NaN": (math.nan, OUT_OF_RANGE),
+    "infinity": (math.inf, OUT_OF_RANGE),
+    "a NaN tensor": (torch.tensor(math.nan), OUT_OF_RANGE),
+    "a great integer": (10**400, OUT_OF_RANGE),
 }
 
-BAD_INPUTS = {
+INVALID_INPUTS = {
     "StepLR": [
-        *numbers("step_size", 1, whole=True),
-        *numbers("gamma", 0, given={"step_size": 3}),
-        *closed_form(step_size=3),
+        *invalid_numbers("step_size", 1, whole=True),
+        *invalid_numbers("gamma", 0, given={"step_size": 3}),
+        *closed_form_inputs(step_size=3),
     ],
     "MultiStepLR": [
-        ("milestones a number", {"milestones": 30}, KIND, None),
-        ("milestones text", {"milestones": "30"}, KIND, None),
-        ("milestones None", {"milestones": None}, KIND, None),
-        ("milestones a dict", {"milestones": {30: 0.1}}, KIND, None),
-        ("milestones bytes", {"milestones": b"30"}, KIND, None),
-        ("a milestone below 0", {"milestones": [3, -1]}, RANGE, None),
-        ("a milestone that is text", {"milestones": ["30"]}, KIND, None),
-        ("a milestone between", {"milestones": [3, 4.5]}, KIND, None),
-        ("a milestone that is a bool", {"milestones": [True]}, KIND, None),
-        ("a milestone that is None", {"milestones": [None]}, KIND, None),
-        ("a milestone that is a list", {"milestones": [[3]]}, KIND, None),
-        ("a milestone that is NaN", {"milestones": [math.nan]}, KIND, None),
-        *numbers("gamma", 0, given={"milestones": [3]}),
-        *closed_form(milestones=[3]),
+        ("milestones a number", {"milestones": 30}, WRONG_TYPE, None),
+        ("milestones text", {"milestones": "30"}, WRONG_TYPE, None),
+        ("milestones None", {"milestones": None}, WRONG_TYPE, None),
+        ("milestones a dict", {"milestones": {30: 0.1}}, WRONG_TYPE, None),
+        ("milestones bytes", {"milestones": b"30"}, WRONG_TYPE, None),
+        ("a milestone below 0", {"milestones": [3, -1]}, OUT_OF_RANGE, None),
+        ("a milestone that is text", {"milestones": ["30"]}, WRONG_TYPE, None),
+        ("a milestone between", {"milestones": [3, 4.5]}, WRONG_TYPE, None),
+        ("a milestone that is a bool", {"milestones": [True]}, WRONG_TYPE, None),
+        ("a milestone that is None", {"milestones": [None]}, WRONG_TYPE, None),
+        ("a milestone that is a list", {"milestones": [[3]]}, WRONG_TYPE, None),
+        ("a milestone that is NaN", {"milestones": [math.nan]}, WRONG_TYPE, None),
+        *invalid_numbers("gamma", 0, given={"milestones": [3]}),
+        *closed_form_inputs(milestones=[3]),
     ],
-    "ExponentialLR": [*numbers("gamma", 0), *closed_form(gamma=0.9)],
+    "ExponentialLR": [*invalid_numbers("gamma", 0), *closed_form_inputs(gamma=0.9)],
     "CosineAnnealingLR": [
-        *numbers("T_max", 1),
-        *numbers("eta_min", 0, given={"T_max": 3}),
-        *closed_form(T_max=3),
+        *invalid_numbers("T_max", 1),
+        *invalid_numbers("eta_min", 0, given={"T_max": 3}),
+        *closed_form_inputs(T_max=3),
     ],
     "LambdaLR": [
-        ("too many", {"lr_lambda": [abs] * 3}, RANGE, "Expected 2 lr_lambdas, but got 3"),
-        ("too few", {"lr_lambda": (abs,)}, RANGE, "Expected 2 lr_lambdas, but got 1"),
-        ("none", {"lr_lambda": []}, RANGE, "Expected 2 lr_lambdas, but got 0"),
-        ("a group less", shrunk, ConfigError, None),
-        ("text", {"lr_lambda": "0.95 ** epoch"}, KIND, None),
-        ("a number", {"lr_lambda": 0.95}, KIND, None),
-        ("None", {"lr_lambda": None}, KIND, None),
-        ("a dict", {"lr_lambda": {}}, KIND, None),
-        ("text in a list", {"lr_lambda": [abs, "0.5"]}, KIND, None),
+        ("too many", {"lr_lambda": [abs] * 3}, OUT_OF_RANGE, "Expected 2 lr_lambdas, but got 3"),
+        ("too few", {"lr_lambda": (abs,)}, OUT_OF_RANGE, "Expected 2 lr_lambdas, but got 1"),
+        ("none", {"lr_lambda": []}, OUT_OF_RANGE, "Expected 2 lr_lambdas, but got 0"),
+        ("a group less", remove_group, ConfigError, None),
+        ("text", {"lr_lambda": "0.95 ** epoch"}, WRONG_TYPE, None),
+        ("a number", {"lr_lambda": 0.95}, WRONG_TYPE, None),
+        ("None", {"lr_lambda": None}, WRONG_TYPE, None),
+        ("a dict", {"lr_lambda": {}}, WRONG_TYPE, None),
+        ("text in a list", {"lr_lambda": [abs, "0.5"]}, WRONG_TYPE, None),
         ("a failing function", {"lr_lambda": lambda t: 1 / t}, ZeroDivisionError, "division by zero"),
-        ("an overflow", {"lr_lambda": lambda t: math.exp(1000)}, RANGE, None),
-        *((f"{what} at once", {"lr_lambda": returning(value)}, kind, None) for what, (value, kind) in ODD.items()),
-        *((f"{what} in a step", stepped(value), kind, None) for what, (value, kind) in ODD.items()),
-        *closed_form(lr_lambda=returning(1.0)),
+        ("an overflow", {"lr_lambda": lambda t: math.exp(1000)}, OUT_OF_RANGE, None),
+        *(
+            (f"{what} at once", {"lr_lambda": function_returning(value)}, error, None)
+            for what, (value, error) in INVALID_RETURN_VALUES.items()
+        ),
+        *(
+            (f"{what} in a step", invalid_in_second_step(value), error, None)
+            for what, (value, error) in INVALID_RETURN_VALUES.items()
+        ),
+        *closed_form_inputs(lr_lambda=function_returning(1.0)),
     ],
     "ReduceLROnPlateau": [
         *(
-            bad
+            invalid
             for name in ("factor", "patience", "threshold", "cooldown", "eps", "min_lr")
-            for bad in numbers(name, 0)
-            if bad[0] != "min_lr a list"
+            for invalid in invalid_numbers(name, 0)
+            if invalid[0] != "min_lr a list"
         ),
-        ("factor 1", {"factor": 1.0}, RANGE, "Factor should be < 1.0."),
-        ("factor above 1", {"factor": 2}, RANGE, "Factor should be < 1.0."),
-        ("mode avg", {"mode": "avg"}, RANGE, "mode avg is unknown!"),
-        ("mode None", {"mode": None}, RANGE, None),
-        ("threshold_mode exact", {"threshold_mode": "exact"}, RANGE, "threshold mode exact is unknown!"),
-        ("too many min_lr", {"min_lr": [0.0] * 3}, RANGE, "expected 2 min_lrs, got 3"),
-        ("too few min_lr", {"min_lr": (0.0,)}, RANGE, "expected 2 min_lrs, got 1"),
-        ("a min_lr that is text", {"min_lr": [0.0, "1e-3"]}, KIND, None),
-        ("a min_lr below 0", {"min_lr": [0.0, -1]}, RANGE, None),
-        ("a group less", shrunk_plateau, WiringError, "The number of param groups in the `optimizer` (1) differs from"),
-        *common(),
+        ("factor 1", {"factor": 1.0}, OUT_OF_RANGE, "Factor should be < 1.0."),
+        ("factor above 1", {"factor": 2}, OUT_OF_RANGE, "Factor should be < 1.0."),
+        ("mode avg", {"mode": "avg"}, OUT_OF_RANGE, "mode avg is unknown!"),
+        ("mode None", {"mode": None}, OUT_OF_RANGE, None),
+        ("threshold_mode exact", {"threshold_mode": "exact"}, OUT_OF_RANGE, "threshold mode exact is unknown!"),
+        ("too many min_lr", {"min_lr": [0.0] * 3}, OUT_OF_RANGE, "expected 2 min_lrs, got 3"),
+        ("too few min_lr", {"min_lr": (0.0,)}, OUT_OF_RANGE, "expected 2 min_lrs, got 1"),
+        ("a min_lr that is text", {"min_lr": [0.0, "1e-3"]}, WRONG_TYPE, None),
+        ("a min_lr below 0", {"min_lr": [0.0, -1]}, OUT_OF_RANGE, None),
+        (
+            "a group less",
+            remove_group_of_plateau,
+            WiringError,
+            "The number of param groups in the `optimizer` (1) differs from",
+        ),
+        *common_inputs(),
     ],
 }
-"""By class: what it is, the arguments (or what to do with the class), the error, torch's (or Python's) leading text."""
+"""By class: a description, the arguments or a function of the class, the exception, and the text of torch or Python
+with which the message begins."""
 
-EACH = [
-    pytest.param(name, action, kind, text, id=f"{name}-{what}".replace(" ", "_"))
-    for name, bad in BAD_INPUTS.items()
-    for what, action, kind, text in bad
+CASES = [
+    pytest.param(name, action, error, text, id=f"{name}-{what}".replace(" ", "_"))
+    for name, invalid in INVALID_INPUTS.items()
+    for what, action, error, text in invalid
 ]
 
 
@@ -218,37 +230,39 @@ def attempt(cls, action, optimizer):
     return action(cls) if callable(action) else cls(optimizer, **action)
 
 
-@pytest.mark.parametrize(("name", "action", "kind", "text"), EACH)
-def test_it_is_refused_by_type_and_words(name, action, kind, text):
+@pytest.mark.parametrize(("name", "action", "error", "text"), CASES)
+def test_invalid_input_is_rejected_with_type_and_message(name, action, error, text):
     optimizer = sgd()
-    with pytest.raises(kind) as caught:
+    with pytest.raises(error) as caught:
         attempt(CLASSES[name], action, optimizer)
-    says = str(caught.value)
-    if issubclass(kind, OptplugError):
-        assert type(caught.value) is kind
-        assert says.startswith(text.format(cls=name)) if text else name in says or action_name(action) in says
+    message = str(caught.value)
+    if issubclass(error, OptplugError):
+        assert type(caught.value) is error
+        assert (
+            message.startswith(text.format(cls=name)) if text else name in message or argument_name(action) in message
+        )
     else:
-        assert says.startswith(text.format(cls=name))
+        assert message.startswith(text.format(cls=name))
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
 
 
-def action_name(action):
-    """What a message must name that does not name the class: the argument."""
+def argument_name(action):
+    """The word that a message without the class name must contain: the argument."""
     return next(reversed(action)) if isinstance(action, dict) else "checkpoint"
 
 
-@pytest.mark.parametrize(("name", "action", "kind", "text"), [p for p in EACH if p.values[3]])
-def test_the_words_are_torch_s_where_torch_refuses_it_too(name, action, kind, text):
-    error = None
+@pytest.mark.parametrize(("name", "action", "error", "text"), [p for p in CASES if p.values[3]])
+def test_message_begins_with_text_of_torch(name, action, error, text):
+    raised = None
     try:
         attempt(getattr(lr_scheduler, name), action, sgd())
     except Exception as caught:
-        error = caught
-    if name == "LambdaLR" and "not an Optimizer" in text:  # torch's asks what it gets for its groups first
-        assert isinstance(error, AttributeError)
+        raised = caught
+    if name == "LambdaLR" and "not an Optimizer" in text:  # torch's class reads the parameter groups first
+        assert isinstance(raised, AttributeError)
     else:
-        assert str(error).startswith(text.format(cls=name))
-        assert issubclass(kind, type(error))
+        assert str(raised).startswith(text.format(cls=name))
+        assert issubclass(error, type(raised))
 
 
 @pytest.mark.parametrize(
@@ -283,29 +297,29 @@ def test_the_words_are_torch_s_where_torch_refuses_it_too(name, action, kind, te
         ("LambdaLR", {"lr_lambda": [abs, 3]}, "LambdaLR: lr_lambda[1] must be a function of the step, got 3"),
         (
             "LambdaLR",
-            {"lr_lambda": [abs, returning(None)]},
-            "odd, of group 1, at epoch 0 must return a number, got None",
+            {"lr_lambda": [abs, function_returning(None)]},
+            "function, of group 1, at epoch 0 must return a number, got None",
         ),
         (
             "LambdaLR",
-            {"lr_lambda": returning(math.nan)},
-            "odd, of group 0, at epoch 0 must return a finite number, got nan",
+            {"lr_lambda": function_returning(math.nan)},
+            "function, of group 0, at epoch 0 must return a finite number, got nan",
         ),
     ],
 )
-def test_the_message_says_what_is_wrong_and_what_is_near(name, arguments, words):
+def test_message_has_problem_and_suggestion(name, arguments, words):
     with pytest.raises(OptplugError) as caught:
         CLASSES[name](sgd(), **arguments)
     assert words in str(caught.value)
 
 
-def test_a_class_of_a_plugin_checks_its_keywords_too():
+def test_third_party_scheduler_checks_its_keywords():
     class Halving(GeometricLR):
         def cuts(self, t):
             return t
 
     with pytest.raises(
-        KIND, match=r"Halving.__init__\(\) got an unexpected keyword argument 'gama'.*did you mean 'gamma'"
+        WRONG_TYPE, match=r"Halving.__init__\(\) got an unexpected keyword argument 'gama'.*did you mean 'gamma'"
     ):
         Halving(sgd(), gama=0.5)
 
@@ -313,16 +327,16 @@ def test_a_class_of_a_plugin_checks_its_keywords_too():
         def multiplier(self, t):
             return 1.0
 
-    with pytest.raises(KIND, match="unexpected keyword argument 'last_epochs'; did you mean 'last_epoch'"):
+    with pytest.raises(WRONG_TYPE, match="unexpected keyword argument 'last_epochs'; did you mean 'last_epoch'"):
         Flat(sgd(), last_epochs=3)
     Flat(sgd())
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_at_least_ten_bad_inputs_of_every_class_are_refused(name):
-    assert len({what for what, *_ in BAD_INPUTS[name]}) == len(BAD_INPUTS[name]) >= 10
+def test_every_class_has_at_least_ten_invalid_inputs(name):
+    assert len({what for what, *_ in INVALID_INPUTS[name]}) == len(INVALID_INPUTS[name]) >= 10
 
 
 if __name__ == "__main__":
-    for name, bad in BAD_INPUTS.items():
-        print(f"{name:20} {len(bad)}")
+    for name, invalid in INVALID_INPUTS.items():
+        print(f"{name:20} {len(invalid)}")

@@ -1,4 +1,4 @@
-"""Warmup around any scheduler: learning rate = base x warmup(step) x schedule."""
+"""Warmup around any scheduler: learning rate = base learning rate x warmup factor x schedule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import optplug
 from optplug.errors import ConfigError, ConfigTypeError
 from optplug.schedulers.warmup import Warmup
 
-SCHEDULES: dict[str, Callable[[Any], Any]] = {
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "optplug's cosine": lambda o: optplug.create_scheduler("cosine_annealing_lr", o, T_max=9, eta_min=0.01),
     "torch's cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 9, 0.01),
     "torch's LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.9**t),
@@ -33,49 +33,49 @@ def sgd(*lrs: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups)
 
 
-def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+def lrs_of(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-def plateau(optimizer: Any, **arguments: Any) -> Any:
+def make_plateau(optimizer: Any, **arguments: Any) -> Any:
     return optplug.create_scheduler("reduce_lr_on_plateau", optimizer, **arguments)
 
 
-def alone(make: Callable[[Any], Any], lrs: tuple[float, ...], steps: int) -> list[list[float]]:
-    """The rates of a schedule without warmup."""
+def lrs_without_warmup(make: Callable[[Any], Any], lrs: tuple[float, ...], steps: int) -> list[list[float]]:
+    """Return the learning rates of a schedule without warmup, before the first step and after each step."""
     optimizer = sgd(*lrs)
     scheduler = make(optimizer)
-    path = [rates(optimizer)]
+    path = [lrs_of(optimizer)]
     for _ in range(steps):
         optimizer.step()
         scheduler.step()
-        path.append(rates(optimizer))
+        path.append(lrs_of(optimizer))
     return path
 
 
-@pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("start", [None, 0.2, 1.0])
-def test_the_rate_is_base_times_warmup_times_schedule(make: Any, start: float | None):
+def test_lr_is_base_lr_times_warmup_factor_times_schedule(make: Any, start: float | None):
     lrs, n = (0.5, 0.1), 4
     optimizer = sgd(*lrs)
     warmup = Warmup(make(optimizer), n, start)
     first = 1 / n if start is None else start
-    for step, expected in enumerate(alone(make, lrs, 12)):
+    for step, expected in enumerate(lrs_without_warmup(make, lrs, 12)):
         factor = 1.0 if step >= n else first + (1 - first) * step / n
-        assert rates(optimizer) == [lr * factor for lr in expected]
-        assert warmup.get_last_lr() == rates(optimizer)
+        assert lrs_of(optimizer) == [lr * factor for lr in expected]
+        assert warmup.get_last_lr() == lrs_of(optimizer)
         optimizer.step()
         warmup.warmup_step()
         warmup.step()
 
 
-@pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
-def test_the_schedule_may_step_less_often_than_the_optimizer(make: Any):
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_schedule_may_step_less_often_than_the_optimizer(make: Any):
     optimizer = sgd()
     warmup = Warmup(make(optimizer), 5)
-    for epoch, (lr,) in enumerate(alone(make, (0.5,), 4)):
+    for epoch, (lr,) in enumerate(lrs_without_warmup(make, (0.5,), 4)):
         for batch in range(3):
-            assert rates(optimizer) == [lr * min(1, warmup.factor(3 * epoch + batch))]
+            assert lrs_of(optimizer) == [lr * min(1, warmup.factor(3 * epoch + batch))]
             optimizer.step()
             warmup.warmup_step()
         warmup.step()
@@ -86,31 +86,31 @@ def test_the_schedule_may_step_less_often_than_the_optimizer(make: Any):
     start=st.none() | st.floats(0.001, 1),
     moves=st.lists(st.sampled_from(["warmup_step", "step"]), max_size=60),
 )
-def test_any_order_of_steps_ends_at_warmup_times_schedule(steps: int, start: float | None, moves: list[str]):
-    make = SCHEDULES["torch's LambdaLR"]
+def test_any_order_of_steps_gives_warmup_factor_times_schedule(steps: int, start: float | None, moves: list[str]):
+    make = SCHEDULERS["torch's LambdaLR"]
     optimizer = sgd()
     warmup = Warmup(make(optimizer), steps, start)
     optimizer.step()
     for move in moves:
         getattr(warmup, move)()
-    expected = alone(make, (0.5,), moves.count("step"))[-1][0] * warmup.factor(moves.count("warmup_step"))
-    assert math.isclose(rates(optimizer)[0], expected, rel_tol=1e-12)
+    expected = lrs_without_warmup(make, (0.5,), moves.count("step"))[-1][0] * warmup.factor(moves.count("warmup_step"))
+    assert math.isclose(lrs_of(optimizer)[0], expected, rel_tol=1e-12)
 
 
-def test_after_the_warmup_the_rates_are_the_schedule_s_own():
-    make = SCHEDULES["optplug's cosine"]
+def test_lrs_after_the_warmup_equal_those_of_the_schedule():
+    make = SCHEDULERS["optplug's cosine"]
     optimizer = sgd()
     warmup = Warmup(make(optimizer), 3)
-    for expected in alone(make, (0.5,), 9)[1:]:
+    for expected in lrs_without_warmup(make, (0.5,), 9)[1:]:
         optimizer.step()
         warmup.warmup_step()
         warmup.step()
         if not warmup.is_warming_up:
-            assert rates(optimizer) == expected
+            assert lrs_of(optimizer) == expected
 
 
-def test_counting_ends_with_the_warmup():
-    warmup = Warmup(SCHEDULES["optplug's cosine"](sgd()), 2)
+def test_steps_are_counted_during_the_warmup_only():
+    warmup = Warmup(SCHEDULERS["optplug's cosine"](sgd()), 2)
     assert [warmup.is_warming_up for _ in range(4) if warmup.warmup_step() is None] == [True, False, False, False]
     assert warmup.steps_taken == 2
 
@@ -118,78 +118,78 @@ def test_counting_ends_with_the_warmup():
 # ------------------------------------------------------------------------------------------------------------- plateaus
 
 
-def test_bad_values_during_warmup_do_not_count_and_the_best_is_remembered():
+def test_plateau_counts_no_bad_values_during_warmup_but_stores_the_best():
     optimizer = sgd()
-    warmup = Warmup(plateau(optimizer, patience=1, factor=0.1), 3)
+    warmup = Warmup(make_plateau(optimizer, patience=1, factor=0.1), 3)
     for value in (5.0, 4.0, 7.0):
         warmup.step(value)
         warmup.step(9.0)
         assert (warmup.num_bad_epochs, warmup.patience) == (0, 1)
         warmup.warmup_step()
-    assert (warmup.best, rates(optimizer)) == (4.0, [0.5])
+    assert (warmup.best, lrs_of(optimizer)) == (4.0, [0.5])
     warmup.step(4.5)
-    assert (warmup.num_bad_epochs, rates(optimizer)) == (1, [0.5])
+    assert (warmup.num_bad_epochs, lrs_of(optimizer)) == (1, [0.5])
     warmup.step(4.5)
-    assert rates(optimizer) == [0.05]
+    assert lrs_of(optimizer) == [0.05]
 
 
-def test_torch_s_plateau_warms_up_alike():
+def test_plateau_of_torch_can_be_warmed_up():
     optimizer = sgd()
     warmup = Warmup(lr_scheduler.ReduceLROnPlateau(optimizer, patience=0), 2)
     paths = []
     for value in (1.0, 2.0, 3.0, 4.0):
-        paths += rates(optimizer)
+        paths += lrs_of(optimizer)
         warmup.step(value)
         warmup.warmup_step()
     assert paths == [0.25, 0.375, 0.5, 0.05]
 
 
-def test_the_lowest_rate_holds_for_the_rate_without_warmup():
+def test_min_lr_applies_to_the_lr_without_warmup():
     optimizer = sgd(0.5)
-    warmup = Warmup(plateau(optimizer, patience=0, factor=0.1, min_lr=0.2), 2)
-    assert rates(optimizer) == [0.25]
+    warmup = Warmup(make_plateau(optimizer, patience=0, factor=0.1, min_lr=0.2), 2)
+    assert lrs_of(optimizer) == [0.25]
     warmup.step(1.0)
-    assert rates(optimizer) == [0.25]  # 0.125 would be below min_lr; the plateau does not see it
+    assert lrs_of(optimizer) == [0.25]  # the plateau sees 0.5, the lr without warmup
     for _ in range(2):
         warmup.warmup_step()
     for _ in range(3):
         warmup.step(2.0)
-    assert rates(optimizer) == [0.2]
+    assert lrs_of(optimizer) == [0.2]
 
 
-def test_a_failing_step_leaves_patience_and_rates_as_they_were():
+def test_exception_in_step_restores_patience_and_lrs():
     optimizer = sgd()
-    warmup = Warmup(plateau(optimizer, patience=3), 2)
+    warmup = Warmup(make_plateau(optimizer, patience=3), 2)
     with pytest.raises(ValueError, match="could not convert"):
         warmup.step("no number")
-    assert (warmup.patience, rates(optimizer)) == (3, [0.25])
+    assert (warmup.patience, lrs_of(optimizer)) == (3, [0.25])
 
 
 # ---------------------------------------------------------------------------------------------------------------- state
 
 
-def course(warmup: Warmup, optimizer: Any, steps: range, listens: bool) -> list[list[float]]:
+def train(warmup: Warmup, optimizer: Any, steps: range, takes_metric: bool) -> list[list[float]]:
     path = []
     for step in steps:
         optimizer.step()
         warmup.warmup_step()
         if step % 2:
-            warmup.step(*((float(step),) if listens else ()))
-        path.append(rates(optimizer))
+            warmup.step(*((float(step),) if takes_metric else ()))
+        path.append(lrs_of(optimizer))
     return path
 
 
 @pytest.mark.parametrize("name", ["optplug's cosine", "torch's StepLR", "plateau"])
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_interrupted_and_resumed_equals_uninterrupted(name: str, stop: int):
-    make = SCHEDULES.get(name, lambda o: plateau(o, patience=0, factor=0.5))
-    listens = name == "plateau"
+def test_resumed_warmup_equals_uninterrupted_warmup(name: str, stop: int):
+    make = SCHEDULERS.get(name, lambda o: make_plateau(o, patience=0, factor=0.5))
+    takes_metric = name == "plateau"
     optimizer = sgd(0.5, 0.1)
-    whole = course(Warmup(make(optimizer), 5), optimizer, range(14), listens)
+    whole = train(Warmup(make(optimizer), 5), optimizer, range(14), takes_metric)
 
     before = sgd(0.5, 0.1)
     warmup = Warmup(make(before), 5)
-    path = course(warmup, before, range(stop), listens)
+    path = train(warmup, before, range(stop), takes_metric)
     file = io.BytesIO()
     torch.save({"optimizer": before.state_dict(), "scheduler": warmup.state_dict()}, file)
     file.seek(0)
@@ -199,11 +199,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(name: str, stop: int):
     resumed = Warmup(make(after), 5)
     after.load_state_dict(loaded["optimizer"])
     resumed.load_state_dict(loaded["scheduler"])
-    assert path + course(resumed, after, range(stop, 14), listens) == whole
+    assert path + train(resumed, after, range(stop, 14), takes_metric) == whole
 
 
-def test_the_state_is_plain_and_one():
-    warmup = Warmup(plateau(sgd(0.5, 0.1)), 4)
+def test_state_dict_contains_plain_values_of_warmup_and_scheduler():
+    warmup = Warmup(make_plateau(sgd(0.5, 0.1)), 4)
     warmup.warmup_step()
     state = warmup.state_dict()
     assert state["warmup"] == {
@@ -222,72 +222,72 @@ def test_the_state_is_plain_and_one():
     "duplicate", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))], ids=["deepcopy", "pickle"]
 )
 @pytest.mark.parametrize("name", ["optplug's cosine", "torch's StepLR", "plateau"])
-def test_a_copy_goes_on_as_the_original(name: str, duplicate: Any):
-    make = SCHEDULES.get(name, lambda o: plateau(o, patience=0, factor=0.5))
+def test_copy_continues_like_the_original(name: str, duplicate: Any):
+    make = SCHEDULERS.get(name, lambda o: make_plateau(o, patience=0, factor=0.5))
     optimizer = sgd(0.5, 0.1)
     warmup = Warmup(make(optimizer), 5)
-    course(warmup, optimizer, range(3), name == "plateau")
+    train(warmup, optimizer, range(3), name == "plateau")
     twin = duplicate(warmup)
-    before = rates(twin.optimizer)
+    before = lrs_of(twin.optimizer)
     assert twin.optimizer is not optimizer
-    assert before == rates(optimizer)
-    original = course(warmup, optimizer, range(3, 9), name == "plateau")
-    assert rates(twin.optimizer) == before
-    assert course(twin, twin.optimizer, range(3, 9), name == "plateau") == original
+    assert before == lrs_of(optimizer)
+    original = train(warmup, optimizer, range(3, 9), name == "plateau")
+    assert lrs_of(twin.optimizer) == before
+    assert train(twin, twin.optimizer, range(3, 9), name == "plateau") == original
 
 
-# ------------------------------------------------------------------------------------------------------- other people
+# -------------------------------------------------------------------------------- changes by other code
 
 
-def test_a_group_added_later_warms_up_from_its_own_base():
+def test_group_added_later_warms_up_to_its_own_base_lr():
     optimizer = sgd(0.5)
-    warmup = Warmup(plateau(optimizer, patience=0), 4)
+    warmup = Warmup(make_plateau(optimizer, patience=0), 4)
     optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 0.1})
     warmup.warmup_step()
-    assert rates(optimizer) == [0.5 * 0.4375, 0.1 * 0.4375]
+    assert lrs_of(optimizer) == [0.5 * 0.4375, 0.1 * 0.4375]
     for _ in range(3):
         warmup.warmup_step()
-    assert rates(optimizer) == [0.5, 0.1]
+    assert lrs_of(optimizer) == [0.5, 0.1]
     warmup.step(1.0)
     warmup.step(2.0)
-    assert rates(optimizer) == pytest.approx([0.05, 0.01], rel=1e-15)
+    assert lrs_of(optimizer) == pytest.approx([0.05, 0.01], rel=1e-15)
 
 
-def test_a_rate_set_by_somebody_else_is_the_rate_as_it_is_now():
+def test_lr_set_by_other_code_is_the_lr_with_warmup():
     optimizer = sgd(0.5, 0.1)
-    warmup = Warmup(plateau(optimizer), 4, 0.5)
+    warmup = Warmup(make_plateau(optimizer), 4, 0.5)
     optimizer.param_groups[0]["lr"] = 1.0
     warmup.step(1.0)
-    assert rates(optimizer) == [1.0, 0.05]
+    assert lrs_of(optimizer) == [1.0, 0.05]
     for _ in range(4):
         warmup.warmup_step()
-    assert rates(optimizer) == [2.0, 0.1]
+    assert lrs_of(optimizer) == [2.0, 0.1]
     optimizer.param_groups[1]["lr"] = 0.3
     warmup.step(1.0)
-    assert rates(optimizer) == [2.0, 0.3]
+    assert lrs_of(optimizer) == [2.0, 0.3]
 
 
 @pytest.mark.parametrize("name", ["optplug's cosine", "plateau"])
-def test_a_rate_in_a_tensor_stays_that_tensor(name: str):
+def test_tensor_lr_is_changed_in_place(name: str):
     lr = torch.tensor(0.5, dtype=torch.float64)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    held = optimizer.param_groups[0]["lr"]
-    make = SCHEDULES.get(name, lambda o: plateau(o, patience=0, factor=0.5))
+    before = optimizer.param_groups[0]["lr"]
+    make = SCHEDULERS.get(name, lambda o: make_plateau(o, patience=0, factor=0.5))
     warmup = Warmup(make(optimizer), 5)
     plain = sgd(0.5)
-    expected = course(Warmup(make(plain), 5), plain, range(12), name == "plateau")
-    assert course(warmup, optimizer, range(12), name == "plateau") == expected
-    assert optimizer.param_groups[0]["lr"] is held
+    expected = train(Warmup(make(plain), 5), plain, range(12), name == "plateau")
+    assert train(warmup, optimizer, range(12), name == "plateau") == expected
+    assert optimizer.param_groups[0]["lr"] is before
 
 
-def test_the_base_rate_stands_in_the_group():
+def test_initial_lr_of_the_group_is_the_base_lr():
     optimizer = sgd(0.5)
-    Warmup(plateau(optimizer), 4)
+    Warmup(make_plateau(optimizer), 4)
     assert optimizer.param_groups[0]["initial_lr"] == 0.5
 
 
-def test_what_the_scheduler_inside_tells_is_asked_of_the_whole():
-    warmup = Warmup(SCHEDULES["optplug's cosine"](sgd()), 4)
+def test_attributes_of_the_inner_scheduler_can_be_read_from_the_warmup():
+    warmup = Warmup(SCHEDULERS["optplug's cosine"](sgd()), 4)
     assert (warmup.T_max, warmup.last_epoch, warmup.base_lrs) == (9, 0, [0.5])
     assert isinstance(warmup, lr_scheduler.LRScheduler)
     with pytest.raises(AttributeError):
@@ -297,7 +297,7 @@ def test_what_the_scheduler_inside_tells_is_asked_of_the_whole():
 @pytest.mark.parametrize(
     ("steps", "start", "error", "message"),
     [
-        (0, None, ConfigError, "warmup steps must be at least 1, got 0; leave warmup out for none"),
+        (0, None, ConfigError, "warmup steps must be at least 1, got 0; to train without warmup, omit it"),
         (1.0, None, ConfigTypeError, "warmup steps must be a whole number of optimizer steps, got 1.0; write 1"),
         (True, None, ConfigTypeError, "warmup steps must be a whole number of optimizer steps, got True"),
         (1, 0.0, ConfigError, "warmup start_factor must be above 0 and at most 1, got 0.0"),
@@ -306,15 +306,15 @@ def test_what_the_scheduler_inside_tells_is_asked_of_the_whole():
         (1, "0.5", ConfigTypeError, "warmup start_factor must be a number, got '0.5'; write it without quotes"),
     ],
 )
-def test_wrong_arguments_are_refused(steps: Any, start: Any, error: type[Exception], message: str):
+def test_invalid_arguments_raise(steps: Any, start: Any, error: type[Exception], message: str):
     with pytest.raises(error) as caught:
-        Warmup(SCHEDULES["optplug's cosine"](sgd()), steps, start)
+        Warmup(SCHEDULERS["optplug's cosine"](sgd()), steps, start)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("first", ["cosine", "plateau", "warmup"])
 @pytest.mark.parametrize("second", ["cosine", "plateau", "warmup"])
-def test_the_state_of_another_kind_of_schedule_is_refused(first: str, second: str):
+def test_state_of_another_kind_of_scheduler_raises(first: str, second: str):
     def make(kind: str) -> Any:
         optimizer = optplug.create_optimizer("sgd", [torch.zeros(1, requires_grad=True)], lr=1.0)
         if kind == "plateau":
@@ -330,8 +330,8 @@ def test_the_state_of_another_kind_of_schedule_is_refused(first: str, second: st
             target.load_state_dict(saved)
 
 
-@pytest.mark.parametrize("curve", [lambda t: (t + 1) / 10, lambda t: t / 10], ids=["from a tenth", "from nothing"])
-def test_a_schedule_need_not_start_at_the_base_rate(curve: Any):
+@pytest.mark.parametrize("curve", [lambda t: (t + 1) / 10, lambda t: t / 10], ids=["from a tenth", "from zero"])
+def test_closed_form_schedule_need_not_start_at_the_base_lr(curve: Any):
     class Curve(optplug.ClosedFormLR):
         def multiplier(self, t: int) -> float:
             return curve(t)
@@ -344,14 +344,14 @@ def test_a_schedule_need_not_start_at_the_base_rate(curve: Any):
         schedule.step()
 
 
-# ------------------------------------------------------------------------------------------- how long it is, and alone
+# ------------------------------------------------------------------------------ warmup without scheduler
 
 
 SGD = {"name": "sgd", "lr": 1.0}
 
 
-def ramp(steps: int, batches: int, first: float | None = None) -> list[float]:
-    """The factors of a warmup, one for each batch."""
+def warmup_factors(steps: int, batches: int, first: float | None = None) -> list[float]:
+    """Return the warmup factor of each batch."""
     start = 1 / steps if first is None else first
     return [min(1.0, start + (1 - start) * step / steps) for step in range(batches)]
 
@@ -367,7 +367,7 @@ def ramp(steps: int, batches: int, first: float | None = None) -> list[float]:
     ids=str,
 )
 @pytest.mark.parametrize("with_callback", [True, False], ids=["callback", "helper"])
-def test_a_warmup_alone_ends_in_a_constant_rate(
+def test_warmup_without_scheduler_ends_at_a_constant_lr(
     scripted_module: type,
     self_configured_module: type,
     trainer: Any,
@@ -383,34 +383,36 @@ def test_a_warmup_alone_ends_in_a_constant_rate(
     else:
         module, run = self_configured_module({"optimizer": SGD, "scheduler": given}), trainer()
     run.fit(module)
-    assert module.lrs == pytest.approx(ramp(steps, 12, first), rel=1e-12)
-    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(ramp(steps, 13, first)[-1], rel=1e-12)
+    assert module.lrs == pytest.approx(warmup_factors(steps, 12, first), rel=1e-12)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(warmup_factors(steps, 13, first)[-1], rel=1e-12)
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [({"epochs": 1}, 4), ({"ratio": 0.25}, 3)], ids=str)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_epochs_and_shares_are_of_optimizer_steps(
+def test_warmup_epochs_and_ratio_count_optimizer_steps(
     scripted_module: type, trainer: Any, optplug_lightning: Any, warmup: Any, steps: int, accumulate: int
 ):
     module = scripted_module()
     callback = optplug_lightning.ConfigureOptimizers(SGD, {"warmup": warmup}, verbose=False)
     trainer(callbacks=callback, accumulate_grad_batches=accumulate).fit(module)
     counted = steps if accumulate == 1 else 2  # of 6 steps, a third and a quarter
-    expected = [ramp(counted, 12)[batch // accumulate] for batch in range(12)]
+    expected = [warmup_factors(counted, 12)[batch // accumulate] for batch in range(12)]
     assert module.lrs == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_warmup_alone_for_the_module_s_own_optimizer(scripted_module: type, trainer: Any, optplug_lightning: Any):
+def test_warmup_without_scheduler_for_the_optimizer_of_the_module(
+    scripted_module: type, trainer: Any, optplug_lightning: Any
+):
     class Own(scripted_module):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=2.0)
 
     module = Own()
     trainer(callbacks=optplug_lightning.ConfigureOptimizers(scheduler={"warmup_steps": 4}, verbose=False)).fit(module)
-    assert module.lrs == pytest.approx([2.0 * factor for factor in ramp(4, 12)], rel=1e-12)
+    assert module.lrs == pytest.approx([2.0 * factor for factor in warmup_factors(4, 12)], rel=1e-12)
 
 
-def test_a_warmup_alone_is_resumed(self_configured_module: type, trainer: Any, tmp_path: Any):
+def test_warmup_without_scheduler_is_resumed(self_configured_module: type, trainer: Any, tmp_path: Any):
     choice = {"optimizer": SGD, "scheduler": {"warmup_steps": 10}}
     whole = self_configured_module(choice)
     trainer().fit(whole)
@@ -419,10 +421,12 @@ def test_a_warmup_alone_is_resumed(self_configured_module: type, trainer: Any, t
     stopped.fit(first)
     stopped.save_checkpoint(tmp_path / "a.ckpt")
     trainer().fit(second, ckpt_path=tmp_path / "a.ckpt")
-    assert first.lrs + second.lrs == whole.lrs == pytest.approx(ramp(10, 12), rel=1e-12)
+    assert first.lrs + second.lrs == whole.lrs == pytest.approx(warmup_factors(10, 12), rel=1e-12)
 
 
-def test_the_account_tells_of_a_warmup_alone(scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any):
+def test_summary_mentions_a_warmup_without_scheduler(
+    scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any
+):
     trainer(callbacks=optplug_lightning.ConfigureOptimizers(SGD, {"warmup": {"epochs": 1}}), max_epochs=1).fit(
         scripted_module()
     )
