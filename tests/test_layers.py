@@ -79,7 +79,7 @@ COMPUTED_IMPORTS = {
     "optplug/registry/plugin_registry.py": "a plugin's target",
     "optplug/lightning/_compat.py": "the installed names of Lightning",
     "optplug/lightning/cli.py": "the installed names of Lightning",
-    "optplug/cli/configs.py": "the model that --model names",
+    "optplug/cli/config_commands.py": "the model that --model names",
 }
 """The files that may import a module whose name is computed, and which module that is."""
 

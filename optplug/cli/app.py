@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from optplug.cli.bench import bench
-from optplug.cli.configs import groups, schema, validate
+from optplug.cli.config_commands import groups, schema, validate
 from optplug.config.describe import describe_registration
 from optplug.errors import OptplugError, UnknownNameError, suggest
 from optplug.registry import KINDS, Registration, registry

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.config.builtins import to_builtins
 from optplug.config.error_collector import ErrorCollector, join_loc, prefix_loc, third_party_errors
 from optplug.config.model import (
     AUTO,
@@ -27,6 +26,7 @@ from optplug.config.param_group_presets import LayerDecay
 from optplug.config.param_groups import MULTIPLIERS, AnyGroupRule, GroupRule, param_groups, trainable_parameters
 from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import check_arguments, parse_collecting
+from optplug.config.plain_data import to_builtins
 from optplug.errors import ConfigError, OptplugError, did_you_mean, one_line, short_list, with_loc
 from optplug.optim.combined import Combined
 from optplug.optim.strict_kwargs import StrictKwargs

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optplug.config import param_selection
-from optplug.config.builtins import to_serializable
 from optplug.config.param_groups import AnyGroupRule
 from optplug.config.param_selection import Selector
+from optplug.config.plain_data import to_serializable
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments
 from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec

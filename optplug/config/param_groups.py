@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optplug.config.builtins import to_serializable
 from optplug.config.error_collector import ErrorCollector, prefix_loc
 from optplug.config.param_group_presets import GroupAssignment, LayerDecay, NoDecay
 from optplug.config.param_selection import ModuleParameter, Selector, check_selector, module_parameters
+from optplug.config.plain_data import to_serializable
 from optplug.errors import ConfigError, with_loc
 
 MULTIPLIERS = {"lr_mult": "lr", "wd_mult": "weight_decay"}

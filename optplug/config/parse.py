@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 from optplug.config import param_group_presets, param_selection
-from optplug.config.builtins import to_builtins
 from optplug.config.error_collector import ErrorCollector
 from optplug.config.model import (
     ARGS,
@@ -33,6 +32,7 @@ from optplug.config.model import (
 )
 from optplug.config.param_groups import MULTIPLIERS, AnyGroupRule, GroupRule
 from optplug.config.param_selection import SELECTOR_KEYS, Selector
+from optplug.config.plain_data import to_builtins
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,

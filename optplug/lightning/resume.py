@@ -20,7 +20,7 @@ from optplug.errors import WiringError, short_list
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.stepping_plan import MonitoredMetric, optimizer_choices, stepping_plans
 from optplug.schedulers.lr import set_lr
-from optplug.schedulers.rebase import apply_settings
+from optplug.schedulers.reconfigure import apply_settings
 
 
 @dataclass

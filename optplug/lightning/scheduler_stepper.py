@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from optplug.config.model import PATIENCE_UNITS
 from optplug.config.param_groups import name_groups, parameter_infos
 from optplug.errors import OptplugError, WiringError, listing, short_list
-from optplug.lightning import train_eval
+from optplug.lightning import optimizer_modes
 from optplug.lightning._compat import loaded_checkpoint, validation_is_due
 from optplug.lightning.checkpoint_metadata import METADATA_KEY, collect_metadata, saved_metadata
 from optplug.lightning.managed_scheduler import (
@@ -175,7 +175,7 @@ class SchedulerStepper:
         self._metadata = saved_metadata(loaded_checkpoint(trainer))  # no longer available when training starts
         self._histories = []
         # A checkpoint without a mode contains evaluation weights.
-        train_eval.set_mode(trainer.optimizers, "eval")
+        optimizer_modes.set_mode(trainer.optimizers, "eval")
         self._update_managed_schedulers(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -213,7 +213,7 @@ class SchedulerStepper:
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._after_batch = False
-        train_eval.set_mode(self._optimizers_with_modes, "train")
+        optimizer_modes.set_mode(self._optimizers_with_modes, "train")
         self._follow_groups(trainer)  # groups that callbacks added; named before LearningRateMonitor logs them
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -267,7 +267,7 @@ class SchedulerStepper:
         return self._plateau_observer.observe(trainer, self._current_plateaus(trainer), moment)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        train_eval.set_mode(trainer.optimizers, "eval")
+        optimizer_modes.set_mode(trainer.optimizers, "eval")
         self._observe(trainer, "epoch")
         self._after_batch, self._epoch_ended = False, True
 
@@ -276,7 +276,7 @@ class SchedulerStepper:
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
             self._after_batch = False
-            train_eval.set_mode(trainer.optimizers, "eval")
+            optimizer_modes.set_mode(trainer.optimizers, "eval")
             self._plateau_observer.begin_validation(trainer)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -285,7 +285,7 @@ class SchedulerStepper:
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
             self._after_validation = False
-            train_eval.set_mode(trainer.optimizers, "eval")  # the module may have changed the mode
+            optimizer_modes.set_mode(trainer.optimizers, "eval")  # the module may have changed the mode
             self._observe(trainer, "sanity" if trainer.sanity_checking else "validation")
 
     # ------------------------------------------------------------------ checkpoints
@@ -298,7 +298,7 @@ class SchedulerStepper:
             if self._epoch_ended and self._observe(trainer, "late"):
                 checkpoint["lr_schedulers"] = [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs]
                 checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
-        train_eval.save_eval_weights(trainer, checkpoint)
+        optimizer_modes.save_eval_weights(trainer, checkpoint)
         late_due = self._epoch_ended and self._plateau_observer.expects_late_value(self._current_plateaus(trainer))
         checkpoint[METADATA_KEY] = {
             **collect_metadata(trainer),
@@ -316,7 +316,7 @@ class SchedulerStepper:
             self._observe(trainer, "late")
         except OptplugError as error:  # an error would discard a training that is complete
             self._plateau_observer.warn(trainer, str(error))
-        train_eval.set_mode(trainer.optimizers, "eval")
+        optimizer_modes.set_mode(trainer.optimizers, "eval")
         for managed in self._managed_schedulers:
             if scheduler_step_count(managed.scheduler) != managed.steps_taken:
                 self._plateau_observer.warn(trainer, _stepped_twice(managed, pl_module))
@@ -340,7 +340,7 @@ class SchedulerStepper:
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
             self._report_histories(trainer)
-        train_eval.set_mode(trainer.optimizers, "eval")
+        optimizer_modes.set_mode(trainer.optimizers, "eval")
         self._release_schedulers()  # Lightning does not call teardown after an exception
 
 

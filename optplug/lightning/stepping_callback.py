@@ -6,7 +6,7 @@ from typing import Any
 
 from optplug.lightning._compat import callback_classes, loaded_checkpoint, restore_data_loaders
 from optplug.lightning.checkpoint_metadata import log_metadata
-from optplug.lightning.rebuild import check_length_units, rebuild_if_stale
+from optplug.lightning.rebuild_optimizers import check_length_units, rebuild_if_stale
 from optplug.lightning.resume import ResumeState, finish_resume, prepare_resume
 from optplug.lightning.scheduler_stepper import SchedulerStepper
 from optplug.lightning.summary import summary_lines

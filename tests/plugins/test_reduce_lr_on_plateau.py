@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 import optplug
-from optplug.schedulers.rebase import apply_settings
+from optplug.schedulers.reconfigure import apply_settings
 from optplug.schedulers.warmup import Warmup
 
 ReduceLROnPlateau = optplug.get_scheduler("reduce_lr_on_plateau")

@@ -19,7 +19,7 @@ from optplug.config.param_groups import ParameterInfo, name_groups, parameter_in
 from optplug.optim.combined import Combined
 from optplug.schedulers.closed_form import ClosedFormLR
 from optplug.schedulers.late_groups import follow_groups
-from optplug.schedulers.rebase import apply_settings
+from optplug.schedulers.reconfigure import apply_settings
 from optplug.schedulers.warmup import Warmup
 
 BASES = (0.1, 0.02)

@@ -9,7 +9,7 @@ from optplug.config.training_length import resolve_lengths
 from optplug.lightning.stepping_plan import OptimizerChoice, optimizer_choices
 from optplug.lightning.trainer_info import training_length
 from optplug.schedulers.lr import lrs_of
-from optplug.schedulers.rebase import set_base_lrs
+from optplug.schedulers.reconfigure import set_base_lrs
 
 
 def rebuild_if_stale(trainer: Any, module: Any) -> None:

@@ -12,7 +12,7 @@ from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import nn
 
 import optplug
-from optplug.lightning import train_eval
+from optplug.lightning import optimizer_modes
 from optplug.optim.combined import Combined
 
 # Some resumed runs save into the folder of the checkpoint that they resume from.
@@ -433,9 +433,9 @@ def test_optimizers_without_both_methods_are_not_switched():
         plain.append(type("Half", (torch.optim.SGD,), {half: lambda self: pytest.fail("called")})(net.parameters()))
     trainer, checkpoint = SimpleNamespace(optimizers=plain), {"state_dict": net.state_dict()}
     for mode in ("train", "eval", "train"):
-        train_eval.set_mode(trainer.optimizers, mode)
+        optimizer_modes.set_mode(trainer.optimizers, mode)
     before = dict(checkpoint)
-    train_eval.save_eval_weights(trainer, checkpoint)  # raises if it used the strategy, which this trainer lacks
+    optimizer_modes.save_eval_weights(trainer, checkpoint)  # raises if it used the strategy, which this trainer lacks
     assert checkpoint == before
 
 

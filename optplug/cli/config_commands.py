@@ -16,7 +16,7 @@ from optplug.config.error_collector import join_loc
 from optplug.errors import ConfigError, ConfigErrors, OptplugError, did_you_mean, one_line
 
 if TYPE_CHECKING:  # this module imports torch, and `optplug list` works without importing torch
-    from optplug.cli.files import ConfigFile, ConfigSection
+    from optplug.cli.config_files import ConfigFile, ConfigSection
 
 ConfigArgument = Annotated[Path, typer.Argument(help="A file of YAML or JSON.", metavar="CONFIG")]
 ModelOption = Annotated[
@@ -68,7 +68,7 @@ def schema() -> None:
 
 def _load(path: Path) -> tuple[ConfigFile, ConfigSection, Any]:
     """Read and check a configuration file. If it has errors, the command exits and prints them with their lines."""
-    from optplug.cli.files import ConfigFile, key_errors, read_config_file
+    from optplug.cli.config_files import ConfigFile, key_errors, read_config_file
     from optplug.config.build import parse_and_check
     from optplug.config.error_collector import ErrorCollector
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from optplug.config.builtins import to_builtins
 from optplug.config.model import SUBCOMMANDS, TOP_LEVEL_KEYS
+from optplug.config.plain_data import to_builtins
 from optplug.errors import ConfigError, ConfigTypeError, OptplugError, did_you_mean, listing, one_line, short_list
 from optplug.registry import registry
 from optplug.registry.signature import configurable_arguments
