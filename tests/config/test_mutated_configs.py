@@ -417,6 +417,7 @@ def mutated_configs(draw: Any) -> dict[str, Any]:
 SCHEMA = jsonschema.Draft202012Validator(json_schema())
 
 
+@pytest.mark.slow
 @given(mutated_configs())
 @MANY_EXAMPLES
 @pytest.mark.filterwarnings("ignore:verbose does nothing:DeprecationWarning")

@@ -60,6 +60,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_example_learns_in_a_few_epochs(tmp_path: Path) -> None:
     result = run(tmp_path, "--trainer.max_epochs=16")
     assert result.returncode == 0, result.stderr
@@ -70,6 +71,7 @@ def test_example_learns_in_a_few_epochs(tmp_path: Path) -> None:
     assert {"config.yaml", "metrics.csv", "samples.png"} <= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_example_exits_with_an_error_if_the_distance_does_not_fall(tmp_path: Path) -> None:
     result = run(tmp_path, "--trainer.limit_train_batches=1", "--trainer.max_epochs=1")
     assert result.returncode == 1

@@ -81,6 +81,7 @@ def run(program: str, *hidden: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
 def test_one_import_name_installed(name: str) -> None:
     (other,) = set(PACKAGES) - {name}

@@ -186,7 +186,7 @@ def weights_and_states(run: Any, module: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("automatic", [True, False], ids=["automatic", "manual"])
+@pytest.mark.parametrize("automatic", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["automatic", "manual"])
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_resumed_run_equals_uninterrupted_run(
     pl: Any,

@@ -186,7 +186,7 @@ QUICK = ("quadratic", "rosenbrock-2")
         pytest.param(name, dtype, id=f"{name}-{dtype}", marks=() if quick else pytest.mark.slow)
         for name in PROBLEMS
         for dtype in LIMITS
-        for quick in (dtype is torch.float64 or name in QUICK,)
+        for quick in (name in QUICK,)
     ],
 )
 @pytest.mark.parametrize("case", CASES)

@@ -219,7 +219,11 @@ ENGINES_AND_DTYPES = [
 ]
 
 
-@pytest.mark.parametrize(("engine", "dtype"), ENGINES_AND_DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("engine", "dtype"),
+    [pytest.param(*pair, marks=pytest.mark.slow if pair[1] is torch.float32 else ()) for pair in ENGINES_AND_DTYPES],
+    ids=str,
+)
 @pytest.mark.parametrize("name", TORCH)
 def test_all_option_combinations_equal_torch(name, engine, dtype):
     difference, where = worst_difference(name, engine, dtype)
@@ -387,6 +391,7 @@ def torch_test_options() -> dict[str, list[dict[str, Any]]]:
         return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TORCH)
 def test_options_of_torch_tests_equal_torch(name):
     def run(cls, kwargs, **engine_options):

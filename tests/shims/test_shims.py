@@ -572,6 +572,7 @@ def test_full_path_works_without_importing_shims(pl: Any):
     assert output[-2:] == ["optplug.shims.optimizers.adam", registry.get("scheduler", "step_lr").__module__]
 
 
+@pytest.mark.slow
 def test_class_names_of_torch_still_refer_to_torch(pl: Any):
     output = run_python(PROGRAM.format(namespace=pl.__name__, first="import optplug.shims", args=["--optimizer=Adam"]))
     assert output.split()[-2:] == ["torch.optim.Adam", "torch.optim.adam"]
