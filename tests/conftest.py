@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optplug
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import SchedulerSpec, lookup_key
+from support import BATCHES_PER_EPOCH, QUIET
 
 # The same examples on every machine and in every run; the time of an example is not tested.
 settings.register_profile("optplug", derandomize=True, deadline=None)
@@ -24,7 +25,6 @@ settings.load_profile("optplug")
 
 # The optplug module for each import name of Lightning.
 OPTPLUG_MODULES = {"lightning.pytorch": "optplug.lightning", "pytorch_lightning": "optplug.pytorch_lightning"}
-BATCHES_PER_EPOCH = 4
 
 
 @pytest.fixture(autouse=True)
@@ -170,17 +170,7 @@ def trainer(pl: Any, tmp_path: Any) -> Any:
     """A factory of trainers without output and files. Default: three epochs on one CPU."""
 
     def make(**kwargs: Any) -> Any:
-        quiet = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 3,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path,
-        }
-        return pl.Trainer(**{**quiet, **kwargs})
+        return pl.Trainer(**{**QUIET, "default_root_dir": tmp_path, **kwargs})
 
     return make
 

@@ -280,7 +280,7 @@ def test_optplug_contains_only_the_layers():
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_computed_imports_only_in_declared_files(file):
+def test_computed_imports_occur_only_in_declared_files(file):
     computed = [
         node.lineno
         for node in ast.walk(parsed(file))

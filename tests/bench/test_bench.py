@@ -208,7 +208,7 @@ def test_rprop_has_no_fused_path():
     assert not found.skipped
 
 
-def test_options_apply_to_all_paths_and_engine_to_optplug_only():
+def test_options_apply_to_all_paths_but_engine_only_to_optplug():
     chosen = parse_entry("adam:lr=0.25,engine=loop")
     for make in chosen.baseline_paths().values():
         assert make(timing.make_params(SMALL, torch.float32)).param_groups[0]["lr"] == 0.25
@@ -389,7 +389,7 @@ def test_first_two_steps_of_optplug_are_from_a_fresh_process():
     assert min(found.ours.first_steps) > 0
 
 
-def test_fresh_process_receives_the_request(monkeypatch: pytest.MonkeyPatch):
+def test_fresh_process_receives_the_measurement_settings(monkeypatch: pytest.MonkeyPatch):
     request: dict[str, Any] = {}
 
     def run(command: list[str], **options: Any) -> Any:
@@ -581,10 +581,10 @@ def test_plot_has_bars_in_proportion_to_ratios(report: Report, tmp_path: Path):
     pixels = torch.from_numpy(imread(path)[..., :3])
     assert min(pixels.shape[:2]) > 300
 
-    def covered(colour: str) -> int:
+    def count_pixels(colour: str) -> int:
         return int(((pixels - torch.tensor(to_rgb(colour))).abs().amax(-1) < 0.01).sum())
 
-    faster, slower = covered(plot.FASTER_COLOR), covered(plot.SLOWER_COLOR)
+    faster, slower = count_pixels(plot.FASTER_COLOR), count_pixels(plot.SLOWER_COLOR)
     assert faster > 5000
     assert slower > 5000
     # 0.5 and 0.25 of torch's time against 1.5 of it; ticks and the line at 1 take some away.
@@ -634,7 +634,7 @@ def test_command_prints_tables_and_writes_json_and_plot(small_profile: None, tmp
     assert end_next.startswith("rprop on small: ratio")
 
 
-def test_from_prints_a_file_as_tables_or_markdown(report: Report, tmp_path: Path):
+def test_from_option_prints_a_saved_report_as_tables_or_markdown(report: Report, tmp_path: Path):
     path = tmp_path / "old.json"
     path.write_text(dataclasses.replace(report, failures=()).to_json())
     shown = command("--from", path)
@@ -654,7 +654,7 @@ def test_from_prints_a_file_as_tables_or_markdown(report: Report, tmp_path: Path
     assert lines[-1].startswith("Geometric mean of the ratios: tiny 0.87, one 0.25; all 0.57; worst: sgd:momentum=0.9")
 
 
-def test_failures_are_printed_at_the_end(report: Report, tmp_path: Path):
+def test_failed_cells_are_printed_on_stderr(report: Report, tmp_path: Path):
     path = tmp_path / "old.json"
     path.write_text(report.to_json())
     result = command("--from", path)
@@ -797,7 +797,7 @@ def test_unwritable_file_raises_before_the_measurement(monkeypatch: pytest.Monke
     assert "cannot be written: permission denied" in result.stderr
 
 
-def spoiled(**changes: Any) -> bytes:
+def modified_report(**changes: Any) -> bytes:
     read = json.loads(Report.from_results([cell()]).to_json())
     read["cells"][0]["ours"].update(changes.pop("ours", {}))
     return json.dumps(read | changes).encode()
@@ -808,12 +808,12 @@ def spoiled(**changes: Any) -> bytes:
     [
         b"\xff\xfe\x00",
         b"",
-        spoiled(ours={"median": 0.0}),
-        spoiled(ours={"median": "fast"}),
-        spoiled(ours={"extra_bytes": None}),
-        spoiled(ours={"first": ["a", "b"]}),
-        spoiled(machine={}),
-        spoiled(versions=3),
+        modified_report(ours={"median": 0.0}),
+        modified_report(ours={"median": "fast"}),
+        modified_report(ours={"extra_bytes": None}),
+        modified_report(ours={"first": ["a", "b"]}),
+        modified_report(machine={}),
+        modified_report(versions=3),
     ],
 )
 def test_invalid_file_is_a_one_line_error(content: bytes, tmp_path: Path):

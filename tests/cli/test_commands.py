@@ -180,11 +180,11 @@ def test_validate_prints_every_error_with_its_line(run: Any) -> None:
     ],
     ids=str,
 )
-def test_validate_refuses_files_that_are_no_configuration(run: Any, text: Any, message: str) -> None:
+def test_validate_rejects_files_without_a_configuration(run: Any, text: Any, message: str) -> None:
     assert message in "\n".join(error_lines(run("validate", text)))
 
 
-def test_validate_refuses_a_missing_file(run: Any) -> None:
+def test_validate_rejects_a_missing_file(run: Any) -> None:
     assert "config: cannot be read: FileNotFoundError" in run("validate", None, "config").stderr
 
 
@@ -255,7 +255,7 @@ def test_groups_builds_the_model_of_the_file_and_calls_configure_model(run: Any)
     assert "late.bias" in result.stdout
 
 
-def test_groups_of_the_model_s_own_optimizer(run: Any) -> None:
+def test_groups_shows_optimizer_of_configure_optimizers(run: Any) -> None:
     result = run("groups", "scheduler: {name: step_lr, step_size: 1}\n", "--model", "nets:WithOptimizer")
     assert result.stdout.startswith("SGD of WithOptimizer\n\ngroup  parameters")
 
@@ -271,12 +271,12 @@ def test_groups_of_the_model_s_own_optimizer(run: Any) -> None:
         ("nets:Raising", "the model nets.Raising cannot be built: "),
     ],
 )
-def test_groups_refuses_models_that_cannot_be_built(run: Any, model: str | None, message: str) -> None:
+def test_groups_rejects_models_that_cannot_be_built(run: Any, model: str | None, message: str) -> None:
     result = run("groups", "optimizer: sgd\n", *(() if model is None else ("--model", model)))
     assert message in "\n".join(error_lines(result))
 
 
-def test_groups_refuses_wrong_arguments_of_the_model(run: Any) -> None:
+def test_groups_rejects_wrong_arguments_of_the_model(run: Any) -> None:
     lines = error_lines(run("groups", "optimizer: sgd\nmodel: {width: wide}\n", "--model", "nets:Net"))
     assert "the model nets.Net cannot be built: " in lines[0]
     assert "width" in "\n".join(lines)
@@ -285,7 +285,7 @@ def test_groups_refuses_wrong_arguments_of_the_model(run: Any) -> None:
 # ------------------------------------------------------------------------------------------ schema
 
 
-def test_schema_accepts_the_examples_and_refuses_unknown_keys(run: Any) -> None:
+def test_schema_accepts_the_examples_and_rejects_unknown_keys(run: Any) -> None:
     result = run("schema")
     assert result.exit_code == 0
     schema = json.loads(result.stdout)
@@ -320,7 +320,7 @@ def test_validate_accepts_the_examples_with_their_model(run: Any, name: str) -> 
         ("a: &a [*a]\noptimizer: adam\n", "config.yaml:1: is nested too deeply, or contains itself"),
     ],
 )
-def test_validate_refuses_yaml_mistakes(run: Any, text: str, message: str) -> None:
+def test_validate_rejects_invalid_yaml(run: Any, text: str, message: str) -> None:
     assert message in "\n".join(error_lines(run("validate", text)))
 
 

@@ -332,7 +332,7 @@ INVALID_CONFIGS = [
 
 
 @pytest.mark.parametrize("config", INVALID_CONFIGS, ids=json.dumps)
-def test_invalid_config_is_refused_by_schema_and_parse_and_check(config: dict[str, Any]):
+def test_invalid_config_is_rejected_by_schema_and_parse_and_check(config: dict[str, Any]):
     assert schema_errors(config) != []
     assert schema_errors({"fit": config}) != []
     with pytest.raises(OptplugError):
@@ -351,7 +351,7 @@ def test_invalid_config_is_refused_by_schema_and_parse_and_check(config: dict[st
     ],
     ids=json.dumps,
 )
-def test_invalid_top_level_key_or_value_is_refused_with_a_description(config: dict[str, Any]):
+def test_invalid_top_level_key_or_value_is_rejected_with_a_description(config: dict[str, Any]):
     assert schema_errors({"optimizer": "adam", **config}) != []
     assert schema_errors({"fit": {"optimizer": "adam", **config}}) != []
     described = SCHEMA["$defs"]["configuration"]["properties"]

@@ -67,7 +67,7 @@ def test_all_unresolvable_links_are_reported():
     assert [error.loc for error in caught.value.errors] == ["optimizer.lr", "optimizer.eps"]
 
 
-def test_linked_value_is_checked():
+def test_linked_value_out_of_range_raises():
     with pytest.raises(HyperparameterError, match=r"^optimizer(\.lr)?: Invalid learning rate: -1"):
         build(module_with(lr=-1), {"name": "adam", "lr": "module.lr"})
 
@@ -83,6 +83,6 @@ def test_exception_of_a_linked_property_is_wrapped():
 
 
 @pytest.mark.parametrize("text", ["module", "module.", "modul.lr", "module.1", "module.a b", " module.lr"])
-def test_text_similar_to_a_link_is_not_resolved(text: str, error_message: Any):
+def test_malformed_link_is_not_resolved(text: str, error_message: Any):
     message = error_message(HyperparameterTypeError, {"name": "adam", "lr": text})
     assert message.startswith(f"optimizer.lr: Adam: lr must be a number, got {text!r}")

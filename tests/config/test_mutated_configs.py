@@ -27,7 +27,7 @@ from optplug.registry.specs import lookup_key
 
 SLOW_CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 MANY_EXAMPLES = settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=SLOW_CHECKS)
-TRIED: Counter[str] = Counter()
+CONFIG_COUNTS: Counter[str] = Counter()
 """The number of tried configurations by kind of fault or by outcome."""
 
 ConfigPath = tuple[Any, ...]
@@ -327,7 +327,7 @@ def test_each_fault_raises_an_error_at_its_location(fault: tuple[str, dict[str, 
     kind, config, path, word = fault
     before = copy.deepcopy(config)
     errors = errors_of(config)
-    TRIED[kind] += 1
+    CONFIG_COUNTS[kind] += 1
     assert repr(config) == repr(before)
     assert errors
     locs = [error.loc or "optimizer" for error in errors]
@@ -423,7 +423,7 @@ SCHEMA = jsonschema.Draft202012Validator(json_schema())
 @pytest.mark.filterwarnings("ignore:verbose does nothing:DeprecationWarning")
 def test_mutated_config_raises_an_optplug_error_or_is_kept_completely(config: dict[str, Any]) -> None:
     errors = errors_of(config)
-    TRIED["random: invalid" if errors else "random: valid"] += 1
+    CONFIG_COUNTS["random: invalid" if errors else "random: valid"] += 1
     if errors:
         return
     saved = parse_and_check(**config).to_dict()
@@ -459,5 +459,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     test_each_fault_raises_an_error_at_its_location()
     test_mutated_config_raises_an_optplug_error_or_is_kept_completely()
-    for kind, count in sorted(TRIED.items()):
+    for kind, count in sorted(CONFIG_COUNTS.items()):
         print(f"{kind:24}{count:6}")

@@ -84,7 +84,7 @@ def test_other_class_names_that_contain_norm_are_not_norms(name: str):
     assert without_decay(module, of="norms") == {"a.weight", "a.bias"}
 
 
-def test_biases_of_attention_and_recurrent_layers():
+def test_no_decay_selects_biases_of_attention_and_recurrent_layers():
     attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
     assert without_decay(attention, of="biases") == {"in_proj_bias", "out_proj.bias", "bias_k", "bias_v"}
     lstm = nn.LSTM(2, 2, num_layers=2, bidirectional=True)
@@ -212,7 +212,7 @@ def test_frozen_parameters_are_in_no_group():
     assert [[id(p) for p in g["params"]] for g in made.param_groups] == [[id(module[0].weight)], [id(module[0].bias)]]
 
 
-def test_equivalent_forms_of_a_preset():
+def test_equivalent_forms_of_no_decay_are_parsed_equally():
     expected = parse("adam", param_groups="no_decay").param_groups
     assert expected == (NoDecay(),) == (NoDecay(("norms", "biases", "embeddings")),)
     for form in (
@@ -322,17 +322,17 @@ def test_shared_parameter_belongs_to_the_first_layer_of_its_names():
     assert learning_rates(module, "embed.*", "*") == {"head.weight": 0.5, "blocks.0.weight": 1.0}
 
 
-def test_groups_are_named_after_their_layers():
+def test_layer_decay_groups_are_named_after_their_layers():
     rules = [{"preset": "layer_decay", "decay": 0.5, "layers": ["embed.*", "blocks.{}.*", "head.*"]}]
     made = optplug.configure_optimizers(layered_network(2), "sgd", param_groups=rules)["optimizer"]
     assert {g["name"] for g in made.param_groups} == {"embed.*", "blocks.0.*", "blocks.1.*", "head.*"}
 
 
-def test_decay_of_one_gives_every_layer_the_same_lr():
+def test_layer_decay_of_one_gives_every_layer_the_same_lr():
     assert set(learning_rates(layered_network(), "embed.*", "blocks.{}.*", "head.*", decay=1).values()) == {1.0}
 
 
-def test_layer_without_parameters_is_refused():
+def test_layer_without_parameters_is_rejected():
     error = raised_error(layered_network(1), "embed.*", "block.{}.*", "*")
     assert error.loc == "param_groups[0].layers[1]"
     assert str(error) == (
@@ -343,7 +343,7 @@ def test_layer_without_parameters_is_refused():
     assert raised_error(layered_network(1), "*", "head.*").loc == "param_groups[0].layers[1]"
 
 
-def test_parameters_in_no_layer_are_refused():
+def test_parameters_in_no_layer_are_rejected():
     assert str(raised_error(layered_network(2), "embed.*", "head.*")) == (
         "param_groups[0].layers: no layer matches blocks.0.weight, blocks.1.weight; add '*' as the last layer "
         "for all other parameters"

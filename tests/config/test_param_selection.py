@@ -81,7 +81,7 @@ def test_module_parameters_are_named_parameters_including_frozen_ones():
     assert [p.name for p in found if not p.is_trainable] == ["head.weight", "head.bias"]
 
 
-def test_module_that_contains_itself():
+def test_module_that_contains_itself_lists_each_parameter_once():
     module = nn.Sequential(nn.Linear(1, 1))
     module.add_module("again", module)
     assert [p.name for p in module_parameters(module)] == ["0.weight", "0.bias"]
@@ -200,7 +200,7 @@ def test_type_matches_in_a_copy_of_a_parametrized_module():
 
 
 @pytest.mark.parametrize("prefix", WRAPPERS)
-def test_names_have_no_wrapper_prefixes(prefix: str):
+def test_parameter_names_have_no_wrapper_prefixes(prefix: str):
     module = nn.Module()
     module.add_module(prefix, nn.Sequential(MyLinear(1, 1)))
     module.get_submodule(prefix).add_module("inner", nn.Module())
@@ -218,7 +218,7 @@ def test_type_of_a_parametrized_module_in_a_wrapper(prefix: str):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")  # torch's own import
-def test_names_and_types_of_a_compiled_module():
+def test_compiled_module_has_the_original_names_and_types():
     module = torch.compile(network())
     assert [p.name for p in module_parameters(module)] == [name for name, _ in network().named_parameters()]
     assert selected(module, type="MyLinear") == ["head.weight", "head.bias"]
@@ -227,7 +227,7 @@ def test_names_and_types_of_a_compiled_module():
 # ------------------------------------------------------------------------------------------ several keys
 
 
-def test_all_keys_must_match():
+def test_parameter_is_selected_only_if_all_keys_match():
     assert selected(network(), match="blocks.*", regex="bias$", type="Linear") == [
         "blocks.0.linear.bias",
         "blocks.1.linear.bias",
@@ -249,7 +249,7 @@ def test_one_of_several_patterns_of_a_key_must_match(key: str, patterns: list[st
     assert selected(network(), **{key: tuple(patterns)}) == selected(network(), **{key: patterns})
 
 
-def test_several_patterns_of_several_keys():
+def test_keys_with_several_patterns_select_their_intersection():
     assert selected(network(), match=["head.*", "blocks.0.*"], type=["LayerNorm", "MyLinear"]) == [
         "blocks.0.norm.weight",
         "blocks.0.norm.bias",
@@ -294,7 +294,7 @@ def test_shared_module_is_selected_by_each_of_its_names():
 # ------------------------------------------------------------------------------------------ errors
 
 
-def test_pattern_without_a_match_is_refused_with_near_matches():
+def test_pattern_without_a_match_is_rejected_with_near_matches():
     error = raised_error(ConfigError, network()["head"], match=["weight", "wieght"])
     assert error.loc == "match"
     assert str(error) == ("'wieght' matches no parameter of MyLinear; did you mean 'weight'?")
@@ -351,7 +351,7 @@ def test_pattern_that_matches_only_frozen_parameters_is_accepted():
         ("type", nn.Linear, ConfigTypeError, "must be a glob over class names, or a list of them, got <class "),
     ],
 )
-def test_invalid_patterns_are_refused(key: str, value: Any, error: type[OptplugError], message: str):
+def test_invalid_patterns_are_rejected(key: str, value: Any, error: type[OptplugError], message: str):
     with pytest.raises(error) as caught:
         selector_of({key: value, "lr": 1})
     assert type(caught.value) is error

@@ -133,7 +133,7 @@ def test_class_path_raises(key: str, given: Any, error_message: Any):
 
 
 @pytest.mark.parametrize("path", ["torch.optim.Adam", "torch.optim:Adam", "optplug_classic.adam:Adam", "os:system"])
-def test_names_never_import_a_path(path: str, monkeypatch: pytest.MonkeyPatch, error_message: Any):
+def test_import_path_as_name_raises_without_import(path: str, monkeypatch: pytest.MonkeyPatch, error_message: Any):
     parse_and_check("adam", PLATEAU)  # loads all plugins that the test needs
 
     def no_import(name: str, *_: Any, **__: Any) -> None:
@@ -215,7 +215,7 @@ def test_unknown_top_level_key_raises_with_nearest_match(error_message: Any):
     )
 
 
-def test_on_resume_is_checked(error_message: Any):
+def test_invalid_on_resume_raises(error_message: Any):
     assert parse_and_check("adam").on_resume == parse_and_check("adam", on_resume=None).on_resume == "keep"
     assert parse_and_check("adam", on_resume="override_hparams").on_resume == "override_hparams"
     assert error_message(ConfigError, "adam", on_resume="reset_schedule") == (

@@ -16,7 +16,7 @@ from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, Op
 PLATEAU = {"name": "reduce_lr_on_plateau"}
 GENERATOR = {"name": "adam", "match": "generator.*", "lr": 0.1, "scheduler": {"name": "step_lr", "step_size": 3}}
 CRITIC = {"name": "sgd", "type": ["Conv2d", "Linear"], "lr": 0.2, "param_groups": ["no_decay"]}
-GLOBS = "a glob, or a list of them"
+GLOB_TYPE_MESSAGE = "a glob, or a list of them"
 ENTRY_EXAMPLE = "{name: adam, match: 'generator.*', lr: 1.0e-3}"
 
 
@@ -69,7 +69,7 @@ def test_single_entry_needs_no_selector():
             ConfigError,
             "[0]: needs one of match, regex, type to select its parameters",
         ),
-        ([{"name": "adam", "match": 5}], ConfigTypeError, f"[0].match: must be {GLOBS}, got 5"),
+        ([{"name": "adam", "match": 5}], ConfigTypeError, f"[0].match: must be {GLOB_TYPE_MESSAGE}, got 5"),
         (
             [{"name": "adam", "match": "a", "lr": -1}],
             HyperparameterError,

@@ -11,7 +11,7 @@ from optplug.config.param_groups import GroupRule
 from optplug.config.param_selection import Selector
 from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, OptplugError
 
-GLOBS = "a glob, or a list of them"
+GLOB_TYPE_MESSAGE = "a glob, or a list of them"
 LAYER_DECAY_EXAMPLE = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
 ADAM_GROUP_KEYS = (
     "it has amsgrad, betas, capturable, decoupled_weight_decay, differentiable, eps, foreach, fused and 3 more "
@@ -50,10 +50,10 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
             "[0]: must be a mapping such as {match: '*.bias', weight_decay: 0.0}, or the name of a preset, got 5",
         ),
         ([{"lr": 1}], ConfigError, "[0]: needs one of match, regex, type to select parameters; it has lr"),
-        ([{"match": 5}], ConfigTypeError, f"[0].match: must be {GLOBS}, got 5"),
-        ([{"match": []}], ConfigTypeError, f"[0].match: must be {GLOBS}, got []"),
-        ([{"match": ["a", 1]}], ConfigTypeError, f"[0].match: must be {GLOBS}, got ['a', 1]"),
-        ([{"match": ""}], ConfigTypeError, f"[0].match: must be {GLOBS}, got ''"),
+        ([{"match": 5}], ConfigTypeError, f"[0].match: must be {GLOB_TYPE_MESSAGE}, got 5"),
+        ([{"match": []}], ConfigTypeError, f"[0].match: must be {GLOB_TYPE_MESSAGE}, got []"),
+        ([{"match": ["a", 1]}], ConfigTypeError, f"[0].match: must be {GLOB_TYPE_MESSAGE}, got ['a', 1]"),
+        ([{"match": ""}], ConfigTypeError, f"[0].match: must be {GLOB_TYPE_MESSAGE}, got ''"),
         ([{"type": 5}], ConfigTypeError, "[0].type: must be a glob over class names, or a list of them, got 5"),
         ([{"regex": 5}], ConfigTypeError, "[0].regex: must be a regular expression, or a list of them, got 5"),
         (

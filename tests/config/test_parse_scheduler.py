@@ -27,7 +27,7 @@ def test_reserved_keys_have_defaults():
     assert parse_scheduler(PLATEAU).takes_metric
 
 
-def test_interval_and_frequency_are_checked(error_message: Any, collected_errors: Any):
+def test_invalid_interval_or_frequency_raises(error_message: Any, collected_errors: Any):
     assert error_message(ConfigError, "adam", {**COSINE, "interval": "batch"}) == (
         "scheduler.interval: must be 'epoch' or 'step', got 'batch'"
     )
@@ -100,7 +100,7 @@ def test_warmup_of_length_zero_is_none(none: dict[str, Any]):
     assert parse_scheduler({**COSINE, "warmup": none}).warmup is None
 
 
-UNITS = "needs exactly one of steps (optimizer steps), epochs, ratio (of all optimizer steps)"
+WARMUP_UNITS_MESSAGE = "needs exactly one of steps (optimizer steps), epochs, ratio (of all optimizer steps)"
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ UNITS = "needs exactly one of steps (optimizer steps), epochs, ratio (of all opt
             "_steps: means warmup.steps, and warmup is given too: give only one of them",
         ),
         ({"warmup": 5}, ConfigTypeError, ": must be a mapping such as {steps: 100}, got 5"),
-        ({"warmup": {}}, ConfigError, f": {UNITS}, got none"),
-        ({"warmup": {"start_factor": 0.5}}, ConfigError, f": {UNITS}, got none"),
-        ({"warmup": {"steps": 1, "epochs": 1}}, ConfigError, f": {UNITS}, got steps, epochs"),
+        ({"warmup": {}}, ConfigError, f": {WARMUP_UNITS_MESSAGE}, got none"),
+        ({"warmup": {"start_factor": 0.5}}, ConfigError, f": {WARMUP_UNITS_MESSAGE}, got none"),
+        ({"warmup": {"steps": 1, "epochs": 1}}, ConfigError, f": {WARMUP_UNITS_MESSAGE}, got steps, epochs"),
         (
             {"warmup": {"step": 5}},
             ConfigError,

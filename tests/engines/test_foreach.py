@@ -235,7 +235,7 @@ def test_parameter_and_states_can_be_permuted(outputs):
         assert torch.equal(a, b)
 
 
-def test_permuted_states_receive_old_values():
+def test_permuted_states_receive_values_from_before_the_step():
     for engine in ("loop", "foreach"):
         cls = optimizer_of(RandomRule([], (2, 0, 3, 4)))  # p <- a, a <- p, b <- b, c <- c
         p = torch.tensor([7.0], requires_grad=True)
@@ -245,7 +245,7 @@ def test_permuted_states_receive_old_values():
         assert (p.item(), optimizer.state[p]["a"].item()) == (0.0, 7.0)
 
 
-def test_infinite_constants_in_generated_source():
+def test_generated_source_supports_infinite_constants():
     random_rule = RandomRule([("min", 1, 0, 0, float("inf")), ("choose", 1, 0, 0, float("-inf"))], (5, 6, 3, 4))
     for a, b in zip(
         run(optimizer_of(random_rule), "foreach", False), run(optimizer_of(random_rule), "loop", False), strict=True

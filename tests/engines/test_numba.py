@@ -34,7 +34,7 @@ from optplug.engines.numba import CHUNK_SIZE
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 RULES = [name for name in optplug.list_optimizers() if issubclass(optplug.get_optimizer(name), RuleOptimizer)]
-SUBJECTS = {name: OptimizerUnderTest.of(name) for name in RULES}
+TESTED_OPTIMIZERS = {name: OptimizerUnderTest.of(name) for name in RULES}
 Adam, SGD = (optplug.get_optimizer(name) for name in ("adam", "sgd"))
 
 every_rule = pytest.mark.parametrize("name", RULES)
@@ -94,7 +94,7 @@ def train(
         place: copies a tensor to memory; applied to parameters, gradients and states.
         options: the options of the optimizer.
     """
-    subject = SUBJECTS[name]
+    subject = TESTED_OPTIMIZERS[name]
     params = [place(away_from_zero(s, i).to(rounded).to(dtype)).requires_grad_() for i, s in enumerate(SHAPES)]
     optimizer = subject.cls(params, **{"lr": 0.125, **options})
     for step in range(STEPS):
@@ -114,7 +114,7 @@ def train(
 
 @functools.cache
 def reference(name: str, case: int, rounded: torch.dtype) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    options = SUBJECTS[name].cases[case]
+    options = TESTED_OPTIMIZERS[name].cases[case]
     return train(name, torch.float64, rounded, Tensor.clone, **options, engine="loop")
 
 
@@ -122,7 +122,7 @@ def reference(name: str, case: int, rounded: torch.dtype) -> tuple[list[Tensor],
 @every_dtype
 @every_rule
 def test_every_rule_is_within_six_ulps_of_loop_in_float64(name, dtype, state_dtype, three_threads):
-    for number, case in enumerate(SUBJECTS[name].cases):
+    for number, case in enumerate(TESTED_OPTIMIZERS[name].cases):
         place = GuardedMemory()
         params, states = train(name, dtype, dtype, place, **case, engine="numba", state_dtype=state_dtype)
         place.check()
@@ -139,7 +139,7 @@ def test_every_rule_is_within_six_ulps_of_loop_in_float64(name, dtype, state_dty
                 assert figure <= 6, f"{what} of {tuple(b.shape)} off by {figure:.2f} units, {case}"
 
 
-def test_wider_states_have_their_own_precision():
+def test_states_in_a_wider_dtype_are_not_rounded_to_bfloat16():
     """States in a wider dtype are not rounded to bfloat16."""
     for state_dtype in (torch.float32, torch.float64):
         _, states = train("adam", torch.bfloat16, torch.bfloat16, Tensor.clone, engine="numba", state_dtype=state_dtype)
@@ -180,7 +180,7 @@ def is_rounding_error_only(states: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @every_rule
 def test_nan_and_inf_propagate_as_in_loop(name, dtype):
-    subject = SUBJECTS[name]
+    subject = TESTED_OPTIMIZERS[name]
     for case in subject.cases:
         runs = []
         for engine in ("numba", "loop"):
@@ -207,7 +207,7 @@ def test_nan_and_inf_propagate_as_in_loop(name, dtype):
 @every_rule
 def test_nan_propagates_as_in_loop_in_16_bits(name, dtype):
     """Infinity is not compared: it depends on intermediate rounding, which differs between engines."""
-    subject, results = SUBJECTS[name], []
+    subject, results = TESTED_OPTIMIZERS[name], []
     for engine in ("numba", "loop"):
         p = away_from_zero((60,), 1).to(dtype)
         p[::5] = math.nan
@@ -474,10 +474,10 @@ def test_kernel_is_compiled_once_for_all_shapes_and_hyperparameters():
         def rule(p, g, *, lr, betas):
             return p - lr * betas[0] * g + betas[1] * p
 
-    def misses() -> int:
+    def cache_misses() -> int:
         return numba.compiled_kernel.cache_info().misses
 
-    before = misses()
+    before = cache_misses()
     for shapes in (((3,),), ((4, 5), (), (0,), (CHUNK_SIZE + 1,)), ((2,),) * 100, ((2, 3, 4, 5),)):
         params = [torch.ones(shape, requires_grad=True) for shape in shapes]
         optimizer = Own(params, lr=len(shapes), betas=(0.5, 0.5 / len(shapes)))
@@ -486,11 +486,11 @@ def test_kernel_is_compiled_once_for_all_shapes_and_hyperparameters():
                 p.grad = torch.ones_like(p)
             optimizer.param_groups[0].update(lr=0.1 / (step + 1), betas=(0.1 * step, 0.5))
             optimizer.step()
-    assert misses() == before + 1
+    assert cache_misses() == before + 1
     p = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
     p.grad = torch.ones_like(p)
     Own([p]).step()
-    assert misses() == before + 2
+    assert cache_misses() == before + 2
 
 
 class Allocations(TorchDispatchMode):

@@ -214,7 +214,7 @@ def test_parameters_that_overlap_after_a_change_use_loop():
     assert_close("auto and loop", *results, 1.0, 1e-12)
 
 
-def test_dtype_changes_at_the_same_address():
+def test_dtype_change_at_the_same_address_is_detected():
     results = []
     for engine in ("numba", "loop"):
         t = Training(engine, torch.float16)
@@ -228,7 +228,7 @@ def test_dtype_changes_at_the_same_address():
     assert max_difference(*results) <= 0.05
 
 
-def test_module_conversions_during_training():
+def test_module_may_be_converted_between_steps():
     results = []
     for engine in ("auto", "loop"):
         torch.manual_seed(0)

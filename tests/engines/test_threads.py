@@ -41,7 +41,7 @@ def test_exception_in_one_thread_is_raised_after_the_others_end(failing, error):
     assert None in done
 
 
-def test_helpers_that_have_not_started_are_not_waited_for():
+def test_run_in_threads_does_not_wait_for_helpers_that_have_not_started():
     release, started = threading.Event(), threading.Barrier(257)
     busy = [threads._get_pool().submit(lambda: (started.wait(), release.wait())) for _ in range(256)]
     started.wait()  # all threads of the pool are busy

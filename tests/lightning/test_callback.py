@@ -16,30 +16,7 @@ from optplug.errors import ConfigError, WiringError
 from optplug.lightning.managed_scheduler import NEVER_STEPPED_BY_LIGHTNING
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import OptimizerSpec
-
-BATCHES_PER_EPOCH = 4
-"""Number of batches of the scripted module."""
-
-ADAM = {"name": "adam", "lr": 1.0}
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-COSINE = {"name": "cosine_annealing_lr", "T_max": 6}
-RISING = {"val_loss": range(1, 40)}
-
-
-def cosine(t: int, period: int = 6) -> float:
-    """The multiplier of cosine annealing after `t` steps."""
-    scheduler = optplug.create_scheduler("cosine_annealing_lr", torch.optim.SGD([torch.zeros(1)], lr=1.0), T_max=period)
-    return scheduler.multiplier(t)
-
-
-def scheduler_of(fitted: Any) -> Any:
-    return fitted.lr_scheduler_configs[0].scheduler
-
-
-def rounded(lrs: Any) -> list[float]:
-    return [round(float(lr), 9) for lr in lrs]
-
+from support import ADAM, BATCHES_PER_EPOCH, COSINE, PLATEAU, RISING, SGD, cosine, rounded, scheduler_of
 
 # ----------------------------------------------------------------------------------------- What the callback configures
 
@@ -371,7 +348,7 @@ def test_copied_callback_trains_identically(scripted_module: type, trainer: Any,
 # ---------------------------------------------------------------------------------------- Summary at the start of a fit
 
 
-def test_printed_lines_are_exact(scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any):
+def test_summary_has_exact_lines(scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any):
     module = scripted_module(val=RISING)
     configure = optplug_lightning.ConfigureOptimizers(
         {"name": "adam", "lr": 0.5},

@@ -11,10 +11,8 @@ import torch
 from torch import nn
 
 import optplug
+from support import ADAM, PLATEAU, RISING
 
-ADAM = {"name": "adam", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-RISING = {"val_loss": range(1, 40)}
 NAN = float("nan")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -132,7 +130,7 @@ def test_checkpoint_loads_with_weights_only(
         assert set(torch.load(path, weights_only=True)) > {"lr_schedulers", "optimizer_states", "optplug"}
 
 
-def test_every_test_checks_the_checkpoints_it_wrote(
+def test_autouse_fixture_checks_the_checkpoints_of_each_test(
     request: pytest.FixtureRequest, scripted_module: type, tmp_path: Path, capfd: Any
 ) -> None:
     assert "check_checkpoints_hold_plain_data" in request.fixturenames

@@ -157,7 +157,7 @@ def test_name_on_the_command_line_replaces_the_scheduler_of_the_file(cli: Any, w
     assert made.trainer.lr_scheduler_configs[0].scheduler.T_max == 7
 
 
-def test_nested_keys_on_the_command_line(cli: Any, write_config: Any):
+def test_command_line_accepts_nested_keys(cli: Any, write_config: Any):
     made = cli(
         [
             *("--config", write_config(optimizer="adam"), "--scheduler", "optplug-schedules:cosine_annealing_lr"),
@@ -175,7 +175,9 @@ def test_nested_keys_on_the_command_line(cli: Any, write_config: Any):
     assert only_param_group(made)["eps"] == 0.5
 
 
-def test_without_optplug_keys_the_model_configures_itself(cli: Any, write_config: Any, scripted_module: type):
+def test_without_optplug_keys_configure_optimizers_of_the_model_is_used(
+    cli: Any, write_config: Any, scripted_module: type
+):
     class Own(scripted_module):
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -232,11 +234,13 @@ def test_args_may_be_a_mapping(optplug_lightning: Any, model: type, working_dire
 
 
 def test_subclass_may_add_arguments_without_super(optplug_lightning: Any, cli: Any, write_config: Any):
-    class Mine(optplug_lightning.OptplugCLI):
+    class CLIWithOwnArguments(optplug_lightning.OptplugCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.add_argument("--extra", type=int, default=3)
 
-    made = cli(["--config", write_config(optimizer="adam"), "--extra", "4", "--optimizer.lr", "0.02"], base=Mine)
+    made = cli(
+        ["--config", write_config(optimizer="adam"), "--extra", "4", "--optimizer.lr", "0.02"], base=CLIWithOwnArguments
+    )
     assert made.config["extra"] == 4
     assert only_param_group(made)["lr"] == 0.02
 
@@ -546,7 +550,7 @@ def test_scheduler_without_any_optimizer_raises(cli: Any, write_config: Any):
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
-def test_a_length_of_auto_is_the_training_s(cli: Any, write_config: Any, interval: str):
+def test_auto_length_is_the_training_length(cli: Any, write_config: Any, interval: str):
     scheduler = {"name": "cosine_annealing_lr", "T_max": "auto", "interval": interval}
     made = cli(["--config", write_config(optimizer={"name": "sgd", "lr": 1.0}, scheduler=scheduler)])
     assert made.trainer.lr_scheduler_configs[0].scheduler.T_max == {"epoch": 2, "step": 8}[interval]

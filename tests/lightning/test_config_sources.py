@@ -17,6 +17,7 @@ import optplug
 from optplug.config.build import parse_and_check
 from optplug.config.param_groups import group_table
 from optplug.errors import ConfigError, ConfigErrors, OptplugError, UnknownNameError
+from support import QUIET_NO_SANITY, scheduler_of
 
 # pytest's own command line is in sys.argv, and LightningCLI warns about arguments in both places.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
@@ -33,22 +34,6 @@ SETTINGS: dict[str, Any] = {
     },
     "param_groups": ["no_decay", {"match": "layer.weight", "name": "weights", "lr_mult": 0.5}],
 }
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "max_epochs": 3,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
-"""Arguments of a trainer without output and files."""
-
-
-def scheduler_of(fitted: Any) -> Any:
-    return fitted.lr_scheduler_configs[0].scheduler
 
 
 def training_outcome(fitted: Any, module: Any) -> dict[str, Any]:
@@ -68,7 +53,7 @@ def training_outcome(fitted: Any, module: Any) -> dict[str, Any]:
 def reference_outcome(pl: Any, self_configured_module: type) -> dict[str, Any]:
     """The outcome of a training with `SETTINGS` from Python."""
     module = self_configured_module(SETTINGS)
-    fitted = pl.Trainer(**QUIET)
+    fitted = pl.Trainer(**QUIET_NO_SANITY)
     fitted.fit(module)
     return training_outcome(fitted, module)
 
@@ -76,7 +61,7 @@ def reference_outcome(pl: Any, self_configured_module: type) -> dict[str, Any]:
 # --------------------------------------------------------------- Python, YAML, command line and Hydra train identically
 
 
-def test_settings_take_effect(reference_outcome: dict[str, Any]) -> None:
+def test_reference_run_applies_all_settings(reference_outcome: dict[str, Any]) -> None:
     assert [group["group"] for group in reference_outcome["groups"]] == ["weights", "no_decay"]
     assert [group["weight_decay"] for group in reference_outcome["groups"]] == [0.01, 0.0]
     assert [group["lr"] for group in reference_outcome["groups"]] == [0.025, 0.05]
@@ -88,7 +73,7 @@ def test_callback_and_yaml_train_identically(
 ) -> None:
     for given in (SETTINGS, yaml.safe_load(yaml.safe_dump(SETTINGS)), parse_and_check(**SETTINGS).to_dict()):
         module = scripted_module()
-        fitted = pl.Trainer(**QUIET, callbacks=optplug_lightning.ConfigureOptimizers(**given, verbose=False))
+        fitted = pl.Trainer(**QUIET_NO_SANITY, callbacks=optplug_lightning.ConfigureOptimizers(**given, verbose=False))
         fitted.fit(module)
         assert training_outcome(fitted, module) == reference_outcome
 
@@ -97,7 +82,7 @@ def test_optplug_cli_trains_identically(
     optplug_lightning: Any, scripted_module: type, reference_outcome: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": QUIET, **SETTINGS}))
+    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": QUIET_NO_SANITY, **SETTINGS}))
 
     class Model(scripted_module):
         def __init__(self) -> None:
@@ -106,7 +91,7 @@ def test_optplug_cli_trains_identically(
     file_arguments = ["--config", str(path)]
     command_line = [
         "--seed_everything=1",
-        f"--trainer={json.dumps(QUIET)}",
+        f"--trainer={json.dumps(QUIET_NO_SANITY)}",
         "--optimizer",
         "SGD",
         "--optimizer.lr",
@@ -137,7 +122,7 @@ def test_unmodified_lightning_cli_trains_identically(
         "init_args": {**SETTINGS, "verbose": False},
     }
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": {**QUIET, "callbacks": [callback]}}))
+    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": {**QUIET_NO_SANITY, "callbacks": [callback]}}))
 
     class Model(scripted_module):
         def __init__(self) -> None:
@@ -169,11 +154,11 @@ def test_hydra_trains_identically(
         }
     )
     module = scripted_module()
-    fitted = pl.Trainer(**QUIET, callbacks=instantiate(given.callback))
+    fitted = pl.Trainer(**QUIET_NO_SANITY, callbacks=instantiate(given.callback))
     fitted.fit(module)
     assert training_outcome(fitted, module) == reference_outcome
     module = self_configured_module(given.settings)
-    fitted = pl.Trainer(**QUIET)
+    fitted = pl.Trainer(**QUIET_NO_SANITY)
     fitted.fit(module)
     assert training_outcome(fitted, module) == reference_outcome
 
@@ -190,14 +175,14 @@ def test_saved_hyperparameters_train_identically(
             return optplug.configure_optimizers(self, **self.hparams)
 
     module = Model(**SETTINGS)
-    fitted = pl.Trainer(**QUIET)
+    fitted = pl.Trainer(**QUIET_NO_SANITY)
     fitted.fit(module)
     assert training_outcome(fitted, module) == reference_outcome
     fitted.save_checkpoint(tmp_path / "last.ckpt")
     hparams = torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"]
     assert hparams == SETTINGS
     again = Model(**hparams)
-    fitted = pl.Trainer(**QUIET)
+    fitted = pl.Trainer(**QUIET_NO_SANITY)
     fitted.fit(again)
     assert training_outcome(fitted, again) == reference_outcome
 
@@ -296,7 +281,14 @@ def test_auto_and_interpolated_values_are_valid_in_yaml(
         path = tmp_path / "config.yaml"
         scheduler = {"name": COSINE, "T_max": t_max}
         path.write_text(
-            yaml.safe_dump({"seed_everything": 1, "trainer": QUIET, "optimizer": "adam", "scheduler": scheduler})
+            yaml.safe_dump(
+                {
+                    "seed_everything": 1,
+                    "trainer": QUIET_NO_SANITY,
+                    "optimizer": "adam",
+                    "scheduler": scheduler,
+                }
+            )
         )
         cli = optplug_lightning.OptplugCLI(
             Model, run=False, args=["--config", str(path)], save_config_callback=None, **kwargs

@@ -12,10 +12,9 @@ from torch import nn
 import optplug
 from optplug.config.build import parse_and_check
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
+from support import PLATEAU, SGD
 
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-WORSE = {"val_loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+RISING_LOSSES = {"val_loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 
 
 def final_lrs(made: Any) -> list[float]:
@@ -135,12 +134,12 @@ def test_copy_made_during_training_can_be_trained(
 # ------------------------------------------------------------------------------------------------------- errors
 
 
-def test_two_callbacks_raise(optplug_lightning: Any, scripted_module: type, trainer: Any) -> None:
+def test_second_callback_without_optimizer_raises(optplug_lightning: Any, scripted_module: type, trainer: Any) -> None:
     callbacks = [
         optplug_lightning.ConfigureOptimizers(SGD, PLATEAU, verbose=False),
         optplug_lightning.ConfigureOptimizers(verbose=False),
     ]
-    module = scripted_module(val=WORSE)
+    module = scripted_module(val=RISING_LOSSES)
     with pytest.raises(WiringError, match="the trainer has two ConfigureOptimizers callbacks: keep one"):
         trainer(callbacks=callbacks).fit(module)
     assert module.lrs == []

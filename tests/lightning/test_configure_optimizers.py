@@ -11,22 +11,11 @@ import optplug
 from optplug.errors import WiringError
 from optplug.lightning.managed_scheduler import NEVER_STEPPED_BY_LIGHTNING
 from optplug.lightning.scheduler_stepper import SchedulerStepper
-
-ADAM = {"name": "adam", "lr": 1.0}
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-COSINE = {"name": "cosine_annealing_lr", "T_max": 6}
-RISING = {"val_loss": range(1, 40)}
-
-
-def cosine(t: int, period: int = 6) -> float:
-    """The multiplier of cosine annealing after `t` steps."""
-    scheduler = optplug.create_scheduler("cosine_annealing_lr", torch.optim.SGD([torch.zeros(1)], lr=1.0), T_max=period)
-    return scheduler.multiplier(t)
+from support import ADAM, COSINE, PLATEAU, RISING, SGD, cosine
 
 
 @pytest.mark.both_import_names
-def test_module_configures_itself(self_configured_module: type, trainer: Any):
+def test_module_may_return_the_result_of_optplug_configure_optimizers(self_configured_module: type, trainer: Any):
     module = self_configured_module({"optimizer": ADAM, "scheduler": COSINE})
     fitted = trainer()
     fitted.fit(module)

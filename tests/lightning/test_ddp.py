@@ -18,6 +18,7 @@ import torchmetrics
 from torch import nn
 
 from optplug.errors import WiringError
+from support import PLATEAU
 
 pytestmark = [
     pytest.mark.timeout(90),
@@ -29,7 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create"),
 ]
 ADAM = {"name": "adam", "lr": 0.1}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
 
 
 @pytest.fixture(autouse=True)

@@ -84,7 +84,7 @@ def test_example_runs_with_fast_dev_run(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("samples.png")) == []
 
 
-def test_configuration_is_valid_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gan_configuration_passes_validate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))  # gan.py imports digits.py from its own folder
     arguments = ["validate", str(EXAMPLES / "gan.yaml"), "--model", f"{EXAMPLES / 'gan.py'}:DigitsGAN"]
     result = CliRunner().invoke(app, arguments)
@@ -128,7 +128,7 @@ def test_each_schedule_is_stepped_at_its_own_interval(
     ]
 
 
-def test_validation_noise_is_fixed(gan: Any) -> None:
+def test_validation_uses_fixed_noise(gan: Any) -> None:
     torch.manual_seed(0)
     first = gan.DigitsGAN()
     torch.manual_seed(1)

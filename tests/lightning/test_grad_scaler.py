@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from support import SGD
+
 BATCHES = 4
 """The number of batches in an epoch of `scripted_module`."""
 
-SGD = {"name": "sgd", "lr": 1.0}
 ADAM = {"name": "adam", "lr": 0.1}
 FUSED = {**ADAM, "fused": True}
 EXPONENTIAL = {"name": "exponential_lr", "gamma": 0.5, "interval": "step"}
@@ -23,7 +24,7 @@ PLATEAU = {
     "factor": 0.5,
     "monitor": "val_loss",
 }
-WORSE = {"val_loss": [0.0, 1.0, 2.0, 3.0, 4.0]}
+RISING_LOSSES = {"val_loss": [0.0, 1.0, 2.0, 3.0, 4.0]}
 
 OVERFLOWING_BATCHES = {"first": {0}, "first two": {0, 1}, "middle": {5}, "last of an epoch": {3}, "many": {0, 2, 3, 7}}
 automatic_and_manual = pytest.mark.parametrize("automatic", [True, False], ids=["automatic", "manual"])
@@ -111,7 +112,7 @@ def test_patience_in_steps_does_not_count_skipped_steps(
     overflowing_module: type, fit_with_scaler: Any, automatic: bool, optimizer: Any, overflows: Any, cut: int
 ) -> None:
     """The first value is the best. The lr is cut at the first validation that is more than six steps later."""
-    module = overflowing_module(overflows, automatic, val=WORSE)
+    module = overflowing_module(overflows, automatic, val=RISING_LOSSES)
     fit_with_scaler(optimizer, PLATEAU, module=module, max_epochs=cut + 2)
     epochs = [module.lrs[epoch * BATCHES] for epoch in range(cut + 2)]
     assert epochs == [0.1] * (cut + 1) + [0.05]
@@ -187,14 +188,14 @@ def test_each_of_two_optimizers_has_its_own_step_count(
 def test_steps_skipped_at_the_initial_scale_are_not_counted(pl: Any, fit: Any, scripted_module: type) -> None:
     """With torch's initial scale, 16-bit gradients overflow until the scaler has reduced the scale."""
 
-    class Steep(scripted_module):
+    class LargeGradients(scripted_module):
         def loss(self, batch: Any) -> Any:
             return 100 * super().loss(batch)
 
         def on_train_batch_start(self, *_: Any) -> None:
             self.scales = [*getattr(self, "scales", []), scaler.get_scale()]
 
-    scaler, module = torch.amp.GradScaler("cpu"), Steep()
+    scaler, module = torch.amp.GradScaler("cpu"), LargeGradients()
     fit(ADAM, EXPONENTIAL, module=module, plugins=[pl.plugins.MixedPrecision("16-mixed", "cpu", scaler)])
     overflows = {
         i for i, (scale, later) in enumerate(zip(module.scales, module.scales[1:], strict=False)) if later < scale
@@ -213,7 +214,7 @@ def test_checkpoint_restores_the_step_count(
     overflows = {1, 4, 6, 9, 13}
 
     def run(epochs: int, **kwargs: Any) -> Any:
-        module = overflowing_module(overflows, automatic, val=WORSE)
+        module = overflowing_module(overflows, automatic, val=RISING_LOSSES)
         return fit_with_scaler(optimizer, scheduler, module=module, max_epochs=epochs, **kwargs)
 
     made, _ = run(2)

@@ -83,7 +83,7 @@ def run(program: str, *hidden: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
-def test_one_import_name_installed(name: str) -> None:
+def test_optplug_works_with_one_lightning_package_installed(name: str) -> None:
     (other,) = set(PACKAGES) - {name}
     ran = run(
         f"""{FIT_PROGRAM}

@@ -26,7 +26,7 @@ RATIO = 0.1
 
 SGD = {"name": "sgd", "lr": 0.01}
 ADAM = {"name": "adam", "lr": 0.01}
-WORSE = {"val_loss": [0.0, 1.0, 2.0, 3.0]}
+RISING_LOSSES = {"val_loss": [0.0, 1.0, 2.0, 3.0]}
 PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5, "eps": 0.0, "monitor": "val_loss"}
 BOUNDED = {**PLATEAU, "min_lr": [1e-5]}
 
@@ -48,7 +48,7 @@ schedules_with_warmup = pytest.mark.parametrize("schedule", WITH_WARMUP.values()
 callback_orders = pytest.mark.parametrize("first", [True, False], ids=["optplug first", "optplug last"])
 
 pytestmark = [
-    pytest.mark.usefixtures("plugins"),
+    pytest.mark.usefixtures("torch_schedulers"),
     # The resumed runs have no ModelCheckpoint.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create"),
 ]
@@ -64,7 +64,7 @@ def decaying(step: int) -> float:
 
 
 @pytest.fixture
-def plugins(register_schedulers: Any) -> None:
+def torch_schedulers(register_schedulers: Any) -> None:
     """Registers torch's schedulers `one_cycle_lr` and `torch_lambda_lr`, stepped after each optimizer step."""
     register_schedulers(
         SchedulerSpec("one_cycle_lr", OneCycleLR, interval="step"),
@@ -74,11 +74,11 @@ def plugins(register_schedulers: Any) -> None:
 
 @pytest.fixture
 def transfer_module(scripted_module: type) -> Any:
-    """A module with a backbone. It records the learning lrs of all groups at each optimizer step."""
+    """A module with a backbone. It records the learning rates of all groups at each optimizer step."""
 
     class Transfer(scripted_module):
         def __init__(self) -> None:
-            super().__init__(val=WORSE)
+            super().__init__(val=RISING_LOSSES)
             self.backbone = nn.Linear(4, 4)
             self.initial_weight = self.backbone.weight.detach().clone()
             self.lrs_of_steps: list[list[float]] = []
@@ -170,12 +170,12 @@ RATIO_WITHIN_WARMUP = RATIO * (1 / 7 + 6 / 7 * BATCHES / 7)
 
 
 def assert_added_group_is_scheduled(made: Any, module: Any, alone: Any, least: int, ratio: float = RATIO) -> None:
-    """Check the learning lrs of a run in which the backbone's group was added.
+    """Check the learning rates of a run in which the backbone's group was added.
 
     Args:
         made: the trainer.
         module: the module.
-        alone: the module of a run without added group. The first group must have the same learning lrs in both.
+        alone: the module of a run without added group. The first group must have the same learning rates in both.
         least: the least number of optimizer steps with both groups.
         ratio: the learning rate of the added group relative to that of the first group.
     """
@@ -443,7 +443,7 @@ def test_resume_with_finetuning_callback_under_each_policy(
 
 
 @pytest.mark.parametrize("warmup", [{}, {"warmup_steps": 5}], ids=["no warmup", "warmup"])
-def test_replacement_by_weight_averaging_warns_once(pl: Any, fit_with_callbacks: Any, warmup: Any) -> None:
+def test_scheduler_replaced_by_weight_averaging_warns_once(pl: Any, fit_with_callbacks: Any, warmup: Any) -> None:
     averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2, annealing_epochs=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -12,14 +12,8 @@ from torch import nn
 import optplug
 from optplug.config.param_groups import group_table
 from optplug.errors import ConfigError, WiringError
+from support import ADAM, BATCHES_PER_EPOCH, PLATEAU, RISING, SGD, plateau_summary, printed_lines, rounded
 
-BATCHES_PER_EPOCH = 4
-"""Number of batches of the scripted module."""
-
-ADAM = {"name": "adam", "lr": 1.0}
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-RISING = {"val_loss": range(1, 40)}
 COSINE = "cosine_annealing_lr"
 TWO_OPTIMIZERS: list[dict[str, Any]] = [
     {"name": "sgd", "lr": 0.1, "match": "layer.weight", "scheduler": {"name": "exponential_lr", "gamma": 0.5}},
@@ -35,21 +29,6 @@ TWO_OPTIMIZERS: list[dict[str, Any]] = [
 
 def parameters_by_group(module: nn.Module, optimizer: Any) -> dict[str, set[str]]:
     return {row.group: set(row.parameters) for row in group_table(optimizer, module)}
-
-
-def rounded(lrs: Any) -> list[float]:
-    return [round(float(lr), 9) for lr in lrs]
-
-
-def printed_lines(capture: Any) -> list[str]:
-    """The lines that optplug has printed, without their prefix."""
-    return [line.removeprefix("optplug: ") for line in capture.readouterr().out.splitlines() if "optplug: " in line]
-
-
-def plateau_summary(capture: Any) -> str:
-    """The only plateau summary among the printed lines."""
-    (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
-    return line
 
 
 def test_two_optimizers_in_automatic_optimization_raise_before_training(
@@ -216,7 +195,9 @@ def test_each_optimizer_has_its_own_plateau(fit_plateau: Any, two_optimizer_modu
     ]
 
 
-def test_plateau_of_the_second_optimizer_only(fit_plateau: Any, two_optimizer_module: type, capsys: Any) -> None:
+def test_plateau_of_the_second_optimizer_does_not_change_the_first(
+    fit_plateau: Any, two_optimizer_module: type, capsys: Any
+) -> None:
     module = two_optimizer_module(val=RISING)
     two = [{**SGD, "match": "*.weight"}, {**SGD, "match": "*.bias", "scheduler": PLATEAU}]
     fit_plateau(None, None, optimizer=two, module=module)

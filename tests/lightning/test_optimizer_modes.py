@@ -228,7 +228,7 @@ def test_optimizer_has_the_right_mode_in_every_hook(
 
 @automatic_and_manual
 @all_optimizers
-def test_fit_equals_a_loop_that_switches_modes_itself(switching_module, run, make_optimizer, automatic):
+def test_fit_equals_a_manual_loop_that_switches_modes(switching_module, run, make_optimizer, automatic):
     fitted, net, validated = switching_module(make_optimizer, automatic=automatic), network(), []
     run(fitted, num_sanity_val_steps=0)
     optimizer = make_optimizer(net.parameters())
@@ -350,7 +350,9 @@ def test_checkpoint_at_epoch_or_validation_end_has_the_validated_weights(
 
 
 @all_optimizers
-def test_module_may_switch_modes_itself(switching_module, run, save_every_checkpoint, tmp_path, make_optimizer):
+def test_module_may_switch_modes_in_its_own_hooks(
+    switching_module, run, save_every_checkpoint, tmp_path, make_optimizer
+):
     class SwitchesItself(switching_module):
         def on_validation_epoch_start(self) -> None:
             self.optimizer.eval()
@@ -384,7 +386,7 @@ def test_module_may_switch_modes_itself(switching_module, run, save_every_checkp
 
 @all_optimizers
 @pytest.mark.parametrize("combined", [False, True], ids=["two optimizers", "combined"])
-def test_one_of_two_optimizers_has_modes_and_one_layer_has_two_names(
+def test_checkpoint_has_evaluation_weights_of_one_of_two_optimizers_and_a_shared_layer(
     switching_module, run, save_every_checkpoint, batch_end_callback, tmp_path, make_optimizer, combined
 ):
     class WithHead(switching_module):

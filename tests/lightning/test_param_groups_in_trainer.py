@@ -17,6 +17,7 @@ from torch import nn
 import optplug
 from optplug.config.param_groups import group_table
 from optplug.lightning.checkpoint_metadata import group_tables
+from support import QUIET_NO_SANITY
 
 ADAM = {"name": "adam", "lr": 0.1}
 
@@ -26,18 +27,6 @@ pytestmark = [
     # Forked processes warn that their parent has threads, which cannot be avoided with ddp_fork.
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "max_epochs": 3,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
-"""Arguments of a trainer without output and files."""
 
 
 def parameters_by_group(module: nn.Module, optimizer: Any) -> dict[str, set[str]]:
@@ -126,7 +115,7 @@ def test_each_trainable_parameter_is_in_one_group_with_supported_options(name: s
 def test_command_line_groups_parameters_created_in_configure_model(optplug_lightning: Any, late_module: type) -> None:
     args = [
         "--seed_everything=1",
-        f"--trainer={json.dumps(QUIET)}",
+        f"--trainer={json.dumps(QUIET_NO_SANITY)}",
         "--optimizer",
         "sgd",
         "--optimizer.lr",
@@ -194,7 +183,10 @@ def train_sharded(pl: Any, optplug_lightning: Any, scripted_module: type, rank: 
         strategy = pl.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
         callback = optplug_lightning.ConfigureOptimizers(ADAM, param_groups="no_decay", verbose=False)
         fitted = pl.Trainer(
-            **{**QUIET, "devices": 2}, strategy=strategy, callbacks=callback, use_distributed_sampler=False
+            **{**QUIET_NO_SANITY, "devices": 2},
+            strategy=strategy,
+            callbacks=callback,
+            use_distributed_sampler=False,
         )
         fitted.fit(Sharded())
         (folder / f"{rank}.json").write_text(json.dumps(result))

@@ -9,24 +9,12 @@ from typing import Any
 
 import pytest
 
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-RISING = {"val_loss": range(1, 40)}
+from support import PLATEAU, RISING, SGD, plateau_summary, printed_lines
+
 TWELVE_VALUES = {"val_loss": [2.0, 1.0, *[3.0] * 10]}
 PLATEAU_SUMMARY = "plateau: 12 validations seen, 2 cuts (epochs 5, 9), monitor val_loss (min) from ModelCheckpoint"
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-
-
-def printed_lines(capture: Any) -> list[str]:
-    """The lines that optplug has printed, without their prefix."""
-    return [line.removeprefix("optplug: ") for line in capture.readouterr().out.splitlines() if "optplug: " in line]
-
-
-def plateau_summary(capture: Any) -> str:
-    """The only plateau summary among the printed lines."""
-    (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
-    return line
 
 
 @pytest.fixture

@@ -11,33 +11,21 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from optplug.errors import ConfigError, WiringError
 from optplug.lightning.monitor import mode_from_name, only_validation_loss
+from support import (
+    ADAM,
+    BATCHES_PER_EPOCH,
+    PATIENT_PLATEAU,
+    PLATEAU,
+    RISING,
+    SGD,
+    plateau_summary,
+    printed_lines,
+    scheduler_of,
+)
 
-BATCHES_PER_EPOCH = 4
-"""Number of batches of the scripted module."""
-
-ADAM = {"name": "adam", "lr": 1.0}
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-PATIENT_PLATEAU = {**PLATEAU, "patience": 99}
-RISING = {"val_loss": range(1, 40)}
 METRICS = {"val_loss": [1.0, 2.0, 3.0], "val_acc": [0.1, 0.2, 0.3], "val_score": [10.0, 20.0, 30.0]}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-
-
-def scheduler_of(fitted: Any) -> Any:
-    return fitted.lr_scheduler_configs[0].scheduler
-
-
-def printed_lines(capture: Any) -> list[str]:
-    """The lines that optplug has printed, without their prefix."""
-    return [line.removeprefix("optplug: ") for line in capture.readouterr().out.splitlines() if "optplug: " in line]
-
-
-def plateau_summary(capture: Any) -> str:
-    """The only plateau summary among the printed lines."""
-    (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
-    return line
 
 
 @pytest.fixture
@@ -198,7 +186,7 @@ def test_learning_rate_as_monitor_raises(optplug_lightning: Any, where: str) -> 
 
 @pytest.mark.both_import_names
 @pytest.mark.parametrize("forms", [{}, {"on_step": True, "on_epoch": True}], ids=["", "both forms"])
-def test_only_validation_loss_is_used_and_reported(
+def test_only_logged_validation_loss_is_the_default_monitor(
     scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any, forms: Any
 ):
     class LogsForms(scripted_module):
@@ -231,7 +219,7 @@ def test_only_validation_loss_is_used_and_reported(
     ],
     ids=["two", "none", "nothing"],
 )
-def test_no_validation_loss_or_several_raise(
+def test_zero_or_several_validation_losses_without_monitor_raise(
     scripted_module: type, trainer: Any, quiet_callback: Any, val: Any, message: str, batches: int
 ):
     module = scripted_module(val=val, train={"train_loss": [1.0]})
@@ -241,7 +229,7 @@ def test_no_validation_loss_or_several_raise(
     assert len(module.lrs) == batches
 
 
-def test_step_and_epoch_forms_are_one_validation_loss():
+def test_step_and_epoch_forms_count_as_one_validation_loss():
     assert only_validation_loss(["val_loss", "val_loss_step", "val_loss_epoch", "lr-val_loss", "val_acc"]) == "val_loss"
     assert only_validation_loss(["val_loss_epoch"]) == "val_loss_epoch"
 
@@ -288,7 +276,7 @@ def test_missing_metric_is_reported_after_sanity_check_and_raised_after_validati
     ],
 )
 @pytest.mark.parametrize("sanity", [2, 0])
-def test_near_match_is_used_and_reported(
+def test_near_match_of_the_monitor_is_used_and_reported(
     fit_plateau: Any, capsys: Any, configured: str, logged: str, sanity: int
 ) -> None:
     _, module = fit_plateau({logged: [1.0, 2.0], "val_acc": [1.0]}, monitor=configured, num_sanity_val_steps=sanity)
@@ -421,7 +409,7 @@ def torchmetrics_module(scripted_module: type) -> Any:
         (None, "score val metric top1_error loss_accuracy glossy mapping value"),
     ],
 )
-def test_mode_from_name(mode: str | None, names: str):
+def test_mode_from_name_returns_mode_or_raises(mode: str | None, names: str):
     for name in names.split():
         if mode is None:
             with pytest.raises(ConfigError, match=f"^cannot infer from the name '{name}' whether"):
@@ -430,7 +418,7 @@ def test_mode_from_name(mode: str | None, names: str):
             assert mode_from_name(name) == mode
 
 
-def test_mode_is_inferred_from_name(fit_plateau: Any, capsys: Any) -> None:
+def test_mode_of_plateau_is_inferred_from_metric_name(fit_plateau: Any, capsys: Any) -> None:
     _, module = fit_plateau({"val_acc": [0.1, 0.2, 0.3, 0.2]}, monitor="val_acc", max_epochs=5)
     assert module.lrs == [1.0] * 16 + [0.5] * 4
     assert plateau_summary(capsys).endswith("monitor val_acc (max) from the configuration")
@@ -538,7 +526,7 @@ def test_metric_object_without_mode_raises(fit_plateau: Any, torchmetrics_module
 
 
 @pytest.mark.parametrize(("metric", "mode"), [(Score, "max"), (Penalty, "min")])
-def test_mode_from_metric_collection(
+def test_mode_is_inferred_from_metric_collection(
     fit_plateau: Any, torchmetrics_module: Any, capsys: Any, metric: Any, mode: str
 ) -> None:
     module = torchmetrics_module(MetricCollection({"score": metric(), "other": MeanMetric()}, prefix="val_"))
@@ -547,7 +535,7 @@ def test_mode_from_metric_collection(
     assert plateau_summary(capsys).endswith(f"monitor val_score ({mode}) from the configuration")
 
 
-def test_mode_from_metric_object_under_each_of_its_names(
+def test_mode_is_inferred_from_metric_object_under_each_logged_name(
     fit_plateau: Any, torchmetrics_module: Any, capsys: Any
 ) -> None:
     for monitor in ("val_score", "val_score_epoch"):

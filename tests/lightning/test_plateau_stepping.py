@@ -13,33 +13,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import optplug
 from optplug.errors import WiringError
+from support import (
+    BATCHES_PER_EPOCH,
+    PATIENT_PLATEAU,
+    PLATEAU,
+    RISING,
+    SGD,
+    plateau_summary,
+    printed_lines,
+    scheduler_of,
+)
 
-BATCHES_PER_EPOCH = 4
-"""Number of batches of the scripted module."""
-
-ADAM = {"name": "adam", "lr": 1.0}
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-PATIENT_PLATEAU = {**PLATEAU, "patience": 99}
-RISING = {"val_loss": range(1, 40)}
 NAN, INF = float("nan"), float("inf")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-
-
-def scheduler_of(fitted: Any) -> Any:
-    return fitted.lr_scheduler_configs[0].scheduler
-
-
-def printed_lines(capture: Any) -> list[str]:
-    """The lines that optplug has printed, without their prefix."""
-    return [line.removeprefix("optplug: ") for line in capture.readouterr().out.splitlines() if "optplug: " in line]
-
-
-def plateau_summary(capture: Any) -> str:
-    """The only plateau summary among the printed lines."""
-    (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
-    return line
 
 
 # --------------------------------------------------------------------------------------------------- Validation metrics
@@ -101,13 +88,13 @@ def test_sanity_check_does_not_step_plateau(fit_plateau: Any, scripted_module: t
     assert (scheduler_of(fitted).last_epoch, scheduler_of(fitted).best) == (1, 1.0)
 
 
-def test_learning_rate_is_cut_immediately(scripted_module: type, trainer: Any, quiet_callback: Any):
+def test_cut_applies_from_the_next_batch(scripted_module: type, trainer: Any, quiet_callback: Any):
     module = scripted_module(val=RISING)
     trainer(callbacks=quiet_callback(SGD, PLATEAU), val_check_interval=0.5).fit(module)
     assert module.lrs == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625]
 
 
-def test_validation_every_second_epoch(
+def test_plateau_steps_once_per_validation_with_validation_every_second_epoch(
     pl: Any, fit_plateau: Any, torch_module: type, trainer: Any, optplug_lightning: Any
 ) -> None:
     every = {"check_val_every_n_epoch": 2, "max_epochs": 5}  # Lightning issue 10496
@@ -125,13 +112,17 @@ def test_validation_every_second_epoch(
         trainer(**every).fit(without_optplug)
 
 
-def test_first_validation_after_several_epochs(scripted_module: type, trainer: Any, quiet_callback: Any):
+def test_plateau_steps_once_if_first_validation_is_in_the_last_epoch(
+    scripted_module: type, trainer: Any, quiet_callback: Any
+):
     module = scripted_module(val=RISING)
     trainer(callbacks=quiet_callback(SGD, PLATEAU, monitor="val_loss"), check_val_every_n_epoch=3).fit(module)
     assert module.step_values == [1.0]
 
 
-def test_metric_logged_in_some_validations(scripted_module: type, trainer: Any, quiet_callback: Any):
+def test_plateau_steps_only_in_validations_that_log_the_metric(
+    scripted_module: type, trainer: Any, quiet_callback: Any
+):
     class LogsInEvenEpochs(scripted_module):
         def on_validation_epoch_end(self) -> None:
             super().on_validation_epoch_end()
@@ -253,7 +244,7 @@ def test_patience_for_a_training_metric_counts_in_its_unit(
         )
 
 
-def test_improvement_resets_patience_in_every_unit(fit_plateau: Any) -> None:
+def test_improvement_restarts_patience_in_every_unit(fit_plateau: Any) -> None:
     values = {"val_loss": [9, 9, 9, 8, 8, 8, 7, 7, 7, 7]}  # two bad values in a row; three at the end
     for unit, patience in (("validations", 2), ("epochs", 2), ("steps", 2 * BATCHES_PER_EPOCH)):
         _, module = fit_plateau(values, {**PLATEAU, "patience": patience, "patience_unit": unit}, max_epochs=11)
@@ -263,7 +254,7 @@ def test_improvement_resets_patience_in_every_unit(fit_plateau: Any) -> None:
 # --------------------------------------------------------------------------------------------------------------- Warmup
 
 
-def test_learning_rates_of_plateau_with_warmup(scripted_module: type, trainer: Any, quiet_callback: Any):
+def test_plateau_with_warmup_ramps_then_cuts(scripted_module: type, trainer: Any, quiet_callback: Any):
     module = scripted_module(val=RISING)
     trainer(callbacks=quiet_callback(SGD, {**PLATEAU, "warmup_steps": 6}), max_epochs=4).fit(module)
     assert module.lrs == pytest.approx(
@@ -384,7 +375,9 @@ def test_on_nonfinite_ignore_skips_value_and_reports(fit_plateau: Any, capsys: A
 
 @pytest.mark.parametrize("value", NONFINITE_VALUES, ids=str)
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_on_nonfinite_raise(fit_plateau: Any, scripted_module: type, mode: str, value: float) -> None:
+def test_on_nonfinite_raise_raises_wiring_error(
+    fit_plateau: Any, scripted_module: type, mode: str, value: float
+) -> None:
     module = scripted_module(val={"val_score": [1.0, value]})
     with pytest.raises(WiringError) as caught:
         fit_plateau(None, {**PLATEAU, "on_nonfinite": "raise"}, module=module, monitor="val_score", mode=mode)
@@ -406,7 +399,7 @@ def test_patience_does_not_count_ignored_values(fit_plateau: Any, unit: str) -> 
     assert module.lrs == [1.0] * 16 + [0.5] * 4
 
 
-def test_nonfinite_values_during_warmup(fit_plateau: Any) -> None:
+def test_nonfinite_value_during_warmup_is_not_stored_as_best(fit_plateau: Any) -> None:
     configuration = {**PLATEAU, "warmup_steps": 5, "on_nonfinite": "bad"}
     fitted, _ = fit_plateau({"val_loss": [-INF, 1.0, -INF]}, configuration)
     assert scheduler_of(fitted).best == 1.0

@@ -10,14 +10,13 @@ import torch
 
 from optplug.errors import WiringError
 from optplug.lightning.stepping_plan import stepping_plans
+from support import PLATEAU, SGD
 
 BATCHES = 4
 """The number of batches in an epoch of `scripted_module`."""
 
 ADAM = {"name": "adam", "lr": 0.1}
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-WORSE = {"val_loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+RISING_LOSSES = {"val_loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 CONFIGURATIONS = {
     "adam, plateau": (ADAM, PLATEAU),
     "adam, plateau, warmup": (ADAM, {**PLATEAU, "patience": 1, "warmup_steps": 10}),
@@ -242,7 +241,7 @@ def saved(fit: Any, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("lr", [1.0, 2.0])
 def test_override_hparams_keeps_the_cuts_of_a_plateau(fit: Any, scripted_module: type, saved: Any, lr: float) -> None:
-    made, _, path = saved(SGD, PLATEAU, module=scripted_module(val=WORSE), max_epochs=4)
+    made, _, path = saved(SGD, PLATEAU, module=scripted_module(val=RISING_LOSSES), max_epochs=4)
     assert final_lrs(made) == [0.125]
     values = {"val_loss": [0.5]}  # an improvement: no further cut
     made, module = fit(
@@ -281,7 +280,7 @@ def test_changed_monitor_discards_the_best_value(
 
 @pytest.mark.parametrize("sanity", [2, 0])
 @pytest.mark.parametrize("other", [{"monitor": "val_mse"}, {"monitor": "val_loss", "mode": "max"}], ids=str)
-def test_keep_restores_the_monitored_metric_and_its_best_value(
+def test_policy_keep_restores_the_monitored_metric_and_its_best_value(
     fit: Any, scripted_module: type, saved: Any, capsys: Any, other: Any, sanity: int
 ) -> None:
     _, _, path = saved(SGD, {**PLATEAU, "patience": 1}, module=scripted_module(val=TWO_METRICS), monitor="val_loss")
@@ -307,9 +306,9 @@ def test_patience_unit_and_on_nonfinite_follow_the_policy(
     fit: Any, scripted_module: type, saved: Any, policy: str
 ) -> None:
     before = {"scheduler": {**PLATEAU, "patience_unit": "epochs", "on_nonfinite": "ignore"}, "monitor": "val_loss"}
-    _, _, path = saved(SGD, module=scripted_module(val=WORSE), **before)
+    _, _, path = saved(SGD, module=scripted_module(val=RISING_LOSSES), **before)
     now = {**before, "scheduler": {**PLATEAU, "patience_unit": "steps"}}
-    made, _ = fit(SGD, module=scripted_module(val=WORSE), ckpt_path=path, max_epochs=3, on_resume=policy, **now)
+    made, _ = fit(SGD, module=scripted_module(val=RISING_LOSSES), ckpt_path=path, max_epochs=3, on_resume=policy, **now)
     plan = stepping_plans[made.lr_scheduler_configs[0].scheduler]
     assert (plan.patience_unit, plan.on_nonfinite) == (("epochs", "ignore") if policy == "keep" else ("steps", "bad"))
 
@@ -317,7 +316,7 @@ def test_patience_unit_and_on_nonfinite_follow_the_policy(
 @pytest.mark.parametrize("unit", ["epochs", "steps"])
 def test_reset_scheduler_restarts_the_patience(fit: Any, scripted_module: type, saved: Any, unit: str) -> None:
     given = {"scheduler": {**PLATEAU, "patience": 3, "patience_unit": unit}, "monitor": "val_loss"}
-    _, _, path = saved(SGD, module=scripted_module(val=WORSE), max_epochs=5, **given)
+    _, _, path = saved(SGD, module=scripted_module(val=RISING_LOSSES), max_epochs=5, **given)
     nothing = scripted_module(val={"val_loss": [float("nan")]})
     given["scheduler"]["patience"] = 3 if unit == "epochs" else 3 * BATCHES
     made, _ = fit(SGD, module=nothing, ckpt_path=path, max_epochs=8, on_resume="reset_scheduler", **given)
@@ -334,7 +333,7 @@ def test_override_hparams_keeps_and_reports_the_lr_of_a_torch_plateau(
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
     plain = trainer(max_epochs=3)
-    plain.fit(Own(val=WORSE))
+    plain.fit(Own(val=RISING_LOSSES))
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     assert final_lrs(plain) == [0.25]
     better = scripted_module(val={"val_loss": [0.5]})
@@ -359,7 +358,7 @@ def test_override_hparams_applies_a_changed_warmup_length(fit: Any, scripted_mod
     assert module.lrs[:2] == [1 / 16 + 15 / 16 * 4 / 16, 1 / 16 + 15 / 16 * 5 / 16]
 
 
-def test_keep_restores_the_warmup_length(fit: Any, saved: Any) -> None:
+def test_policy_keep_restores_the_warmup_length(fit: Any, saved: Any) -> None:
     exponential = {"name": "exponential_lr", "gamma": 1.0}
     _, uninterrupted, _ = saved(SGD, {**exponential, "warmup_steps": 8})
     _, _, path = saved(SGD, {**exponential, "warmup_steps": 8}, max_epochs=1)
@@ -367,7 +366,7 @@ def test_keep_restores_the_warmup_length(fit: Any, saved: Any) -> None:
     assert resumed.lrs == uninterrupted.lrs[BATCHES:]
 
 
-def test_keep_restores_interval_and_frequency(fit: Any, saved: Any) -> None:
+def test_policy_keep_restores_interval_and_frequency(fit: Any, saved: Any) -> None:
     by_step = {"name": "exponential_lr", "gamma": 0.5, "interval": "step", "frequency": 2}
     _, uninterrupted, _ = saved(SGD, by_step)
     _, _, path = saved(SGD, by_step, max_epochs=1)
@@ -375,7 +374,7 @@ def test_keep_restores_interval_and_frequency(fit: Any, saved: Any) -> None:
     assert resumed.lrs == uninterrupted.lrs[BATCHES:]
 
 
-def test_differences_are_reported_with_the_value_that_is_used(fit: Any, saved: Any, capsys: Any) -> None:
+def test_resume_reports_differences_with_the_value_that_is_used(fit: Any, saved: Any, capsys: Any) -> None:
     _, _, path = saved(SGD, {"name": "step_lr", "step_size": 9})
     fit(
         {"name": "sgd", "lr": 2.0, "momentum": 0.9},

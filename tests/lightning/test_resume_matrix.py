@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from support import PLATEAU
+
 BATCHES, EPOCHS = 4, 5
 ADAM = {"name": "adam", "lr": 0.1}
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
 COSINE = {"name": "cosine_annealing_lr"}
 VALUES = [5.0, 4.0, 6.0, 3.0, 7.0, 8.0, 2.0, 9.0, 1.0, 2.0, 0.5, 3.0]
 """The best value changes before and after each checkpoint, so that a lost or a repeated step changes the result."""
@@ -62,9 +63,9 @@ class Setting(NamedTuple):
 
 EPOCH_END = {"save_on_train_epoch_end": True}
 VALIDATION_END = {"save_on_train_epoch_end": False}
-HALVES = {"val_check_interval": 0.5}
-SECOND = {"check_val_every_n_epoch": 2}
-BY_BATCHES = {"check_val_every_n_epoch": None, "val_check_interval": 3}
+VALIDATE_TWICE_PER_EPOCH = {"val_check_interval": 0.5}
+VALIDATE_EVERY_SECOND_EPOCH = {"check_val_every_n_epoch": 2}
+VALIDATE_EVERY_THREE_BATCHES = {"check_val_every_n_epoch": None, "val_check_interval": 3}
 MAX_STEPS = {"max_steps": BATCHES * EPOCHS, "max_epochs": -1}
 
 SETTINGS = {
@@ -74,22 +75,24 @@ SETTINGS = {
     "middle of an epoch, resumable data": Setting({"every_n_train_steps": 2}, 6, resumable_data=True),
     "max_steps, epoch end": Setting(EPOCH_END, 8, trainer=MAX_STEPS),
     "max_steps, validation end": Setting(VALIDATION_END, 8, trainer=MAX_STEPS),
-    "two validations per epoch, epoch end": Setting(EPOCH_END, 8, trainer=HALVES),
-    "two validations per epoch, after the first": Setting(VALIDATION_END, 6, trainer=HALVES),
+    "two validations per epoch, epoch end": Setting(EPOCH_END, 8, trainer=VALIDATE_TWICE_PER_EPOCH),
+    "two validations per epoch, after the first": Setting(VALIDATION_END, 6, trainer=VALIDATE_TWICE_PER_EPOCH),
     "two validations per epoch, after the first, resumable data": Setting(
-        VALIDATION_END, 6, trainer=HALVES, resumable_data=True
+        VALIDATION_END, 6, trainer=VALIDATE_TWICE_PER_EPOCH, resumable_data=True
     ),
-    "two validations per epoch, after the second": Setting(VALIDATION_END, 8, trainer=HALVES),
+    "two validations per epoch, after the second": Setting(VALIDATION_END, 8, trainer=VALIDATE_TWICE_PER_EPOCH),
     "two validations per epoch, between the two": Setting(
-        {"every_n_train_steps": 3}, 9, trainer=HALVES, resumable_data=True
+        {"every_n_train_steps": 3}, 9, trainer=VALIDATE_TWICE_PER_EPOCH, resumable_data=True
     ),
-    "validation every second epoch, epoch with validation": Setting(EPOCH_END, 8, trainer=SECOND),
-    "validation every second epoch, epoch without validation": Setting(EPOCH_END, 12, trainer=SECOND),
-    "validation every second epoch, validation end": Setting(VALIDATION_END, 8, trainer=SECOND),
+    "validation every second epoch, epoch with validation": Setting(EPOCH_END, 8, trainer=VALIDATE_EVERY_SECOND_EPOCH),
+    "validation every second epoch, epoch without validation": Setting(
+        EPOCH_END, 12, trainer=VALIDATE_EVERY_SECOND_EPOCH
+    ),
+    "validation every second epoch, validation end": Setting(VALIDATION_END, 8, trainer=VALIDATE_EVERY_SECOND_EPOCH),
     "validation every three batches, validation end": Setting(
-        VALIDATION_END, 9, trainer=BY_BATCHES, resumable_data=True
+        VALIDATION_END, 9, trainer=VALIDATE_EVERY_THREE_BATCHES, resumable_data=True
     ),
-    "validation every three batches, epoch end": Setting(EPOCH_END, 8, trainer=BY_BATCHES),
+    "validation every three batches, epoch end": Setting(EPOCH_END, 8, trainer=VALIDATE_EVERY_THREE_BATCHES),
     "training metric, epoch end": Setting(EPOCH_END, 8, metric="train"),
     "metric of on_train_epoch_end, epoch end": Setting(EPOCH_END, 8, metric="late"),
     "metric of on_train_epoch_end, validation end": Setting(VALIDATION_END, 8, metric="late"),
@@ -104,7 +107,12 @@ SETTINGS = {
         {"every_n_train_steps": 2}, 6, {**PLATEAU, "threshold": 0.9}, metric="loss in val", resumable_data=True
     ),
     "loss as metric, after the first of two validations": Setting(
-        VALIDATION_END, 6, {**PLATEAU, "threshold": 0.9}, HALVES, metric="loss in val", resumable_data=True
+        VALIDATION_END,
+        6,
+        {**PLATEAU, "threshold": 0.9},
+        VALIDATE_TWICE_PER_EPOCH,
+        metric="loss in val",
+        resumable_data=True,
     ),
     "metric in every second epoch, epoch end": Setting(
         EPOCH_END, 4, trainer={"num_sanity_val_steps": 0}, metric="every second epoch"
@@ -113,9 +121,13 @@ SETTINGS = {
         {"every_n_epochs": 9}, 6, {**COSINE, "T_max": 20, "interval": "step"}, resumable_data=True
     ),
     "saved by a callback, after a validation": Setting({"every_n_epochs": 9}, 8, save_hook="on_validation_end"),
-    "patience in epochs": Setting(VALIDATION_END, 8, {**PLATEAU, "patience": 1, "patience_unit": "epochs"}, HALVES),
-    "patience in steps": Setting(VALIDATION_END, 8, {**PLATEAU, "patience": 3, "patience_unit": "steps"}, HALVES),
-    "cooldown": Setting(EPOCH_END, 8, {**PLATEAU, "cooldown": 2}, trainer=HALVES),
+    "patience in epochs": Setting(
+        VALIDATION_END, 8, {**PLATEAU, "patience": 1, "patience_unit": "epochs"}, VALIDATE_TWICE_PER_EPOCH
+    ),
+    "patience in steps": Setting(
+        VALIDATION_END, 8, {**PLATEAU, "patience": 3, "patience_unit": "steps"}, VALIDATE_TWICE_PER_EPOCH
+    ),
+    "cooldown": Setting(EPOCH_END, 8, {**PLATEAU, "cooldown": 2}, trainer=VALIDATE_TWICE_PER_EPOCH),
     "accumulation": Setting(VALIDATION_END, 4, trainer={"accumulate_grad_batches": 2}),
     "cosine per step with auto, middle of an epoch": Setting(
         {"every_n_train_steps": 2}, 6, {**COSINE, "T_max": "auto", "interval": "step"}, resumable_data=True
@@ -133,7 +145,11 @@ SETTINGS = {
         {"every_n_train_steps": 4}, 8, warning="before the validation that was due"
     ),
     "value lost: after the batch before a validation": Setting(
-        {"every_n_train_steps": 2}, 6, trainer=HALVES, resumable_data=True, warning="before the validation that was due"
+        {"every_n_train_steps": 2},
+        6,
+        trainer=VALIDATE_TWICE_PER_EPOCH,
+        resumable_data=True,
+        warning="before the validation that was due",
     ),
     "value lost: saved by a callback before a validation": Setting(
         {"every_n_epochs": 9}, 8, save_hook="on_train_batch_end", warning="before the validation that was due"

@@ -9,20 +9,10 @@ import pytest
 import torch
 
 from optplug.errors import WiringError
-
-BATCHES_PER_EPOCH = 4
-"""Number of batches of the scripted module."""
+from support import BATCHES_PER_EPOCH, rounded, scheduler_of
 
 ADAM = {"name": "adam", "lr": 0.1}
 SGD = {"name": "sgd", "lr": 0.1}
-
-
-def scheduler_of(fitted: Any) -> Any:
-    return fitted.lr_scheduler_configs[0].scheduler
-
-
-def rounded(lrs: Any) -> list[float]:
-    return [round(float(lr), 9) for lr in lrs]
 
 
 @pytest.fixture
@@ -33,7 +23,7 @@ def two_epoch_checkpoint(fit: Any, tmp_path: Path) -> Path:
     return tmp_path / "half.ckpt"
 
 
-def test_keep_restores_the_checkpoint_and_reports_differences(
+def test_policy_keep_restores_the_checkpoint_and_reports_differences(
     fit: Any, two_epoch_checkpoint: Path, capsys: Any
 ) -> None:
     changed = {"name": "adam", "lr": 0.4}

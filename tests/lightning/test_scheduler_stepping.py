@@ -7,33 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import optplug
 from optplug.errors import WiringError
-
-BATCHES_PER_EPOCH = 4
-"""Number of batches of the scripted module."""
-
-SGD = {"name": "sgd", "lr": 1.0}
-PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
-COSINE = {"name": "cosine_annealing_lr", "T_max": 6}
-RISING = {"val_loss": range(1, 40)}
-
-
-def cosine(t: int, period: int = 6) -> float:
-    """The multiplier of cosine annealing after `t` steps."""
-    scheduler = optplug.create_scheduler("cosine_annealing_lr", torch.optim.SGD([torch.zeros(1)], lr=1.0), T_max=period)
-    return scheduler.multiplier(t)
-
-
-def scheduler_of(fitted: Any) -> Any:
-    return fitted.lr_scheduler_configs[0].scheduler
-
-
-def rounded(lrs: Any) -> list[float]:
-    return [round(float(lr), 9) for lr in lrs]
-
+from support import BATCHES_PER_EPOCH, COSINE, PLATEAU, RISING, SGD, cosine, rounded, scheduler_of
 
 # -------------------------------------------------------------------------------------------- Intervals and frequencies
 
@@ -137,12 +113,12 @@ def test_overridden_lr_scheduler_step_is_called(scripted_module: type, trainer: 
 
 
 def test_scheduler_stepped_by_the_module_too_raises(scripted_module: type, trainer: Any, quiet_callback: Any):
-    class Twice(scripted_module):
+    class StepsSchedulerItself(scripted_module):
         def on_train_epoch_end(self):
             self.lr_schedulers().step()
 
     with pytest.raises(WiringError, match=r"remove scheduler\.step\(\) from the module"):
-        trainer(callbacks=quiet_callback(SGD, COSINE)).fit(Twice(automatic=False))
+        trainer(callbacks=quiet_callback(SGD, COSINE)).fit(StepsSchedulerItself(automatic=False))
 
 
 # -------------------------------------------------------------------------------------------------- Manual optimization
@@ -170,12 +146,12 @@ def test_schedulers_step_in_manual_optimization(
 
 
 def test_every_manual_optimizer_step_counts(scripted_module: type, trainer: Any, quiet_callback: Any):
-    class Twice(scripted_module):
+    class StepsSchedulerItself(scripted_module):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             super().training_step(batch, batch_idx)
             super().training_step(batch, batch_idx)
 
-    module = Twice(automatic=False)
+    module = StepsSchedulerItself(automatic=False)
     configuration = {**COSINE, "T_max": 40, "interval": "step", "frequency": 3, "warmup_steps": 8}
     trainer(callbacks=quiet_callback(SGD, configuration)).fit(module)
     expected = [cosine(2 * batch // 3, 40) * min(1.0, (1 + 7 / 8 * 2 * batch) / 8) for batch in range(12)]

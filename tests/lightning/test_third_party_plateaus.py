@@ -9,13 +9,7 @@ import torch
 
 import optplug
 from optplug.lightning.managed_scheduler import NEVER_STEPPED_BY_LIGHTNING
-
-BATCHES_PER_EPOCH = 4
-"""Number of batches of the scripted module."""
-
-SGD = {"name": "sgd", "lr": 1.0}
-COSINE = {"name": "cosine_annealing_lr", "T_max": 6}
-RISING = {"val_loss": range(1, 40)}
+from support import BATCHES_PER_EPOCH, COSINE, RISING, SGD
 
 
 @pytest.mark.both_import_names

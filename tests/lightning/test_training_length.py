@@ -13,19 +13,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import optplug
 from optplug.errors import ConfigError
-
-BATCHES_PER_EPOCH = 4
-"""Number of batches of the scripted module."""
+from support import BATCHES_PER_EPOCH, scheduler_of
 
 ADAM = {"name": "adam", "lr": 0.1}
 COSINE = "cosine_annealing_lr"
 
 # Forked processes warn that their parent has threads, which cannot be avoided with ddp_fork.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-
-
-def scheduler_of(fitted: Any) -> Any:
-    return fitted.lr_scheduler_configs[0].scheduler
 
 
 class DatasetWithoutLength(IterableDataset):
@@ -58,7 +52,7 @@ def test_length_in_optimizer_steps_at_interval_epoch_raises(fit: Any, scripted_m
 
 
 @pytest.mark.parametrize("right", [{"T_max": 3}, {"T_max": 50}, {"T_max": 12, "interval": "step"}, {"T_max": "auto"}])
-def test_other_lengths_are_accepted(fit: Any, right: Any) -> None:
+def test_length_in_the_unit_of_the_interval_or_auto_is_accepted(fit: Any, right: Any) -> None:
     fit(ADAM, {"name": COSINE, **right})
 
 

@@ -78,8 +78,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     names = select(mark.args[0])
     if mark.kwargs.get("engines"):
-        subjects = optimizers_under_test()
-        pairs = [(name, engine) for name in names for engine in subjects[name].engines or (None,)]
+        tested_optimizers = optimizers_under_test()
+        pairs = [(name, engine) for name in names for engine in tested_optimizers[name].engines or (None,)]
         metafunc.parametrize(("name", "engine"), pairs)
     else:
         metafunc.parametrize("name", names)
@@ -93,14 +93,14 @@ class OptimizerRun(Trajectory):
         assert_equal(what, self.params, other.params)
         assert_equal(f"state, {what}", state_tensors(self.optimizer), state_tensors(other.optimizer))
 
-    def assert_follows(self, other: Trajectory, limit: float = 1e-11) -> None:
+    def assert_close_to(self, other: Trajectory, limit: float = 1e-11) -> None:
         """Assert that the parameters are close to those of torch's optimizer, which must have moved."""
         assert_close("ours and torch's", self.params, other.params, other.distance_moved, limit)
         assert other.distance_moved > 0
 
 
 @pytest.fixture(scope="session")
-def subjects() -> dict[str, OptimizerUnderTest]:
+def tested_optimizers() -> dict[str, OptimizerUnderTest]:
     """The optimizers under test by name."""
     return optimizers_under_test()
 

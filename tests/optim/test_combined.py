@@ -147,7 +147,7 @@ def test_groups_and_state_are_shared_with_the_members():
     assert_groups_and_state_shared(optimizer)
 
 
-def test_changes_of_a_member_appear_in_the_combination():
+def test_changes_of_a_member_change_the_combined_optimizer():
     net, extra = make_network(), nn.Parameter(torch.ones(2))
     optimizer = Combined(make_members(net))
     train(net, [optimizer], range(2))

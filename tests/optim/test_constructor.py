@@ -227,7 +227,7 @@ def test_subclass_may_have_fewer_arguments_than_the_base_that_passes_locals():
     assert Subclass([parameter()], lr=0.2, maximize=True).defaults["lr"] == 0.2
 
 
-def test_misspelt_keyword_in_kwargs_raises():
+def test_misspelled_keyword_in_kwargs_raises():
     with pytest.raises(HyperparameterTypeError, match=r"unexpected keyword argument 'maximise'.*'maximize'"):
         WithKwargs([parameter()], maximise=True)
 

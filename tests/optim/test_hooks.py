@@ -28,7 +28,7 @@ def global_hook_log() -> Iterator[list[Any]]:
 
 
 @pytest.mark.optimizers("torch")
-def test_step_hooks_run_once_and_in_the_order_of_torch(name, subjects, make_run, global_hook_log):
+def test_step_hooks_run_once_and_in_the_order_of_torch(name, tested_optimizers, make_run, global_hook_log):
     logs = []
     for of in ("optplug", "torch"):
         run = make_run(name, of=of)
@@ -49,7 +49,7 @@ def test_step_hooks_run_once_and_in_the_order_of_torch(name, subjects, make_run,
         logs.append(list(global_hook_log))
         global_hook_log.clear()
     assert logs[0] == logs[1]
-    assert logs[0].count(("global pre", subjects[name].cls.__name__)) == 2
+    assert logs[0].count(("global pre", tested_optimizers[name].cls.__name__)) == 2
     assert logs[0][1][0] == "first register_step_pre_hook"
 
 

@@ -56,11 +56,11 @@ class ClassificationTask:
 
 
 @pytest.fixture
-def make_task(subjects: Any) -> Callable[..., ClassificationTask]:
+def make_task(tested_optimizers: Any) -> Callable[..., ClassificationTask]:
     """Makes a task whose gradients have the layout that an optimizer supports."""
 
     def make(name: str, dtype: torch.dtype = torch.float32) -> ClassificationTask:
-        return ClassificationTask(sparse="sparse_only" in subjects[name].capabilities, dtype=dtype)
+        return ClassificationTask(sparse="sparse_only" in tested_optimizers[name].capabilities, dtype=dtype)
 
     return make
 
@@ -91,9 +91,9 @@ def reset_compiler() -> Iterator[None]:
 @pytest.mark.parametrize("compiled_part", ["step", "forward, backward and step", "step with a tensor as lr"])
 @pytest.mark.optimizers("all")
 def test_compiled_training_step_gives_equal_numbers_and_is_compiled_once(
-    name, compiled_part, subjects, make_run, make_task, reset_compiler
+    name, compiled_part, tested_optimizers, make_run, make_task, reset_compiler
 ):
-    needs_closure = "closure" in subjects[name].capabilities
+    needs_closure = "closure" in tested_optimizers[name].capabilities
     compiles_backward = compiled_part.startswith("forward")
 
     def train(compiled: bool) -> tuple[list[Tensor], list[int]]:
@@ -197,9 +197,9 @@ def test_grad_scaler_skips_steps_with_non_finite_gradients(name, make_run, make_
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 @pytest.mark.optimizers("all")
-def test_fabric_trains_like_a_plain_loop(name, precision, subjects, make_run, make_task, tmp_path):
+def test_fabric_trains_like_a_plain_loop(name, precision, tested_optimizers, make_run, make_task, tmp_path):
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
-    clips_gradients = not subjects[name].capabilities & {"closure", "sparse_only"}
+    clips_gradients = not tested_optimizers[name].capabilities & {"closure", "sparse_only"}
 
     plain = make_task(name, dtype)
     plain_optimizer = make_run(name, plain.params).optimizer
@@ -269,19 +269,19 @@ def continue_in_process(pickled: bytes) -> bytes:
     return pickle.dumps(params)
 
 
-def test_pickled_optimizers_continue_in_a_spawned_process(subjects, make_run):
-    pickled = pickle.dumps({name: make_run(name).run_steps(0, 5).optimizer for name in subjects})
+def test_pickled_optimizers_continue_in_a_spawned_process(tested_optimizers, make_run):
+    pickled = pickle.dumps({name: make_run(name).run_steps(0, 5).optimizer for name in tested_optimizers})
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         arrived = pickle.loads(pool.submit(continue_in_process, pickled).result())
-    for name in subjects:
+    for name in tested_optimizers:
         continued = [torch.from_numpy(a) for a in arrived[name]]
         uninterrupted = [p.detach() for p in make_run(name).run_steps().params]
         assert_equal(f"{name} in another process", continued, uninterrupted)
 
 
-def test_different_optimizers_may_step_in_threads_at_the_same_time(subjects, make_run):
-    keys = [(name, engine) for name, subject in subjects.items() for engine in subject.engines or (None,)]
+def test_different_optimizers_may_step_in_threads_at_the_same_time(tested_optimizers, make_run):
+    keys = [(name, engine) for name, subject in tested_optimizers.items() for engine in subject.engines or (None,)]
     expected = {key: make_run(key[0], engine=key[1]).run_steps().params for key in keys}
     cached = (trace.rule_signature, trace.trace, foreach.source, foreach._compile_step, numba.compiled_kernel)
     for function in cached:

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 
 @pytest.mark.optimizers("without_closure", engines=True)
 def test_groups_with_options_step_like_separate_optimizers(
-    name, engine, subjects, full_state_options, make_run, make_params
+    name, engine, tested_optimizers, full_state_options, make_run, make_params
 ):
-    cases = [{**full_state_options.get(name, {}), **case} for case in subjects[name].cases]
+    cases = [{**full_state_options.get(name, {}), **case} for case in tested_optimizers[name].cases]
     params = [make_params((4, 3), (5,)) for _ in cases]
     flat = [p for group_params in params for p in group_params]
     groups = [{"params": group_params, **case} for group_params, case in zip(params, cases, strict=True)]
@@ -60,7 +60,7 @@ def test_parameters_are_accepted_in_every_form_with_their_names(name, form, make
 
     ours, theirs = train("optplug", PARAM_FORMS[form]), train("torch", PARAM_FORMS[form])
     ours.assert_equals(train("optplug", lambda m: list(m.parameters())), form)
-    ours.assert_follows(theirs)
+    ours.assert_close_to(theirs)
     for a, b in ((ours.optimizer, theirs.optimizer), (ours.optimizer.state_dict(), theirs.optimizer.state_dict())):
         (group,), (other,) = (x["param_groups"] if isinstance(x, dict) else x.param_groups for x in (a, b))
         assert group.get("param_names") == other.get("param_names")
@@ -112,11 +112,11 @@ def names_and_counts(cls: type, first: Any, added: Any) -> list[Any]:
 @pytest.mark.parametrize("groups", FIRST_AND_ADDED_GROUPS)
 @pytest.mark.optimizers("torch without_closure")
 def test_add_param_group_accepts_and_raises_like_torch(
-    name, groups, subjects, torch_classes, outcome, assert_error_like_torch
+    name, groups, tested_optimizers, torch_classes, outcome, assert_error_like_torch
 ):
     ours, theirs = (
         outcome(lambda cls=cls: names_and_counts(cls, *FIRST_AND_ADDED_GROUPS[groups]()))
-        for cls in (subjects[name].cls, torch_classes[name])
+        for cls in (tested_optimizers[name].cls, torch_classes[name])
     )
     if isinstance(theirs, tuple):
         assert_error_like_torch(ours, theirs)
@@ -148,7 +148,7 @@ def test_group_without_gradients_is_not_stepped(name, make_run, make_params):
 def test_five_hundred_parameters_step_like_torch(name, engine, make_run, make_params):
     shapes = [(i % 4 + 1, 3) for i in range(500)]
     ours, theirs = make_run(name, make_params(*shapes), engine=engine), make_run(name, make_params(*shapes), of="torch")
-    ours.run_steps(0, 2).assert_follows(theirs.run_steps(0, 2))
+    ours.run_steps(0, 2).assert_close_to(theirs.run_steps(0, 2))
 
 
 @pytest.mark.parametrize("where", ["constructor", "group", "add_param_group"])
@@ -178,7 +178,7 @@ def test_tensor_lr_is_read_in_each_step_and_not_written(name, shape, where, make
 
     ours = train("optplug", lambda x: torch.full(shape, x, dtype=torch.float64))
     ours.assert_equals(train("optplug", float), "lr as a tensor and as a number")
-    ours.assert_follows(train("torch", float))
+    ours.assert_close_to(train("torch", float))
 
 
 @pytest.mark.optimizers("torch")
@@ -210,7 +210,7 @@ def test_options_are_accepted_as_tensors_where_torch_accepts_them(name, option, 
     as_tensor = tuple(map(to_tensor, value)) if isinstance(value, tuple) else to_tensor(value)
     ours = make_run(name, engine=engine, **{option: as_tensor}).run_steps()
     ours.assert_equals(make_run(name, engine=engine, **{option: value}).run_steps(), f"{option} as a tensor")
-    ours.assert_follows(make_run(name, of="torch", **{option: as_tensor}).run_steps())
+    ours.assert_close_to(make_run(name, of="torch", **{option: as_tensor}).run_steps())
 
 
 @pytest.mark.optimizers("torch")

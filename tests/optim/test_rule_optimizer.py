@@ -107,7 +107,7 @@ def test_tensor_lr_with_foreach_is_accepted_where_torch_accepts_it():
          "_foreach ops don't support autograd: differentiable=True needs engine 'loop' (or 'auto')"),
     ],
 )  # fmt: skip
-def test_messages_of_invalid_options(options, error, message):
+def test_invalid_options_raise_with_exact_message(options, error, message):
     with pytest.raises(error) as caught:
         Adam([parameter()], **options)
     assert str(caught.value) == message

@@ -172,7 +172,7 @@ def largest_error(name: str, engine: str, dtype: torch.dtype) -> tuple[float, st
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
-def test_every_combination_of_options_follows_torch(name, engine, dtype):
+def test_every_combination_of_options_matches_torch(name, engine, dtype):
     error, options = largest_error(name, engine, dtype)
     print(f"{name:12} {engine:8} {dtype}: {error:.1e} at {options}")
     assert error <= LIMITS[dtype], options
@@ -233,7 +233,7 @@ def assert_close(a: Tensor, b: Tensor, limit: float = 1e-11) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "options"), NAMES_AND_OPTIONS)
-def test_gradients_of_unusual_shapes_follow_torch(name, options, engine):
+def test_gradients_of_unusual_shapes_match_torch(name, options, engine):
     def scalar(value: float) -> Tensor:
         return torch.sparse_coo_tensor(torch.empty((0, 1), dtype=torch.long), torch.tensor([value]).double(), ())
 
@@ -353,7 +353,7 @@ def test_half_precision_rows_step_like_dense_parameters(name, options, engine, d
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "options"), NAMES_AND_OPTIONS)
-def test_non_contiguous_parameters_follow_torch(name, options, engine):
+def test_non_contiguous_parameters_match_torch(name, options, engine):
     def train(cls: Any, **more: Any) -> Tensor:
         whole = torch.ones(3, 10, dtype=torch.float64)
         p = whole.T[::2].requires_grad_()  # 5 x 3
@@ -443,7 +443,7 @@ def test_engine_report_mentions_rows_of_sparse_gradients(name):
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_options_of_the_tests_of_torch_follow_torch(name):
+def test_options_from_the_tests_of_torch_match_torch(name):
     # From torch's tests of SparseAdam. lr is a float64 tensor because a float32 tensor would round torch's scalars.
     for options in ({}, {"lr": 0.01}, {"lr": torch.tensor(0.001, dtype=torch.float64)}, {"maximize": True}):
         grads = [rows((5, 2), [step % 5, 3, 3], step) for step in range(10)]

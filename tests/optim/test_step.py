@@ -32,10 +32,10 @@ def test_step_without_gradients_changes_nothing(name, make_run, make_params):
 
 
 @pytest.mark.optimizers("all")
-def test_step_returns_the_loss_and_restores_the_grad_mode(name, subjects, make_run):
+def test_step_returns_the_loss_and_restores_the_grad_mode(name, tested_optimizers, make_run):
     run = make_run(name)
     run.set_gradients(3)
-    if "closure" not in subjects[name].capabilities:
+    if "closure" not in tested_optimizers[name].capabilities:
         assert run.optimizer.step() is None
     loss = torch.tensor(1.5)
     for mode in (True, False):

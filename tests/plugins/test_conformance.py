@@ -26,8 +26,8 @@ def test_scheduler_conforms(check: Check):
     check()
 
 
-CLASSICS = optplug.list_optimizers("optplug-classic:*")
-RULES = [name for name in CLASSICS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
+CLASSIC_OPTIMIZERS = optplug.list_optimizers("optplug-classic:*")
+RULES = [name for name in CLASSIC_OPTIMIZERS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
 NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
 
 
@@ -40,8 +40,8 @@ def test_inapplicable_checks_of_rule_optimizers(name: str):
 
 
 def test_all_optimizers_except_lbfgs_have_a_rule():
-    assert {*CLASSICS} - {*RULES} == {"lbfgs"}
-    assert len(CLASSICS) == 11
+    assert {*CLASSIC_OPTIMIZERS} - {*RULES} == {"lbfgs"}
+    assert len(CLASSIC_OPTIMIZERS) == 11
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -52,6 +52,6 @@ def test_rules_are_compared_on_all_engines_in_all_cases(name: str):
         assert {f"engine_agrees_with_loop[{engine}-{label}]" for engine in ("loop", "foreach", "numba")} <= ids
 
 
-@pytest.mark.parametrize("name", CLASSICS)
+@pytest.mark.parametrize("name", CLASSIC_OPTIMIZERS)
 def test_spec_and_class_have_equal_capabilities(name: str):
     assert registry.resolve("optimizer", name).spec.capabilities == optplug.get_optimizer(name).capabilities

@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from optplug_classic import lbfgs_history
-from optplug_classic.lbfgs_history import CurvaturePairs
 from torch import nn
 
 import optplug
@@ -36,6 +34,8 @@ from optplug.errors import (
     OptplugError,
     ParameterError,
 )
+from optplug_classic import lbfgs_history
+from optplug_classic.lbfgs_history import CurvaturePairs
 
 LBFGS = optplug.get_optimizer("lbfgs")
 LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -145,7 +145,7 @@ class Run:
         loss.backward()
         return loss
 
-    def go(self, steps: int):
+    def run_steps(self, steps: int):
         for _ in range(steps):
             self.losses.append(float(self.optimizer.step(self.closure).detach()))
             state = self.optimizer.state[self.params[0]]
@@ -165,7 +165,7 @@ class Run:
 
 def run_both(problem: Problem, dtype: torch.dtype = torch.float64, steps: int = 8, **options: Any) -> tuple[Run, Run]:
     ours, theirs = (Run(cls, problem, dtype, **options) for cls in (LBFGS, torch.optim.LBFGS))
-    return ours.go(steps), theirs.go(steps)
+    return ours.run_steps(steps), theirs.run_steps(steps)
 
 
 def has_early_end(run: Run) -> bool:
@@ -211,7 +211,7 @@ def allowed_difference(spread: float, dtype: torch.dtype) -> float:
 def torch_sensitivity(name: str, dtype: torch.dtype, theirs: Run, **options: Any) -> tuple[float, bool]:
     """The largest difference of torch's runs from perturbed starts, and whether all have the same counts."""
     near = (perturbed_problem(PROBLEMS[name](), dtype, seed) for seed in range(3))
-    runs = [Run(torch.optim.LBFGS, problem, dtype, **options).go(len(theirs.counts)) for problem in near]
+    runs = [Run(torch.optim.LBFGS, problem, dtype, **options).run_steps(len(theirs.counts)) for problem in near]
     return max(run.relative_difference(theirs) for run in runs), all(run.counts == theirs.counts for run in runs)
 
 
@@ -245,7 +245,7 @@ def test_direction_is_as_accurate_as_in_torch(name, dtype):
     for case in ("small steps", "wolfe", "short history"):
         run = Run(torch.optim.LBFGS, PROBLEMS[name](), dtype, **{**CASES[case], "max_iter": 1})
         for _ in range(30):
-            state = run.go(1).optimizer.state[run.params[0]]
+            state = run.run_steps(1).optimizer.state[run.params[0]]
             s, y, g, scale = state["old_stps"], state["old_dirs"], state["prev_flat_grad"], state["H_diag"]
             if not g.any():
                 break
@@ -277,7 +277,7 @@ def test_one_iteration_from_the_same_state_equals_torch(name, case, dtype):
             ours.optimizer.load_state_dict(save_and_load_state(theirs.optimizer))
             for p, q in zip(ours.params, theirs.params, strict=True):
                 p.data.copy_(q.data)
-        states = [run.go(1).optimizer.state[run.params[0]] for run in (ours, theirs)]
+        states = [run.run_steps(1).optimizer.state[run.params[0]] for run in (ours, theirs)]
         if theirs.counts[-1][1] == i:
             break  # converged: no iteration was made
         a, b = (state["d"] for state in states)
@@ -299,7 +299,7 @@ def test_cases_cover_all_termination_conditions():
     assert has_early_end(run_both(rosenbrock(2), **CASES["wolfe, few evaluations"])[0])
     converged = run_both(logistic(), steps=12, **WOLFE)[0]
     assert converged.counts[-1][0] == converged.counts[-2][0] + 1  # the gradient was small in the first evaluation
-    long = Run(LBFGS, rosenbrock(10), **WOLFE, history_size=2).go(5)
+    long = Run(LBFGS, rosenbrock(10), **WOLFE, history_size=2).run_steps(5)
     assert len(long.optimizer.state[long.params[0]]["old_dirs"]) == 2
 
 
@@ -314,12 +314,12 @@ def test_float32_tensor_lr_with_float64_parameters():
 
 @pytest.mark.parametrize("options", [{}, WOLFE], ids=["fixed", "wolfe"])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_lr_change_between_steps(name, options):
+def test_lr_change_between_steps_equals_torch(name, options):
     runs = []
     for cls in (LBFGS, torch.optim.LBFGS):
-        run = Run(cls, PROBLEMS[name](), lr=0.2, max_iter=4, **options).go(3)
+        run = Run(cls, PROBLEMS[name](), lr=0.2, max_iter=4, **options).run_steps(3)
         run.optimizer.param_groups[0]["lr"] = 0.7
-        runs.append(run.go(3))
+        runs.append(run.run_steps(3))
     assert runs[0].relative_difference(runs[1]) <= 1e-11
     assert runs[0].counts == runs[1].counts
 
@@ -328,9 +328,9 @@ def test_in_place_change_of_tensor_lr_does_not_change_the_last_step_length():
     """torch's class stores the lr tensor itself as the last step length."""
 
     def run(lr, change):
-        run = Run(LBFGS, rosenbrock(10), lr=lr, max_iter=4).go(3)
+        run = Run(LBFGS, rosenbrock(10), lr=lr, max_iter=4).run_steps(3)
         change(run.optimizer.param_groups[0])
-        return run.go(3)
+        return run.run_steps(3)
 
     filled = run(torch.tensor(0.2, dtype=torch.float64), lambda group: group["lr"].fill_(0.1))
     replaced = run(0.2, lambda group: group.update(lr=0.1))
@@ -345,7 +345,7 @@ def test_loss_that_is_not_finite_at_the_start_equals_torch(bad, options):
     assert ours.counts == theirs.counts
 
 
-def test_loss_that_is_nan_on_the_search_line_equals_torch():
+def test_nan_loss_during_line_search_equals_torch():
     problem = ([torch.full((2,), 2.0, dtype=torch.float64)], lambda x: (x - torch.log(x) * 3 + 1 / x).sum())
     for options in ({"lr": 5.0}, {**WOLFE, "lr": 5.0}, {**WOLFE, "lr": 40.0}):
         ours, theirs = run_both(problem, steps=5, **options)
@@ -360,12 +360,12 @@ def test_zero_gradient_at_the_start_ends_the_step(options):
     for run in (ours, theirs):
         with torch.no_grad():
             run.params[0].add_(1.0)
-        run.go(2)
+        run.run_steps(2)
     assert torch.allclose(ours.flat_parameters(), theirs.flat_parameters(), rtol=0, atol=1e-15)
     assert ours.counts == theirs.counts
 
 
-def test_gradient_that_contradicts_the_loss_equals_torch():
+def test_loss_that_increases_along_the_descent_direction_equals_torch():
     """The loss increases along the direction of descent, so brackets shrink until the search ends."""
 
     def loss(x):
@@ -392,7 +392,7 @@ def test_line_search_satisfies_strong_wolfe_conditions():
 
 
 def test_rosenbrock_is_solved():
-    run = Run(LBFGS, rosenbrock(2), **WOLFE).go(5)
+    run = Run(LBFGS, rosenbrock(2), **WOLFE).run_steps(5)
     assert float((run.points[-1] - 1).abs().max()) < 1e-4
 
 
@@ -417,7 +417,7 @@ def test_step_returns_first_loss_object_and_enables_gradients():
 
 def test_lr_of_zero_does_not_change_parameters():
     for options in ({}, WOLFE):  # torch's line search divides by zero
-        run = Run(LBFGS, rosenbrock(2), lr=0, **options).go(2)
+        run = Run(LBFGS, rosenbrock(2), lr=0, **options).run_steps(2)
         assert torch.equal(run.points[-1], run.points[0])
 
 
@@ -437,7 +437,7 @@ def continue_run(cls, first: Run, problem: Problem, dtype: torch.dtype, steps: i
         p.data.copy_(q.data)
     then.optimizer.load_state_dict(save_and_load_state(first.optimizer))
     then.points = list(first.points)
-    return then.go(steps)
+    return then.run_steps(steps)
 
 
 CONTINUATION_CASES = {"fixed": {"lr": 0.3, "max_iter": 4}, "wolfe": {**WOLFE, "max_iter": 4}}
@@ -450,10 +450,10 @@ CONTINUATION_CASES |= {"short": {**WOLFE, "history_size": 2, "max_iter": 3}}
 def test_state_dicts_are_exchanged_with_torch_during_a_run(name, case, dtype):
     problem, options = PROBLEMS[name](), CONTINUATION_CASES[case]
     for before, after in ((LBFGS, torch.optim.LBFGS), (torch.optim.LBFGS, LBFGS), (LBFGS, LBFGS)):
-        through = Run(torch.optim.LBFGS, problem, dtype, **options).go(6)
+        through = Run(torch.optim.LBFGS, problem, dtype, **options).run_steps(6)
         spread, equal_counts = torch_sensitivity(name, dtype, through, **options)
         for stop in (1, 3):
-            first = Run(before, problem, dtype, **options).go(stop)
+            first = Run(before, problem, dtype, **options).run_steps(stop)
             then = continue_run(after, first, problem, dtype, 6 - stop, **options)
             assert then.relative_difference(through) <= allowed_difference(spread, dtype)
             if equal_counts and spread < 1e-4:
@@ -476,26 +476,26 @@ def test_state_has_names_types_and_shapes_of_torch():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
 def test_copies_continue_identically(case, duplicate):
     problem, options = rosenbrock(10), CONTINUATION_CASES[case]
-    through = Run(LBFGS, problem, **options).go(6)
-    first = Run(LBFGS, problem, **options).go(3)
+    through = Run(LBFGS, problem, **options).run_steps(6)
+    first = Run(LBFGS, problem, **options).run_steps(3)
     then = Run(LBFGS, problem, **options)
     then.optimizer = duplicate(first.optimizer)
     then.params = then.optimizer.param_groups[0]["params"]
     then.points = list(first.points)
-    assert then.go(3).relative_difference(through) == 0
+    assert then.run_steps(3).relative_difference(through) == 0
     assert then.optimizer.param_groups[0].keys() == through.optimizer.param_groups[0].keys()
     assert torch.equal(first.flat_parameters(), first.points[-1])
 
 
 def test_optimizer_has_no_attributes_besides_state_groups_and_cache():
     base = vars(torch.optim.SGD([torch.zeros(1, requires_grad=True)])).keys()
-    optimizer = Run(LBFGS, rosenbrock(2), **WOLFE).go(2).optimizer
+    optimizer = Run(LBFGS, rosenbrock(2), **WOLFE).run_steps(2).optimizer
     assert vars(optimizer).keys() - base == {"_pairs"}  # the cache of the matrices
     assert vars(pickle.loads(pickle.dumps(optimizer))).keys() <= base
 
 
 def test_old_state_dict_without_some_keys_is_loaded():
-    first = Run(torch.optim.LBFGS, rosenbrock(2)).go(2)
+    first = Run(torch.optim.LBFGS, rosenbrock(2)).run_steps(2)
     old = first.optimizer.state_dict()
     for key in ("line_search_fn", "history_size", "max_eval"):
         del old["param_groups"][0][key]
@@ -503,13 +503,13 @@ def test_old_state_dict_without_some_keys_is_loaded():
     then.optimizer.load_state_dict(old)
     group = then.optimizer.param_groups[0]
     assert (group["line_search_fn"], group["history_size"], group["max_eval"]) == (None, 100, 9)
-    then.go(1)
+    then.run_steps(1)
 
 
 def test_smaller_history_size_applies_from_the_next_pair():
-    run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=8).go(1)
+    run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=8).run_steps(1)
     run.optimizer.param_groups[0]["history_size"] = 2
-    run.go(1)
+    run.run_steps(1)
     state = run.optimizer.state[run.params[0]]
     assert [len(state[name]) for name in ("old_dirs", "old_stps", "ro")] == [2, 2, 2]
 
@@ -559,20 +559,20 @@ def test_numba_is_used_for_long_vectors_and_optional(monkeypatch):
 
 def test_modified_or_replaced_row_is_detected():
     for change in (lambda rows: rows[1].mul_(2), lambda rows: rows.__setitem__(1, rows[1] * 2)):
-        run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=6, history_size=4).go(2)
+        run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=6, history_size=4).run_steps(2)
         state = run.optimizer.state[run.params[0]]
         change(state["old_dirs"])
         other = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=6, history_size=4)
         other.params[0].data.copy_(run.params[0].data)
         other.optimizer.load_state_dict(save_and_load_state(run.optimizer))
-        assert torch.equal(run.go(1).flat_parameters(), other.go(1).flat_parameters())
+        assert torch.equal(run.run_steps(1).flat_parameters(), other.run_steps(1).flat_parameters())
 
 
 def test_state_dict_does_not_change_later_and_contains_only_the_pairs():
-    run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=5, history_size=7).go(2)
+    run = Run(LBFGS, rosenbrock(10), **WOLFE, max_iter=5, history_size=7).run_steps(2)
     taken = run.optimizer.state_dict()
     kept = copy.deepcopy(taken)
-    run.go(3)
+    run.run_steps(3)
     for name in ("old_stps", "old_dirs"):
         rows = taken["state"][0][name]
         assert all(torch.equal(a, b) for a, b in zip(rows, kept["state"][0][name], strict=True))
@@ -613,7 +613,7 @@ def with_gradients(alter: Callable[[int, torch.Tensor], torch.Tensor | None], pa
         return loss
 
     run.closure = closure
-    return run.go(4)
+    return run.run_steps(4)
 
 
 def strided(t: torch.Tensor) -> torch.Tensor:
@@ -640,7 +640,7 @@ def test_result_does_not_depend_on_layout_of_parameters():
         run = Run(LBFGS, network())
         run.params = [form(p.detach()).requires_grad_() for p in run.params]
         run.optimizer = LBFGS(run.params, **WOLFE, max_iter=5)
-        return run.go(4)
+        return run.run_steps(4)
 
     assert build(strided).relative_difference(build(torch.clone)) <= 1e-12
     assert not build(strided).params[0].is_contiguous()
@@ -714,10 +714,10 @@ def test_step_hooks_run_once_per_step():
     calls: list[str] = []
     before = run.optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
     run.optimizer.register_step_post_hook(lambda *_: calls.append("after"))
-    run.go(2)
+    run.run_steps(2)
     assert calls == ["before", "after"] * 2
     before.remove()
-    run.go(1)
+    run.run_steps(1)
     assert calls[4:] == ["after"]
 
 
@@ -725,7 +725,7 @@ def test_deleted_optimizer_is_freed_without_garbage_collection():
     gc.collect()
     gc.disable()
     try:
-        run = Run(LBFGS, rosenbrock(2), **WOLFE).go(2)
+        run = Run(LBFGS, rosenbrock(2), **WOLFE).run_steps(2)
         dropped, kept = weakref.ref(run.optimizer), weakref.ref(run.params[0])
         del run
         assert dropped() is None
@@ -826,16 +826,16 @@ def test_unknown_line_search_is_rejected_by_constructor_and_step():
     run = Run(LBFGS, rosenbrock(2))
     run.optimizer.param_groups[0]["line_search_fn"] = "armijo"
     with pytest.raises(LineSearchError, match=r"^only 'strong_wolfe' is supported.*got 'armijo'"):
-        run.go(1)
+        run.run_steps(1)
     assert run.optimizer.state[run.params[0]] == {}
 
 
-def test_options_of_the_group_are_used():
+def test_options_given_in_the_parameter_group_are_used():
     ours, theirs = (
         Run(functools.partial(lambda cls, ps: cls([{"params": ps, "lr": 0.5, "max_iter": 3}]), cls), rosenbrock(2))
         for cls in (LBFGS, torch.optim.LBFGS)
     )
-    assert ours.go(4).relative_difference(theirs.go(4)) == 0
+    assert ours.run_steps(4).relative_difference(theirs.run_steps(4)) == 0
     assert ours.counts[0][1] == 3
 
 

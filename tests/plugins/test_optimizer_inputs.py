@@ -114,7 +114,7 @@ class RunningOptimizer:
             p.grad = gradient.to_sparse() if self.sparse else gradient
         return sum((0.05 * ((p.detach() - 1) ** 2).sum() for p in self.params), torch.tensor(0.0))
 
-    def go(self) -> RunningOptimizer:
+    def take_step(self) -> RunningOptimizer:
         self.evaluate()
         self.optimizer.step(self.evaluate)
         return self
@@ -214,7 +214,7 @@ def find_problems(name: str, invalid: InvalidInput) -> list[str]:
             found.append("the running optimizer has changed")
         if not equal_with_types(
             parameters_after_a_step(subject, invalid.repair),
-            undisturbed_parameters(name, tuple(invalid.running_options.items()), invalid.repair),
+            parameters_without_invalid_input(name, tuple(invalid.running_options.items()), invalid.repair),
         ):
             found.append("the next step differs from that of an undisturbed optimizer")
     if not invalid.not_in_torch:
@@ -225,26 +225,26 @@ def find_problems(name: str, invalid: InvalidInput) -> list[str]:
 def start(cls: Any, invalid: InvalidInput) -> RunningOptimizer:
     """The optimizer that receives the invalid input: after a step, if it can make a step."""
     subject = RunningOptimizer(cls, invalid.running_options or {})
-    return subject if invalid.repair else subject.go()
+    return subject if invalid.repair else subject.take_step()
 
 
 def parameters_after_a_step(subject: RunningOptimizer, repair: Callable[[RunningOptimizer], Any] | None) -> Any:
     """The parameters after another step."""
     if repair:
         repair(subject)
-    return [p.detach().clone() for p in subject.go().params]
+    return [p.detach().clone() for p in subject.take_step().params]
 
 
 @functools.cache
-def undisturbed_parameters(
+def parameters_without_invalid_input(
     name: str, options: tuple[tuple[str, Any], ...], repair: Callable[[RunningOptimizer], Any] | None
 ) -> Any:
     """The same for an optimizer that never received the invalid input."""
-    invalid = InvalidInput("nothing", RunningOptimizer.go, None, Exception, (), dict(options), repair)
+    invalid = InvalidInput("nothing", RunningOptimizer.take_step, None, Exception, (), dict(options), repair)
     return parameters_after_a_step(start(CLASSES[name], invalid), repair)
 
 
-DIFFERENT_BEGINNINGS = {
+DIFFERENT_MESSAGES = {
     "If capturable=True, params, mus, etas, and state_steps": "If capturable=True, params and state_steps",
     "Adam does not support sparse gradients": "AdamW does not support sparse gradients",
     "Invalid eta values": "Invalid etas[",
@@ -265,7 +265,7 @@ def find_differences_from_torch(name: str, invalid: InvalidInput, error: Excepti
         found.append(f"torch's is {type(other).__name__}")
     text = str(other).partition("[")[0] if isinstance(error, RecordingError) else str(other)
     known = next(
-        (str(error).startswith(ours) for start, ours in DIFFERENT_BEGINNINGS.items() if text.startswith(start)), False
+        (str(error).startswith(ours) for start, ours in DIFFERENT_MESSAGES.items() if text.startswith(start)), False
     )
     if not (str(error).startswith(text) or known):
         found.append(f"does not begin with torch's text {text!r}")
@@ -496,13 +496,13 @@ def load_with(subject: RunningOptimizer, options: dict[str, Any]) -> None:
 
 # ----------------------------------------------------------------------------------------------- invalid keywords
 
-MISSPELT = {"learning_rate": "lr", "weigth_decay": "weight_decay", "beta": "betas", "moment": "momentum"}
-MISSPELT |= {"weight_decy": "weight_decay", "epsilon": "eps", "stepsize": "step_sizes", "Foreach": "foreach"}
+MISSPELLINGS = {"learning_rate": "lr", "weigth_decay": "weight_decay", "beta": "betas", "moment": "momentum"}
+MISSPELLINGS |= {"weight_decy": "weight_decay", "epsilon": "eps", "stepsize": "step_sizes", "Foreach": "foreach"}
 
 
 def misspellings(keys: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Misspelt keywords, each with the intended keyword, or "" if the class does not have it."""
-    for wrong, right in MISSPELT.items():
+    for wrong, right in MISSPELLINGS.items():
         yield wrong, right if right in keys else ""
     for right in keys:
         if len(right) > 3:  # without one letter
@@ -752,7 +752,7 @@ def incompatible_optimizers(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def load_state_of(subject: RunningOptimizer, other: str, options: dict[str, Any]) -> None:
     """Load the state of another optimizer after a step, with the same groups and parameters."""
-    saved = RunningOptimizer(CLASSES[other], options).go().optimizer.state_dict()
+    saved = RunningOptimizer(CLASSES[other], options).take_step().optimizer.state_dict()
     groups = subject.optimizer.state_dict()["param_groups"]
     subject.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 

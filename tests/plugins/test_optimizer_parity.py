@@ -144,7 +144,7 @@ class Trajectory:
         half = len(shapes) // 2
         self.optimizer = cls([{"params": self.params[:half]}, {"params": self.params[half:]}], **options)
 
-    def go(self, start: int = 0, stop: int = 50):
+    def run_steps(self, start: int = 0, stop: int = 50):
         for step in range(start, stop):
             for i, p in enumerate(self.params):
                 g = noise(tuple(p.shape), 97 * step + i)
@@ -199,7 +199,7 @@ def worst_difference(name: str, engine: str, dtype: torch.dtype) -> tuple[float,
     """The largest difference from torch over all combinations, and the options."""
     differences = []
     for options in combinations(name):
-        ours = Trajectory(optplug.get_optimizer(name), dtype, engine=engine, **options).go()
+        ours = Trajectory(optplug.get_optimizer(name), dtype, engine=engine, **options).run_steps()
         differences.append(
             (ours.max_difference(torch_trajectory(name, dtype, tuple(options.items()))), options_id(options))
         )
@@ -211,7 +211,7 @@ def torch_trajectory(
     name: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...], rounded: torch.dtype | None = None
 ) -> Trajectory:
     """The trajectory of torch's class."""
-    return Trajectory(TORCH[name], dtype, rounded=rounded, foreach=False, **dict(options)).go()
+    return Trajectory(TORCH[name], dtype, rounded=rounded, foreach=False, **dict(options)).run_steps()
 
 
 ENGINES_AND_DTYPES = [
@@ -242,7 +242,7 @@ class Errors:
     """
 
     ours: float
-    torchs: float
+    torch_error: float
     options: str
 
 
@@ -251,9 +251,9 @@ def max_errors(name: str) -> list[Errors]:
     found = []
     for options in combinations(name):
         exact = torch_trajectory(name, torch.float64, tuple(options.items()), torch.float32)
-        ours = Trajectory(optplug.get_optimizer(name), torch.float32, engine="numba", **options).go()
-        torchs = torch_trajectory(name, torch.float32, tuple(options.items()))
-        found.append(Errors(ours.max_difference(exact), torchs.max_difference(exact), options_id(options)))
+        ours = Trajectory(optplug.get_optimizer(name), torch.float32, engine="numba", **options).run_steps()
+        torch_error = torch_trajectory(name, torch.float32, tuple(options.items()))
+        found.append(Errors(ours.max_difference(exact), torch_error.max_difference(exact), options_id(options)))
     return found
 
 
@@ -261,29 +261,29 @@ def max_errors(name: str) -> list[Errors]:
 def test_float32_numba_is_as_accurate_as_torch(name):
     found = max_errors(name)
     for errors in found:  # few elements: a single result can be less accurate by chance
-        assert errors.ours <= max(LIMITS[torch.float32], 1.5 * errors.torchs), errors
-    assert max(a.ours for a in found) <= max(a.torchs for a in found)
+        assert errors.ours <= max(LIMITS[torch.float32], 1.5 * errors.torch_error), errors
+    assert max(a.ours for a in found) <= max(a.torch_error for a in found)
 
 
 def rms_errors(name: str) -> list[Errors]:
     """The root mean square errors of 20,001 parameters after 20 steps, for each combination of options."""
 
     def run(cls, dtype, **options):
-        made = Trajectory(cls, dtype, rounded=torch.float32, shapes=((20_001,),), **options).go(0, 20)
+        made = Trajectory(cls, dtype, rounded=torch.float32, shapes=((20_001,),), **options).run_steps(0, 20)
         return made.params[0].detach().double()
 
     found = []
     for options in combinations(name):
         exact = run(TORCH[name], torch.float64, foreach=False, **options)
         ours = run(optplug.get_optimizer(name), torch.float32, engine="numba", **options)
-        torchs = run(TORCH[name], torch.float32, foreach=False, **options)
-        rms = [float((t - exact).square().mean().sqrt()) for t in (ours, torchs)]
+        torch_error = run(TORCH[name], torch.float32, foreach=False, **options)
+        rms = [float((t - exact).square().mean().sqrt()) for t in (ours, torch_error)]
         found.append(Errors(*rms, options_id(options)))
     return found
 
 
 def error_ratio(errors: Errors) -> float:
-    return errors.ours / errors.torchs if errors.ours else 0.0
+    return errors.ours / errors.torch_error if errors.ours else 0.0
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -309,7 +309,7 @@ def test_float32_tensor_lr_with_float64_parameters(name, engine):
             (optplug.get_optimizer(name), {"engine": engine}),
             (TORCH[name], {"foreach": False}),
         ):
-            pair.append(Trajectory(cls, torch.float64, **engine_options, **copy.deepcopy(options)).go())
+            pair.append(Trajectory(cls, torch.float64, **engine_options, **copy.deepcopy(options)).run_steps())
         differences = pair[0].differences(pair[1])
         # torch computes ASGD's next step size in float32, the dtype of lr, so the last bit can differ.
         assert differences.pop("eta", 0.0) <= 2**-23
@@ -330,7 +330,7 @@ def test_tensor_hyperparameters_equal_torch(engine):
             (optplug.get_optimizer(name), {"engine": engine}),
             (TORCH[name], {"foreach": False}),
         ):
-            pair.append(Trajectory(cls, torch.float64, **engine_options, **copy.deepcopy(options)).go())
+            pair.append(Trajectory(cls, torch.float64, **engine_options, **copy.deepcopy(options)).run_steps())
         assert pair[0].max_difference(pair[1]) <= 1e-11, name
 
 
@@ -395,7 +395,7 @@ def torch_test_options() -> dict[str, list[dict[str, Any]]]:
 @pytest.mark.parametrize("name", TORCH)
 def test_options_of_torch_tests_equal_torch(name):
     def run(cls, kwargs, **engine_options):
-        return Trajectory(cls, torch.float64, **copy.deepcopy(kwargs), **engine_options).go(0, 10)
+        return Trajectory(cls, torch.float64, **copy.deepcopy(kwargs), **engine_options).run_steps(0, 10)
 
     ours = optplug.get_optimizer(name)
     lists = {options_id(kwargs): _in_float64(kwargs) for kwargs in torch_test_options()[TORCH[name].__name__]}
@@ -425,11 +425,11 @@ def test_state_dicts_are_exchanged_with_torch(name, engine, direction):
         (theirs, ours) if direction.startswith("ours") else (ours, theirs)
     )
     for dtype, limit in LIMITS.items():
-        first = Trajectory(first_cls, dtype, **ALL_OPTIONS[name], **first_engine_options).go(0, 20)
+        first = Trajectory(first_cls, dtype, **ALL_OPTIONS[name], **first_engine_options).run_steps(0, 20)
         # The state dict contains the hyperparameters.
         then = Trajectory(then_cls, dtype, **then_engine_options).resume(first)
-        through = Trajectory(TORCH[name], dtype, **ALL_OPTIONS[name], foreach=False).go()
-        assert then.go(20).max_difference(through) <= limit, f"{direction} in {dtype}"
+        through = Trajectory(TORCH[name], dtype, **ALL_OPTIONS[name], foreach=False).run_steps()
+        assert then.run_steps(20).max_difference(through) <= limit, f"{direction} in {dtype}"
         for a, b in zip(then.optimizer.param_groups, through.optimizer.param_groups, strict=True):
             assert {key: a[key] for key in ALL_OPTIONS[name]} == {key: b[key] for key in ALL_OPTIONS[name]}
 
@@ -437,10 +437,10 @@ def test_state_dicts_are_exchanged_with_torch(name, engine, direction):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
 def test_state_dict_that_torch_loaded_and_saved_is_continued(name, engine):
-    first = Trajectory(TORCH[name], torch.float64, **ALL_OPTIONS[name], foreach=False).go(0, 20)
-    again = Trajectory(TORCH[name], torch.float64, foreach=False).resume(first).go(20, 30)
-    then = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine).resume(again).go(30)
-    through = Trajectory(TORCH[name], torch.float64, foreach=False).resume(again).go(30)
+    first = Trajectory(TORCH[name], torch.float64, **ALL_OPTIONS[name], foreach=False).run_steps(0, 20)
+    again = Trajectory(TORCH[name], torch.float64, foreach=False).resume(first).run_steps(20, 30)
+    then = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine).resume(again).run_steps(30)
+    through = Trajectory(TORCH[name], torch.float64, foreach=False).resume(again).run_steps(30)
     assert then.max_difference(through) <= 1e-11
 
 
@@ -457,7 +457,7 @@ def test_old_state_dict_with_missing_keys_and_plain_numbers_is_loaded(name, engi
     else:
         lacking |= {"nesterov", "maximize"}
     options = {key: value for key, value in ALL_OPTIONS[name].items() if key not in lacking}
-    first = Trajectory(TORCH[name], torch.float64, foreach=False, **options).go(0, 20)
+    first = Trajectory(TORCH[name], torch.float64, foreach=False, **options).run_steps(0, 20)
     old = copy.deepcopy(first.optimizer.state_dict())
     for group in old["param_groups"]:
         for key in lacking:
@@ -470,7 +470,7 @@ def test_old_state_dict_with_missing_keys_and_plain_numbers_is_loaded(name, engi
     assert plain or name == "sgd"
     results = []
     for cls, engine_options in ((TORCH[name], {"foreach": False}), (optplug.get_optimizer(name), {"engine": engine})):
-        results.append(Trajectory(cls, torch.float64, **engine_options).resume(first, copy.deepcopy(old)).go(20))
+        results.append(Trajectory(cls, torch.float64, **engine_options).resume(first, copy.deepcopy(old)).run_steps(20))
     theirs, ours = results
     assert ours.max_difference(theirs) <= 1e-11
     group = theirs.optimizer.param_groups[0]
@@ -501,10 +501,10 @@ def test_momentum_buffer_none_in_old_state_dict_is_ignored(engine):
 
 
 def test_adamw_continues_state_dict_of_adam_with_decoupled_decay():
-    first = Trajectory(torch.optim.Adam, torch.float64, weight_decay=0.1).go(0, 20)
+    first = Trajectory(torch.optim.Adam, torch.float64, weight_decay=0.1).run_steps(0, 20)
     results = []
     for cls, options in ((torch.optim.AdamW, {"foreach": False}), (optplug.get_optimizer("adamw"), {})):
-        results.append(Trajectory(cls, torch.float64, **options).resume(first).go(20))
+        results.append(Trajectory(cls, torch.float64, **options).resume(first).run_steps(20))
     assert results[1].max_difference(results[0]) <= 1e-11
 
 
@@ -538,8 +538,8 @@ def test_state_has_names_dtypes_devices_and_strides_of_torch(name, engine, dtype
 def test_scalar_states_have_the_default_dtype_float64_as_in_torch(name, engine):
     torch.set_default_dtype(torch.float64)
     try:
-        ours = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine, **ALL_OPTIONS[name]).go()
-        theirs = Trajectory(TORCH[name], torch.float64, foreach=False, **ALL_OPTIONS[name]).go()
+        ours = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine, **ALL_OPTIONS[name]).run_steps()
+        theirs = Trajectory(TORCH[name], torch.float64, foreach=False, **ALL_OPTIONS[name]).run_steps()
     finally:
         torch.set_default_dtype(torch.float32)
     dtypes = [
@@ -559,7 +559,7 @@ if __name__ == "__main__":
     print(f"{'':8} {'maximum':>17}   {'root mean square, numba / torch: mean, largest, options':>17}")
     for name in TORCH:
         ends, means = max_errors(name), rms_errors(name)
-        ours, torchs = max(a.ours for a in ends), max(a.torchs for a in ends)
+        ours, torch_error = max(a.ours for a in ends), max(a.torch_error for a in ends)
         mean = math.exp(sum(math.log(error_ratio(a) or 1.0) for a in means) / len(means))
         furthest = max(means, key=error_ratio)
-        print(f"{name:8} {ours:8.1e} {torchs:8.1e}   {mean:4.2f} {error_ratio(furthest):5.3f}  {furthest.options}")
+        print(f"{name:8} {ours:8.1e} {torch_error:8.1e}   {mean:4.2f} {error_ratio(furthest):5.3f}  {furthest.options}")

@@ -307,7 +307,7 @@ def test_message_begins_with_text_of_torch(name, action, error, text):
         ),
     ],
 )
-def test_message_has_problem_and_suggestion(name, arguments, words):
+def test_invalid_argument_message_states_problem_and_suggestion(name, arguments, words):
     with pytest.raises(OptplugError) as caught:
         CLASSES[name](sgd(), **arguments)
     assert words in str(caught.value)

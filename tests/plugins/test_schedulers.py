@@ -171,7 +171,7 @@ def test_composed_scheduler_equals_torch(name, arguments, composition):
 
 
 @pytest.mark.parametrize("order", [list(ARGUMENTS), list(ARGUMENTS)[::-1]], ids=["forward", "reversed"])
-def test_all_schedulers_on_one_optimizer_equal_torch_in_any_mixture(order):
+def test_all_schedulers_on_one_optimizer_equal_torch_also_mixed_with_torch(order):
     def make(classes):
         return lambda o: [cls(o, **ARGUMENTS[name][0]) for name, cls in zip(order, classes, strict=True)]
 

@@ -27,7 +27,7 @@ from optplug.errors import (
 from optplug.registry import Plugin, Quarantined, Registration, Registry
 from optplug.registry.specs import OptimizerSpec, lookup_key, snake_case
 
-HEAD = """
+PLUGIN_HEADER = """
 from optplug import OptimizerSpec, SchedulerSpec, hookimpl
 
 class SignDescent:
@@ -40,7 +40,7 @@ class SignDescent:
 
 def hook(returned: str, kind: str = "optimizer", arguments: str = "") -> str:
     """Return the source of a plugin whose hook executes `return {returned}`."""
-    return f"{HEAD}\n@hookimpl\ndef optplug_{kind}s({arguments}):\n    return {returned}\n"
+    return f"{PLUGIN_HEADER}\n@hookimpl\ndef optplug_{kind}s({arguments}):\n    return {returned}\n"
 
 
 def registering(*names: str, kind: str = "optimizer") -> str:
@@ -48,7 +48,7 @@ def registering(*names: str, kind: str = "optimizer") -> str:
     return hook(", ".join(f"{kind.title()}Spec({name!r}, 'nowhere:Nothing')" for name in names).join("[]"), kind)
 
 
-class Site:
+class SitePackages:
     """A folder with installed distributions, like `site-packages`."""
 
     def __init__(self, path: Path) -> None:
@@ -97,10 +97,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SitePackages]:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("OPTPLUG_DISABLE", raising=False)
-    site = Site(tmp_path)
+    site = SitePackages(tmp_path)
     yield site
     for name in site.modules:
         sys.modules.pop(name, None)
@@ -259,7 +259,7 @@ def test_glob_selects_names(site, pattern, names):
 
 
 def test_listing_imports_no_target(site):
-    site.module("heavy", HEAD)
+    site.module("heavy", PLUGIN_HEADER)
     site.install("mine", hook("[OptimizerSpec('sign', 'heavy:SignDescent')]"))
     registry = site.registry()
     assert registry.names("optimizer") == ["sign"]
@@ -317,7 +317,7 @@ def test_names_that_differ_only_in_underscores_are_ambiguous(site):
     assert registry.resolve("optimizer", "two:step_down").qualified_name == "two:stepdown"
 
 
-def test_misspelt_ambiguous_name_gets_suggestion(site):
+def test_misspelled_ambiguous_name_suggests_the_nearest_name(site):
     site.install("one", registering("lion"))
     site.install("two", registering("lion"))
     with pytest.raises(UnknownNameError, match="did you mean 'lion'"):
@@ -391,7 +391,10 @@ RAISING_PLUGINS = {
 }
 
 INVALID_PLUGINS = {
-    "no hook": (HEAD, "implements no optplug hook (optplug_optimizers, optplug_schedulers, optplug_functions)"),
+    "no hook": (
+        PLUGIN_HEADER,
+        "implements no optplug hook (optplug_optimizers, optplug_schedulers, optplug_functions)",
+    ),
     "a hook that raises": (hook("1 / 0"), "ZeroDivisionError: division by zero"),
     "a hook that exits": (hook("exit(1)"), "SystemExit: 1"),
     "a hook that returns nothing": (hook("None"), "optplug_optimizers() returned None; it must return a list"),
@@ -485,9 +488,7 @@ def test_second_entry_point_of_the_same_module_is_quarantined(site):
 
 
 def test_plugin_may_be_an_object(site):
-    source = (
-        f"{HEAD}\nclass P:\n    @hookimpl\n    def optplug_optimizers(self):\n        return [SignDescent]\np = P()"
-    )
+    source = f"{PLUGIN_HEADER}\nclass P:\n    @hookimpl\n    def optplug_optimizers(self):\n        return [SignDescent]\np = P()"
     site.install("zoo", source, value="plugzoozoodist:p")
     assert site.registry().names("optimizer") == ["sign_descent"]
 
@@ -649,7 +650,7 @@ def test_target_that_failed_is_loaded_again_after_reload(site):
     registry = site.registry()
     with pytest.raises(PluginError):
         registry.get("optimizer", "lion")
-    site.module("later", HEAD)
+    site.module("later", PLUGIN_HEADER)
     registry.reload()
     assert registry.get("optimizer", "lion").__name__ == "SignDescent"
 
@@ -711,7 +712,7 @@ def test_reload_finds_newly_installed_plugin(site):
     assert "lion" in registry.names("optimizer")
 
 
-def test_reload_uses_given_entry_points_again(site):
+def test_reload_keeps_entry_points_given_to_the_constructor(site):
     site.install("zoo", registering("lion"))
     registry = Registry(iter(site.entry_points()))
     assert registry.names("optimizer") == ["lion"]
@@ -721,7 +722,7 @@ def test_reload_uses_given_entry_points_again(site):
 
 def test_concurrent_threads_discover_once(site):
     slow = "import time\ncalls = []\n@hookimpl\ndef optplug_optimizers():\n    calls.append(1)\n    time.sleep(0.05)\n"
-    site.install("zoo", f"{HEAD}{slow}    return [SignDescent]")
+    site.install("zoo", f"{PLUGIN_HEADER}{slow}    return [SignDescent]")
     registry, barrier = site.registry(), Barrier(16)
 
     def load(_: int) -> type:

@@ -201,7 +201,7 @@ def test_trace_is_cached_per_variant():
     assert calls == [1]
 
 
-def test_prelude_on_numbers():
+def test_prelude_applies_maximize_and_weight_decay_to_numbers():
     assert prelude(2.0, 1.0, weight_decay=0.5, decay_factor=None, maximize=True, decay_kind="coupled") == (2.0, 0.0)
     assert prelude(2.0, 1.0, weight_decay=0.5, decay_factor=0.75, maximize=False, decay_kind="decoupled") == (1.5, 1.0)
     assert prelude(2.0, 1.0, weight_decay=None, decay_factor=None, maximize=False, decay_kind="none") == (2.0, 1.0)
@@ -329,7 +329,7 @@ def test_mismatch_of_states_or_hyperparameters_and_rule_is_rejected():
         def rule(p, g, t1, *, lr):
             return p, t1
 
-    class Misspelt(PlainSGD):
+    class MisspelledHyperparameter(PlainSGD):
         @staticmethod
         def rule(p, g, *, lrr):
             return p - lrr * g
@@ -338,8 +338,8 @@ def test_mismatch_of_states_or_hyperparameters_and_rule_is_rejected():
         (UndeclaredState, "UndeclaredState declares the states none, but its rule takes velocity: "
          "both must be the same, in the same order"),
         (InvalidStateName, "InvalidStateName: a state may not be named 't1'"),
-        (Misspelt,
-         f"{Misspelt.rule.__qualname__} needs the hyperparameter 'lrr', but its optimizer does not have it; "
+        (MisspelledHyperparameter,
+         f"{MisspelledHyperparameter.rule.__qualname__} needs the hyperparameter 'lrr', but its optimizer does not have it; "
          "did you mean 'lr'?"),
     ):  # fmt: skip
         with pytest.raises(RuleError) as caught:

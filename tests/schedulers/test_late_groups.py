@@ -56,7 +56,7 @@ def scaled_lrs(factor, optimizer):
     return [factor * lr for lr in lrs_of(optimizer)]
 
 
-def first_then(first, others, optimizer):
+def first_and_other_groups(first, others, optimizer):
     return [first] + [others] * (len(optimizer.param_groups) - 1)
 
 
@@ -64,7 +64,7 @@ def decaying(t):
     return 0.9**t
 
 
-def on_off(t):
+def alternating(t):
     return t // 3 % 2
 
 
@@ -84,7 +84,7 @@ OPTPLUG_SCHEDULERS = {
     for name, cls in ((name, optplug.get_scheduler(name)) for name in SCHEDULER_NAMES)
     for i, case in enumerate(cls.cases)
 } | {
-    "lambda_lr by group": lambda o: Lambda(o, first_then(on_off, decaying, o)),
+    "lambda_lr by group": lambda o: Lambda(o, first_and_other_groups(alternating, decaying, o)),
     "cosine_annealing_lr beyond T_max": lambda o: Cosine(o, 5, 0.005),
     "step_lr to zero": lambda o: Step(o, 5, 0.0),
     "in SequentialLR": lambda o: lr_scheduler.SequentialLR(o, [Step(o, 3, 0.5), Cosine(o, 9)], [6]),
@@ -92,11 +92,11 @@ OPTPLUG_SCHEDULERS = {
 }
 
 TORCH_SCHEDULERS = {
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, on_off),
-    "LambdaLR by group": lambda o: lr_scheduler.LambdaLR(o, first_then(on_off, decaying, o)),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, alternating),
+    "LambdaLR by group": lambda o: lr_scheduler.LambdaLR(o, first_and_other_groups(alternating, decaying, o)),
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda t: 0.9 if t % 2 else 0.8),
     "MultiplicativeLR by group": lambda o: lr_scheduler.MultiplicativeLR(
-        o, first_then(lambda t: 0.5, lambda t: 0.9, o)
+        o, first_and_other_groups(lambda t: 0.5, lambda t: 0.9, o)
     ),
     "StepLR": lambda o: lr_scheduler.StepLR(o, 3, 0.5),
     "StepLR to zero": lambda o: lr_scheduler.StepLR(o, 5, 0.0),
@@ -118,8 +118,8 @@ TORCH_SCHEDULERS = {
         scaled_lrs(1, o),
         scaled_lrs(5, o),
         3,
-        base_momentum=first_then(0.7, 0.75, o),
-        max_momentum=first_then(0.8, 0.85, o),
+        base_momentum=first_and_other_groups(0.7, 0.75, o),
+        max_momentum=first_and_other_groups(0.8, 0.85, o),
     ),
     "CyclicLR without momentum": lambda o: lr_scheduler.CyclicLR(
         o, scaled_lrs(1, o), scaled_lrs(5, o), 3, mode="exp_range", gamma=0.9, cycle_momentum=False
@@ -127,7 +127,7 @@ TORCH_SCHEDULERS = {
     "SWALR": lambda o: SWALR(o, scaled_lrs(3, o), 6),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=1, eps=0.0),
     "ReduceLROnPlateau with bounds": lambda o: lr_scheduler.ReduceLROnPlateau(
-        o, factor=0.5, patience=1, eps=0.0, min_lr=first_then(1e-9, 1e-10, o)
+        o, factor=0.5, patience=1, eps=0.0, min_lr=first_and_other_groups(1e-9, 1e-10, o)
     ),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.ConstantLR(o, 0.1, 4), lr_scheduler.ExponentialLR(o, 0.9)], [4]
@@ -166,7 +166,7 @@ def is_close(one, other):
     return one == pytest.approx(other, rel=1e-9, abs=1e-13)
 
 
-def grown_and_reference(make, additions, kind=sgd, follow=follow_groups, make_lr=float):
+def values_with_added_and_initial_groups(make, additions, kind=sgd, follow=follow_groups, make_lr=float):
     """After each step, the values of an optimizer with added groups, and of one with all groups from the start.
 
     Args:
@@ -214,32 +214,34 @@ def assert_same_values(grown, whole):
 @all_schedulers
 def test_group_added_at_any_step_equals_group_from_the_start(make):
     for k in range(STEPS):
-        assert_same_values(*grown_and_reference(make, [(k, 0.3)]))
+        assert_same_values(*values_with_added_and_initial_groups(make, [(k, 0.3)]))
 
 
 @all_schedulers
 def test_group_added_to_adam_equals_group_from_the_start(make):
-    assert_same_values(*grown_and_reference(make, [(4, 0.3)], adam))
+    assert_same_values(*values_with_added_and_initial_groups(make, [(4, 0.3)], adam))
 
 
 @all_schedulers
 @settings(max_examples=20)
 @given(additions=st.lists(st.tuples(st.integers(0, STEPS - 1), st.sampled_from([0.1, 0.5, 1.0, 3.0])), max_size=4))
 def test_groups_added_at_random_steps_equal_groups_from_the_start(make, additions):
-    assert_same_values(*grown_and_reference(make, additions))
+    assert_same_values(*values_with_added_and_initial_groups(make, additions))
 
 
 @pytest.mark.parametrize("make", OPTPLUG_SCHEDULERS.values(), ids=OPTPLUG_SCHEDULERS)
 def test_optplug_schedulers_include_added_groups_without_follow_groups(make):
     for k in range(STEPS):
-        assert_same_values(*grown_and_reference(make, [(k, 0.3), (k + 2, 2.0)], follow=id))
+        assert_same_values(*values_with_added_and_initial_groups(make, [(k, 0.3), (k + 2, 2.0)], follow=id))
 
 
 @pytest.mark.parametrize("make", NOT_COMPOSED.values(), ids=NOT_COMPOSED)
 @pytest.mark.parametrize("follow", [follow_groups, id], ids=["follow_groups", "step"])
 def test_group_added_within_warmup_keeps_its_ratio_to_the_lr_without_warmup(make, follow):
     for k in range(STEPS):
-        assert_same_values(*grown_and_reference(lambda o: Warmup(make(o), 6), [(k, 0.3)], follow=follow))
+        assert_same_values(
+            *values_with_added_and_initial_groups(lambda o: Warmup(make(o), 6), [(k, 0.3)], follow=follow)
+        )
 
 
 @all_schedulers
@@ -247,7 +249,7 @@ def test_tensor_lrs_are_scheduled_and_not_shared(make):
     def make_lr(lr):
         return torch.tensor(float(lr), dtype=torch.float64)
 
-    assert_same_values(*grown_and_reference(make, [(4, 0.3), (9, 0.5)], make_lr=make_lr))
+    assert_same_values(*values_with_added_and_initial_groups(make, [(4, 0.3), (9, 0.5)], make_lr=make_lr))
     optimizer = sgd(*map(make_lr, BASES))
     scheduler = make(optimizer)
     take_step(scheduler)
@@ -268,7 +270,7 @@ def list_or_empty(value):
     return value if isinstance(value, list) else []
 
 
-def test_groups_added_together_keep_their_ratios_to_the_last_old_group():
+def test_groups_added_together_keep_their_ratios_to_the_last_existing_group():
     optimizer = sgd(0.1, 0.02)
     scheduler = lr_scheduler.StepLR(optimizer, 1, 0.5)
     take_step(scheduler)
@@ -293,7 +295,7 @@ def test_initial_lr_of_added_group_is_its_base_lr():
 
 
 @pytest.mark.parametrize("make", [Exponential, lr_scheduler.ExponentialLR])
-def test_group_added_beside_lr_zero_uses_its_own_lr_as_base_lr(make):
+def test_base_lr_of_added_group_is_its_lr_if_last_group_has_lr_zero(make):
     optimizer = sgd(0.1)
     scheduler = make(optimizer, gamma=0.5)
     take_step(scheduler)
@@ -314,7 +316,7 @@ def test_cyclic_lr_from_zero_keeps_max_lr_for_added_group(lr):
     assert (scheduler.base_lrs, scheduler.max_lrs) == ([0.0, lr], [1.0, 1.0])
 
 
-def test_group_with_lr_zero_does_not_affect_added_group():
+def test_group_added_after_group_with_base_lr_zero_is_scheduled():
     optimizer = sgd(0.0)
     scheduler = Exponential(optimizer, 0.5)
     optimizer.add_param_group(group(0.2))
@@ -376,7 +378,7 @@ def test_earlier_state_dict_is_not_modified():
     assert (scheduler.base_lrs, scheduler.get_last_lr()) == ([0.1, 0.2], [0.1, 0.2])
 
 
-def test_removed_groups_are_ignored():
+def test_follow_groups_ignores_removed_groups():
     scheduler = lr_scheduler.ExponentialLR(sgd(0.1, 0.2), 0.9)
     del scheduler.optimizer.param_groups[1]
     follow_groups(scheduler)
@@ -501,7 +503,7 @@ def combined_optimizer():
 
 def test_groups_added_to_combined_optimizer_are_scheduled_and_named():
     module, optimizer = Network(), combined_optimizer()
-    scheduler = Warmup(Lambda(optimizer, [decaying, on_off]), 3)
+    scheduler = Warmup(Lambda(optimizer, [decaying, alternating]), 3)
     optimizer.add_param_group({"params": module.backbone.parameters(), "lr": 0.3, "member": 0})
     optimizer.add_param_group({"params": module.head.parameters(), "lr": 0.4, "member": "Adam", "name": "head"})
     follow_groups(scheduler)

@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 import optplug
 from optplug.errors import ConfigError, ConfigTypeError
 from optplug.schedulers.warmup import Warmup
+from support import SGD
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "optplug's cosine": lambda o: optplug.create_scheduler("cosine_annealing_lr", o, T_max=9, eta_min=0.01),
@@ -86,7 +87,7 @@ def test_schedule_may_step_less_often_than_the_optimizer(make: Any):
     start=st.none() | st.floats(0.001, 1),
     moves=st.lists(st.sampled_from(["warmup_step", "step"]), max_size=60),
 )
-def test_any_order_of_steps_gives_warmup_factor_times_schedule(steps: int, start: float | None, moves: list[str]):
+def test_lr_is_warmup_factor_times_schedule_for_any_order_of_steps(steps: int, start: float | None, moves: list[str]):
     make = SCHEDULERS["torch's LambdaLR"]
     optimizer = sgd()
     warmup = Warmup(make(optimizer), steps, start)
@@ -306,7 +307,7 @@ def test_attributes_of_the_inner_scheduler_can_be_read_from_the_warmup():
         (1, "0.5", ConfigTypeError, "warmup start_factor must be a number, got '0.5'; write it without quotes"),
     ],
 )
-def test_invalid_arguments_raise(steps: Any, start: Any, error: type[Exception], message: str):
+def test_invalid_warmup_arguments_raise(steps: Any, start: Any, error: type[Exception], message: str):
     with pytest.raises(error) as caught:
         Warmup(SCHEDULERS["optplug's cosine"](sgd()), steps, start)
     assert str(caught.value) == message
@@ -331,7 +332,7 @@ def test_state_of_another_kind_of_scheduler_raises(first: str, second: str):
 
 
 @pytest.mark.parametrize("curve", [lambda t: (t + 1) / 10, lambda t: t / 10], ids=["from a tenth", "from zero"])
-def test_closed_form_schedule_need_not_start_at_the_base_lr(curve: Any):
+def test_closed_form_schedule_may_start_below_the_base_lr(curve: Any):
     class Curve(optplug.ClosedFormLR):
         def multiplier(self, t: int) -> float:
             return curve(t)
@@ -345,9 +346,6 @@ def test_closed_form_schedule_need_not_start_at_the_base_lr(curve: Any):
 
 
 # ------------------------------------------------------------------------------ warmup without scheduler
-
-
-SGD = {"name": "sgd", "lr": 1.0}
 
 
 def warmup_factors(steps: int, batches: int, first: float | None = None) -> list[float]:
@@ -424,7 +422,7 @@ def test_warmup_without_scheduler_is_resumed(self_configured_module: type, train
     assert first.lrs + second.lrs == whole.lrs == pytest.approx(warmup_factors(10, 12), rel=1e-12)
 
 
-def test_summary_mentions_a_warmup_without_scheduler(
+def test_summary_states_warmup_without_scheduler(
     scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any
 ):
     trainer(callbacks=optplug_lightning.ConfigureOptimizers(SGD, {"warmup": {"epochs": 1}}), max_epochs=1).fit(

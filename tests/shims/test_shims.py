@@ -22,20 +22,11 @@ from optplug.registry import Plugin, Registration, registry
 from optplug.registry.signature import documented_arguments
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 from optplug.shims import factory
+from support import QUIET_NO_SANITY
 
 # LightningCLI warns that `args` is given although sys.argv, here pytest's command line, has arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
 
-TRAINER_ARGS = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "max_epochs": 3,
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
 VALUES = {"val_loss": [1.0, 2.0, 3.0]}
 PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5, "monitor": "val_loss"}
 
@@ -62,7 +53,7 @@ def run(lightning_cli: Any, model: type, tmp_path: Path, monkeypatch: pytest.Mon
 
     def make(*args: str, config: Any = None, module: type = model, trainer: Any = None, fit: bool = True) -> Any:
         path = tmp_path / "in.yaml"
-        path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": TRAINER_ARGS, **(config or {})}))
+        path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": QUIET_NO_SANITY, **(config or {})}))
         made = lightning_cli.LightningCLI(
             module,
             run=False,
@@ -83,7 +74,7 @@ def by_callback(model: type, trainer: Any, optplug_lightning: Any) -> Any:
 
     def make(optimizer: Any, scheduler: Any = None) -> Any:
         callback = optplug_lightning.ConfigureOptimizers(optimizer, scheduler, verbose=False)
-        made = trainer(callbacks=[callback], max_epochs=TRAINER_ARGS["max_epochs"])
+        made = trainer(callbacks=[callback], max_epochs=QUIET_NO_SANITY["max_epochs"])
         module = model()
         made.fit(module)
         return made, module
@@ -139,7 +130,7 @@ def run_python(program: str) -> str:
     [["--optimizer", "adam", "--optimizer.lr", "1e-3"], ["--optimizer=adam", "--optimizer.lr=0.001"]],
     ids=["two words", "equals"],
 )
-def test_name_on_the_command_line(run: Any, args: list[str]):
+def test_command_line_accepts_optimizer_name(run: Any, args: list[str]):
     made = run(*args)
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
     assert groups_of(made.trainer)[0]["lr"] == 1e-3
@@ -155,7 +146,7 @@ def test_name_on_the_command_line(run: Any, args: list[str]):
     ],
     ids=["bare", "class_path", "full path"],
 )
-def test_name_in_a_file(run: Any, given: Any, lr: float):
+def test_file_accepts_optimizer_name(run: Any, given: Any, lr: float):
     made = run(config={"optimizer": given})
     assert type(made.trainer.optimizers[0]) is optplug.get_optimizer("adam")
     assert groups_of(made.trainer)[0]["lr"] == lr
@@ -166,8 +157,8 @@ def test_scheduler_by_name_is_stepped_each_epoch(run: Any):
     (entry,) = made.trainer.lr_scheduler_configs
     assert type(entry.scheduler) is optplug.get_scheduler("cosine_annealing_lr")
     assert entry.scheduler.T_max == 10
-    assert entry.scheduler.last_epoch == TRAINER_ARGS["max_epochs"]
-    assert len(set(made.model.lrs)) == TRAINER_ARGS["max_epochs"]
+    assert entry.scheduler.last_epoch == QUIET_NO_SANITY["max_epochs"]
+    assert len(set(made.model.lrs)) == QUIET_NO_SANITY["max_epochs"]
 
 
 def test_help_shows_the_documentation_of_the_class(run: Any, capsys: Any):
@@ -227,7 +218,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_result_equals_that_of_the_callback(run: Any, by_callback: Any, case: str):
+def test_training_with_shims_equals_callback(run: Any, by_callback: Any, case: str):
     optimizer, scheduler = CASES[case]
     made = run(*cli_args("optimizer", optimizer), *(cli_args("lr_scheduler", scheduler) if scheduler else []))
     trainer, module = by_callback(optimizer, scheduler)
@@ -238,12 +229,12 @@ def test_result_equals_that_of_the_callback(run: Any, by_callback: Any, case: st
     assert dtypes_of(made.trainer) == dtypes_of(trainer)
 
 
-def test_result_equals_that_of_optplug_cli(run: Any, optplug_lightning: Any, model: type, tmp_path: Path):
+def test_training_with_shims_equals_optplug_cli(run: Any, optplug_lightning: Any, model: type, tmp_path: Path):
     optimizer, scheduler = CASES["adam"]
     made = run(*cli_args("optimizer", optimizer), *cli_args("lr_scheduler", scheduler))
     path = tmp_path / "ours.yaml"
     choice = {"optimizer": optimizer, "scheduler": scheduler}
-    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": TRAINER_ARGS, **choice}))
+    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": QUIET_NO_SANITY, **choice}))
     other = optplug_lightning.OptplugCLI(model, run=False, args=["--config", str(path)], save_config_callback=None)
     other.trainer.fit(other.model)
     assert type(made.trainer.optimizers[0]) is type(other.trainer.optimizers[0])
@@ -256,7 +247,7 @@ def test_saved_config_gives_the_same_training(run: Any, pl: Any, tmp_path: Path)
     first = run(
         *cli_args("optimizer", {"name": "adam", "lr": 0.05, "betas": [0.5, 0.9], "state_dtype": "float64"}),
         *cli_args("lr_scheduler", {"name": "cosine_annealing_lr", "T_max": 7}),
-        config={"trainer": {**TRAINER_ARGS, "logger": logger}},
+        config={"trainer": {**QUIET_NO_SANITY, "logger": logger}},
     )
     saved = yaml.safe_load(Path(first.trainer.log_dir, "config.yaml").read_text())
     assert saved["optimizer"]["class_path"] == "optplug.shims.optimizers.adam"
@@ -281,7 +272,7 @@ def test_metric_scheduler_has_both_classes_and_is_stepped(run: Any, lightning_cl
     assert groups_of(made.trainer)[0]["lr"] == 0.2
 
 
-def test_combined_class_is_not_offered_as_a_name(run: Any, capsys: Any):
+def test_internal_scheduler_class_is_not_listed_in_help(run: Any, capsys: Any):
     run("--optimizer=sgd", *cli_args("lr_scheduler", PLATEAU))
     with pytest.raises(SystemExit):
         run("--help")
@@ -345,7 +336,7 @@ AUTO = {"class_path": "cosine_annealing_lr", "init_args": {"T_max": "auto"}}
     ],
     ids=["command line", "file"],
 )
-def test_length_auto_is_refused_with_alternatives(run: Any, capsys: Any, args: list[str], config: Any):
+def test_length_auto_is_rejected_with_alternatives(run: Any, capsys: Any, args: list[str], config: Any):
     message = cli_error(capsys, lambda: run("--optimizer=sgd", *args, config=config))
     assert "LightningCLI cannot compute the length for 'auto': give a number" in message
     assert "OptplugCLI or the callback ConfigureOptimizers" in message
@@ -373,7 +364,7 @@ def test_length_must_be_a_whole_number(run: Any, capsys: Any, given: Any):
         (["--optimizer=step_lr"], "step_lr"),
     ],
 )
-def test_invalid_options_are_refused_by_the_parser(run: Any, capsys: Any, args: list[str], message: str):
+def test_invalid_options_are_rejected_by_the_parser(run: Any, capsys: Any, args: list[str], message: str):
     assert message in cli_error(capsys, lambda: run(*args))
 
 
@@ -382,7 +373,7 @@ def test_value_out_of_range_raises_hyperparameter_error(run: Any):
         run("--optimizer=adam", "--optimizer.lr=-1")
 
 
-def test_shim_called_directly_refuses_unknown_options():
+def test_shim_called_directly_rejects_unknown_options():
     with pytest.raises(ConfigError, match=r"adam has no option 'lrr'.*did you mean 'lr'"):
         optplug.shims.optimizers.adam([torch.zeros(1, requires_grad=True)], lrr=1)
 
@@ -488,7 +479,9 @@ def test_third_party_metric_scheduler_is_stepped_with_the_metric(run: Any, regis
 
 
 @pytest.mark.parametrize("argument", ["span", "total_iters"])
-def test_lengths_of_third_party_schedulers(run: Any, register: Any, capsys: Any, argument: str):
+def test_length_of_third_party_scheduler_rejects_auto_and_accepts_number(
+    run: Any, register: Any, capsys: Any, argument: str
+):
     register((THIRD_PARTY, SchedulerSpec("metric_scheduler", MetricScheduler, length="span")))
     arguments = ["--optimizer=sgd", *cli_args("lr_scheduler", {"name": "metric_scheduler", argument: "auto"})]
     assert "LightningCLI cannot compute the length for 'auto'" in cli_error(capsys, lambda: run(*arguments))

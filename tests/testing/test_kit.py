@@ -248,7 +248,7 @@ def test_optimizer_with_capability_closure_is_stepped_with_a_closure():
         ("increases parameters", "quadratic_loss_decreases"),
     ],
 )
-def test_fault_is_detected(fault, check):
+def test_optimizer_fault_fails_its_check(fault, check):
     cache: list[object] = []
 
     class Faulty(Correct):
@@ -351,7 +351,7 @@ def test_correct_schedulers_pass():
     check_scheduler(torch.optim.lr_scheduler.StepLR, step_size=3)
 
 
-def test_scheduler_faults_are_detected():
+def test_scheduler_fault_fails_its_check():
     class WrongClosedForm(Halving):
         def _get_closed_form_lr(self):
             return [0.9 * lr for lr in super()._get_closed_form_lr()]

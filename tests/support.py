@@ -1,0 +1,59 @@
+"""Configurations, trainer arguments and helper functions that several test files use; `tests` is on pytest's path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import optplug
+
+BATCHES_PER_EPOCH = 4
+"""Number of batches of the scripted module."""
+
+ADAM = {"name": "adam", "lr": 1.0}
+SGD = {"name": "sgd", "lr": 1.0}
+COSINE = {"name": "cosine_annealing_lr", "T_max": 6}
+PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
+PATIENT_PLATEAU = {**PLATEAU, "patience": 99}
+RISING = {"val_loss": range(1, 40)}
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "max_epochs": 3,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Arguments of a trainer without output and files."""
+
+QUIET_NO_SANITY = {**QUIET, "num_sanity_val_steps": 0}
+
+
+def cosine(t: int, period: int = 6) -> float:
+    """The multiplier of cosine annealing after `t` steps."""
+    scheduler = optplug.create_scheduler("cosine_annealing_lr", torch.optim.SGD([torch.zeros(1)], lr=1.0), T_max=period)
+    return scheduler.multiplier(t)
+
+
+def scheduler_of(fitted: Any) -> Any:
+    """The first scheduler of a trainer."""
+    return fitted.lr_scheduler_configs[0].scheduler
+
+
+def rounded(lrs: Any) -> list[float]:
+    """Learning rates, rounded to nine decimals."""
+    return [round(float(lr), 9) for lr in lrs]
+
+
+def printed_lines(capture: Any) -> list[str]:
+    """The lines that optplug has printed, without their prefix."""
+    return [line.removeprefix("optplug: ") for line in capture.readouterr().out.splitlines() if "optplug: " in line]
+
+
+def plateau_summary(capture: Any) -> str:
+    """The only plateau summary among the printed lines."""
+    (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
+    return line
