@@ -1,7 +1,9 @@
 """Measure the time and memory of optimizer steps, and compare them with torch.optim: the library of `optplug bench`.
 
-report = Report.from_results(measure([parse_entry("adam")], [PROFILES["tiny"]]))
-print(report.to_json())
+This package contains no terminal output (`optplug.cli.bench`) and no engine. Example:
+
+    report = Report.from_results(measure([parse_entry("adam")], [PROFILES["tiny"]]))
+    print(report.to_json())
 """
 
 from optplug.bench.entries import Entry, parse_entry, select_entries

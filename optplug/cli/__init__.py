@@ -1,4 +1,7 @@
-"""The `optplug` command."""
+"""The `optplug` command: its subcommands, configuration files and terminal output.
+
+Checks and measurements are in `optplug.config` and `optplug.bench`; LightningCLI is in `optplug.lightning.cli`.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from optplug.bench import Cell, Failure, Report, Timing
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPE_NAMES = ("float32", "float64", "bfloat16", "float16")
 WIDE = 150
 """The width of tables, in characters, if the output is not a terminal."""
 
@@ -55,7 +55,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Number of torch's threads. Default: torch's choice.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help=f"Dtype of parameters and gradients: {listing(DTYPES)}.")] = "float32",
+    dtype: Annotated[str, typer.Option(help=f"Dtype of parameters and gradients: {listing(DTYPE_NAMES)}.")] = "float32",
     json: Annotated[Path | None, typer.Option(help="Write all results to this file, as JSON.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Write a plot of the ratios to this file (.png, .svg, .pdf).")
@@ -188,8 +188,8 @@ def _measured(names: list[str], profiles: list[str], *, dtype: str, **settings: 
 def _dtype(name: str) -> torch.dtype:
     import torch
 
-    if name not in DTYPES:
-        raise ConfigError(f"no dtype {name!r} for bench{suggest(name, DTYPES, intro='there are')}")
+    if name not in DTYPE_NAMES:
+        raise ConfigError(f"no dtype {name!r} for bench{suggest(name, DTYPE_NAMES, intro='there are')}")
     found: torch.dtype = getattr(torch, name)
     return found
 
@@ -254,7 +254,7 @@ def _page(report: Report, *, markdown: bool) -> list[Table | str]:
     for name in report.profiles:
         cells = report.cells_of(name)
         page += [_table(cells), *cell_notes(cells), ""]
-    return [*page, *legend_lines(report), machine_line(report), *summary_lines(report)]
+    return [*page, *legend_lines(report), machine_line(report), *ratio_summary_lines(report)]
 
 
 def _print(page: list[Table | str]) -> None:
@@ -341,7 +341,7 @@ def cell_notes(cells: list[Cell]) -> list[str]:
     return [*notes, *dict.fromkeys(f"{cell.engine}: {cell.reason}" for cell in cells if cell.engine)]
 
 
-def summary_lines(report: Report) -> list[str]:
+def ratio_summary_lines(report: Report) -> list[str]:
     """Return the geometric means of the ratios and the worst ratio, of the cells that are compared with torch."""
     from optplug.bench import geometric_mean
 
@@ -397,5 +397,5 @@ def markdown_lines(report: Report) -> Iterator[str]:
             rows.append(f"| `{cell.optimizer}` | {_ms(cell.ours.median)} ms | {best} | {last_columns} |")
         yield "\n".join([*rows, *(f"\n{note}." for note in cell_notes(cells))])
     yield "With many small tensors the memory limit includes the overhead for each tensor."
-    if summary := summary_lines(report):
+    if summary := ratio_summary_lines(report):
         yield "; ".join(summary).capitalize() + "."

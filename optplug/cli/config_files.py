@@ -18,7 +18,7 @@ from optplug.registry import registry
 from optplug.registry.signature import configurable_arguments
 
 SECTION_KEYS = (*TOP_LEVEL_KEYS, "override")
-IDENTIFYING_KEYS = ("optimizer", "scheduler", "param_groups")
+SECTION_IDENTIFYING_KEYS = ("optimizer", "scheduler", "param_groups")
 """A mapping with one of these keys configures optplug."""
 
 OTHER_KEYS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose", "print_config", "config")
@@ -104,9 +104,9 @@ class ConfigFile:
             raise ConfigTypeError(f"must contain a mapping, got {type(self.data).__name__}")
         found = list(self._sections())
         if not found:
-            hints = [f"{key}{hint}" for key in self.data if (hint := did_you_mean(str(key), IDENTIFYING_KEYS))]
+            hints = [f"{key}{hint}" for key in self.data if (hint := did_you_mean(str(key), SECTION_IDENTIFYING_KEYS))]
             keys = hints[0] if hints else short_list(self.data)
-            raise ConfigError(f"has none of the keys {listing(IDENTIFYING_KEYS)}; it has {keys}")
+            raise ConfigError(f"has none of the keys {listing(SECTION_IDENTIFYING_KEYS)}; it has {keys}")
         if len(found) > 1:
             locs = listing(section.loc or "the top" for section in found)
             raise ConfigError(f"optplug is configured in several places: {locs}")
@@ -114,7 +114,7 @@ class ConfigFile:
 
     def _sections(self) -> Iterator[ConfigSection]:
         for loc, mapping in [("", self.data), *((key, self.data.get(key)) for key in SUBCOMMANDS)]:
-            if isinstance(mapping, Mapping) and any(key in mapping for key in IDENTIFYING_KEYS):
+            if isinstance(mapping, Mapping) and any(key in mapping for key in SECTION_IDENTIFYING_KEYS):
                 yield ConfigSection(loc, {key: mapping[key] for key in SECTION_KEYS if key in mapping}, mapping)
         yield from _callback_sections(to_builtins(self.data), "")
 

@@ -23,7 +23,7 @@ from optplug.config.model import (
     SchedulerConfig,
 )
 from optplug.config.param_group_presets import LayerDecay
-from optplug.config.param_groups import MULTIPLIERS, AnyGroupRule, GroupRule, param_groups, trainable_parameters
+from optplug.config.param_groups import MULTIPLIERS, AnyGroupRule, GroupRule, build_param_groups, trainable_parameters
 from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import check_arguments, parse_collecting
 from optplug.config.plain_data import to_builtins
@@ -36,7 +36,7 @@ from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.warmup import Warmup
 
 ASSUMED_LENGTH = 1000
-"""The length of a schedule that is `auto`, in a dry run."""
+"""The number that replaces `auto` in a dry run."""
 
 
 def create_optimizer(
@@ -142,7 +142,7 @@ def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: str, groups_loc:
         _dry_run_entry(collector, resolved_entry, loc, join_loc(groups_loc, "param_groups"))
         collector.raise_collected()
     with collector.collect(groups_loc):
-        groups = param_groups(module, rules, _base_options(optimizer_config, hyperparameters), entry.select)
+        groups = build_param_groups(module, rules, _base_options(optimizer_config, hyperparameters), entry.select)
     collector.raise_collected()
     params: list[Any] = groups if rules else groups[0]["params"]
     try:
@@ -443,7 +443,7 @@ def _find_rejected_arguments(
         cls: the class, if it has required arguments; its attribute `cases` has valid values for them.
 
     Returns:
-        The accepted arguments; None if the constructor rejects all of them for a reason that is not found.
+        The accepted arguments; None if the error remains and no single argument is its cause.
     """
     required: list[str] = []
     if cls is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from optplug.errors import ConfigError, ConfigErrors, ConfigTypeError, OptplugError, with_loc
 
-MAX_DEPTH = 10
+MAX_LOC_DEPTH = 10
 """Levels of a configuration that are searched for locations."""
 
 
@@ -48,7 +48,9 @@ class ErrorCollector:
             config: the configuration as the user wrote it.
         """
         order = {loc: i for i, loc in enumerate(_locs(config))}
-        for i, error in enumerate(self.errors):  # checks of arguments do not know which ones were nested under `args`
+        for i, error in enumerate(
+            self.errors
+        ):  # errors of arguments have no `args` in their location; it is added here
             outer, _, key = error.loc.rpartition(".")
             nested = f"{outer}.args.{key}"
             if error.loc not in order and nested in order:
@@ -107,9 +109,9 @@ def _locs(node: Any, loc: str = "", depth: int = 0) -> Iterator[str]:
     """The locations of all values in nested mappings and lists, in their order."""
     yield loc
     keys: Iterable[Any] = ()
-    if depth < MAX_DEPTH and isinstance(node, Mapping):
+    if depth < MAX_LOC_DEPTH and isinstance(node, Mapping):
         keys = list(node)
-    elif depth < MAX_DEPTH and isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
+    elif depth < MAX_LOC_DEPTH and isinstance(node, Sequence) and not isinstance(node, (str, bytes)):
         keys = range(len(node))
     for key in keys:
         child_loc = join_loc(loc, str(key) if isinstance(node, Mapping) else f"[{key}]")

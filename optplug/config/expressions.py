@@ -80,7 +80,7 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 ALLOWED_NODES = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Load, ast.And, ast.Or, *OPERATORS)
 
-ALLOWED = (
+ALLOWED_SYNTAX = (
     f"an expression can use numbers, {listing(NAMES)}, + - * / // % **, comparisons, and, or, not, a if b else c, "
     f"and the functions {listing(FUNCTIONS)}"
 )
@@ -92,7 +92,7 @@ class Expression:
     Its only attribute is its text. A scheduler saves the text in checkpoints.
 
     Args:
-        text: the expression, for example `"0.95 ** epoch"`. See `ALLOWED` for what it can use.
+        text: the expression, for example `"0.95 ** epoch"`. See `ALLOWED_SYNTAX` for what it can use.
 
     Raises:
         ConfigError: the text is not an expression, or its value at epoch 0 is not finite. A call raises the same error
@@ -139,7 +139,7 @@ def _parse(text: str) -> ast.expr:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
-        raise ConfigError(f"{_quoted(text)} is not a valid expression ({reason}); {ALLOWED}") from None
+        raise ConfigError(f"{_quoted(text)} is not a valid expression ({reason}); {ALLOWED_SYNTAX}") from None
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         problem = _error_in(node, is_called=id(node) in called)
@@ -174,7 +174,7 @@ def _error_in(node: ast.AST, *, is_called: bool) -> str:
         return "a power is written **, not ^"
     if isinstance(node, ast.Lambda):
         return "a lambda is not allowed; write only its body, for example 0.95 ** epoch"
-    return "" if isinstance(node, ALLOWED_NODES) else f"{type(node).__name__} is not allowed; {ALLOWED}"
+    return "" if isinstance(node, ALLOWED_NODES) else f"{type(node).__name__} is not allowed; {ALLOWED_SYNTAX}"
 
 
 def _quoted(text: str) -> str:

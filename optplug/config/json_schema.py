@@ -37,7 +37,7 @@ from optplug.registry.specs import lookup_key
 Schema = dict[str, Any]
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-MISSPELLED_KEYS = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
+CORRECT_KEYS = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
 """Keys that are refused because they look like a key of a configuration, each with the correct key."""
 
 NULL: Schema = {"type": "null"}
@@ -286,7 +286,7 @@ def _configuration(optimizers: list[_RegisteredClass]) -> Schema:
             "description": "What is restored from the checkpoint when training resumes.",
         },
     }
-    for wrong, right in MISSPELLED_KEYS.items():  # unlike `false`, `not: {}` can have a description
+    for wrong, right in CORRECT_KEYS.items():  # unlike `false`, `not: {}` can have a description
         properties[wrong] = {"description": f"The key is {right}.", "not": {}, "doNotSuggest": True}
     branches = []
     combined = {"type": "object", "required": ["combine"]}

@@ -147,11 +147,13 @@ class LayerDecay:
         for i, glob in enumerate(self.layers):
             if all(index != i for index, _ in ordered):
                 names = short_list(p.name for p in parameters)
-                says = f"{glob!r} matches no parameter that is left by the layers before; the parameters are {names}"
-                raise with_loc(f"layers[{i}]", ConfigError(says))
+                message = (
+                    f"{glob!r} matches no parameter that the previous layers do not match; the parameters are {names}"
+                )
+                raise with_loc(f"layers[{i}]", ConfigError(message))
         if unmatched:
-            says = f"no layer matches {short_list(unmatched)}; add '*' as the last layer for all other parameters"
-            raise with_loc("layers", ConfigError(says))
+            message = f"no layer matches {short_list(unmatched)}; add '*' as the last layer for all other parameters"
+            raise with_loc("layers", ConfigError(message))
         return {_fill_numbers(self.layers[i], numbers): ordered[i, numbers] for i, numbers in sorted(ordered)}
 
     def to_dict(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def trainable_parameters(module: nn.Module, select: Selector | None = None) -> l
     return found
 
 
-def param_groups(
+def build_param_groups(
     module: nn.Module,
     rules: Sequence[AnyGroupRule],
     base: Mapping[str, Any] | None = None,
@@ -81,7 +81,8 @@ def param_groups(
     """Build the parameter groups for a module's trainable parameters.
 
     The rules cascade: a parameter gets the options of every rule that selects it. If several rules set the same option,
-    the last one wins. Then `lr` is multiplied by `lr_mult`, and `weight_decay` by `wd_mult`. Parameters with equal
+    the last rule determines its value. Then `lr` is multiplied by `lr_mult`, and `weight_decay` by `wd_mult`.
+    Parameters with equal
     options form one group, which is named after its rules, or `default`.
 
     Args:
@@ -163,14 +164,14 @@ def apply_multipliers(
         if multiplier in options:
             value = result.get(key, base.get(key))
             if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-                says = f"{multiplier} multiplies {key}, which is {value!r}: give the optimizer a number for {key}"
-                raise with_loc(locs.get(multiplier, ""), ConfigError(says))
+                message = f"{multiplier} multiplies {key}, which is {value!r}: give the optimizer a number for {key}"
+                raise with_loc(locs.get(multiplier, ""), ConfigError(message))
             result[key] = value * options[multiplier]
     return result
 
 
 @dataclass(frozen=True)
-class Row:
+class GroupTableRow:
     """One row of the table of parameter groups.
 
     Attributes:
@@ -191,8 +192,8 @@ class Row:
         return {**asdict(self), "parameters": list(self.parameters)}
 
 
-class GroupTable(tuple[Row, ...]):
-    """The parameter groups of an optimizer, one `Row` each. `str()` formats them as a table."""
+class GroupTable(tuple[GroupTableRow, ...]):
+    """The parameter groups of an optimizer, one `GroupTableRow` each. `str()` formats them as a table."""
 
     def __str__(self) -> str:
         header = ("group", "parameters", "elements", "lr", "weight_decay")
@@ -239,7 +240,7 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
             row for its trainable parameters that no group contains, such as those of other optimizers.
 
     Returns:
-        A tuple of `Row`s; `print` shows it as a table.
+        A tuple of `GroupTableRow`s; `print` shows it as a table.
     """
     infos = parameter_infos(module) if isinstance(module, nn.Module) else module or ()
     names = {info.id: info.name for info in infos}
@@ -249,7 +250,7 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
         lr = group.get("initial_lr", group.get("lr"))  # initial_lr is the lr before warmup and schedule
         numbers = (_float_or_none(lr), _float_or_none(group.get("weight_decay")))
         elements = sum(p.numel() for p in group["params"])
-        rows.append(Row(str(group.get("name", i)), parameters, elements, *numbers))
+        rows.append(GroupTableRow(str(group.get("name", i)), parameters, elements, *numbers))
     ungrouped = [info for info in infos if info.id in names]
     for title, found in (
         ("frozen", [info for info in ungrouped if not info.is_trainable]),
@@ -257,7 +258,7 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
     ):
         if found:
             elements = sum(info.elements for info in found)
-            rows.append(Row(f"({title})", tuple(info.name for info in found), elements, None, None))
+            rows.append(GroupTableRow(f"({title})", tuple(info.name for info in found), elements, None, None))
     return GroupTable(rows)
 
 

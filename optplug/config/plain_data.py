@@ -11,7 +11,7 @@ from typing import Any
 from optplug.config.error_collector import join_loc
 from optplug.errors import ConfigError, OptplugError, one_line, with_loc
 
-MAX_DEPTH = 30
+MAX_NESTING_DEPTH = 30
 """Allowed levels of nested mappings and lists. A deeper value is assumed to contain itself."""
 
 
@@ -24,9 +24,9 @@ def to_builtins(value: Any, depth: int = 0) -> Any:
 
     Raises:
         ConfigError: a value cannot be read, such as an unresolvable interpolation, or the nesting is deeper than
-            `MAX_DEPTH`. Its `loc` is the location inside `value`.
+            `MAX_NESTING_DEPTH`. Its `loc` is the location inside `value`.
     """
-    if depth > MAX_DEPTH:
+    if depth > MAX_NESTING_DEPTH:
         raise ConfigError("is nested too deeply, or contains itself")
     if isinstance(value, argparse.Namespace):  # jsonargparse's Namespace is a subclass
         value = vars(value)

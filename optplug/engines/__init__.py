@@ -1,4 +1,8 @@
-"""Engines: each engine runs the graph of a rule, or the rule itself, on tensors. Engines are independent of rules."""
+"""Engines: each engine runs the traced graph of a rule, or the rule itself, on tensors.
+
+This package contains no optimizer, no parameter groups and no single rule, and not the choice of an engine, which is in
+`optplug.optim.dispatch`.
+"""
 
 from __future__ import annotations
 

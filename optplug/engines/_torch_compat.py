@@ -1,6 +1,8 @@
-"""The private names of torch that optplug uses. Each name is used only here.
+"""Internals of torch that optplug imports: `torch._C`, `torch._compile`, version counters, the registries of hooks.
 
-Each function documents its fallback for versions of torch that lack the name.
+Private methods of classes that optplug derives from, and `torch._foreach_*`, are used where they are needed.
+`make_torch_guards` and `data_ptr_reader_address` return None for versions of torch that lack the name. The other names
+are required.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ __all__ = [
     "is_functorch_active",
     "is_proxy_tracing",
     "load_state_dict_hooks",
+    "make_torch_guards",
     "preserve_version_counters",
-    "tensor_guards",
 ]
 
 
@@ -41,7 +43,7 @@ def is_proxy_tracing() -> bool:
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
-def tensor_guards(tensors: Sequence[Tensor]) -> Any:
+def make_torch_guards(tensors: Sequence[Tensor]) -> Any:
     """torch.compile's C++ check that tensors keep their type, dtype, device, layout, shape and strides.
 
     Returns None if this version of torch has no such check.

@@ -34,7 +34,7 @@ work is divided into at least 64 blocks, so that all threads finish at about the
 chunk."""
 
 ELEMENTS_PER_THREAD = 1 << 19
-"""Number of elements for each additional thread. An update of so many takes longer than the start of a thread."""
+"""Number of elements for each additional thread. Updating this many elements takes longer than starting a thread."""
 
 _ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
@@ -72,8 +72,8 @@ class ChunkTable:
     Args:
         kernel: the kernel.
         lengths: the number of elements of each tensor, as an array of integers or a sequence.
-        elements_per_thread: number of elements for each additional thread. Default: `ELEMENTS_PER_THREAD`. Fewer are
-            useful where tensors are scattered in memory.
+        elements_per_thread: number of elements for each additional thread. Default: `ELEMENTS_PER_THREAD`. A smaller
+            number is useful if tensors are scattered in memory.
     """
 
     def __init__(self, kernel: Kernel, lengths: Any, elements_per_thread: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The report of an optimizer about its engines."""
+"""`BucketReport`: the engine of a bucket of parameters, and why it was chosen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BucketReport:
         device: the device of the parameters.
         bytes_per_element: the bytes that the engine reads and writes for each element of a parameter. None where this
             is unknown, as for engine `loop`. A fused kernel reads each input once and writes each output once.
-        ran: True if the last step ran so. False if this is a prediction for the next step.
+        ran: True if the last step used this engine. False if this is a prediction for the next step.
     """
 
     group: int

@@ -24,8 +24,8 @@ if hasattr(os, "register_at_fork"):
 def run_in_threads(work: Callable[[], object], helpers: int) -> None:
     """Call `work` in this thread and in up to `helpers` other threads. Return when all started calls have returned.
 
-    The calls take pieces of the work from a common queue until none is left. When this thread has finished, helpers
-    that have not started yet are cancelled. So this function never waits for a thread to wake up.
+    `work` must take pieces of the work from a shared counter or iterator until none is left. When this thread has
+    finished, helpers that have not started yet are cancelled. So this function never waits for a thread to wake up.
 
     Args:
         work: the function to call. It must be thread-safe.

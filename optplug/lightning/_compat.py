@@ -1,6 +1,7 @@
-"""The two import names of Lightning, and every use of a private attribute of Lightning.
+"""The two import names of Lightning, and the private attributes of Lightning's trainer, loops and modules.
 
-Each private attribute is used in one function of this file, which has a fallback for versions without the attribute.
+Other modules use these functions instead of private attributes. A function documents what it returns if a version of
+Lightning lacks the attribute.
 """
 
 from __future__ import annotations

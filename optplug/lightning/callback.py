@@ -7,7 +7,7 @@ from typing import Any
 from optplug.config.build import parse_and_check
 from optplug.errors import ConfigTypeError
 from optplug.lightning._compat import attached_trainer
-from optplug.lightning.configure import attach, detach
+from optplug.lightning.configure import remove_configure_optimizers, set_configure_optimizers
 from optplug.lightning.stepping_callback import SteppingCallback
 
 
@@ -100,13 +100,13 @@ class ConfigureOptimizers(SteppingCallback):
         if self.config is None or not fitting:
             return
         others = [getattr(callback, "config", None) for callback in getattr(trainer, "callbacks", ())]
-        if attach(module, self.config, override=self.override, others=others):
+        if set_configure_optimizers(module, self.config, override=self.override, others=others):
             self._module = module
 
     def _restore(self, trainer: Any) -> None:
         super()._restore(trainer)
         if self._module is not None:
-            detach(self._module)
+            remove_configure_optimizers(self._module)
             self._module = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

@@ -125,8 +125,8 @@ class _OptplugCLI:
     """LightningCLI that takes optimizers, schedules and parameter groups by name.
 
     Adds the keys `optimizer`, `scheduler`, `param_groups`, `monitor`, `mode`, `on_resume` and `override` to the
-    configuration. They have the same form as everywhere in optplug, and the saved configuration has it too. The
-    constructor's arguments are those of LightningCLI.
+    configuration. The keys have the same form as in `optplug.configure_optimizers`; the
+    saved configuration uses this form too. The constructor's arguments are those of LightningCLI.
 
     With any of these keys, a `ConfigureOptimizers` callback is added to the trainer. With `scheduler` and without
     `optimizer`, the schedule is for the optimizer that the model's own `configure_optimizers` builds. Without the keys,

@@ -1,4 +1,4 @@
-"""`optplug.configure_optimizers` and the callback's part of it: from a configuration to what Lightning expects.
+"""`optplug.configure_optimizers`, and the functions with which the callback sets and removes this hook of a module.
 
 Optimizers and schedulers are built when Lightning calls `LightningModule.configure_optimizers`, not earlier: the
 module's parameters are final only then.
@@ -230,7 +230,7 @@ def _has_metric_objects(module: Any, scheduled: SchedulerConfig) -> bool:
 
 # A partial of a plain function, for two reasons: Lightning's `is_overridden` reads the function's `__code__`, and
 # pickle and deepcopy copy a partial together with the module that it refers to.
-def _configure_attached(config: Config, override: bool, module: Any) -> Any:
+def _run_configured(config: Config, override: bool, module: Any) -> Any:
     prebuilt = None if config.setups[0].entries else _build_own_optimizer(module, override=override)
     return build_from_config(module, config, prebuilt)
 
@@ -272,8 +272,10 @@ def _build_own_optimizer(module: Any, *, override: bool) -> Optimizer:
     return found
 
 
-def attach(module: Any, config: Config, *, override: bool = False, others: Collection[Any] = ()) -> bool:
-    """Set `configure_optimizers` on a module instance. `detach` removes it.
+def set_configure_optimizers(
+    module: Any, config: Config, *, override: bool = False, others: Collection[Any] = ()
+) -> bool:
+    """Set `configure_optimizers` on a module instance. `remove_configure_optimizers` removes it.
 
     Args:
         module: the LightningModule.
@@ -294,7 +296,7 @@ def attach(module: Any, config: Config, *, override: bool = False, others: Colle
     """
     bound = module.__dict__.get("configure_optimizers")
     name = type(module).__name__
-    if _is_attached(bound):
+    if _is_set_by_optplug(bound):
         if bound.args[0] is config:
             return False
         if any(bound.args[0] is other for other in others):
@@ -313,13 +315,13 @@ def attach(module: Any, config: Config, *, override: bool = False, others: Colle
             f"{name} defines configure_optimizers, and the configuration has an optimizer too: "
             "remove one, or pass override=True to replace the module's own"
         )
-    module.__dict__["configure_optimizers"] = functools.partial(_configure_attached, config, override, module)
+    module.__dict__["configure_optimizers"] = functools.partial(_run_configured, config, override, module)
     return True
 
 
-def detach(module: Any) -> None:
-    """Remove the `configure_optimizers` that `attach` set."""
-    if _is_attached(module.__dict__.get("configure_optimizers")):
+def remove_configure_optimizers(module: Any) -> None:
+    """Remove the `configure_optimizers` that `set_configure_optimizers` set."""
+    if _is_set_by_optplug(module.__dict__.get("configure_optimizers")):
         del module.__dict__["configure_optimizers"]
 
 
@@ -329,5 +331,5 @@ def defines_configure_optimizers(cls: type) -> bool:
     return definer is not None and definer.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
 
 
-def _is_attached(bound: Any) -> bool:
-    return isinstance(bound, functools.partial) and bound.func is _configure_attached
+def _is_set_by_optplug(bound: Any) -> bool:
+    return isinstance(bound, functools.partial) and bound.func is _run_configured

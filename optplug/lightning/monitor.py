@@ -91,7 +91,9 @@ def infer_monitored_metric(
 
 
 def mode_conflict_message(monitored: MonitoredMetric, conflict: str) -> str:
-    """The warning about a callback's mode that contradicts the metric. It is needed: the mode may be only a default."""
+    """The warning about a callback's mode that contradicts the metric. The callback's mode may be its default, so the
+    user must be warned.
+    """
     return f"{monitored.monitor}: {conflict}; using {monitored.mode}, set scheduler.mode to choose"
 
 

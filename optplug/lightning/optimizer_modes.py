@@ -18,7 +18,8 @@ from optplug.engines._torch_compat import preserve_version_counters
 from optplug.optim.combined import has_train_eval_modes
 
 _in_train_mode: WeakSet[Any] = WeakSet()
-"""The optimizers that `set_mode` last switched to `"train"`. Each class keeps its own flag in another place."""
+"""The optimizers that `set_mode` last switched to `"train"`. Optimizer classes store their mode in different
+attributes, so it cannot be read from them."""
 
 
 def set_mode(optimizers: Iterable[Any], mode: str) -> None:

@@ -31,7 +31,8 @@ def rebuild_if_stale(trainer: Any, module: Any) -> None:
         lrs = lrs_of(optimizer)
         if optimizer not in optimizer_choices or lrs == optimizer_choices[optimizer].build_inputs["lrs"]:
             continue
-        # A warmup has scaled the learning rate before the finder set its own. The finder's is without warmup.
+        # A warmup has scaled the learning rate before the finder set its own. The learning rate that the finder set
+        # does not include the warmup factor.
         for entry in trainer.lr_scheduler_configs:
             if entry.scheduler.optimizer is optimizer:
                 set_base_lrs(entry.scheduler, lrs)

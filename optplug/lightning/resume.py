@@ -25,7 +25,7 @@ from optplug.schedulers.reconfigure import apply_settings
 
 @dataclass
 class ResumeState:
-    """What `finish_resume` and the summary need to know about a run that resumes from a checkpoint.
+    """Data about a resumed run, for `finish_resume` and the summary that resumes from a checkpoint.
 
     Attributes:
         policy: one of `optplug.config.model.ON_RESUME`.

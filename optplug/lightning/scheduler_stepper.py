@@ -223,7 +223,8 @@ class SchedulerStepper:
             self._update_managed_schedulers(trainer)
         for managed in current:
             total = managed.optimizer_steps
-            # None while gradients accumulate; several if a manual training step steps the optimizer repeatedly.
+            # There is no new step while gradients accumulate, and several if a manual training step steps the
+            # optimizer repeatedly.
             new_steps = range(managed.optimizer_steps_handled + 1, total + 1)
             managed.optimizer_steps_handled = total
             for step in new_steps:
@@ -245,7 +246,7 @@ class SchedulerStepper:
             WiringError: something else has stepped the scheduler too.
         """
         if scheduler_step_count(managed.scheduler) != managed.steps_taken:
-            raise WiringError(_stepped_twice(managed, pl_module))
+            raise WiringError(_stepped_twice_message(managed, pl_module))
         last = _last_step(managed)
         if last is not None and managed.steps_taken is not None and managed.steps_taken >= last:
             return
@@ -319,7 +320,7 @@ class SchedulerStepper:
         optimizer_modes.set_mode(trainer.optimizers, "eval")
         for managed in self._managed_schedulers:
             if scheduler_step_count(managed.scheduler) != managed.steps_taken:
-                self._plateau_observer.warn(trainer, _stepped_twice(managed, pl_module))
+                self._plateau_observer.warn(trainer, _stepped_twice_message(managed, pl_module))
         for managed in () if trainer.fast_dev_run else self._current_plateaus(trainer):
             if not managed.history.observed and managed.entry.strict and not managed.absence_reported:
                 logged = short_list(monitorable_metrics(trainer.callback_metrics))
@@ -344,7 +345,7 @@ class SchedulerStepper:
         self._release_schedulers()  # Lightning does not call teardown after an exception
 
 
-def _stepped_twice(managed: ManagedScheduler, module: Any) -> str:
+def _stepped_twice_message(managed: ManagedScheduler, module: Any) -> str:
     """The message for a scheduler that the module steps too."""
     return (
         f"{type(module).__name__} steps {managed.name}, but optplug already steps it (also in manual optimization): "

@@ -1,4 +1,4 @@
-"""What optplug decided about each optimizer and scheduler it built, stored outside their state dicts."""
+"""The settings of each optimizer and scheduler that optplug built, stored outside their state dicts."""
 
 from __future__ import annotations
 

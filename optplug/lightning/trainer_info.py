@@ -1,4 +1,4 @@
-"""How long a fit lasts, and whether it completes a validation, as far as the trainer knows in advance."""
+"""How long a fit lasts, and whether it completes a validation, as far as this can be computed before the fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from optplug.config.training_length import TrainingLength
 
 
 def training_length(trainer: Any, module: Any, optimizers: int = 1) -> TrainingLength:
-    """The length of a fit, as far as the trainer knows before the fit begins.
+    """The length of a fit, as far as it can be computed before the fit.
 
     Args:
         trainer: the Lightning trainer, or None. The trainer may set up its training data to count the batches.

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from optplug.optim.buckets import Bucket, BucketTensors
-from optplug.optim.buffers import PLAIN_TYPES, Roles
+from optplug.optim.buffers import PLAIN_TYPES, TensorsByRole
 from optplug.optim.packed_scalars import AddressReader
 from optplug.optim.tensor_guard import TensorGuard
 
 
 def gather_roles(
     names: Sequence[str], params: list[Tensor], grads: list[Tensor], states: Sequence[dict[str, Any]]
-) -> Roles:
+) -> TensorsByRole:
     """Collect the parameters, their gradients and their element-wise states by role.
 
     Args:
@@ -36,10 +36,10 @@ def gather_roles(
 
 def split_by_bucket(
     buckets: Sequence[Bucket],
-    roles: Roles,
+    roles: TensorsByRole,
     states: list[dict[str, Any]] | None = None,
     addresses: Any = None,
-    scalar_states: Roles | None = None,
+    scalar_states: TensorsByRole | None = None,
 ) -> list[BucketTensors]:
     """Split the tensors of a parameter group, and the data that belongs to them, by bucket.
 
@@ -78,7 +78,9 @@ class CachedBuckets:
         read_addresses: reads the addresses of all tensors at once, for an engine that needs them; else None.
     """
 
-    def __init__(self, key: Any, buckets: Sequence[Bucket], roles: Roles, read_addresses: AddressReader | None) -> None:
+    def __init__(
+        self, key: Any, buckets: Sequence[Bucket], roles: TensorsByRole, read_addresses: AddressReader | None
+    ) -> None:
         self._key = key
         self._read_addresses = read_addresses
         self._buckets = buckets
@@ -89,7 +91,7 @@ class CachedBuckets:
         self._param_addresses = list(map(Tensor.data_ptr, roles["p"]))
 
     @staticmethod
-    def can_cache(roles: Roles) -> bool:
+    def can_cache(roles: TensorsByRole) -> bool:
         """Whether `TensorGuard` can check these tensors: all must be dense and of plain types."""
         return all(type(t) in PLAIN_TYPES and t.layout is torch.strided for t in chain(*roles.values()))
 

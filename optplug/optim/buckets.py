@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optplug.engines.report import BucketReport
 from optplug.errors import SparseGradientError
-from optplug.optim.buffers import PLAIN_TYPES, Roles
+from optplug.optim.buffers import PLAIN_TYPES, TensorsByRole
 from optplug.rules.trace import RuleVariant, TracedRule
 
 
@@ -28,7 +28,7 @@ class BucketKey(NamedTuple):
     shares_memory: bool = False
     """Whether the parameters overlap in memory with other parameters or with themselves."""
 
-    not_in_place: str | None = None
+    not_in_place_reason: str | None = None
     """Why a fused kernel cannot update the tensors in place; None if it can."""
 
     state_dtypes: tuple[torch.dtype, ...] = ()
@@ -37,7 +37,7 @@ class BucketKey(NamedTuple):
     densify_grads: bool = False
     """Whether the sparse gradients are converted to dense ones because a state is dense."""
 
-    def why_loop_only(self) -> str | None:
+    def loop_only_reason(self) -> str | None:
         """Why only engine `loop` can step these tensors; None if other engines can."""
         for tensor_type in (self.param_type, self.grad_type):
             if tensor_type not in PLAIN_TYPES:
@@ -101,10 +101,10 @@ class BucketTensors(NamedTuple):
     """
 
     bucket: Bucket
-    roles: Roles
+    roles: TensorsByRole
     states: list[dict[str, Any]] | None
     addresses: Any
-    scalar_states: Roles | None
+    scalar_states: TensorsByRole | None
 
 
 _PARAM_FIELDS = operator.attrgetter("dtype", "device")
@@ -135,7 +135,7 @@ def group_by_key(
     return found
 
 
-def check_grad_layout(bucket: Bucket, owner: str, capabilities: Set[str], remedy: str) -> None:
+def check_grad_layout(bucket: Bucket, optimizer_name: str, capabilities: Set[str], remedy: str) -> None:
     """Raise an error if the optimizer does not support the layout of the gradients.
 
     Args:
@@ -150,11 +150,13 @@ def check_grad_layout(bucket: Bucket, owner: str, capabilities: Set[str], remedy
     layout = bucket.key.grad_layout
     if layout is torch.strided:
         if "sparse_only" in capabilities:
-            raise SparseGradientError(f"{owner} does not support dense gradients{remedy}")
+            raise SparseGradientError(f"{optimizer_name} does not support dense gradients{remedy}")
     elif "sparse" not in capabilities:
-        raise SparseGradientError(f"{owner} does not support sparse gradients{remedy}")
+        raise SparseGradientError(f"{optimizer_name} does not support sparse gradients{remedy}")
     elif layout is not torch.sparse_coo:
-        raise SparseGradientError(f"{owner} supports sparse gradients of layout torch.sparse_coo only, got {layout}")
+        raise SparseGradientError(
+            f"{optimizer_name} supports sparse gradients of layout torch.sparse_coo only, got {layout}"
+        )
     elif bucket.variant.decay_kind != "none":
         raise SparseGradientError(
             "weight_decay option is not compatible with sparse gradients: "
@@ -163,7 +165,7 @@ def check_grad_layout(bucket: Bucket, owner: str, capabilities: Set[str], remedy
 
 
 def split_sparse_bucket(
-    bucket: Bucket, roles: Roles, sparse_states: Sequence[str], state: Mapping[Tensor, Any]
+    bucket: Bucket, roles: TensorsByRole, sparse_states: Sequence[str], state: Mapping[Tensor, Any]
 ) -> Iterator[Bucket]:
     """Split a bucket with sparse gradients by whether the gradients must be converted to dense ones.
 

@@ -14,7 +14,7 @@ PLAIN_TYPES = (Tensor, Parameter)
 KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 """The dtypes that fused kernels support; for complex tensors, the dtype of the real part."""
 
-Roles = dict[str, list[Tensor]]
+TensorsByRole = dict[str, list[Tensor]]
 """Parameters (`"p"`), gradients (`"g"`) and element-wise states by name, as lists of equal length."""
 
 
@@ -38,7 +38,7 @@ def indices_sharing_memory(params: Sequence[Tensor]) -> frozenset[int]:
     return frozenset(found)
 
 
-def why_not_in_place(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str | None:
+def not_in_place_reason(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str | None:
     """Return why a kernel cannot update a parameter in place, element by element in one order; None if it can.
 
     The order is that of memory. For a sparse gradient it is the order of the rows.
@@ -90,12 +90,12 @@ def _same_order(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def working_tensors(originals: Roles, dtype: torch.dtype | None) -> Roles:
+def working_tensors(originals: TensorsByRole, dtype: torch.dtype | None) -> TensorsByRole:
     """Return real tensors of one dtype for the rule to compute on.
 
     Args:
         originals: the parameters, gradients and states.
-        dtype: the optimizer's `state_dtype`. The result has the wider of it and the parameters' (real) dtype.
+        dtype: the optimizer's `state_dtype`. The result has the wider of `dtype` and the real dtype of the parameters.
 
     Returns:
         `originals` itself if nothing has to be converted; else views where possible and copies elsewhere.
@@ -109,7 +109,7 @@ def working_tensors(originals: Roles, dtype: torch.dtype | None) -> Roles:
     return {role: [_as_real(t).to(dtype) for t in tensors] for role, tensors in originals.items()}
 
 
-def write_back(work: Roles, originals: Roles) -> None:
+def write_back(work: TensorsByRole, originals: TensorsByRole) -> None:
     """Copy results that were computed on copies to the original tensors; results on views need no copy."""
     for role, tensors in originals.items():
         if role != "g":

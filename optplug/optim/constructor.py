@@ -17,7 +17,7 @@ from optplug.optim.strict_kwargs import unexpected_keyword_error
 NAMED_KINDS = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
-def constructor_arguments(cls: Any, base: Any) -> Mapping[str, Parameter]:
+def optimizer_arguments(cls: Any, base: Any) -> Mapping[str, Parameter]:
     """Return the constructor arguments of an optimizer class after `params`, by name.
 
     Where a constructor takes `**kwargs`, the arguments of the constructors of its base classes are included.
@@ -56,14 +56,14 @@ def reference_values(cls: Any, base: Any, defaults: Mapping[str, Any]) -> dict[s
         base: the base class of all rules.
         defaults: the optimizer's `defaults`, which may contain values that the user passed.
     """
-    declared = {name: p.default for name, p in constructor_arguments(cls, base).items() if p.default is not p.empty}
+    declared = {name: p.default for name, p in optimizer_arguments(cls, base).items() if p.default is not p.empty}
     not_none = {key: value for key, value in declared.items() if value is not None}
     return {key: None if key in ("foreach", "fused") else not_none.get(key, value) for key, value in defaults.items()}
 
 
 def lists_to_tuples(cls: Any, base: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Convert lists, which YAML produces, to tuples for options whose default in the constructor is a tuple."""
-    known = constructor_arguments(cls, base)
+    known = optimizer_arguments(cls, base)
     return {
         key: tuple(value)
         if isinstance(value, list) and key in known and isinstance(known[key].default, tuple)
@@ -85,11 +85,12 @@ def extract_hyperparameters(optimizer: Any, base: Any, given: Mapping[str, Any])
             the constructor of another optimizer.
         HyperparameterTypeError: `**kwargs` in `locals()` contains an unknown keyword.
     """
-    owner = type(optimizer).__name__
+    optimizer_name = type(optimizer).__name__
     for value in given.values():
         if isinstance(value, dict) and any(v is optimizer for v in value.values()):
             raise RuleError(
-                f"{owner} passes its locals() to the constructor of another optimizer, which takes hyperparameters: "
+                f"{optimizer_name} passes its locals() to the constructor of another optimizer, which takes "
+                "hyperparameters: "
                 "write RuleOptimizer.__init__(self, params, locals())"
             )
     if not any(value is optimizer for value in given.values()):
@@ -98,7 +99,8 @@ def extract_hyperparameters(optimizer: Any, base: Any, given: Mapping[str, Any])
     candidates = [c for c in type(optimizer).__mro__ if "__init__" in vars(c) and _fits(vars(c)["__init__"], given)]
     if not candidates:
         raise RuleError(
-            f"{owner}: locals() does not contain the arguments of a constructor: pass a dict of hyperparameters"
+            f"{optimizer_name}: locals() does not contain the arguments of a constructor: "
+            "pass a dict of hyperparameters"
         )
     longest = max(candidates, key=lambda c: len(inspect.signature(vars(c)["__init__"]).parameters))
     constructor = vars(longest)["__init__"]
@@ -120,7 +122,7 @@ def extract_hyperparameters(optimizer: Any, base: Any, given: Mapping[str, Any])
     extra -= set(code.co_freevars if code else ())
     if extra:
         raise RuleError(
-            f"{owner}: locals() has {listing(sorted(extra))} besides the constructor's arguments: "
+            f"{optimizer_name}: locals() has {listing(sorted(extra))} besides the constructor's arguments: "
             "call RuleOptimizer.__init__ before assigning local variables"
         )
     return result

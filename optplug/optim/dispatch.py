@@ -23,7 +23,7 @@ from optplug.errors import (
 )
 from optplug.optim import sparse
 from optplug.optim.buckets import Bucket, BucketKey
-from optplug.optim.buffers import Roles, working_tensors, write_back
+from optplug.optim.buffers import TensorsByRole, working_tensors, write_back
 from optplug.optim.packed_scalars import AddressReader, PackedScalars
 from optplug.optim.state import scalar_dtype
 from optplug.rules.trace import FIRST_STEP, RuleVariant, TracedRule, trace
@@ -62,7 +62,7 @@ def parse_state_dtype(dtype: Any) -> torch.dtype | None:
     raise HyperparameterTypeError(f"state_dtype must be a floating-point torch.dtype or None, got {dtype!r}")
 
 
-def check_engine_options(owner: str, options: Mapping[str, Any], engine: str) -> None:
+def check_engine_options(optimizer_name: str, options: Mapping[str, Any], engine: str) -> None:
     """Check that the options of a group that select how a step runs do not contradict each other or the engine.
 
     Args:
@@ -78,7 +78,7 @@ def check_engine_options(owner: str, options: Mapping[str, Any], engine: str) ->
     foreach, fused, differentiable = options["foreach"], options["fused"], options["differentiable"]
     for key in ("foreach", "fused"):
         if options[key] is not None and not isinstance(options[key], bool):
-            raise HyperparameterTypeError(f"{owner}: {key} must be True, False or None, got {options[key]!r}")
+            raise HyperparameterTypeError(f"{optimizer_name}: {key} must be True, False or None, got {options[key]!r}")
     if fused and differentiable:
         raise EngineError("`fused` does not support `differentiable`")
     if fused and foreach:
@@ -142,7 +142,7 @@ def choose_engine(engine: str, group: Mapping[str, Any], variant: RuleVariant) -
     return engine, reason, traced
 
 
-def resolve_engine(engine: str, reason: str, key: BucketKey, forced: bool) -> tuple[str, str]:
+def resolve_engine(engine: str, reason: str, key: BucketKey, is_requested: bool) -> tuple[str, str]:
     """Return the engine of a bucket: the one chosen for the group, or else the fastest one that can step the tensors.
 
     Args:
@@ -159,17 +159,17 @@ def resolve_engine(engine: str, reason: str, key: BucketKey, forced: bool) -> tu
     """
     if engine == "loop":
         return engine, reason
-    fallback, obstacle = "loop", key.why_loop_only()
+    fallback, obstacle = "loop", key.loop_only_reason()
     if obstacle is None and engine == "numba":
         fallback = "foreach" if key.grad_layout is torch.strided else "loop"
         if key.device.type != "cpu":
             obstacle = f"the parameter is on {key.device}, engine numba runs on the CPU only"
         else:
             dtypes = (key.param_dtype, key.grad_dtype, *key.state_dtypes)
-            obstacle = key.not_in_place or engines.numba_unavailable_reason(dtypes)
+            obstacle = key.not_in_place_reason or engines.numba_unavailable_reason(dtypes)
     if obstacle is None:
         return engine, reason
-    if forced:
+    if is_requested:
         raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
     return fallback, f"auto: {obstacle}"
 
@@ -201,8 +201,8 @@ def bytes_per_element(engine: str, traced: TracedRule | None, dtypes: Sequence[t
 
 def step_with_loop(
     variant: RuleVariant,
-    hypers: dict[str, Any],
-    roles: Roles,
+    hyperparameters: dict[str, Any],
+    roles: TensorsByRole,
     state: dict[str, Any],
     state_dtype: torch.dtype | None,
     *,
@@ -224,7 +224,7 @@ def step_with_loop(
     inputs: dict[str, Any] = {role: tensors[0] for role, tensors in work.items()}
     inputs.update((name, state[name] if as_tensors else float(state[name])) for name in variant.scalar_states)
     p, g = inputs.pop("p"), inputs.pop("g")
-    for name, value in loop.step(variant, p, g, inputs, hypers, differentiable=differentiable).items():
+    for name, value in loop.step(variant, p, g, inputs, hyperparameters, differentiable=differentiable).items():
         if not isinstance(state[name], Tensor):  # the user may have assigned a plain number
             state[name] = torch.tensor(0.0, dtype=scalar_dtype())
         if isinstance(value, Tensor):
@@ -239,7 +239,7 @@ ScalarRows = list[tuple[list[float], dict[str, float], Sequence[int]]]
 
 
 def scalar_rows(
-    traced: TracedRule, hypers: dict[str, Any], packed: PackedScalars, first: Sequence[bool] | None
+    traced: TracedRule, hyperparameters: dict[str, Any], packed: PackedScalars, first: Sequence[bool] | None
 ) -> ScalarRows:
     """Compute the scalars of a step, once for all parameters with equal scalar states.
 
@@ -250,13 +250,16 @@ def scalar_rows(
         first: for each parameter whether this is its first step; None if it is the first step of none.
     """
     return [
-        (*traced.compute_scalars({**hypers, **dict(zip((FIRST_STEP, *packed.names), row, strict=True))}), indices)
+        (
+            *traced.compute_scalars({**hyperparameters, **dict(zip((FIRST_STEP, *packed.names), row, strict=True))}),
+            indices,
+        )
         for row, indices in packed.distinct_rows(first).items()
     ]
 
 
 def step_with_foreach(
-    traced: TracedRule, key: BucketKey, roles: Roles, scalars: ScalarRows, state_dtype: torch.dtype | None
+    traced: TracedRule, key: BucketKey, roles: TensorsByRole, scalars: ScalarRows, state_dtype: torch.dtype | None
 ) -> None:
     """Step the parameters of a bucket with engine `foreach`; parameters with equal scalars are stepped together.
 
@@ -288,7 +291,9 @@ def address_reader(buckets: Sequence[Bucket]) -> AddressReader | None:
     return read_addresses
 
 
-def step_with_numba(bucket: Bucket, traced: TracedRule, roles: Roles, scalars: ScalarRows, addresses: Any) -> None:
+def step_with_numba(
+    bucket: Bucket, traced: TracedRule, roles: TensorsByRole, scalars: ScalarRows, addresses: Any
+) -> None:
     """Step the parameters of a bucket in place with one kernel of engine `numba`.
 
     Args:

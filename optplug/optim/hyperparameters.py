@@ -20,7 +20,7 @@ EXTERNAL_GROUP_KEYS = frozenset(
 
 
 def check_hyperparameters(
-    defaults: Mapping[str, Any], given: Mapping[str, Any], owner: str, ranges: Iterable[Range] | None = ()
+    defaults: Mapping[str, Any], given: Mapping[str, Any], optimizer_name: str, ranges: Iterable[Range] | None = ()
 ) -> None:
     """Check hyperparameters against the kinds of their defaults and against ranges.
 
@@ -39,49 +39,55 @@ def check_hyperparameters(
         if key in EXTERNAL_GROUP_KEYS:
             continue
         if key not in defaults:
-            raise HyperparameterError(f"{owner} has no option {key!r}{suggest(key, defaults, see=f'help({owner})')}")
+            raise HyperparameterError(
+                f"{optimizer_name} has no option {key!r}{suggest(key, defaults, see=f'help({optimizer_name})')}"
+            )
         default = defaults[key]
         if isinstance(default, bool):
-            _check_flag(key, value, owner)
+            _check_flag(key, value, optimizer_name)
         elif isinstance(default, tuple):
-            _check_tuple(key, value, len(default), owner, by_name.get(key))
+            _check_tuple(key, value, len(default), optimizer_name, by_name.get(key))
         elif isinstance(default, (int, float, Tensor)):
-            _check_number(key, value, by_name.get(key), owner)
+            _check_number(key, value, by_name.get(key), optimizer_name)
 
 
-def _check_flag(key: str, value: Any, owner: str) -> None:
+def _check_flag(key: str, value: Any, optimizer_name: str) -> None:
     if not isinstance(value, bool):
-        raise HyperparameterTypeError(f"{owner}: {key} must be True or False, got {value!r} ({type(value).__name__})")
+        raise HyperparameterTypeError(
+            f"{optimizer_name}: {key} must be True or False, got {value!r} ({type(value).__name__})"
+        )
 
 
-def _check_tuple(key: str, value: Any, length: int, owner: str, range_: Range | None) -> None:
+def _check_tuple(key: str, value: Any, length: int, optimizer_name: str, range_: Range | None) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != length:
         error = HyperparameterTypeError if not isinstance(value, (tuple, list)) else HyperparameterError
-        raise error(f"{owner}: {key} must be {length} numbers, got {value!r}")
+        raise error(f"{optimizer_name}: {key} must be {length} numbers, got {value!r}")
     for i, item in enumerate(value):
         indexed = (
             replace(range_, called=f"{range_.message_start.removeprefix('Invalid ')} at index {i}") if range_ else None
         )
-        _check_number(f"{key}[{i}]", item, indexed, owner)
+        _check_number(f"{key}[{i}]", item, indexed, optimizer_name)
     if len({isinstance(item, Tensor) for item in value}) > 1:
         raise HyperparameterError(f"{key} must be either both floats or both Tensors, got {value!r}")
 
 
-def _check_number(key: str, value: Any, range_: Range | None, owner: str) -> None:
+def _check_number(key: str, value: Any, range_: Range | None, optimizer_name: str) -> None:
     if isinstance(value, Tensor) and value.numel() != 1:
         raise HyperparameterError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
     number = _as_float(value)
     if number is None:
         raise HyperparameterTypeError(
-            f"{owner}: {key} must be a number, got {value!r} ({type(value).__name__}){number_hint(value)}"
+            f"{optimizer_name}: {key} must be a number, got {value!r} ({type(value).__name__}){number_hint(value)}"
         )
     if range_ is not None and range_.whole and not isinstance(value, Integral):
-        raise HyperparameterTypeError(f"{owner}: {key} must be {range_.words}, got {value!r} ({type(value).__name__})")
+        raise HyperparameterTypeError(
+            f"{optimizer_name}: {key} must be {range_.words}, got {value!r} ({type(value).__name__})"
+        )
     if range_ is not None and not range_.holds(number):
-        raise HyperparameterError(f"{range_.message_start}: {value} ({owner}: {key} must be {range_.words})")
+        raise HyperparameterError(f"{range_.message_start}: {value} ({optimizer_name}: {key} must be {range_.words})")
     if not math.isfinite(number):
         message_start = range_.message_start if range_ else f"Invalid {key}"
-        raise HyperparameterError(f"{message_start}: {value} ({owner}: {key} must be finite)")
+        raise HyperparameterError(f"{message_start}: {value} ({optimizer_name}: {key} must be finite)")
 
 
 def _as_float(value: Any) -> float | None:

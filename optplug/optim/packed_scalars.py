@@ -91,7 +91,9 @@ class PackedScalars:
 
 
 class PackedScalarsCache:
-    """The packed scalar states of an optimizer, by bucket. It holds no reference to the optimizer: no cycles."""
+    """The packed scalar states of an optimizer, by bucket. It holds no reference to the optimizer, because that would
+    create a reference cycle.
+    """
 
     def __init__(self) -> None:
         self._by_bucket: dict[Hashable, PackedScalars] = {}

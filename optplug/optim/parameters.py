@@ -13,7 +13,7 @@ from optplug.errors import ParameterError, listing, nearest
 __all__ = ["Params", "check_group_params"]
 
 
-def check_group_params(group: dict[str, Any], number: int, owner: str, *, takes_complex: bool) -> Any:
+def check_group_params(group: dict[str, Any], number: int, optimizer_name: str, *, takes_complex: bool) -> Any:
     """Check the parameters of a group and return them as a list.
 
     Values that are not iterables of tensors are returned unchanged: `torch.optim.Optimizer` raises for them.
@@ -53,8 +53,10 @@ def check_group_params(group: dict[str, Any], number: int, owner: str, *, takes_
             )
     sparse = [[number, i] for i, p in tensors if p.is_sparse or p.is_sparse_csr]
     if sparse:
-        raise ParameterError(f"Sparse params at indices {sparse}: {owner} requires dense parameter tensors")
+        raise ParameterError(f"Sparse params at indices {sparse}: {optimizer_name} requires dense parameter tensors")
     unsupported = [[number, i] for i, p in tensors if p.is_complex() and not takes_complex]
     if unsupported:
-        raise ParameterError(f"Complex params at indices {unsupported}: {owner} does not support complex parameters")
+        raise ParameterError(
+            f"Complex params at indices {unsupported}: {optimizer_name} does not support complex parameters"
+        )
     return params

@@ -20,11 +20,11 @@ from optplug.errors import HyperparameterError, RuleError, listing, suggest
 from optplug.optim import dispatch, sparse
 from optplug.optim.bucket_cache import CachedBuckets, gather_roles, split_by_bucket
 from optplug.optim.buckets import Bucket, BucketTensors, check_grad_layout, group_by_key, split_sparse_bucket
-from optplug.optim.buffers import Roles, indices_sharing_memory, why_not_in_place
+from optplug.optim.buffers import TensorsByRole, indices_sharing_memory, not_in_place_reason
 from optplug.optim.constructor import (
-    constructor_arguments,
     extract_hyperparameters,
     lists_to_tuples,
+    optimizer_arguments,
     reference_values,
 )
 from optplug.optim.dispatch import Engine
@@ -40,7 +40,7 @@ from optplug.rules.trace import (
     RuleFunction,
     RuleVariant,
     TracedRule,
-    missing_hyperparameter_error,
+    missing_hyperparameter_message,
     rule_signature,
 )
 
@@ -59,7 +59,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         decoupled_weight_decay: for algorithms with `weight_decay`: whether to shrink the parameter by
             lr * weight_decay per step instead of adding weight_decay * p to the gradient. Default: False.
         maximize: whether to maximize the objective instead of minimizing it. Default: False.
-        foreach: torch's form of `engine="foreach"` (True) and `engine="loop"` (False). Default: None, `engine` decides.
+        foreach: torch's form of `engine="foreach"` (True) and `engine="loop"` (False). Default: None, the argument
+            `engine` selects the engine.
         capturable: whether to keep scalar states on the parameter's device, as torch does for graph capture.
             Default: False.
         differentiable: whether autograd records the step (engine `loop`). Default: False.
@@ -166,11 +167,13 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Check the options of a group, which override `defaults`."""
-        owner = type(self).__name__
-        check_hyperparameters(reference_values(type(self), RuleOptimizer, defaults), group, owner, self._ranges())
+        optimizer_name = type(self).__name__
+        check_hyperparameters(
+            reference_values(type(self), RuleOptimizer, defaults), group, optimizer_name, self._ranges()
+        )
         merged = {**defaults, **group}
-        dispatch.check_engine_options(owner, merged, self.engine)
-        message = missing_hyperparameter_error(self._variant(merged), list(defaults))
+        dispatch.check_engine_options(optimizer_name, merged, self.engine)
+        message = missing_hyperparameter_message(self._variant(merged), list(defaults))
         if message:
             raise RuleError(message)
         self.check_options(merged)
@@ -195,12 +198,12 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             )
             options = {k: v for k, v in param_group.items() if k not in EXTERNAL_GROUP_KEYS}
             self._check_group(options, self.defaults)
-            known = constructor_arguments(type(self), RuleOptimizer)
+            known = optimizer_arguments(type(self), RuleOptimizer)
             for key, value in options.items():  # keywords of RuleOptimizer that the constructor does not have
                 if key in _framework_keywords() and key not in known and value != self.defaults[key]:
-                    owner = type(self).__name__
+                    optimizer_name = type(self).__name__
                     raise HyperparameterError(
-                        f"{owner} has no option {key!r}{suggest(key, known, see=f'help({owner})')}"
+                        f"{optimizer_name} has no option {key!r}{suggest(key, known, see=f'help({optimizer_name})')}"
                     )
         super().add_param_group(param_group)
         self._last_reports = []
@@ -314,7 +317,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         self,
         index: int,
         group: dict[str, Any],
-        roles: Roles,
+        roles: TensorsByRole,
         engine: str,
         reason: str,
         variant: RuleVariant,
@@ -331,7 +334,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             variant: the rule with the flags of the group.
             traced: the graph of the rule from `choose_engine`.
         """
-        forced = self.engine != "auto" or group["foreach"] is not None
+        is_requested = self.engine != "auto" or group["foreach"] is not None
         states = self._existing_states(group)
         sparse_states = [state.name for state in states if state.sparse]
         params, grads = roles["p"], roles["g"]
@@ -346,7 +349,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             if group["capturable"]:
                 dispatch.check_capturable(params[indices[0]])
             elements = sum(params[i].numel() for i in indices)
-            bucket_engine, why = dispatch.resolve_engine(engine, reason, key, forced)
+            bucket_engine, why = dispatch.resolve_engine(engine, reason, key, is_requested)
             graph = traced if bucket_engine != "loop" else None
             dtypes = (key.param_dtype, key.grad_dtype, *key.state_dtypes)
             n_bytes = dispatch.bytes_per_element(bucket_engine, graph, dtypes)
@@ -361,7 +364,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def _state_key_fields(
         self, states: Sequence[State], p: Tensor, g: Tensor, engine: str
     ) -> tuple[str | None, tuple[torch.dtype, ...]]:
-        """Return the fields `not_in_place` and `state_dtypes` of a parameter's bucket key."""
+        """Return the fields `not_in_place_reason` and `state_dtypes` of a parameter's bucket key."""
         param_state = self.state.get(p) or {}
         values = {state: param_state.get(state.name) for state in states if not state.scalar}
         dtypes = tuple(elementwise_dtype(p, self.state_dtype) if t is None else t.dtype for t in values.values())
@@ -371,7 +374,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             for state in values:
                 if state.sparse:
                     return f"its gradient is sparse and so is its {state.name}", dtypes
-        return why_not_in_place(p, g, [t for t in values.values() if t is not None]), dtypes
+        return not_in_place_reason(p, g, [t for t in values.values() if t is not None]), dtypes
 
     def _step_bucket(self, tensors: BucketTensors, group: dict[str, Any]) -> None:
         bucket, roles, param_states, addresses, scalar_states = tensors
@@ -436,7 +439,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 and not all(self.state.get(p) for p in group["params"])
             ):
                 raise RuleError(
-                    f"{type(self).__name__}: the first step initializes the states: call share_memory() after it"
+                    f"{type(self).__name__}: the first step initializes the states; call share_memory() after it"
                 )
             for p in group["params"] if states else ():
                 init_missing_states(states, self.state[p], p, p, group, self.state_dtype)

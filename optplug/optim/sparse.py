@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optplug.optim.buckets import BucketKey
-from optplug.optim.buffers import Roles
+from optplug.optim.buffers import TensorsByRole
 
 
 def row_numbers(t: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class RowAddresses:
         param_indices: for each row the index of its parameter.
     """
 
-    def __init__(self, roles: Roles) -> None:
+    def __init__(self, roles: TensorsByRole) -> None:
         numbers: list[Tensor] = []
         grad_addresses: list[Tensor] = []
         sizes = [math.prod(g.shape[g.sparse_dim() :]) for g in roles["g"]]
@@ -142,7 +142,7 @@ class RowAddresses:
 
 
 @contextmanager
-def as_dense(roles: Roles, key: BucketKey) -> Iterator[Roles]:
+def as_dense(roles: TensorsByRole, key: BucketKey) -> Iterator[TensorsByRole]:
     """Provide all tensors of a bucket as dense tensors.
 
     For sparse gradients these are copies of the stepped rows, which are written back on exit.

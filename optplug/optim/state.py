@@ -22,7 +22,7 @@ class State:
         when: name of the hyperparameter that must be truthy for the state to exist. Default: the state always exists.
         init: the initial value, or the name of the hyperparameter that contains it.
         sparse: whether the state is a sparse tensor for sparse gradients. A step then changes all rows of the state.
-            Without it a step changes only the rows in the gradient.
+            If False, a step changes only the rows in the gradient.
     """
 
     name: str
@@ -100,7 +100,7 @@ class State:
 
 
 def check_saved_states(
-    state_dict: Mapping[str, Any], owner: str, states: Sequence[State], params: Sequence[Tensor]
+    state_dict: Mapping[str, Any], optimizer_name: str, states: Sequence[State], params: Sequence[Tensor]
 ) -> None:
     """Check that a state dict contains the states of this optimizer and these parameters. Additional keys are allowed.
 
@@ -124,10 +124,10 @@ def check_saved_states(
         if saved and (missing or unknown & {"step", "n_iter"}):  # all optimizers of torch but SGD have a step count
             raise HyperparameterError(
                 f"this is the state of another optimizer, with the keys {short_list(sorted(saved))}; "
-                f"{owner} keeps {listing(sorted(declared))}"
+                f"{optimizer_name} keeps {listing(sorted(declared))}"
             )
         for name in (name for name in declared if saved.get(name) is not None):
-            declared[name].check(saved[name], p, f"{owner}: {name} of parameter {position} in the state dict")
+            declared[name].check(saved[name], p, f"{optimizer_name}: {name} of parameter {position} in the state dict")
 
 
 def scalar_dtype() -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from optplug.engines._torch_compat import tensor_guards
+from optplug.engines._torch_compat import make_torch_guards
 
 
 class TensorGuard:
@@ -21,7 +21,7 @@ class TensorGuard:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         # torch's check in C++ is several times faster than a comparison in Python. Without it nothing is cached.
-        self._guards = tensor_guards(tensors)
+        self._guards = make_torch_guards(tensors)
 
     def matches(self, tensors: Sequence[Any]) -> bool:
         """Whether there are as many tensors as before, and each has the stored properties."""

@@ -1,12 +1,12 @@
 """Plugins and the names they register: hook specifications, specs, discovery, look-up, constructor arguments.
 
-This package uses the standard library and pluggy only. It does not import torch.
+This package imports pluggy and, for descriptions of arguments, docstring_parser. It does not import torch.
 """
 
 from optplug.registry.plugin_registry import (
     KINDS,
     Plugin,
-    Quarantined,
+    QuarantinedPlugin,
     Registration,
     Registry,
     get_optimizer,
@@ -19,7 +19,7 @@ from optplug.registry.plugin_registry import (
 __all__ = [
     "KINDS",
     "Plugin",
-    "Quarantined",
+    "QuarantinedPlugin",
     "Registration",
     "Registry",
     "get_optimizer",

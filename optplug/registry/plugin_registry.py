@@ -65,7 +65,7 @@ class Plugin:
 
 
 @dataclass(frozen=True)
-class Quarantined:
+class QuarantinedPlugin:
     """A plugin that is not used because it raised an exception or returned invalid values.
 
     Attributes:
@@ -151,7 +151,7 @@ class _Discovery:
         default_factory=lambda: {kind: {} for kind in KINDS}
     )
     plugins: list[Plugin] = field(default_factory=list)
-    quarantined: list[Quarantined] = field(default_factory=list)
+    quarantined: list[QuarantinedPlugin] = field(default_factory=list)
     disabled: list[Plugin] = field(default_factory=list)
 
 
@@ -166,8 +166,8 @@ class Registry:
         points: the entry points to load. Default: those of the group `optplug` of all installed distributions.
     """
 
-    def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
-        self._points = None if points is None else tuple(points)
+    def __init__(self, entry_points: Iterable[EntryPoint] | None = None) -> None:
+        self._points = None if entry_points is None else tuple(entry_points)
         self._lock = threading.RLock()
         self._is_discovering = False
         self._result: _Discovery | None = None
@@ -186,7 +186,7 @@ class Registry:
         return tuple(self._discovered().plugins)
 
     @property
-    def quarantined(self) -> Sequence[Quarantined]:
+    def quarantined(self) -> Sequence[QuarantinedPlugin]:
         """The quarantined plugins, each with its cause and traceback."""
         return tuple(self._discovered().quarantined)
 
@@ -306,12 +306,12 @@ class Registry:
         disabled = {_distribution_key(word) for word in os.environ.get(DISABLE_VARIABLE, "").replace(",", " ").split()}
 
         # A distribution can appear twice, e.g. an editable install and a build. The first one on the path is used.
-        points: dict[tuple[str, str], tuple[Plugin, EntryPoint]] = {}
+        entry_points: dict[tuple[str, str], tuple[Plugin, EntryPoint]] = {}
         for point in self._points if self._points is not None else metadata.entry_points(group=ENTRY_POINT_GROUP):
             plugin = _plugin_of(point)
-            points.setdefault((plugin.name, _distribution_key(plugin.distribution)), (plugin, point))
+            entry_points.setdefault((plugin.name, _distribution_key(plugin.distribution)), (plugin, point))
         by_name: dict[str, list[tuple[Plugin, EntryPoint]]] = {}
-        for _, (plugin, point) in sorted(points.items()):
+        for _, (plugin, point) in sorted(entry_points.items()):
             if {_distribution_key(plugin.name), _distribution_key(plugin.distribution)} & disabled:
                 discovery.disabled.append(plugin)
             else:
@@ -332,7 +332,7 @@ class Registry:
                 except BaseException as error:  # includes SystemExit and panics of compiled extensions
                     if manager.has_plugin(point.name):
                         manager.unregister(name=point.name)
-                    discovery.quarantined.append(Quarantined(plugin, one_line(error), traceback.format_exc()))
+                    discovery.quarantined.append(QuarantinedPlugin(plugin, one_line(error), traceback.format_exc()))
         return discovery
 
     def _register(self, discovery: _Discovery, plugin: Plugin, point: EntryPoint) -> None:

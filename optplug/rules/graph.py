@@ -1,4 +1,6 @@
-"""A small hash-consed SSA graph, and the symbols that build the graph when a rule is called on them."""
+"""A graph in static single assignment form that stores equal nodes once, and the symbols that build the graph when a
+rule is called on them.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ FIRST_STEP = "first"
 """The keyword of a rule that is 1.0 in a parameter's first step with its state, and 0.0 in later steps."""
 
 DECAY_FACTOR = "1 - lr * weight_decay"
-"""The hyperparameter of decoupled weight decay. The name is no identifier, so no rule can use it."""
+"""The hyperparameter of decoupled weight decay. The name is not a valid identifier, so no rule can use it."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class TracedRule:
 
         Args:
             variant: the rule variant.
-            lengths: for each hyperparameter 0 for a number, n for a tuple of n numbers.
+            lengths: the length of each hyperparameter that is a tuple; 0 for a number.
 
         Raises:
             RuleError: the rule uses an unsupported operation or returns wrong values.
@@ -253,7 +253,7 @@ def trace(variant: RuleVariant, lengths: tuple[tuple[str, int], ...]) -> TracedR
         return RuleError(f"{variant.rule.__qualname__} cannot be traced: {type(error).__name__}: {error}")
 
 
-def missing_hyperparameter_error(variant: RuleVariant, known: Sequence[str]) -> str | None:
+def missing_hyperparameter_message(variant: RuleVariant, known: Sequence[str]) -> str | None:
     """The error message for a rule that needs a hyperparameter which its optimizer does not have; None if it has all.
 
     Args:

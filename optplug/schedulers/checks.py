@@ -22,12 +22,12 @@ from optplug.errors import (
 
 
 def checked_number(
-    owner: object, name: str, value: Any, at_least: float = 0, *, whole: bool = False, noun: str = "a number"
+    scheduler: object, name: str, value: Any, at_least: float = 0, *, whole: bool = False, noun: str = "a number"
 ) -> Any:
     """Check a numeric argument of a scheduler, and return it as a Python int or float.
 
     Args:
-        owner: the scheduler.
+        scheduler: the scheduler, for messages.
         name: name of the argument.
         value: the value to check.
         at_least: the lower bound. Default: 0.
@@ -38,7 +38,7 @@ def checked_number(
         HyperparameterError: the number is below the bound or not finite.
         HyperparameterTypeError: the value is not a number, or not a whole number.
     """
-    prefix = f"{type(owner).__name__}: {name} must be"
+    prefix = f"{type(scheduler).__name__}: {name} must be"
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         hint = whole_hint(value) if whole else number_hint(value)
         raise HyperparameterTypeError(f"{prefix} {'a whole number' if whole else noun}, got {value!r}{hint}")
@@ -59,7 +59,7 @@ def whole_hint(value: Any) -> str:
     return f"; write {int(number)}" if number.is_integer() else ""
 
 
-def check_optimizer(optimizer: Any) -> None:
+def check_is_optimizer(optimizer: Any) -> None:
     """Raise ConfigTypeError with torch's message if the value is not an optimizer."""
     if not isinstance(optimizer, Optimizer):
         raise ConfigTypeError(f"{type(optimizer).__name__} is not an Optimizer")
@@ -75,7 +75,7 @@ def warn_get_lr_outside_step(scheduler: LRScheduler) -> None:
         )
 
 
-IDENTIFYING_KEYS = frozenset(
+CLASS_SPECIFIC_STATE_KEYS = frozenset(
     {"T_0", "T_max", "best", "eta_min", "gamma", "lr_lambdas", "max_lrs", "milestones", "num_bad_epochs", "power"}
     | {"start_factor", "step_size", "total_iters", "total_steps"}
 )
@@ -89,16 +89,17 @@ def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: C
         scheduler: the scheduler that loads the state dict.
         state_dict: the state dict.
         needed: keys that must exist; no other keys are then checked. Default: `last_epoch`, `base_lrs` and the keys in
-            `IDENTIFYING_KEYS` that the scheduler itself has; other keys in `IDENTIFYING_KEYS` must not exist.
+            `CLASS_SPECIFIC_STATE_KEYS` that the scheduler itself has; other keys in `CLASS_SPECIFIC_STATE_KEYS` must
+            not exist.
 
     Raises:
         ConfigError: the state dict was saved by another kind of scheduler.
     """
-    own = IDENTIFYING_KEYS & set(scheduler.state_dict())
-    unexpected = set() if needed is not None else (IDENTIFYING_KEYS & set(state_dict)) - own
+    own = CLASS_SPECIFIC_STATE_KEYS & set(scheduler.state_dict())
+    unexpected = set() if needed is not None else (CLASS_SPECIFIC_STATE_KEYS & set(state_dict)) - own
     if unexpected or not set(needed or {"last_epoch", "base_lrs", *own}) <= set(state_dict):
         found = "a warmup" if "warmup" in state_dict else f"the keys {listing(sorted(state_dict))}"
         raise ConfigError(
-            f"the checkpoint's scheduler is no {type(scheduler).__name__}: it has {found}. "
+            f"the checkpoint's scheduler is not a {type(scheduler).__name__}: it has {found}. "
             "Resume with the scheduler of the checkpoint, or start a new run"
         )

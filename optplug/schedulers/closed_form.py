@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import ConfigError, HyperparameterError
 from optplug.optim.strict_kwargs import StrictKwargs
-from optplug.schedulers.checks import check_optimizer, check_state, checked_number, warn_get_lr_outside_step
+from optplug.schedulers.checks import check_is_optimizer, check_state, checked_number, warn_get_lr_outside_step
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import clone_tensor
 
@@ -53,7 +53,7 @@ class ClosedFormLR(StrictKwargs, LRScheduler):
     floor: float = 0.0
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
-        check_optimizer(optimizer)
+        check_is_optimizer(optimizer)
         super().__init__(optimizer, checked_number(self, "last_epoch", last_epoch, -1, whole=True))
 
     def multiplier(self, t: int) -> float:
@@ -138,11 +138,11 @@ class ClosedFormLR(StrictKwargs, LRScheduler):
 
 
 class GeometricLR(ClosedFormLR):
-    r"""A schedule that multiplies the learning rate by the same factor at each cut: :math:`f(t) = \gamma^{cuts(t)}`.
+    r"""A schedule that multiplies the learning rate by the same factor: :math:`f(t) = \gamma^{exponent(t)}`.
 
     Args:
         optimizer: as in `ClosedFormLR`.
-        gamma: the factor of a cut, :math:`\gamma \ge 0`. Above 1 the learning rate grows.
+        gamma: the factor, :math:`\gamma \ge 0`. Above 1 the learning rate grows.
         last_epoch: as in `ClosedFormLR`.
 
     Raises:
@@ -154,17 +154,17 @@ class GeometricLR(ClosedFormLR):
         self.gamma: float = checked_number(self, "gamma", gamma)
         super().__init__(optimizer, last_epoch)
 
-    def cuts(self, t: int) -> int:
-        """Return the number of cuts in the first `t` steps."""
+    def exponent(self, t: int) -> int:
+        """Return the number of times that gamma has been applied after `t` steps."""
         raise NotImplementedError
 
     def multiplier(self, t: int) -> float:
-        return float(self.gamma) ** self.cuts(t)
+        return float(self.gamma) ** self.exponent(t)
 
     def ratios(self, t: int) -> list[float | None]:
         # A quotient of multipliers would fail once the multiplier has underflowed to 0.
-        before = 0 if self._is_initial and t == 0 else self.cuts(t - 1)
-        return [float(self.gamma) ** (self.cuts(t) - before)] * len(self.optimizer.param_groups)
+        before = 0 if self._is_initial and t == 0 else self.exponent(t - 1)
+        return [float(self.gamma) ** (self.exponent(t) - before)] * len(self.optimizer.param_groups)
 
 
 class Unscheduled(ClosedFormLR):

@@ -63,7 +63,9 @@ def _follow(scheduler: Any, adjustable: list[int]) -> None:
         attributes |= {name: list(values) for name, values in lists.items()}  # a state dict may share the old lists
         last = groups[n_old - 1]
         for i in range(n_old, len(groups)):
-            if any(groups[i]["lr"] is group["lr"] for group in groups[:i]):  # the tensor in the optimizer's defaults
+            if any(
+                groups[i]["lr"] is group["lr"] for group in groups[:i]
+            ):  # all groups without their own lr share the tensor of the optimizer's defaults
                 groups[i]["lr"] = clone_tensor(groups[i]["lr"])
             ratio = _init_group(groups[i], last)
             for name, values in lists.items():

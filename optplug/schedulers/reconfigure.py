@@ -20,9 +20,9 @@ PROGRESS_KEYS = frozenset(
 
 
 def apply_settings(
-    scheduler: LRScheduler, fresh: Mapping[str, Any], bases: Sequence[float], ratios: Sequence[float]
+    scheduler: LRScheduler, new_state: Mapping[str, Any], base_lrs: Sequence[float], ratios: Sequence[float]
 ) -> bool:
-    """Give a restored scheduler the settings of a new one. Its progress does not change.
+    """Apply the configured settings to a scheduler that was restored from a checkpoint. Its progress does not change.
 
     Args:
         scheduler: the restored scheduler.
@@ -35,19 +35,19 @@ def apply_settings(
     """
     if isinstance(scheduler, Warmup):
         with scheduler._without_warmup():
-            applied = apply_settings(scheduler.scheduler, fresh["scheduler"], bases, ratios)
-            scheduler.warmup_steps = fresh["warmup"]["steps"]
-            scheduler.start_factor = fresh["warmup"]["start_factor"]
+            applied = apply_settings(scheduler.scheduler, new_state["scheduler"], base_lrs, ratios)
+            scheduler.warmup_steps = new_state["warmup"]["steps"]
+            scheduler.start_factor = new_state["warmup"]["start_factor"]
         return applied
     groups = scheduler.optimizer.param_groups
     for group, ratio in zip(groups, ratios, strict=False):
         set_lr(group, float(group["lr"]) * ratio)
     state = scheduler.state_dict()
     if "base_lrs" in state:
-        scheduler.base_lrs = [*bases, *state["base_lrs"][len(bases) :]]
+        scheduler.base_lrs = [*base_lrs, *state["base_lrs"][len(base_lrs) :]]
     is_known = isinstance(scheduler, (ClosedFormLR, ReduceLROnPlateau))
     if is_known:
-        settings = {key: value for key, value in fresh.items() if key not in PROGRESS_KEYS}
+        settings = {key: value for key, value in new_state.items() if key not in PROGRESS_KEYS}
         for key in settings.keys() & set(PER_GROUP_VALUES):  # groups may have been added before the checkpoint
             settings[key] = [*settings[key], *settings[key][-1:] * (len(groups) - len(settings[key]))]
         scheduler.load_state_dict({**scheduler.state_dict(), **settings})
@@ -58,7 +58,7 @@ def apply_settings(
     return is_known
 
 
-def set_base_lrs(scheduler: LRScheduler, bases: Sequence[float]) -> None:
+def set_base_lrs(scheduler: LRScheduler, base_lrs: Sequence[float]) -> None:
     """Set the base learning rates of a scheduler that has not been stepped.
 
     Args:
@@ -66,15 +66,15 @@ def set_base_lrs(scheduler: LRScheduler, bases: Sequence[float]) -> None:
         bases: the base learning rate of each group.
     """
     if isinstance(scheduler, Warmup):
-        scheduler._lrs_without_warmup = list(bases)
+        scheduler._lrs_without_warmup = list(base_lrs)
         scheduler._lrs_with_warmup = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
         with scheduler._without_warmup():
-            set_base_lrs(scheduler.scheduler, bases)
+            set_base_lrs(scheduler.scheduler, base_lrs)
         return
     if hasattr(scheduler, "base_lrs"):
-        scheduler.base_lrs = list(bases)
-    lrs = scheduler._get_closed_form_lr() if isinstance(scheduler, ClosedFormLR) else bases
-    for group, base, lr in zip(scheduler.optimizer.param_groups, bases, lrs, strict=True):
+        scheduler.base_lrs = list(base_lrs)
+    lrs = scheduler._get_closed_form_lr() if isinstance(scheduler, ClosedFormLR) else base_lrs
+    for group, base, lr in zip(scheduler.optimizer.param_groups, base_lrs, lrs, strict=True):
         group["initial_lr"] = base
         set_lr(group, float(lr))
     scheduler._last_lr = [float(group["lr"]) for group in scheduler.optimizer.param_groups]

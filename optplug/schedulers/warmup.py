@@ -91,7 +91,7 @@ class Warmup(LRScheduler):
         """Extend the warmup to groups that were added to the optimizer. Their `lr` is the one without warmup."""
         if len(self._lrs_without_warmup) < len(self.optimizer.param_groups):
             with self._without_warmup():
-                pass  # the context manager does it
+                pass  # `_without_warmup` adds the new groups
 
     @contextmanager
     def _pause_bad_value_count(self) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """Registered names for an unmodified LightningCLI: after `import optplug.shims`, `--optimizer adam` works.
 
+This package does not import Lightning and adds no configuration keys.
+
 `optplug.shims.optimizers` and `optplug.shims.schedulers` contain one class, a shim, for each registered name.
 LightningCLI finds a shim by its name after this import, and by its full path without this import, for example
 `optplug.shims.optimizers.adam`.

@@ -194,7 +194,7 @@ def _parse_length(value: Any) -> int:
     if value == "auto":
         raise ConfigError(
             "LightningCLI cannot compute the length for 'auto': give a number, or use OptplugCLI or the callback "
-            "ConfigureOptimizers, which know the length of the training"
+            "ConfigureOptimizers, which compute it from the trainer"
         )
     try:
         return int(str(value))

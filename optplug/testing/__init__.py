@@ -1,5 +1,7 @@
 """The conformance kit: checks of the properties that every optimizer and every scheduler must have.
 
+Tests of optplug itself are not here but in `tests/`. Example:
+
     import optplug.testing, pytest
 
     @pytest.mark.parametrize("check", optplug.testing.optimizer_checks("lion"), ids=str)

@@ -1,4 +1,8 @@
-"""The specs of the optimizers of the `torch.optim` documentation. This module does not import torch."""
+"""The optimizers of the `torch.optim` documentation: their specs. This module does not import torch.
+
+The package has one module per algorithm, and helper modules that only one algorithm uses. Code that several algorithms
+share belongs in `optplug.optim`.
+"""
 
 from optplug import OptimizerSpec, hookimpl
 

@@ -115,8 +115,8 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
 
     Args:
         params: tensors of any shape on one device, or one dict with `params` and options.
-        lr: step length t, or its initial value in a line search, at least 0. In the first iteration of all it is
-            multiplied by min(1, 1 / sum of abs(g)).
+        lr: step length t, or its initial value in a line search, at least 0. In the very first iteration the step
+            length is multiplied by min(1, 1 / sum of abs(g)).
         max_iter: maximum number of iterations in a step, at least 1.
         max_eval: maximum number of closure calls in a step, at least 1. A line search may add one call. Default:
             max_iter * 5 // 4.
@@ -161,7 +161,7 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         Optimizer.__init__(self, [{"params": params}] if isinstance(params, set) else params, defaults)
 
     def _check(self, options: dict[str, Any], ranges: Any = RANGES) -> None:
-        known = {name: p.default for name, p in constructor.constructor_arguments(LBFGS, torch.optim.LBFGS).items()}
+        known = {name: p.default for name, p in constructor.optimizer_arguments(LBFGS, torch.optim.LBFGS).items()}
         hyperparameters.check_hyperparameters({**known, "max_eval": 1}, options, "LBFGS", ranges)
         if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
             near = did_you_mean(name, ["strong_wolfe"])

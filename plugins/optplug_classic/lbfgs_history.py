@@ -21,7 +21,7 @@ from optplug import engines
 GROWTH_ROWS = 8
 """Number of rows by which a matrix grows. While a matrix grows, memory holds the old and the new matrix."""
 
-BLOCK_COLUMNS = 4096
+CONVERSION_COLUMNS = 4096
 """Number of columns that torch converts to float64 at a time, on CPUs."""
 
 MIN_KERNEL_ELEMENTS = 1 << 16
@@ -199,8 +199,8 @@ def _blocks(rows: Tensor, oldest: int, like: Tensor) -> Iterator[tuple[slice, Te
     if like.device.type != "cpu":
         yield slice(n), rows[:, :n], oldest
         return
-    for start in range(0, n, BLOCK_COLUMNS):
-        c = slice(start, min(start + BLOCK_COLUMNS, n))
+    for start in range(0, n, CONVERSION_COLUMNS):
+        c = slice(start, min(start + CONVERSION_COLUMNS, n))
         yield c, torch.cat([rows[oldest:, c], rows[:oldest, c]]).double(), 0
 
 

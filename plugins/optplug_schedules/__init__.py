@@ -1,4 +1,7 @@
-"""The specs of the learning-rate schedulers of the `torch.optim` documentation. This module does not import torch."""
+"""The learning-rate schedulers of the `torch.optim` documentation: their specs. This module does not import torch.
+
+The package has one module per algorithm. Code that several algorithms share belongs in `optplug.schedulers`.
+"""
 
 from optplug import SchedulerSpec, hookimpl
 

@@ -26,5 +26,5 @@ class ExponentialLR(GeometricLR):
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
         super().__init__(optimizer, gamma, last_epoch)
 
-    def cuts(self, t: int) -> int:
+    def exponent(self, t: int) -> int:
         return t

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from optplug import ClosedFormLR
 from optplug.errors import ConfigError, HyperparameterError, HyperparameterTypeError
-from optplug.schedulers.checks import check_optimizer, check_state, warn_get_lr_outside_step
+from optplug.schedulers.checks import check_is_optimizer, check_state, warn_get_lr_outside_step
 from optplug.schedulers.late_groups import follow_groups
 
 STATELESS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
@@ -52,7 +52,7 @@ class LambdaLR(ClosedFormLR):
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
         last_epoch: int = -1,
     ) -> None:
-        check_optimizer(optimizer)
+        check_is_optimizer(optimizer)
         many = isinstance(lr_lambda, (list, tuple))
         self.lr_lambdas: list[Any] = list(lr_lambda) if many else [lr_lambda] * len(optimizer.param_groups)  # type: ignore[arg-type]
         for i, function in enumerate(self.lr_lambdas):

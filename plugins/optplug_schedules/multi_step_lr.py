@@ -45,5 +45,5 @@ class MultiStepLR(GeometricLR):
         )
         super().__init__(optimizer, gamma, last_epoch)
 
-    def cuts(self, t: int) -> int:
+    def exponent(self, t: int) -> int:
         return sum(times for milestone, times in self.milestones.items() if milestone <= t)

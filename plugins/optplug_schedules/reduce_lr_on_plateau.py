@@ -11,7 +11,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from optplug.errors import HyperparameterError, WiringError
 from optplug.optim.strict_kwargs import StrictKwargs
-from optplug.schedulers.checks import check_optimizer, check_state, checked_number
+from optplug.schedulers.checks import check_is_optimizer, check_state, checked_number
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import set_lr
 
@@ -76,12 +76,12 @@ class ReduceLROnPlateau(StrictKwargs, lr_scheduler.ReduceLROnPlateau):
         if factor >= 1.0:
             raise HyperparameterError(f"Factor should be < 1.0. ReduceLROnPlateau got factor {factor}")
         if mode not in ("min", "max"):
-            raise HyperparameterError(f"mode {mode} is unknown! ReduceLROnPlateau knows 'min' and 'max'")
+            raise HyperparameterError(f"mode {mode} is unknown!; allowed are 'min' and 'max'")
         if threshold_mode not in ("rel", "abs"):
-            raise HyperparameterError(f"threshold mode {threshold_mode} is unknown! It knows 'rel' and 'abs'")
+            raise HyperparameterError(f"threshold mode {threshold_mode} is unknown!; allowed are 'rel' and 'abs'")
         if verbose is not None:
             warnings.warn("verbose does nothing: torch has removed this argument", DeprecationWarning, stacklevel=2)
-        check_optimizer(optimizer)
+        check_is_optimizer(optimizer)
 
         groups = optimizer.param_groups
         if has_list and len(min_lrs) != len(groups):

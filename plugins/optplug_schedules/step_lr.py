@@ -30,5 +30,5 @@ class StepLR(GeometricLR):
         self.step_size: int = checked_number(self, "step_size", step_size, 1, whole=True)
         super().__init__(optimizer, gamma, last_epoch)
 
-    def cuts(self, t: int) -> int:
+    def exponent(self, t: int) -> int:
         return max(t, 0) // self.step_size

@@ -581,8 +581,8 @@ def test_plot_has_bars_in_proportion_to_ratios(report: Report, tmp_path: Path):
     pixels = torch.from_numpy(imread(path)[..., :3])
     assert min(pixels.shape[:2]) > 300
 
-    def count_pixels(colour: str) -> int:
-        return int(((pixels - torch.tensor(to_rgb(colour))).abs().amax(-1) < 0.01).sum())
+    def count_pixels(color: str) -> int:
+        return int(((pixels - torch.tensor(to_rgb(color))).abs().amax(-1) < 0.01).sum())
 
     faster, slower = count_pixels(plot.FASTER_COLOR), count_pixels(plot.SLOWER_COLOR)
     assert faster > 5000

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import optplug
 from optplug.cli.app import app
-from optplug.registry import Plugin, Quarantined, registry
+from optplug.registry import Plugin, QuarantinedPlugin, registry
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_list_without_matches_fails(command: Any):
 def test_list_shows_quarantined_and_disabled_plugins(command: Any, monkeypatch: pytest.MonkeyPatch):
     catalogue = registry._discovered()
     monkeypatch.setattr(
-        catalogue, "quarantined", [Quarantined(Plugin("bad", "bad-dist", "2"), "ValueError: [oh] no", "")]
+        catalogue, "quarantined", [QuarantinedPlugin(Plugin("bad", "bad-dist", "2"), "ValueError: [oh] no", "")]
     )
     monkeypatch.setattr(catalogue, "disabled", [Plugin("off", "off-dist", "3")])
     out = command("list").stdout

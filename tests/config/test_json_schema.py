@@ -22,7 +22,7 @@ from optplug.config.json_schema import json_schema
 from optplug.config.param_group_presets import PRESETS
 from optplug.errors import OptplugError
 from optplug.optim.ranges import COMMON_RANGES, above_zero, at_least, unit_interval
-from optplug.registry import Plugin, Quarantined, Registration, registry
+from optplug.registry import Plugin, QuarantinedPlugin, Registration, registry
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 
 SCHEMA = json_schema()
@@ -526,7 +526,7 @@ def test_unloadable_class_is_left_out_and_listed_in_the_comment(
         in third_party_schema["$comment"]
     )
     assert schema_errors({"optimizer": "unloadable"}, third_party_schema) != []
-    broken = Quarantined(Plugin("broken", "broken", "1"), "ValueError: no", "")
+    broken = QuarantinedPlugin(Plugin("broken", "broken", "1"), "ValueError: no", "")
     monkeypatch.setattr(registry._discovered(), "quarantined", [broken])
     assert "plugin broken (broken 1) is quarantined: ValueError: no" in json_schema()["$comment"]
     assert "$comment" not in SCHEMA

@@ -336,7 +336,7 @@ def test_layer_without_parameters_is_rejected():
     error = raised_error(layered_network(1), "embed.*", "block.{}.*", "*")
     assert error.loc == "param_groups[0].layers[1]"
     assert str(error) == (
-        "param_groups[0].layers[1]: 'block.{}.*' matches no parameter that is left by the layers before; the "
+        "param_groups[0].layers[1]: 'block.{}.*' matches no parameter that the previous layers do not match; the "
         "parameters are "
         "head.weight, blocks.0.weight, embed.weight"
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import optplug
-from optplug.config.param_groups import Row, group_table, param_groups, trainable_parameters
+from optplug.config.param_groups import GroupTableRow, build_param_groups, group_table, trainable_parameters
 from optplug.config.param_selection import Selector
 from optplug.config.parse import parse
 from optplug.errors import ConfigError, ConfigErrors, OptplugError
@@ -25,7 +25,7 @@ def network() -> nn.Module:
 
 
 def make_groups(module: nn.Module, *rules: Any, optimizer: str = "adam") -> list[dict[str, Any]]:
-    return param_groups(
+    return build_param_groups(
         module, parse(optimizer, param_groups=list(rules)).param_groups, {"lr": 1e-3, "weight_decay": 0.1}
     )
 
@@ -42,7 +42,7 @@ def options_by_group(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_without_rules_there_is_one_group_without_name():
     module = network()
-    (only,) = param_groups(module, ())
+    (only,) = build_param_groups(module, ())
     assert list(only) == ["params"]
     assert [id(p) for p in only["params"]] == [id(p) for p in module.parameters()]
 
@@ -393,9 +393,9 @@ def test_table_shows_groups_and_parameters_in_no_group():
     )["optimizer"]
     table = group_table(made, module)
     assert list(table) == [
-        Row("default", ("body.0.weight", "head.weight"), 9, 0.5, 0.01),
-        Row("no_decay", ("body.0.bias", "head.bias"), 4, 0.5, 0.0),
-        Row("(frozen)", ("body.1.weight", "body.1.bias"), 6, None, None),
+        GroupTableRow("default", ("body.0.weight", "head.weight"), 9, 0.5, 0.01),
+        GroupTableRow("no_decay", ("body.0.bias", "head.bias"), 4, 0.5, 0.0),
+        GroupTableRow("(frozen)", ("body.1.weight", "body.1.bias"), 6, None, None),
     ]
     assert str(table).splitlines() == [
         "group     parameters  elements   lr  weight_decay",
@@ -418,10 +418,10 @@ def test_table_of_torch_optimizer_shows_base_lr_and_parameters_in_no_group():
     torch.optim.lr_scheduler.LambdaLR(made, lambda t: 0.1)
     assert made.param_groups[0]["lr"] == pytest.approx(0.05)
     assert list(group_table(made, module)) == [
-        Row("0", ("head.weight", "head.bias"), 4, 0.5, 0.0),
-        Row("(elsewhere)", ("body.0.weight", "body.0.bias", "body.1.weight", "body.1.bias"), 15, None, None),
+        GroupTableRow("0", ("head.weight", "head.bias"), 4, 0.5, 0.0),
+        GroupTableRow("(elsewhere)", ("body.0.weight", "body.0.bias", "body.1.weight", "body.1.bias"), 15, None, None),
     ]
-    assert list(group_table(made)) == [Row("0", ("0.0", "0.1"), 4, 0.5, 0.0)]
+    assert list(group_table(made)) == [GroupTableRow("0", ("0.0", "0.1"), 4, 0.5, 0.0)]
 
 
 def test_optimizer_has_the_groups_of_the_rules():
@@ -531,6 +531,6 @@ def test_no_two_groups_have_equal_options(rules: list[Any]):
     named = [{**rule, "name": f"rule{i}"} if is_selector_rule(rule) else rule for i, rule in enumerate(rules)]
     config = parse("adamw", param_groups=named)
     base = {"lr": 1e-3, "weight_decay": 1e-2}
-    made = param_groups(module, config.param_groups, base)
+    made = build_param_groups(module, config.param_groups, base)
     found = [{key: value for key, value in g.items() if key not in ("params", "name")} for g in made]
     assert all(one != other for i, one in enumerate(found) for other in found[:i])

@@ -13,7 +13,7 @@ import torch
 import optplug
 from optplug import RuleOptimizer, State
 from optplug.errors import HyperparameterError, HyperparameterTypeError, RuleError
-from optplug.optim.constructor import constructor_arguments
+from optplug.optim.constructor import optimizer_arguments
 
 Adam, SGD = optplug.get_optimizer("adam"), optplug.get_optimizer("sgd")
 
@@ -189,7 +189,7 @@ def test_add_param_group_works_through_the_wrappers_of_lightning(name):
         wrapped = wrap(optimizer)
         wrapped.add_param_group({"params": [parameter()], **group})
         # The constructor of the wrapper is ignored.
-        assert constructor_arguments(type(wrapped), RuleOptimizer) == constructor_arguments(cls, RuleOptimizer)
+        assert optimizer_arguments(type(wrapped), RuleOptimizer) == optimizer_arguments(cls, RuleOptimizer)
         for key, value in group.items():
             assert wrapped.param_groups[1][key] == (tuple(value) if isinstance(value, list) else value)
         with pytest.raises(HyperparameterError, match=r"has no option 'weigth_decay'.*'weight_decay'"):

@@ -315,7 +315,7 @@ def test_invalid_argument_message_states_problem_and_suggestion(name, arguments,
 
 def test_third_party_scheduler_checks_its_keywords():
     class Halving(GeometricLR):
-        def cuts(self, t):
+        def exponent(self, t):
             return t
 
     with pytest.raises(

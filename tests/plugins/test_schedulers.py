@@ -464,7 +464,9 @@ def test_attributes_of_callable_objects_are_exchanged_with_torch(classes):
 @each_name
 def test_state_dict_of_another_scheduler_is_rejected(name):
     scheduler = OURS[name](sgd(0.1), **ARGUMENTS[name][0])
-    with pytest.raises(ConfigError, match=f"the checkpoint's scheduler is no {OURS[name].__name__}: it has the keys"):
+    with pytest.raises(
+        ConfigError, match=f"the checkpoint's scheduler is not a {OURS[name].__name__}: it has the keys"
+    ):
         scheduler.load_state_dict({"best": 3, "last_epoch": 3})
     for other in OURS.keys() - {name}:
         before = copy.deepcopy(scheduler.state_dict())

@@ -24,7 +24,7 @@ from optplug.errors import (
     UnknownNameError,
     one_line,
 )
-from optplug.registry import Plugin, Quarantined, Registration, Registry
+from optplug.registry import Plugin, QuarantinedPlugin, Registration, Registry
 from optplug.registry.specs import OptimizerSpec, lookup_key, snake_case
 
 PLUGIN_HEADER = """
@@ -106,7 +106,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SitePackag
         sys.modules.pop(name, None)
 
 
-def only_quarantined(registry: Registry) -> Quarantined:
+def only_quarantined(registry: Registry) -> QuarantinedPlugin:
     (quarantined,) = registry.quarantined
     return quarantined
 
@@ -488,7 +488,8 @@ def test_second_entry_point_of_the_same_module_is_quarantined(site):
 
 
 def test_plugin_may_be_an_object(site):
-    source = f"{PLUGIN_HEADER}\nclass P:\n    @hookimpl\n    def optplug_optimizers(self):\n        return [SignDescent]\np = P()"
+    method = "    @hookimpl\n    def optplug_optimizers(self):\n        return [SignDescent]\n"
+    source = f"{PLUGIN_HEADER}\nclass P:\n{method}p = P()"
     site.install("zoo", source, value="plugzoozoodist:p")
     assert site.registry().names("optimizer") == ["sign_descent"]
 

@@ -339,7 +339,8 @@ def test_mismatch_of_states_or_hyperparameters_and_rule_is_rejected():
          "both must be the same, in the same order"),
         (InvalidStateName, "InvalidStateName: a state may not be named 't1'"),
         (MisspelledHyperparameter,
-         f"{MisspelledHyperparameter.rule.__qualname__} needs the hyperparameter 'lrr', but its optimizer does not have it; "
+         f"{MisspelledHyperparameter.rule.__qualname__} needs the hyperparameter 'lrr', "
+         "but its optimizer does not have it; "
          "did you mean 'lr'?"),
     ):  # fmt: skip
         with pytest.raises(RuleError) as caught:

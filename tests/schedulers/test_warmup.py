@@ -327,7 +327,7 @@ def test_state_of_another_kind_of_scheduler_raises(first: str, second: str):
     if first == second:
         target.load_state_dict(saved)
     else:
-        with pytest.raises(ConfigError, match=r"^the checkpoint's scheduler is no "):
+        with pytest.raises(ConfigError, match=r"^the checkpoint's scheduler is not a "):
             target.load_state_dict(saved)
 
 
