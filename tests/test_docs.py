@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -31,6 +33,21 @@ def test_reference_lists_every_public_name() -> None:
     missing = [name for name in optplug.__all__ if name not in PAGES["reference.md"]]
 
     assert missing == []
+
+
+PUBLIC_NAMES = sorted(set(re.findall(r"`(optplug(?:\.\w+)+)", PAGES["reference.md"])))
+PUBLIC_MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "ranges", "schema", "shims", "testing")
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_every_name_of_the_reference_exists(name: str) -> None:
+    assert pkgutil.resolve_name(name) is not None
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_public_modules_can_be_imported_by_their_names(module: str) -> None:
+    code = f"import optplug.{module} as found, optplug; assert found is optplug.{module}; from optplug import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("hook", ["optplug_optimizers", "optplug_schedulers"])
