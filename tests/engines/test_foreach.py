@@ -245,6 +245,19 @@ def test_permuted_states_receive_values_from_before_the_step():
         assert (p.item(), optimizer.state[p]["a"].item()) == (0.0, 7.0)
 
 
+def test_product_is_fused_as_either_operand_of_an_addition():
+    class ProductFirst(RuleOptimizer):
+        def __init__(self, params, lr=0.1, engine="auto"):
+            super().__init__(params, {"lr": lr}, engine=engine)
+
+        @staticmethod
+        def rule(p, g, *, lr):
+            return (lr * g + p,)
+
+    optimizer = ProductFirst([torch.zeros(3, requires_grad=True)])
+    assert foreach.source(traced_rule(optimizer)) == "def step(p, g, c0):\n    _foreach_add_(p, g, alpha=c0)\n"
+
+
 def test_generated_source_supports_infinite_constants():
     random_rule = RandomRule([("min", 1, 0, 0, float("inf")), ("choose", 1, 0, 0, float("-inf"))], (5, 6, 3, 4))
     for a, b in zip(

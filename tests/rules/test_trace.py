@@ -126,6 +126,12 @@ def test_lerp_agrees_on_floats_and_tensors_and_is_exact_at_both_ends(a, b, weigh
     assert ops.lerp(a, b, 0.0) == a == float(ops.lerp(tensor(a), tensor(b), 0.0))
 
 
+@given(a=st.floats(-1e6, 1e6), b=st.floats(-1e6, 1e6), weight=st.floats(-2, 2))
+def test_lerp_with_a_tensor_weight_equals_torch(a, b, weight):
+    expected = torch.lerp(tensor(a), tensor(b), weight)
+    assert torch.allclose(ops.lerp(tensor(a), tensor(b), tensor(weight)), expected, rtol=1e-12, atol=1e-9)
+
+
 def test_all_operations_on_floats_are_tested():
     named = {"where", "lerp", "pow", "div", "neg", "and", "or", "not"}
     assert set(FLOAT_OPERATIONS) == named | set(UNARY) | set(BINARY) | set(COMPARISONS)
