@@ -106,4 +106,5 @@ class _AliasFinder:
         sys.modules[module.__name__] = importlib.import_module(_MODULE_ALIASES[module.__name__.rpartition(".")[2]])
 
 
-sys.meta_path.append(_AliasFinder)
+if _AliasFinder.__name__ not in {getattr(finder, "__name__", "") for finder in sys.meta_path}:  # after a reload
+    sys.meta_path.append(_AliasFinder)

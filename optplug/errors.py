@@ -156,10 +156,10 @@ def short_list(words: Iterable[object], see: str = "", limit: int = 8) -> str:
     Args:
         words: the words to list.
         see: where the user finds the complete list; shown when the list is cut.
-        limit: the largest number of words that are shown.
+        limit: the number of words that are shown of a longer list. A list with one word more is not cut.
     """
     shown = [str(word) for word in words]
-    if len(shown) <= limit:
+    if len(shown) <= limit + 1:
         return listing(shown)
     return f"{listing(shown[:limit])} and {len(shown) - limit} more" + (f" (see {see})" if see else "")
 

@@ -84,17 +84,15 @@ def infer_monitored_metric(
         kind, callback_mode = modes[0]
         monitored = MonitoredMetric(monitor, callback_mode, source)
         if name_mode not in (None, callback_mode) and (trainer is None or trainer.is_global_zero):
-            conflict = f"{kind} has mode {callback_mode}, and the name means {name_mode}"
+            conflict = f"{kind} has mode {callback_mode}, but the name means {name_mode}"
             warnings.warn(mode_conflict_message(monitored, conflict), UserWarning, stacklevel=2)
         return monitored
     return MonitoredMetric(monitor, name_mode, source, mode_is_inferred_from_name=True)
 
 
 def mode_conflict_message(monitored: MonitoredMetric, conflict: str) -> str:
-    """The warning about a callback's mode that contradicts the metric. The callback's mode may be its default, so the
-    user must be warned.
-    """
-    return f"{monitored.monitor}: {conflict}; using {monitored.mode}, set scheduler.mode to choose"
+    """The warning about a callback's mode that contradicts the metric; the callback's mode may be only its default."""
+    return f"{monitored.monitor}: {conflict}; {monitored.mode} is used. Set scheduler.mode to choose"
 
 
 def mode_from_name(monitor: str, *, required: bool = True) -> str | None:

@@ -277,7 +277,7 @@ class Registry:
             message += f"; installed: {short_list(self.names(kind), 'optplug list')}."
         for other in KINDS:
             if other != kind and lookup_key(bare) in self._discovered().registrations[other]:
-                message += f" ({bare!r} is a {other}.)"
+                message += f" ({bare!r} is {'an' if other[0] in 'aeiou' else 'a'} {other}.)"
         for quarantined in self.quarantined:
             message += f" ({quarantined}.)"
         if self.disabled:

@@ -76,9 +76,9 @@ class ReduceLROnPlateau(StrictKwargs, lr_scheduler.ReduceLROnPlateau):
         if factor >= 1.0:
             raise HyperparameterError(f"Factor should be < 1.0. ReduceLROnPlateau got factor {factor}")
         if mode not in ("min", "max"):
-            raise HyperparameterError(f"mode {mode} is unknown!; allowed are 'min' and 'max'")
+            raise HyperparameterError(f"mode {mode} is unknown! Allowed: 'min', 'max'")
         if threshold_mode not in ("rel", "abs"):
-            raise HyperparameterError(f"threshold mode {threshold_mode} is unknown!; allowed are 'rel' and 'abs'")
+            raise HyperparameterError(f"threshold mode {threshold_mode} is unknown! Allowed: 'rel', 'abs'")
         if verbose is not None:
             warnings.warn("verbose does nothing: torch has removed this argument", DeprecationWarning, stacklevel=2)
         check_is_optimizer(optimizer)

@@ -174,7 +174,7 @@ def test_unknown_argument_without_near_match_raises_with_short_list(error_messag
     )
     assert error_message(ConfigError, "adam", {**PLATEAU, "foo": 1}) == (
         "scheduler.foo: reduce_lr_on_plateau has no argument 'foo'; it has cooldown, eps, factor, min_lr, mode, "
-        "patience, threshold, threshold_mode and 1 more (see optplug info reduce_lr_on_plateau), and in a "
+        "patience, threshold, threshold_mode, verbose, and in a "
         "configuration args, warmup, warmup_steps, monitor, mode, patience_unit, on_nonfinite"
     )
 

@@ -451,7 +451,8 @@ def test_callback_mode_overrides_metric_object_and_warns(
     metric, opposite = (Penalty(), "min") if mode == "max" else (Score(), "max")
     module = torchmetrics_module({"val_score": metric})
     message = (
-        f"val_score: a callback has mode {mode}, and the metric's higher_is_better means {opposite}; using {mode}, set "
+        f"val_score: a callback has mode {mode}, and the metric's higher_is_better means {opposite}; "
+        f"{mode} is used. Set "
         "scheduler.mode to choose"
     )
     with pytest.warns(UserWarning, match=message):
@@ -462,7 +463,7 @@ def test_callback_mode_overrides_metric_object_and_warns(
 
 def test_callback_mode_overrides_name_and_warns(pl: Any, fit_plateau: Any, scripted_module: type) -> None:
     module = scripted_module(val={"val_f1": [0.1, 0.2, 0.3]})
-    message = "val_f1: EarlyStopping has mode min, and the name means max; using min, set scheduler.mode to choose"
+    message = "val_f1: EarlyStopping has mode min, but the name means max; min is used. Set scheduler.mode to choose"
     with pytest.warns(UserWarning, match=message):
         fit_plateau(module=module, callbacks=[pl.callbacks.EarlyStopping("val_f1", patience=9)])
     assert module.lrs[-1] == 0.5

@@ -116,7 +116,7 @@ def test_rule_that_modifies_the_gradient_is_detected():
     assert "gradients_are_not_modified" in failed_optimizer_checks(ModifiesGradient)
     assert inapplicable_checks(ModifiesGradient)["engine foreach"] == (
         "engine 'foreach' cannot run this rule: a rule may not use the attribute .clamp_; it may use + - * / ** and "
-        "abs, exp, lerp, log, maximum, minimum, sign, sqrt and 1 more (see optplug.ops)"
+        "abs, exp, lerp, log, maximum, minimum, sign, sqrt, where"
     )
 
 
