@@ -377,14 +377,14 @@ def test_summary_has_exact_lines(scripted_module: type, trainer: Any, optplug_li
 
 
 @pytest.mark.parametrize(
-    ("wiring", "when"),
+    ("scheduler_keys", "when"),
     [({}, "every epoch"), ({"frequency": 3}, "every 3 epochs"), ({"interval": "step"}, "every step")],
     ids=str,
 )
 def test_summary_states_when_scheduler_steps(
-    scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any, wiring: Any, when: str
+    scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any, scheduler_keys: Any, when: str
 ):
-    trainer(callbacks=optplug_lightning.ConfigureOptimizers(SGD, {**COSINE, **wiring}), max_epochs=1).fit(
+    trainer(callbacks=optplug_lightning.ConfigureOptimizers(SGD, {**COSINE, **scheduler_keys}), max_epochs=1).fit(
         scripted_module()
     )
     assert f"(optplug {optplug.__version__}), stepped {when}\n" in capsys.readouterr().out

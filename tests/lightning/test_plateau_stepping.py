@@ -337,8 +337,10 @@ def test_nan_counts_as_bad_value(scripted_module: type, trainer: Any, quiet_call
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_nonfinite_value_counts_as_bad_by_default(fit_plateau: Any, capsys: Any, mode: str, value: float) -> None:
     better = 0.5 if mode == "min" else 2.0
-    for wiring in ({}, {"on_nonfinite": "bad"}):
-        fitted, module = fit_plateau({"val_loss": [1.0, value, better]}, {**PLATEAU, **wiring}, mode=mode, max_epochs=4)
+    for scheduler_keys in ({}, {"on_nonfinite": "bad"}):
+        fitted, module = fit_plateau(
+            {"val_loss": [1.0, value, better]}, {**PLATEAU, **scheduler_keys}, mode=mode, max_epochs=4
+        )
         assert module.lrs == [1.0] * 8 + [0.5] * 8
         assert scheduler_of(fitted).best == better
         assert ": 4 validations seen, 2 cuts (epochs 1, 3), " in plateau_summary(capsys)
@@ -346,15 +348,17 @@ def test_nonfinite_value_counts_as_bad_by_default(fit_plateau: Any, capsys: Any,
 
 @pytest.mark.parametrize("value", NONFINITE_VALUES, ids=str)
 @pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("wiring", ["bad", "ignore"])
-def test_nonfinite_value_is_never_the_best(fit_plateau: Any, wiring: str, mode: str, value: float) -> None:
+@pytest.mark.parametrize("scheduler_keys", ["bad", "ignore"])
+def test_nonfinite_value_is_never_the_best(fit_plateau: Any, scheduler_keys: str, mode: str, value: float) -> None:
     fitted, _ = fit_plateau(
-        {"val_loss": [value, value, 1.0]}, {**PATIENT_PLATEAU, "on_nonfinite": wiring}, mode=mode, max_epochs=2
+        {"val_loss": [value, value, 1.0]}, {**PATIENT_PLATEAU, "on_nonfinite": scheduler_keys}, mode=mode, max_epochs=2
     )
     assert scheduler_of(fitted).best == (INF if mode == "min" else -INF)
-    fitted, _ = fit_plateau({"val_loss": [value, 1.0, value]}, {**PATIENT_PLATEAU, "on_nonfinite": wiring}, mode=mode)
+    fitted, _ = fit_plateau(
+        {"val_loss": [value, 1.0, value]}, {**PATIENT_PLATEAU, "on_nonfinite": scheduler_keys}, mode=mode
+    )
     assert scheduler_of(fitted).best == 1.0
-    assert scheduler_of(fitted).num_bad_epochs == (1 if wiring == "bad" else 0)
+    assert scheduler_of(fitted).num_bad_epochs == (1 if scheduler_keys == "bad" else 0)
 
 
 @pytest.mark.parametrize("value", NONFINITE_VALUES, ids=str)

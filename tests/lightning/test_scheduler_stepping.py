@@ -16,7 +16,7 @@ from support import BATCHES_PER_EPOCH, COSINE, PLATEAU, RISING, SGD, cosine, rou
 
 @pytest.mark.both_import_names
 @pytest.mark.parametrize(
-    ("wiring", "arguments", "path"),
+    ("scheduler_keys", "arguments", "path"),
     [
         ({}, {}, [0] * 4 + [1] * 4 + [2] * 4),
         ({"frequency": 2}, {"max_epochs": 4}, [0] * 8 + [1] * 8),
@@ -35,12 +35,12 @@ def test_schedulers_step_per_epoch_or_per_optimizer_step(
     scripted_module: type,
     trainer: Any,
     quiet_callback: Any,
-    wiring: dict[str, Any],
+    scheduler_keys: dict[str, Any],
     arguments: dict[str, Any],
     path: list[int],
 ):
     module = scripted_module()
-    trainer(callbacks=quiet_callback(SGD, {**COSINE, "T_max": 20, **wiring}), **arguments).fit(module)
+    trainer(callbacks=quiet_callback(SGD, {**COSINE, "T_max": 20, **scheduler_keys}), **arguments).fit(module)
     assert module.lrs == pytest.approx([cosine(t, 20) for t in path], rel=1e-12)
     assert len(module.scheduler_steps) == max(path) + 1  # no batch runs after the last step
     assert all(metric is None for metric in module.step_values)
@@ -71,8 +71,8 @@ def test_plugin_declares_default_interval(fit: Any) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_warmup_counts_optimizer_steps(scripted_module: type, trainer: Any, quiet_callback: Any, accumulate: int):
     module = scripted_module()
-    wiring = {"warmup": {"steps": 4, "start_factor": 0.2}}
-    schedule = {**COSINE, "T_max": 20, **wiring}
+    scheduler_keys = {"warmup": {"steps": 4, "start_factor": 0.2}}
+    schedule = {**COSINE, "T_max": 20, **scheduler_keys}
     trainer(callbacks=quiet_callback(SGD, schedule), accumulate_grad_batches=accumulate).fit(module)
     warm = [min(1.0, 0.2 + 0.8 * (batch // accumulate) / 4) for batch in range(12)]
     assert module.lrs == pytest.approx([w * cosine(batch // 4, 20) for batch, w in enumerate(warm)], rel=1e-12)
