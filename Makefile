@@ -39,7 +39,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/sparse.py
 	$(BIN)/python benchmarks/lbfgs.py
 	$(BIN)/python benchmarks/foreach.py
-	$(BIN)/python benchmarks/configure.py
+	$(BIN)/python benchmarks/configure.py --rounds 20
 	$(BIN)/python benchmarks/callback.py
 
 docs: $(INSTALLED)
