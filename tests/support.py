@@ -17,6 +17,7 @@ COSINE = {"name": "cosine_annealing_lr", "T_max": 6}
 PLATEAU = {"name": "reduce_lr_on_plateau", "patience": 0, "factor": 0.5}
 PATIENT_PLATEAU = {**PLATEAU, "patience": 99}
 RISING = {"val_loss": range(1, 40)}
+RISING_LOSSES = {"val_loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -41,6 +42,11 @@ def cosine(t: int, period: int = 6) -> float:
 def scheduler_of(fitted: Any) -> Any:
     """The first scheduler of a trainer."""
     return fitted.lr_scheduler_configs[0].scheduler
+
+
+def final_lrs(made: Any) -> list[float]:
+    """The learning rates of the first optimizer of a trainer, rounded to nine decimals."""
+    return [round(float(group["lr"]), 9) for group in made.optimizers[0].param_groups]
 
 
 def rounded(lrs: Any) -> list[float]:

@@ -234,7 +234,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         if found_inf is not None and found_inf.item():
             return loss
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            buckets: list[BucketTensors] = []
+            stepped: list[BucketTensors] = []
             for index, group in enumerate(self.param_groups):  # errors are raised before any parameter changes
                 params = group["params"]
                 grads = [p.grad for p in params]
@@ -242,11 +242,11 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 if len(not_none) < len(grads):
                     params, grads = [p for p in params if p.grad is not None], not_none
                 if params:
-                    buckets += self._bucket_tensors(index, group, params, grads)
-            for bucket in buckets:
-                self._unscale(bucket.roles["g"])
-                self._step_bucket(bucket, self.param_groups[bucket.bucket.group])
-        self._last_reports = [bucket.bucket.report(ran=True) for bucket in buckets]
+                    stepped += self._bucket_tensors(index, group, params, grads)
+            for tensors in stepped:
+                self._unscale(tensors.roles["g"])
+                self._step_bucket(tensors, self.param_groups[tensors.bucket.group])
+        self._last_reports = [tensors.bucket.report(ran=True) for tensors in stepped]
         return loss
 
     def _unscale(self, grads: list[Tensor]) -> None:

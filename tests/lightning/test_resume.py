@@ -10,13 +10,12 @@ import torch
 
 from optplug.errors import WiringError
 from optplug.lightning.stepping_plan import stepping_plans
-from support import PLATEAU, SGD
+from support import PLATEAU, RISING_LOSSES, SGD, final_lrs
 
 BATCHES = 4
 """The number of batches in an epoch of `scripted_module`."""
 
 ADAM = {"name": "adam", "lr": 0.1}
-RISING_LOSSES = {"val_loss": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 CONFIGURATIONS = {
     "adam, plateau": (ADAM, PLATEAU),
     "adam, plateau, warmup": (ADAM, {**PLATEAU, "patience": 1, "warmup_steps": 10}),
@@ -221,10 +220,6 @@ def test_checkpoint_is_saved_before_a_nonfinite_metric_raises(
 
 
 # ---------------------------------------------------------------------------------- policies of on_resume
-
-
-def final_lrs(made: Any) -> list[float]:
-    return [round(float(group["lr"]), 9) for group in made.optimizers[0].param_groups]
 
 
 @pytest.fixture
