@@ -6,18 +6,39 @@ The functions below the classes build the texts of messages. This file imports t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+Loc = tuple["str | int", ...]
+"""A location in a configuration: the keys and indices from the outside to the inside, `("param_groups", 0, "lr")`."""
 
 
 class OptplugError(Exception):
-    """Base class of all exceptions that optplug raises.
+    """Base class of all exceptions that optplug raises. `str(error)` is the location, if it is known, and the message.
 
     Attributes:
-        loc: location in a configuration, such as `param_groups[0].lr`. Empty when the error has no known location.
+        loc: the location in a configuration, such as `("param_groups", 0, "lr")`. Empty when it is not known.
+        argument: the name of the argument with the wrong value; None if the error is not about a single argument.
+        inside: the location inside the value of the argument, such as `(1,)` for `betas[1]`.
+        errors: all errors that this error reports. Usually only the error itself.
     """
 
-    loc: str = ""
+    loc: Loc = ()
+    argument: str | None = None
+    inside: Loc = ()
+    _joined: tuple[OptplugError, ...] = ()
+
+    @property
+    def errors(self) -> tuple[OptplugError, ...]:
+        return self._joined or (self,)
+
+    @property
+    def message(self) -> str:
+        """The message without the location."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return f"{loc_text(self.loc)}: {self.message}" if self.loc else self.message
 
 
 class UnknownNameError(OptplugError, LookupError):
@@ -52,9 +73,9 @@ class ConfigErrors(ConfigError):  # noqa: N818  # the plural distinguishes it fr
     """
 
     def __init__(self, errors: Sequence[OptplugError]) -> None:
-        self.errors = tuple(errors)
-        lines = "".join(f"\n  {error}" for error in self.errors)
-        super().__init__(f"the configuration has {len(self.errors)} errors:{lines}")
+        self._joined = tuple(errors)
+        lines = "".join(f"\n  {error}" for error in errors)
+        super().__init__(f"the configuration has {len(errors)} errors:{lines}")
 
     def __reduce__(self) -> tuple[type, tuple[Sequence[OptplugError]]]:
         return type(self), (self.errors,)
@@ -107,13 +128,105 @@ class WiringError(OptplugError, RuntimeError):
 Error = TypeVar("Error", bound=OptplugError)
 
 
-def with_loc(loc: str, error: Error) -> Error:
-    """Set the location of an error and return the error.
-
-    The location is not part of the message: `ErrorCollector` puts it before the message.
-    """
+def with_loc(loc: Loc, error: Error) -> Error:
+    """Set the location of an error and return the error."""
     error.loc = loc
     return error
+
+
+def with_argument(argument: str, error: Error, inside: Loc = ()) -> Error:
+    """Set the argument that an error is about, and the location inside its value, and return the error."""
+    error.argument, error.inside = argument, inside
+    return error
+
+
+def loc_text(loc: Loc) -> str:
+    """Return a location as text: `param_groups[0].lr`."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc)
+    return text.removeprefix(".")
+
+
+class ErrorCollector:
+    """Collects errors, so that one exception reports all of them.
+
+    Attributes:
+        errors: the collected errors.
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[OptplugError] = []
+
+    def add(self, error: OptplugError, loc: Loc = ()) -> None:
+        """Add an error, or each of the errors that it reports.
+
+        Args:
+            error: the error. Its `loc` is relative to `loc`.
+            loc: the location of the value that was checked.
+        """
+        for each in error.errors:
+            each.loc = (*loc, *each.loc)
+            self.errors.append(each)
+
+    def collect(self, loc: Loc = ()) -> _Collecting:
+        """A context manager that adds an `OptplugError` raised in its block and suppresses the exception."""
+        return _Collecting(self, loc)
+
+    def sort(self, config: Any) -> None:
+        """Sort the errors in the order of the configuration.
+
+        Args:
+            config: the configuration as the user wrote it.
+        """
+        self.errors.sort(key=lambda error: _position(config, error.loc))
+
+    def raise_collected(self) -> None:
+        """Raise a single error unchanged, or several errors as one `ConfigErrors`; do nothing without errors."""
+        if len(self.errors) > 1:
+            raise ConfigErrors(self.errors)
+        for error in self.errors:
+            raise error
+
+    def raise_joined(self) -> None:
+        """Raise one error that reports all errors; do nothing without errors.
+
+        The exception has the class and begins with the message of the first error, as if that error had been raised
+        alone. Its attribute `errors` has all errors.
+        """
+        if len(self.errors) > 1:
+            first = self.errors[0]
+            joined = type(first)("\n".join(error.message for error in self.errors))
+            joined.argument, joined.inside, joined._joined = first.argument, first.inside, tuple(self.errors)
+            raise joined
+        for error in self.errors:
+            raise error
+
+
+class _Collecting:
+    # Not a generator with `contextlib.contextmanager`: type checkers must see that `__exit__` suppresses exceptions.
+    def __init__(self, collector: ErrorCollector, loc: Loc) -> None:
+        self._collector = collector
+        self._loc = loc
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if isinstance(error, OptplugError):
+            self._collector.add(error, self._loc)
+        return isinstance(error, OptplugError)
+
+
+def _position(config: Any, loc: Loc) -> tuple[int, ...]:
+    """The index of each key of a location in its mapping, up to the first key that does not exist."""
+    position = []
+    node = config
+    for key in loc:
+        try:
+            position.append(list(node).index(key) if isinstance(node, Mapping) else int(key))
+            node = node[key]
+        except Exception:  # a missing key, or a value that cannot be read
+            break
+    return tuple(position)
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:

@@ -70,7 +70,7 @@ AT_IMPORT = {
     "optplug.errors": "",
     "optplug.engines": "torch",  # numba and llvmlite are imported on first use of the engine
     "optplug.optim.ranges": "",
-    "optplug.shims.factory": "torch jsonargparse optplug.errors optplug.registry optplug.config.error_collector",
+    "optplug.shims.factory": "torch jsonargparse optplug.errors optplug.registry optplug.config.third_party",
 }
 """Modules whose import must be fast, and what they may import outside of functions besides themselves."""
 

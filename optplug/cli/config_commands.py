@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from optplug.config.error_collector import join_loc
-from optplug.errors import ConfigError, ConfigErrors, OptplugError, did_you_mean, one_line
+from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_you_mean, one_line
 
 if TYPE_CHECKING:  # this module imports torch, and `optplug list` works without importing torch
     from optplug.cli.config_files import ConfigFile, ConfigSection
@@ -70,21 +69,20 @@ def _load(path: Path) -> tuple[ConfigFile, ConfigSection, Any]:
     """Read and check a configuration file. If it has errors, the command exits and prints them with their lines."""
     from optplug.cli.config_files import ConfigFile, key_errors, read_config_file
     from optplug.config.build import parse_and_check
-    from optplug.config.error_collector import ErrorCollector
 
     file = ConfigFile(path, None, None)
-    loc = ""
+    loc: Loc = ()
     try:
         file = read_config_file(path)
         section = file.section()
         loc = section.loc
         collector = ErrorCollector()
         for key, error in key_errors(section):
-            collector.add(error, key)
+            collector.add(error, (key,))
         override = section.values.get("override", False)
         if not isinstance(override, bool):
-            collector.add(ConfigError(f"must be true or false, got {override!r}"), "override")
-        with collector.collect(""):
+            collector.add(ConfigError(f"must be true or false, got {override!r}"), ("override",))
+        with collector.collect():
             given = {key: value for key, value in section.values.items() if key != "override"}
             if not given and set(section.mapping) <= {"verbose"} and not collector.errors:
                 typer.echo(
@@ -108,16 +106,15 @@ def _build_optimizers(file: ConfigFile, section: ConfigSection, config: Any, mod
         _exit_with_errors(file, section.loc, error)
 
 
-def _exit_with_errors(file: ConfigFile, loc: str, error: OptplugError) -> NoReturn:
+def _exit_with_errors(file: ConfigFile, loc: Loc, error: OptplugError) -> NoReturn:
     """Print each error with its line, in the order of lines, and exit with code 1.
 
     Args:
         file: the file.
         loc: the location of the section, to which the errors' locations are relative.
-        error: one error, or several as `ConfigErrors`.
+        error: one error, or several in one.
     """
-    errors = error.errors if isinstance(error, ConfigErrors) else (error,)
-    found = [(file.line_of(join_loc(loc, each.loc)) if each.loc else 0, str(each)) for each in errors]
+    found = [(file.line_of((*loc, *each.loc)) if each.loc else 0, str(each)) for each in error.errors]
     for line, message in sorted(found, key=lambda pair: pair[0]):
         typer.echo(f"{file.path}{f':{line}' if line else ''}: {message}", err=True)
     raise typer.Exit(1)
@@ -151,7 +148,7 @@ def _build_model(file: ConfigFile, section: ConfigSection, model: str | None, *,
             raise ConfigError("the section model has no class_path: add --model package.module:Class")
         return _instantiate(given)
     except OptplugError as error:
-        _exit_with_errors(file, "", error)
+        _exit_with_errors(file, (), error)
 
 
 def _import_class(text: str) -> type:

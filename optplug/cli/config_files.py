@@ -13,7 +13,17 @@ import yaml
 
 from optplug.config.model import SUBCOMMANDS, TOP_LEVEL_KEYS
 from optplug.config.plain_data import to_builtins
-from optplug.errors import ConfigError, ConfigTypeError, OptplugError, did_you_mean, listing, one_line, short_list
+from optplug.errors import (
+    ConfigError,
+    ConfigTypeError,
+    Loc,
+    OptplugError,
+    did_you_mean,
+    listing,
+    loc_text,
+    one_line,
+    short_list,
+)
 from optplug.registry import registry
 from optplug.registry.signature import configurable_arguments
 
@@ -53,12 +63,12 @@ class ConfigSection:
     """The part of a file that configures optplug.
 
     Attributes:
-        loc: the location in the file, such as `fit`; empty for the top.
+        loc: the location in the file, such as `("fit",)`; empty for the top.
         values: the values of `SECTION_KEYS`.
         mapping: the mapping at `loc`, with all its keys.
     """
 
-    loc: str
+    loc: Loc
     values: dict[str, Any]
     mapping: Mapping[str, Any]
 
@@ -77,15 +87,15 @@ class ConfigFile:
     data: Any
     node: yaml.Node | None
 
-    def line_of(self, loc: str) -> int:
-        """The line of a location such as `fit.param_groups[0].lr`; if it is absent, of its innermost present parent."""
+    def line_of(self, loc: Loc) -> int:
+        """The line of a location such as `("fit", "param_groups", 0, "lr")`; if it is absent, of its parent."""
         node, line = self.node, 1
-        for token in re.findall(r"[^.\[\]]+", loc):
+        for step in loc:
             found = None
             if isinstance(node, yaml.MappingNode):
-                found = next(((key, value) for key, value in node.value if key.value == token), None)
-            elif isinstance(node, yaml.SequenceNode) and token.isdigit() and int(token) < len(node.value):
-                found = (node.value[int(token)],) * 2
+                found = next(((key, value) for key, value in node.value if key.value == str(step)), None)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+                found = (node.value[step],) * 2
             if found is None:
                 break
             line, node = found[0].start_mark.line + 1, found[1]
@@ -108,15 +118,15 @@ class ConfigFile:
             keys = hints[0] if hints else short_list(self.data)
             raise ConfigError(f"has none of the keys {listing(SECTION_IDENTIFYING_KEYS)}; it has {keys}")
         if len(found) > 1:
-            locs = listing(section.loc or "the top" for section in found)
+            locs = listing(loc_text(section.loc) or "the top" for section in found)
             raise ConfigError(f"optplug is configured in several places: {locs}")
         return found[0]
 
     def _sections(self) -> Iterator[ConfigSection]:
-        for loc, mapping in [("", self.data), *((key, self.data.get(key)) for key in SUBCOMMANDS)]:
+        for loc, mapping in [((), self.data), *(((key,), self.data.get(key)) for key in SUBCOMMANDS)]:
             if isinstance(mapping, Mapping) and any(key in mapping for key in SECTION_IDENTIFYING_KEYS):
                 yield ConfigSection(loc, {key: mapping[key] for key in SECTION_KEYS if key in mapping}, mapping)
-        yield from _callback_sections(to_builtins(self.data), "")
+        yield from _callback_sections(to_builtins(self.data), ())
 
 
 def key_errors(section: ConfigSection) -> Iterator[tuple[str, ConfigError]]:
@@ -139,22 +149,22 @@ def key_errors(section: ConfigSection) -> Iterator[tuple[str, ConfigError]]:
                     yield key, ConfigError(f"is an argument of the {kind}; indent it under {kind}")
 
 
-def _callback_sections(data: Any, loc: str) -> Iterator[ConfigSection]:
+def _callback_sections(data: Any, loc: Loc) -> Iterator[ConfigSection]:
     """The arguments of ConfigureOptimizers callbacks, in the form of LightningCLI or Hydra."""
     if isinstance(data, Mapping):
         path = data.get("class_path", data.get("_target_"))
         if isinstance(path, str) and path.rpartition(".")[2] == "ConfigureOptimizers":
             arguments, arguments_loc = data, loc
             if "class_path" in data:
-                arguments, arguments_loc = data.get("init_args") or {}, f"{loc}.init_args"
+                arguments, arguments_loc = data.get("init_args") or {}, (*loc, "init_args")
             values = {key: arguments[key] for key in SECTION_KEYS if key in arguments}
             yield ConfigSection(arguments_loc, values, arguments)
             return
         for key, value in data.items():
-            yield from _callback_sections(value, f"{loc}.{key}" if loc else str(key))
+            yield from _callback_sections(value, (*loc, str(key)))
     elif isinstance(data, list):
         for i, value in enumerate(data):
-            yield from _callback_sections(value, f"{loc}[{i}]")
+            yield from _callback_sections(value, (*loc, i))
 
 
 def read_config_file(path: Path) -> ConfigFile:

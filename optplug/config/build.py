@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.config.error_collector import ErrorCollector, join_loc, prefix_loc, third_party_errors
 from optplug.config.model import (
     AUTO,
     LINK_PATTERN,
@@ -27,7 +26,18 @@ from optplug.config.param_groups import MULTIPLIERS, AnyGroupRule, GroupRule, bu
 from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import check_arguments, parse_collecting
 from optplug.config.plain_data import to_builtins
-from optplug.errors import ConfigError, OptplugError, did_you_mean, one_line, short_list, with_loc
+from optplug.config.third_party import third_party_errors
+from optplug.errors import (
+    ConfigError,
+    ErrorCollector,
+    Loc,
+    OptplugError,
+    did_you_mean,
+    loc_text,
+    one_line,
+    short_list,
+    with_loc,
+)
 from optplug.optim.combined import Combined
 from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import registry
@@ -94,7 +104,7 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
 # -------------------------------------------------------------------------- from a configuration
 
 
-def build_optimizer(module: nn.Module, setup: OptimizerSetup, loc: str = "optimizer") -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, setup: OptimizerSetup, loc: Loc = ("optimizer",)) -> torch.optim.Optimizer:
     """Build the optimizer of a setup on the current parameters of a module.
 
     Args:
@@ -110,15 +120,15 @@ def build_optimizer(module: nn.Module, setup: OptimizerSetup, loc: str = "optimi
     """
     if not setup.is_combined:
         entry = setup.entries[0]
-        return _build_entry(module, entry, loc, loc if entry.select is not None else "")
-    located = [(entry, f"{loc}.combine[{entry.index}]") for entry in setup.entries]
+        return _build_entry(module, entry, loc, loc if entry.select is not None else ())
+    located = [(entry, (*loc, "combine", entry.index)) for entry in setup.entries]
     try:
         return Combined([_build_entry(module, entry, entry_loc, entry_loc) for entry, entry_loc in located])
     except OptplugError as error:
-        raise prefix_loc(error, "" if error.loc else loc) from error.__cause__
+        raise with_loc(error.loc or loc, error) from error.__cause__
 
 
-def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: str, groups_loc: str) -> torch.optim.Optimizer:
+def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: Loc, groups_loc: Loc) -> torch.optim.Optimizer:
     """Build the optimizer of an entry.
 
     Args:
@@ -132,14 +142,14 @@ def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: str, groups_loc:
     rules: list[AnyGroupRule] = []
     for i, rule in enumerate(entry.param_groups):
         if isinstance(rule, GroupRule):
-            options = _resolve_values(collector, module, rule.options, join_loc(groups_loc, f"param_groups[{i}]"))
+            options = _resolve_values(collector, module, rule.options, (*groups_loc, "param_groups", i))
             rule = dataclasses.replace(rule, options=options)
         rules.append(rule)
     collector.raise_collected()
     if hyperparameters != optimizer_config.hyperparameters:  # the values of links have not been checked yet
         resolved = dataclasses.replace(optimizer_config, hyperparameters=hyperparameters)
         resolved_entry = dataclasses.replace(entry, optimizer=resolved)
-        _dry_run_entry(collector, resolved_entry, loc, join_loc(groups_loc, "param_groups"))
+        _dry_run_entry(collector, resolved_entry, loc, (*groups_loc, "param_groups"))
         collector.raise_collected()
     with collector.collect(groups_loc):
         groups = build_param_groups(module, rules, _base_options(optimizer_config, hyperparameters), entry.select)
@@ -149,7 +159,7 @@ def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: str, groups_loc:
         with third_party_errors(optimizer_config.registration.spec.name, hyperparameters):
             optimizer = create_optimizer(optimizer_config.name, params, **hyperparameters)
     except OptplugError as error:
-        raise prefix_loc(error, loc) from error.__cause__
+        raise with_loc((*loc, *error.loc), error) from error.__cause__
     # Schedulers write into tensors. Clone them, so that no group shares one with the configuration or another group.
     for group in optimizer.param_groups:
         group.update({key: value.detach().clone() for key, value in group.items() if isinstance(value, torch.Tensor)})
@@ -164,13 +174,13 @@ def _base_options(optimizer_config: OptimizerConfig, hyperparameters: Mapping[st
 
 
 def _resolve_values(
-    collector: ErrorCollector, module: nn.Module, options: Mapping[str, Any], loc: str
+    collector: ErrorCollector, module: nn.Module, options: Mapping[str, Any], loc: Loc
 ) -> dict[str, Any]:
     """Options in which each link is replaced by its value."""
     result = dict(options)
     for key, value in options.items():
         if is_link(value):
-            with collector.collect(f"{loc}.{key}"):
+            with collector.collect((*loc, key)):
                 result[key] = to_builtins(resolve_link(module, value))
     return result
 
@@ -224,7 +234,7 @@ def build_scheduler(
     optimizer: torch.optim.Optimizer,
     scheduler_config: SchedulerConfig,
     mode: str | None = None,
-    loc: str = "scheduler",
+    loc: Loc = ("scheduler",),
 ) -> LRScheduler:
     """Build the scheduler of an optimizer, with its warmup.
 
@@ -254,9 +264,9 @@ def build_scheduler(
                     f"{registration.spec.name} has no method at(position) and counts {PATIENCE_UNITS[0]} only, got "
                     f"{scheduler_config.patience_unit!r}: omit it"
                 )
-                raise with_loc("patience_unit", ConfigError(message))
+                raise with_loc(("patience_unit",), ConfigError(message))
         except OptplugError as error:
-            raise prefix_loc(error, loc) from error.__cause__
+            raise with_loc((*loc, *error.loc), error) from error.__cause__
     for group in optimizer.param_groups:  # ReduceLROnPlateau does not store base learning rates
         group.setdefault("initial_lr", float(group["lr"]))
     if scheduler_config.warmup is not None and scheduler_config.warmup.length:
@@ -276,7 +286,7 @@ def check_parameter_partition(module: nn.Module, config: Config) -> None:
         ConfigErrors: several of these errors.
     """
     located = [
-        (config.loc(setup) if config.has_optimizer_list else f"optimizer.combine[{entry.index}]", entry)
+        (config.loc(setup) if config.has_optimizer_list else ("optimizer", "combine", entry.index), entry)
         for setup in config.setups
         for entry in setup.entries
     ]
@@ -296,12 +306,12 @@ def check_parameter_partition(module: nn.Module, config: Config) -> None:
     shared = [name for name, locs in locs_of.items() if len(locs) > 1]
     unassigned = [name for name, locs in locs_of.items() if not locs]
     if shared:
-        both = " and ".join(locs_of[shared[0]])
+        both = " and ".join(map(loc_text, locs_of[shared[0]]))
         message = f"{both} both select {short_list(shared)}: a parameter must have exactly one optimizer"
-        collector.add(ConfigError(message), "optimizer")
+        collector.add(ConfigError(message), ("optimizer",))
     if unassigned:
         message = f"no optimizer selects {short_list(unassigned)}: select them too, or freeze them"
-        collector.add(ConfigError(message), "optimizer")
+        collector.add(ConfigError(message), ("optimizer",))
     collector.raise_collected()
 
 
@@ -338,15 +348,17 @@ def _dry_run(collector: ErrorCollector, config: Config) -> None:
     for setup in config.setups:
         loc = config.loc(setup)
         for entry in setup.entries:
-            entry_loc = f"{loc}.combine[{entry.index}]" if setup.is_combined else loc
+            entry_loc = (*loc, "combine", entry.index) if setup.is_combined else loc
             # A single optimizer has its param_groups at the top level, an entry of a list has its own.
             is_nested = config.has_optimizer_list or setup.is_combined
-            _dry_run_entry(collector, entry, entry_loc, f"{entry_loc}.param_groups" if is_nested else "param_groups")
+            _dry_run_entry(
+                collector, entry, entry_loc, (*entry_loc, "param_groups") if is_nested else ("param_groups",)
+            )
         if setup.scheduler is not None and setup.scheduler.name is not None:
             _dry_run_scheduler(collector, setup, setup.scheduler, config.scheduler_loc(setup))
 
 
-def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: str, groups_loc: str) -> None:
+def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: Loc, groups_loc: Loc) -> None:
     optimizer_config = entry.optimizer
     registration = optimizer_config.registration
     cls = registry.get("optimizer", optimizer_config.name)
@@ -363,7 +375,7 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: str, g
     if accepted is None:
         return
     for i, rule in enumerate(entry.param_groups):
-        rule_loc = f"{groups_loc}[{i}]"
+        rule_loc = (*groups_loc, i)
         if isinstance(rule, LayerDecay) and "lr" not in configurable_arguments(registration):
             collector.add(ConfigError(f"{registration.name} has no lr for layer_decay to multiply"), rule_loc)
         if not isinstance(rule, GroupRule):
@@ -373,7 +385,7 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: str, g
         for multiplier, key in MULTIPLIERS.items():
             if multiplier in rule.options and base.get(key) is None:
                 message = f"{registration.name} has no value of {key} to multiply"
-                collector.add(ConfigError(message), f"{rule_loc}.{multiplier}")
+                collector.add(ConfigError(message), (*rule_loc, multiplier))
 
         def add_group(arguments: Mapping[str, Any], hyperparameters: Mapping[str, Any] = accepted) -> None:
             with third_party_errors(registration.spec.name, arguments):
@@ -384,7 +396,7 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: str, g
 
 
 def _dry_run_scheduler(
-    collector: ErrorCollector, setup: OptimizerSetup, scheduler_config: SchedulerConfig, loc: str
+    collector: ErrorCollector, setup: OptimizerSetup, scheduler_config: SchedulerConfig, loc: Loc
 ) -> None:
     assert scheduler_config.name is not None
     name = scheduler_config.name
@@ -430,7 +442,7 @@ def _find_rejected_arguments(
     collector: ErrorCollector,
     make: Callable[[Mapping[str, Any]], Any],
     given: Mapping[str, Any],
-    loc: str,
+    loc: Loc,
     cls: Any = None,
 ) -> dict[str, Any] | None:
     """Find every argument that a constructor rejects, by omitting one argument after the other.
@@ -460,7 +472,7 @@ def _find_rejected_arguments(
                 without[name] = valid_values[name]
             # An argument is at fault if the error changes without it.
             if str(_error_of(make, without)) != str(error):
-                collector.add(with_loc(name, error), loc)
+                collector.add(with_loc((name,), error), loc)
                 suspects.remove(name)
                 remaining = without
                 break

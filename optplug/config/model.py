@@ -16,6 +16,7 @@ from optplug.config import param_selection
 from optplug.config.param_groups import AnyGroupRule
 from optplug.config.param_selection import Selector
 from optplug.config.plain_data import to_serializable
+from optplug.errors import Loc
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments
 from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
@@ -213,13 +214,13 @@ class Config:
     has_optimizer_list: bool = False
     on_resume: str = ON_RESUME[0]
 
-    def loc(self, setup: OptimizerSetup) -> str:
+    def loc(self, setup: OptimizerSetup) -> Loc:
         """The location of an optimizer in the configuration."""
-        return f"optimizer[{setup.entries[0].index}]" if self.has_optimizer_list and setup.entries else "optimizer"
+        return ("optimizer", setup.entries[0].index) if self.has_optimizer_list and setup.entries else ("optimizer",)
 
-    def scheduler_loc(self, setup: OptimizerSetup) -> str:
+    def scheduler_loc(self, setup: OptimizerSetup) -> Loc:
         """The location of an optimizer's scheduler in the configuration."""
-        return f"{self.loc(setup)}.scheduler" if self.has_optimizer_list else "scheduler"
+        return (*self.loc(setup), "scheduler") if self.has_optimizer_list else ("scheduler",)
 
     @property
     def setup(self) -> OptimizerSetup:

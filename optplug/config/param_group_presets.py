@@ -9,9 +9,18 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from optplug.config.error_collector import ErrorCollector
 from optplug.config.param_selection import ModuleAttribute, ModuleParameter, compile_numbered_glob
-from optplug.errors import ConfigError, ConfigTypeError, listing, number_hint, short_list, suggest, with_loc
+from optplug.errors import (
+    ConfigError,
+    ConfigTypeError,
+    ErrorCollector,
+    Loc,
+    listing,
+    number_hint,
+    short_list,
+    suggest,
+    with_loc,
+)
 
 GroupAssignment = tuple[str, list[ModuleParameter], dict[str, Any]]
 """Options for parameters, from one rule: a name for the parameter group, the parameters, and their options."""
@@ -61,17 +70,17 @@ class NoDecay:
     keys: ClassVar[tuple[str, ...]] = ("of",)
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], collector: ErrorCollector, loc: str) -> NoDecay:
+    def parse(cls, given: Mapping[str, Any], collector: ErrorCollector, loc: Loc) -> NoDecay:
         of = given.get("of", tuple(PARAMETER_KINDS))
         of = [of] if isinstance(of, str) else of
         if not isinstance(of, Sequence) or not of or not all(isinstance(kind, str) for kind in of):
             allowed = listing(PARAMETER_KINDS)
-            collector.add(ConfigTypeError(f"must be a list with some of {allowed}, got {given['of']!r}"), f"{loc}.of")
+            collector.add(ConfigTypeError(f"must be a list with some of {allowed}, got {given['of']!r}"), (*loc, "of"))
             return cls()
         for kind in of:
             if kind not in PARAMETER_KINDS:
                 hint = suggest(kind, PARAMETER_KINDS, intro="the kinds are")
-                collector.add(ConfigError(f"there is no kind of parameters named {kind!r}{hint}"), f"{loc}.of")
+                collector.add(ConfigError(f"there is no kind of parameters named {kind!r}{hint}"), (*loc, "of"))
         return cls(tuple(kind for kind in of if kind in PARAMETER_KINDS))
 
     def assignments(self, parameters: Sequence[ModuleParameter], has_weight_decay: bool) -> list[GroupAssignment]:
@@ -106,19 +115,19 @@ class LayerDecay:
     keys: ClassVar[tuple[str, ...]] = ("decay", "layers")
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], collector: ErrorCollector, loc: str) -> LayerDecay:
+    def parse(cls, given: Mapping[str, Any], collector: ErrorCollector, loc: Loc) -> LayerDecay:
         example = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
         for key in cls.keys:
             if key not in given:
                 collector.add(ConfigError(f"layer_decay needs {key}, for example {example}"), loc)
         decay, layers, checked_decay = given.get("decay", 1.0), given.get("layers", ["*"]), 1.0
-        with collector.collect(f"{loc}.decay"):
+        with collector.collect((*loc, "decay")):
             if isinstance(decay, bool) or not isinstance(decay, (int, float)):
                 raise ConfigTypeError(f"must be a number, got {decay!r}{number_hint(decay)}")
             if not 0 < decay <= 1:
                 raise ConfigError(f"must be above 0 and at most 1, got {str(decay)[:20]}")
             checked_decay = float(decay)
-        with collector.collect(f"{loc}.layers"):
+        with collector.collect((*loc, "layers")):
             is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
             if not is_list or not layers or not all(isinstance(layer, str) and layer for layer in layers):
                 raise ConfigTypeError(f"must be a list of globs from input to output, got {layers!r}")
@@ -150,10 +159,10 @@ class LayerDecay:
                 message = (
                     f"{glob!r} matches no parameter that the previous layers do not match; the parameters are {names}"
                 )
-                raise with_loc(f"layers[{i}]", ConfigError(message))
+                raise with_loc(("layers", i), ConfigError(message))
         if unmatched:
             message = f"no layer matches {short_list(unmatched)}; add '*' as the last layer for all other parameters"
-            raise with_loc("layers", ConfigError(message))
+            raise with_loc(("layers",), ConfigError(message))
         return {_fill_numbers(self.layers[i], numbers): ordered[i, numbers] for i, numbers in sorted(ordered)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +188,7 @@ def _fill_numbers(glob: str, numbers: tuple[int, ...]) -> str:
 PRESETS: dict[str, type[NoDecay] | type[LayerDecay]] = {preset.name: preset for preset in (NoDecay, LayerDecay)}
 
 
-def parse_preset(given: Mapping[str, Any], collector: ErrorCollector, loc: str) -> NoDecay | LayerDecay | None:
+def parse_preset(given: Mapping[str, Any], collector: ErrorCollector, loc: Loc) -> NoDecay | LayerDecay | None:
     """Parse a preset.
 
     Args:
@@ -192,15 +201,15 @@ def parse_preset(given: Mapping[str, Any], collector: ErrorCollector, loc: str) 
     """
     name = given["preset"]
     if not isinstance(name, str):
-        collector.add(ConfigTypeError(f"must be the name of a preset, got {name!r}"), f"{loc}.preset")
+        collector.add(ConfigTypeError(f"must be the name of a preset, got {name!r}"), (*loc, "preset"))
         return None
     if name not in PRESETS:
         hint = suggest(name, PRESETS, intro="the presets are")
-        collector.add(ConfigError(f"there is no preset {name!r}{hint}"), f"{loc}.preset")
+        collector.add(ConfigError(f"there is no preset {name!r}{hint}"), (*loc, "preset"))
         return None
     preset = PRESETS[name]
     for key in given:
         if key != "preset" and key not in preset.keys:
             hint = suggest(key, preset.keys)
-            collector.add(ConfigError(f"preset {name} has no key {key!r}{hint}"), f"{loc}.{key}")
+            collector.add(ConfigError(f"preset {name} has no key {key!r}{hint}"), (*loc, key))
     return preset.parse(given, collector, loc)

@@ -12,11 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optplug.config.error_collector import ErrorCollector, prefix_loc
 from optplug.config.param_group_presets import GroupAssignment, LayerDecay, NoDecay
 from optplug.config.param_selection import ModuleParameter, Selector, check_selector, module_parameters
 from optplug.config.plain_data import to_serializable
-from optplug.errors import ConfigError, with_loc
+from optplug.errors import ConfigError, ErrorCollector, Loc, with_loc
 
 MULTIPLIERS = {"lr_mult": "lr", "wd_mult": "weight_decay"}
 """Options of a rule that multiply an option of the optimizer, each with the option that is multiplied."""
@@ -103,9 +102,9 @@ def build_param_groups(
         return [{"params": [p.tensor for p in trained]}]
     collector = ErrorCollector()
     candidates = [p for p in module_parameters(module) if select is None or select.selects(p)]
-    assignments: list[tuple[str, GroupAssignment]] = []
+    assignments: list[tuple[Loc, GroupAssignment]] = []
     for i, rule in enumerate(rules):
-        loc = f"param_groups[{i}]"
+        loc: Loc = ("param_groups", i)
         with collector.collect(loc):
             if isinstance(rule, GroupRule):
                 check_selector(rule.select, candidates, module)
@@ -115,7 +114,7 @@ def build_param_groups(
 
     rule_names: dict[int, list[str]] = {id(p.tensor): [] for p in trained}
     options: dict[int, dict[str, Any]] = {id(p.tensor): {} for p in trained}
-    locs: dict[int, dict[str, str]] = {id(p.tensor): {} for p in trained}
+    locs: dict[int, dict[str, Loc]] = {id(p.tensor): {} for p in trained}
     for loc, (name, selected, given) in assignments:
         for p in selected:
             if p.is_trainable and given:
@@ -124,7 +123,7 @@ def build_param_groups(
                 locs[id(p.tensor)].update(dict.fromkeys(given, loc))
     groups: dict[Any, dict[str, Any]] = {}
     for p in trained:
-        with collector.collect(""):
+        with collector.collect():
             effective = apply_multipliers(options[id(p.tensor)], base or {}, locs[id(p.tensor)])
             name = " + ".join(rule_names[id(p.tensor)]) or "default"
             group = groups.setdefault(_hashable(effective), {"params": [], "name": name, **effective})
@@ -133,7 +132,7 @@ def build_param_groups(
     for name, count in Counter(group["name"] for group in groups.values()).items():
         if count > 1:  # for example a rule named "default", or a rule named "a + b" and rules named "a" and "b"
             error = ConfigError(f"two groups would be named {name!r}: give the rule of this name another name")
-            raise prefix_loc(error, "param_groups")
+            raise with_loc(("param_groups",), error)
     return list(groups.values())
 
 
@@ -147,7 +146,7 @@ def _hashable(value: Any) -> Any:
 
 
 def apply_multipliers(
-    options: Mapping[str, Any], base: Mapping[str, Any], locs: Mapping[str, str] = MappingProxyType({})
+    options: Mapping[str, Any], base: Mapping[str, Any], locs: Mapping[str, Loc] = MappingProxyType({})
 ) -> dict[str, Any]:
     """The options of a parameter with the multipliers applied.
 
@@ -165,7 +164,7 @@ def apply_multipliers(
             value = result.get(key, base.get(key))
             if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
                 message = f"{multiplier} multiplies {key}, which is {value!r}: give the optimizer a number for {key}"
-                raise with_loc(locs.get(multiplier, ""), ConfigError(message))
+                raise with_loc(locs.get(multiplier, ()), ConfigError(message))
             result[key] = value * options[multiplier]
     return result
 

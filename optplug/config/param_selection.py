@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from optplug.config.error_collector import ErrorCollector
-from optplug.errors import ConfigError, ConfigTypeError, listing, suggest, with_loc
+from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, Loc, listing, suggest, with_loc
 
 WRAPPER_PREFIXES = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 """Parts that wrappers add to parameter names. Patterns match names without them."""
@@ -156,7 +155,7 @@ def _matcher(key: str, pattern: str) -> Callable[[ModuleAttribute], bool]:
     return lambda attribute: any(map(compiled.match, attribute.class_names))
 
 
-def parse_selector(given: Mapping[str, Any], collector: ErrorCollector, loc: str) -> Selector:
+def parse_selector(given: Mapping[str, Any], collector: ErrorCollector, loc: Loc) -> Selector:
     """Parse the selector of a configuration entry.
 
     Args:
@@ -169,7 +168,7 @@ def parse_selector(given: Mapping[str, Any], collector: ErrorCollector, loc: str
     for key in (key for key in SELECTOR_KEYS if key in given):
         value = given[key]
         patterns = [value] if isinstance(value, str) else value
-        with collector.collect(f"{loc}.{key}"):
+        with collector.collect((*loc, key)):
             if (
                 not isinstance(patterns, Sequence)
                 or not patterns
@@ -208,7 +207,7 @@ def check_selector(selector: Selector, parameters: Sequence[ModuleParameter], mo
             known = [attribute.name for p in parameters for attribute in p.attributes]
             intro = "its parameters are"
         hint = suggest(pattern, known, intro=intro)
-        raise with_loc(key, ConfigError(f"{pattern!r} matches no parameter of {type(module).__name__}{hint}"))
+        raise with_loc((key,), ConfigError(f"{pattern!r} matches no parameter of {type(module).__name__}{hint}"))
     if not any(selector.selects(parameter) for parameter in parameters):
         conditions = listing(f"{key} {pattern!r}" for key, pattern in selector.patterns())
         raise ConfigError(f"no parameter of {type(module).__name__} is selected by {conditions} together")

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 from optplug.config import param_group_presets, param_selection
-from optplug.config.error_collector import ErrorCollector
 from optplug.config.model import (
     ARGS,
     AUTO,
@@ -36,8 +35,11 @@ from optplug.config.plain_data import to_builtins
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
+    ErrorCollector,
+    Loc,
     did_you_mean,
     listing,
+    loc_text,
     nearest,
     number_hint,
     short_list,
@@ -91,17 +93,17 @@ def parse_collecting(
 ) -> Config:
     """Parse as `parse` does, but add errors to a collector; the result omits invalid parts."""
     for key in unknown:
-        collector.add(ConfigError(f"a configuration has no key {key!r}{suggest(key, TOP_LEVEL_KEYS)}"), key)
+        collector.add(ConfigError(f"a configuration has no key {key!r}{suggest(key, TOP_LEVEL_KEYS)}"), (key,))
     given: dict[str, Any] = {}
     for key, value in (("optimizer", optimizer), ("scheduler", scheduler), ("param_groups", param_groups)):
         given[key] = None
-        with collector.collect(key):
+        with collector.collect((key,)):
             given[key] = to_builtins(value)
-    unreadable = {error.loc.partition(".")[0] for error in collector.errors}
+    unreadable = {error.loc[0] for error in collector.errors}
     metric_options = {key: value for key, value in (("monitor", monitor), ("mode", mode)) if value is not None}
     policy = ON_RESUME[0] if on_resume is None else on_resume
     if policy not in ON_RESUME:
-        collector.add(_invalid_choice(policy, ON_RESUME), "on_resume")
+        collector.add(_invalid_choice(policy, ON_RESUME), ("on_resume",))
         policy = ON_RESUME[0]
     chosen = given["optimizer"]
     is_list = isinstance(chosen, (list, tuple))
@@ -110,7 +112,7 @@ def parse_collecting(
         for key in chosen:
             if key != "combine":
                 message = f"an optimizer with the key combine has no other key, got {key!r}"
-                collector.add(ConfigError(message), f"optimizer.{key}")
+                collector.add(ConfigError(message), ("optimizer", key))
     if is_list or is_combined:
         misplaced = {
             "param_groups": given["param_groups"],
@@ -119,26 +121,26 @@ def parse_collecting(
         for key, value in misplaced.items():
             if value is not None:
                 target = "the entry's scheduler" if key in metric_options else "an entry of optimizer"
-                collector.add(ConfigError(f"with several optimizers it belongs to {target}"), key)
+                collector.add(ConfigError(f"with several optimizers it belongs to {target}"), (key,))
     if is_list:
-        parsed_entries = _parse_entries(collector, chosen, "optimizer", allow_schedulers=True)
+        parsed_entries = _parse_entries(collector, chosen, ("optimizer",), allow_schedulers=True)
         setups = tuple(OptimizerSetup((entry,), own_scheduler) for entry, own_scheduler in parsed_entries)
         return Config(setups, True, policy)
     entries: tuple[OptimizerEntry, ...] = ()
     if is_combined:
-        parsed_entries = _parse_entries(collector, chosen["combine"], "optimizer.combine", allow_schedulers=False)
+        parsed_entries = _parse_entries(collector, chosen["combine"], ("optimizer", "combine"), allow_schedulers=False)
         entries = tuple(entry for entry, _ in parsed_entries)
     elif chosen is not None:
-        parsed = _parse_optimizer(collector, chosen, "optimizer")
-        rules = _parse_param_groups(collector, given["param_groups"], "param_groups", parsed)
+        parsed = _parse_optimizer(collector, chosen, ("optimizer",))
+        rules = _parse_param_groups(collector, given["param_groups"], ("param_groups",), parsed)
         entries = () if parsed is None else (OptimizerEntry(parsed, rules),)
     elif given["param_groups"] is not None and "optimizer" not in unreadable:
-        collector.add(ConfigError("requires an optimizer: add e.g. optimizer: adam"), "param_groups")
+        collector.add(ConfigError("requires an optimizer: add e.g. optimizer: adam"), ("param_groups",))
     elif given["scheduler"] is None and not metric_options and not collector.errors and on_resume is not None:
-        collector.add(ConfigError("requires an optimizer or a scheduler"), "on_resume")
+        collector.add(ConfigError("requires an optimizer or a scheduler"), ("on_resume",))
     elif given["scheduler"] is None and not metric_options and not collector.errors:
-        collector.add(ConfigTypeError("must be a name or a mapping with a name, got None (NoneType)"), "optimizer")
-    parsed_scheduler = _parse_scheduler(collector, given["scheduler"], "scheduler", metric_options)
+        collector.add(ConfigTypeError("must be a name or a mapping with a name, got None (NoneType)"), ("optimizer",))
+    parsed_scheduler = _parse_scheduler(collector, given["scheduler"], ("scheduler",), metric_options)
     return Config((OptimizerSetup(entries, parsed_scheduler, is_combined),), on_resume=policy)
 
 
@@ -146,7 +148,7 @@ def parse_collecting(
 
 
 def _parse_optimizer(
-    collector: ErrorCollector, given: Any, loc: str, entry_keys: Sequence[str] = ()
+    collector: ErrorCollector, given: Any, loc: Loc, entry_keys: Sequence[str] = ()
 ) -> OptimizerConfig | None:
     """Parse one optimizer; `entry_keys` are keys of the same mapping that the caller parses."""
     if isinstance(given, Mapping) and "name" in given:
@@ -157,7 +159,7 @@ def _parse_optimizer(
     if split is None:
         return None
     name, _, arguments = split
-    name_loc = f"{loc}.name" if isinstance(given, Mapping) else loc
+    name_loc = (*loc, "name") if isinstance(given, Mapping) else loc
     registration = _find_registration(collector, "optimizer", name, name_loc)
     if registration is None:
         return None
@@ -165,7 +167,7 @@ def _parse_optimizer(
 
 
 def _parse_entries(
-    collector: ErrorCollector, given: Any, loc: str, *, allow_schedulers: bool
+    collector: ErrorCollector, given: Any, loc: Loc, *, allow_schedulers: bool
 ) -> list[tuple[OptimizerEntry, SchedulerConfig | None]]:
     if not isinstance(given, (list, tuple)) or not given:
         collector.add(ConfigTypeError(f"must be a list of mappings, each with a name, got {given!r}"), loc)
@@ -173,7 +175,7 @@ def _parse_entries(
     found = []
     entry_keys = ENTRY_KEYS if allow_schedulers else tuple(key for key in ENTRY_KEYS if key != "scheduler")
     for i, entry in enumerate(given):
-        entry_loc = f"{loc}[{i}]"
+        entry_loc = (*loc, i)
         if not isinstance(entry, Mapping):
             example = "{name: adam, match: 'generator.*', lr: 1.0e-3}"
             collector.add(ConfigTypeError(f"must be a mapping such as {example}, got {entry!r}"), entry_loc)
@@ -185,9 +187,9 @@ def _parse_entries(
             if len(given) > 1 and "name" in entry:
                 message = f"needs one of {listing(SELECTOR_KEYS)} to select its parameters"
                 collector.add(ConfigError(message), entry_loc)
-        rules = _parse_param_groups(collector, entry.get("param_groups"), f"{entry_loc}.param_groups", optimizer)
+        rules = _parse_param_groups(collector, entry.get("param_groups"), (*entry_loc, "param_groups"), optimizer)
         scheduler = (
-            _parse_scheduler(collector, entry.get("scheduler"), f"{entry_loc}.scheduler") if allow_schedulers else None
+            _parse_scheduler(collector, entry.get("scheduler"), (*entry_loc, "scheduler")) if allow_schedulers else None
         )
         if optimizer is not None:
             found.append((OptimizerEntry(optimizer, rules, select, i), scheduler))
@@ -198,13 +200,13 @@ def _parse_entries(
 
 
 def _parse_scheduler(
-    collector: ErrorCollector, given: Any, loc: str, metric_options: Mapping[str, Any] = MappingProxyType({})
+    collector: ErrorCollector, given: Any, loc: Loc, metric_options: Mapping[str, Any] = MappingProxyType({})
 ) -> SchedulerConfig | None:
     """Parse a scheduler; `metric_options` are `monitor` and `mode` from the top level of the configuration."""
     if given is None:
         for key, value in metric_options.items():
             message = f"{value!r} requires a scheduler that takes a metric, and no scheduler is configured"
-            collector.add(ConfigError(message), key)
+            collector.add(ConfigError(message), (key,))
         return None
     if isinstance(given, Mapping) and "name" not in given and ("warmup" in given or "warmup_steps" in given):
         return _parse_warmup_only(collector, given, loc, metric_options)
@@ -214,7 +216,7 @@ def _parse_scheduler(
     if split is None:
         return None
     name, reserved, arguments = split
-    name_loc = f"{loc}.name" if isinstance(given, Mapping) else loc
+    name_loc = (*loc, "name") if isinstance(given, Mapping) else loc
     registration = _find_registration(collector, "scheduler", name, name_loc)
     warmup = _parse_warmup(collector, reserved, loc)
     interval, frequency = _parse_interval(collector, registration, reserved, loc)
@@ -226,22 +228,22 @@ def _parse_scheduler(
 
 
 def _parse_warmup_only(
-    collector: ErrorCollector, given: Mapping[str, Any], loc: str, metric_options: Mapping[str, Any]
+    collector: ErrorCollector, given: Mapping[str, Any], loc: Loc, metric_options: Mapping[str, Any]
 ) -> SchedulerConfig | None:
     for key in given:
         if key not in ("warmup", "warmup_steps"):
             hint = did_you_mean(str(key), ["name"])
             message = f"a scheduler without a name is a warmup only, which has no key {key!r}{hint}"
-            collector.add(ConfigError(message), f"{loc}.{key}")
+            collector.add(ConfigError(message), (*loc, key))
     for key in metric_options:
         message = "requires a scheduler that takes a metric, and only a warmup is configured"
-        collector.add(ConfigError(message), key)
+        collector.add(ConfigError(message), (key,))
     warmup = _parse_warmup(collector, given, loc)
     return SchedulerConfig(None, warmup=warmup or WarmupConfig(0), interval="step")
 
 
 def _parse_interval(
-    collector: ErrorCollector, registration: Registration | None, reserved: Mapping[str, Any], loc: str
+    collector: ErrorCollector, registration: Registration | None, reserved: Mapping[str, Any], loc: Loc
 ) -> tuple[str, int]:
     spec = None if registration is None else registration.spec
     default = spec.interval if isinstance(spec, SchedulerSpec) else "epoch"
@@ -253,14 +255,14 @@ def _parse_interval(
                     f"{registration.name} steps once per completed validation (or per epoch, for a training metric): "
                     f"omit {key}, got {reserved[key]!r}"
                 )
-                collector.add(ConfigError(message), f"{loc}.{key}")
+                collector.add(ConfigError(message), (*loc, key))
         return "epoch", 1
     allowed = ("epoch", "step")
     if interval not in allowed:
         hint = did_you_mean(str(interval), allowed)
-        collector.add(ConfigError(f"must be 'epoch' or 'step', got {interval!r}{hint}"), f"{loc}.interval")
+        collector.add(ConfigError(f"must be 'epoch' or 'step', got {interval!r}{hint}"), (*loc, "interval"))
         interval = default
-    with collector.collect(f"{loc}.frequency"):
+    with collector.collect((*loc, "frequency")):
         if isinstance(frequency, bool) or not isinstance(frequency, int):
             raise ConfigTypeError(f"must be a whole number, got {frequency!r}")
         if frequency < 1:
@@ -269,19 +271,19 @@ def _parse_interval(
     return interval, 1
 
 
-def _parse_warmup(collector: ErrorCollector, reserved: Mapping[str, Any], loc: str) -> WarmupConfig | None:
+def _parse_warmup(collector: ErrorCollector, reserved: Mapping[str, Any], loc: Loc) -> WarmupConfig | None:
     if "warmup" in reserved and "warmup_steps" in reserved:
         message = "means warmup.steps, and warmup is given too: give only one of them"
-        collector.add(ConfigError(message), f"{loc}.warmup_steps")
+        collector.add(ConfigError(message), (*loc, "warmup_steps"))
         return None
     if "warmup_steps" in reserved:
-        loc = f"{loc}.warmup_steps"
+        loc = (*loc, "warmup_steps")
         length = reserved["warmup_steps"]
         if length is not None:
             return _parse_warmup_length(collector, "steps", length, None, loc)
         collector.add(ConfigTypeError("must be a whole number of optimizer steps, got None"), loc)
         return None
-    warmup, loc = reserved.get("warmup"), f"{loc}.warmup"
+    warmup, loc = reserved.get("warmup"), (*loc, "warmup")
     if warmup is None:
         return None
     if not isinstance(warmup, Mapping):
@@ -290,9 +292,9 @@ def _parse_warmup(collector: ErrorCollector, reserved: Mapping[str, Any], loc: s
     known = (*WARMUP_UNITS, "start_factor")
     for key in warmup:
         if key not in known:
-            collector.add(ConfigError(f"a warmup has no key {key!r}{suggest(str(key), known)}"), f"{loc}.{key}")
+            collector.add(ConfigError(f"a warmup has no key {key!r}{suggest(str(key), known)}"), (*loc, key))
     start = warmup.get("start_factor")
-    with collector.collect(f"{loc}.start_factor"):
+    with collector.collect((*loc, "start_factor")):
         check_start_factor(start)
     units = [key for key in WARMUP_UNITS if key in warmup]
     if len(units) != 1:
@@ -301,11 +303,11 @@ def _parse_warmup(collector: ErrorCollector, reserved: Mapping[str, Any], loc: s
         if units or set(warmup) <= set(known):
             collector.add(ConfigError(f"{needs}, got {listing(units)}"), loc)
         return None
-    return _parse_warmup_length(collector, units[0], warmup[units[0]], start, f"{loc}.{units[0]}")
+    return _parse_warmup_length(collector, units[0], warmup[units[0]], start, (*loc, units[0]))
 
 
 def _parse_warmup_length(
-    collector: ErrorCollector, unit: str, length: Any, start: Any, loc: str
+    collector: ErrorCollector, unit: str, length: Any, start: Any, loc: Loc
 ) -> WarmupConfig | None:
     with collector.collect(loc):
         if unit == "steps":
@@ -327,7 +329,7 @@ def _parse_metric_options(
     registration: Registration,
     reserved: Mapping[str, Any],
     arguments: dict[str, Any],
-    loc: str,
+    loc: Loc,
     top_level: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Parse the options in `METRIC_KEYS`, which may be given in several places.
@@ -343,9 +345,9 @@ def _parse_metric_options(
     takes_metric = "metric" in registration.spec.capabilities
     found: dict[str, Any] = {}
     for key in METRIC_KEYS:
-        values = {f"{loc}.{key}": reserved.get(key), key: top_level.get(key)}
+        values: dict[Loc, Any] = {(*loc, key): reserved.get(key), (key,): top_level.get(key)}
         if takes_metric and key == "mode":
-            values[f"{loc}.{ARGS}.{key}"] = arguments.pop("mode", None)
+            values[(*loc, ARGS, key)] = arguments.pop("mode", None)
         values = {value_loc: value for value_loc, value in values.items() if value is not None}
         found[key] = next(iter(values.values()), getattr(SchedulerConfig, key))
         for value_loc, value in values.items():
@@ -355,7 +357,7 @@ def _parse_metric_options(
                     hint = f"; write the scheduler's own argument {key} under {ARGS}" if has_argument else ""
                     raise ConfigError(f"{registration.name} takes no metric: {key}={value!r} has no effect{hint}")
                 if value != found[key]:
-                    first_loc = next(iter(values))
+                    first_loc = loc_text(next(iter(values)))
                     raise ConfigError(f"is {value!r} and {first_loc} is {found[key]!r}: give it once")
                 if key == "mode" and value not in ("min", "max"):
                     hint = did_you_mean(str(value), ("min", "max"))
@@ -376,7 +378,7 @@ def _parse_metric_options(
 
 
 def _parse_param_groups(
-    collector: ErrorCollector, given: Any, loc: str, optimizer: OptimizerConfig | None
+    collector: ErrorCollector, given: Any, loc: Loc, optimizer: OptimizerConfig | None
 ) -> tuple[AnyGroupRule, ...]:
     if given is None:
         return ()
@@ -386,7 +388,7 @@ def _parse_param_groups(
         return ()
     rules: list[AnyGroupRule] = []
     for i, entry in enumerate(entries):
-        rule_loc = f"{loc}[{i}]"
+        rule_loc = (*loc, i)
         rule: AnyGroupRule | None = None
         if isinstance(entry, str):
             if entry in param_group_presets.PRESETS:
@@ -416,7 +418,7 @@ def _parse_param_groups(
 
 
 def _parse_group_rule(
-    collector: ErrorCollector, entry: Mapping[str, Any], loc: str, optimizer: OptimizerConfig | None
+    collector: ErrorCollector, entry: Mapping[str, Any], loc: Loc, optimizer: OptimizerConfig | None
 ) -> GroupRule | None:
     options = {key: value for key, value in entry.items() if key not in (*SELECTOR_KEYS, "name")}
     if not any(key in entry for key in SELECTOR_KEYS):
@@ -432,13 +434,13 @@ def _parse_group_rule(
     select = param_selection.parse_selector(entry, collector, loc)
     name = entry.get("name", str(select))
     if "name" in entry and (not isinstance(name, str) or not name):
-        collector.add(ConfigTypeError(f"must be a non-empty string, got {name!r}"), f"{loc}.name")
+        collector.add(ConfigTypeError(f"must be a non-empty string, got {name!r}"), (*loc, "name"))
         name = str(select)
     return GroupRule(select, name, options) if select != Selector() else None
 
 
 def _valid_group_options(
-    collector: ErrorCollector, optimizer: OptimizerConfig, options: Mapping[str, Any], loc: str
+    collector: ErrorCollector, optimizer: OptimizerConfig, options: Mapping[str, Any], loc: Loc
 ) -> dict[str, Any]:
     """The options that a parameter group can have; an error is collected for each other option."""
     name = optimizer.registration.name
@@ -447,7 +449,7 @@ def _valid_group_options(
     multipliers = [key for key, target in MULTIPLIERS.items() if target in parameters or not is_complete]
     valid = {}
     for key, value in options.items():
-        with collector.collect(f"{loc}.{key}"):
+        with collector.collect((*loc, key)):
             if key in MULTIPLIERS:
                 target = MULTIPLIERS[key]
                 if key not in multipliers:
@@ -478,7 +480,7 @@ def _invalid_choice(value: Any, allowed: Sequence[str]) -> ConfigError:
     return ConfigError(f"must be one of {listing(allowed)}, got {value!r}{did_you_mean(str(value), allowed)}")
 
 
-def _find_registration(collector: ErrorCollector, kind: str, name: str, loc: str) -> Registration | None:
+def _find_registration(collector: ErrorCollector, kind: str, name: str, loc: Loc) -> Registration | None:
     """Resolve a name and load its class. If either fails, collect the error and return None."""
     with collector.collect(loc):
         registration = registry.resolve(kind, name)
@@ -508,18 +510,18 @@ def _split_mapping(kind: str, given: Any) -> tuple[str, dict[str, Any], dict[str
             hint = f": write {{name: ..., {example}}}; optplug looks up registered names and does not import paths"
         raise ConfigError(f"needs a name; it has {listing(given)}{hint}")
     if not isinstance(given["name"], str):
-        raise with_loc("name", ConfigTypeError(f"must be a string, got {given['name']!r}"))
+        raise with_loc(("name",), ConfigTypeError(f"must be a string, got {given['name']!r}"))
     reserved = {key: value for key, value in given.items() if key in RESERVED_KEYS[kind]}
     arguments = {key: value for key, value in given.items() if key not in RESERVED_KEYS[kind]}
     nested = reserved.pop(ARGS, None)
     nested = {} if nested is None else nested
     if not isinstance(nested, Mapping):
-        raise with_loc(ARGS, ConfigTypeError(f"must be a mapping of arguments, got {nested!r}"))
+        raise with_loc((ARGS,), ConfigTypeError(f"must be a mapping of arguments, got {nested!r}"))
     for key in nested:
         if not isinstance(key, str):
-            raise with_loc(ARGS, ConfigTypeError(f"has the key {key!r}; keys must be strings"))
+            raise with_loc((ARGS,), ConfigTypeError(f"has the key {key!r}; keys must be strings"))
         if key in arguments:
-            raise with_loc(f"{ARGS}.{key}", ConfigError("is also given directly: give it once"))
+            raise with_loc((ARGS, key), ConfigError("is also given directly: give it once"))
     return reserved.pop("name"), reserved, {**arguments, **nested}
 
 
@@ -528,7 +530,7 @@ def _valid_arguments(
     registration: Registration,
     given: Any,
     arguments: Mapping[str, Any],
-    loc: str,
+    loc: Loc,
     entry_keys: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The arguments that the class has.
@@ -550,8 +552,8 @@ def _valid_arguments(
         elif value != AUTO:
             invalid[key] = ConfigError(f"is {value!r}: write auto")
     for key, error in invalid.items():
-        inner = f"{ARGS}.{key}" if isinstance(nested, Mapping) and key in nested else key
-        collector.add(error, f"{loc}.{inner}" if key else loc)
+        inner: Loc = (ARGS, key) if isinstance(nested, Mapping) and key in nested else (key,)
+        collector.add(error, (*loc, *inner) if key else loc)
     return {key: value for key, value in arguments.items() if key not in invalid}
 
 

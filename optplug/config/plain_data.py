@@ -8,8 +8,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from optplug.config.error_collector import join_loc
-from optplug.errors import ConfigError, OptplugError, one_line, with_loc
+from optplug.errors import ConfigError, Loc, OptplugError, one_line, with_loc
 
 MAX_NESTING_DEPTH = 30
 """Allowed levels of nested mappings and lists. A deeper value is assumed to contain itself."""
@@ -31,25 +30,23 @@ def to_builtins(value: Any, depth: int = 0) -> Any:
     if isinstance(value, argparse.Namespace):  # jsonargparse's Namespace is a subclass
         value = vars(value)
     if isinstance(value, Mapping):
-        keys = _convert_item("", lambda: list(value), depth)
-        return {key: _convert_item(str(key), functools.partial(operator.getitem, value, key), depth) for key in keys}
+        keys = _convert_item((), lambda: list(value), depth)
+        return {key: _convert_item((str(key),), functools.partial(operator.getitem, value, key), depth) for key in keys}
     if isinstance(value, tuple):
         return tuple(to_builtins(v, depth + 1) for v in value)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, range)):
-        return [
-            _convert_item(f"[{i}]", functools.partial(operator.getitem, value, i), depth) for i in range(len(value))
-        ]
+        return [_convert_item((i,), functools.partial(operator.getitem, value, i), depth) for i in range(len(value))]
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     return value
 
 
-def _convert_item(loc: str, get: Callable[[], Any], depth: int) -> Any:
+def _convert_item(loc: Loc, get: Callable[[], Any], depth: int) -> Any:
     try:
         return to_builtins(get(), depth + 1)
     except OptplugError as error:
-        inner = loc if depth < 5 else ""  # keep the location short where a value contains itself
-        raise with_loc(join_loc(inner, error.loc), error) from None
+        inner = loc if depth < 5 else ()  # keep the location short where a value contains itself
+        raise with_loc((*inner, *error.loc), error) from None
     except Exception as error:  # OmegaConf raises many types
         raise with_loc(loc, ConfigError(f"cannot be read: {one_line(error)}")) from error
 

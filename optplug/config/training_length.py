@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.config.error_collector import ErrorCollector
 from optplug.config.model import AUTO, SchedulerConfig
-from optplug.errors import ConfigError
+from optplug.errors import ConfigError, ErrorCollector, Loc
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class TrainingLength:
 
 
 def resolve_lengths(
-    scheduler_config: SchedulerConfig, training: TrainingLength, loc: str = "scheduler"
+    scheduler_config: SchedulerConfig, training: TrainingLength, loc: Loc = ("scheduler",)
 ) -> SchedulerConfig:
     """Replace `auto` by a number, and convert the length of the warmup to optimizer steps.
 
@@ -52,13 +51,13 @@ def resolve_lengths(
     length, warmup = scheduler_config.length_argument, scheduler_config.warmup
     arguments = dict(scheduler_config.arguments)
     if length is not None and arguments.get(length) == AUTO:
-        with collector.collect(f"{loc}.{length}"):
+        with collector.collect((*loc, length)):
             arguments[length] = _auto_length(scheduler_config, training)
     elif length is not None:
-        with collector.collect(f"{loc}.{length}"):
+        with collector.collect((*loc, length)):
             _check_length_unit(scheduler_config, training)
     if warmup is not None and warmup.unit != "steps":
-        with collector.collect(f"{loc}.warmup.{warmup.unit}"):
+        with collector.collect((*loc, "warmup", warmup.unit)):
             whole = training.steps if warmup.unit == "ratio" else training.steps_per_epoch
             if whole is None:
                 raise ConfigError(f"{training.unknown_reason}: give the warmup in steps")

@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from optplug.config.error_collector import join_loc
 from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS
-from optplug.errors import WiringError, short_list
+from optplug.errors import Loc, WiringError, loc_text, short_list
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.stepping_plan import MonitoredMetric, optimizer_choices, stepping_plans
 from optplug.schedulers.lr import set_lr
@@ -323,13 +322,13 @@ def _describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any], 
         )
 
 
-def _flatten(value: Any, loc: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings and lists of mappings, each with its location."""
+def _flatten(value: Any, loc: Loc = ()) -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings and lists of mappings, each with its location as text."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flatten(inner, join_loc(loc, str(key)))
+            yield from _flatten(inner, (*loc, str(key)))
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
         for i, inner in enumerate(value):
-            yield from _flatten(inner, join_loc(loc, f"[{i}]"))
+            yield from _flatten(inner, (*loc, i))
     else:
-        yield loc, value
+        yield loc_text(loc), value

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS, Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
+from optplug.errors import Loc
 
 
 @dataclass
@@ -75,7 +76,7 @@ class OptimizerChoice:
 
     config: Config
     setup: OptimizerSetup
-    loc: str
+    loc: Loc
     parameter_infos: list[ParameterInfo]
     plan: SteppingPlan | None = None
     build_inputs: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ import torch
 from jsonargparse.typing import register_type
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.config.error_collector import third_party_errors
+from optplug.config.third_party import third_party_errors
 from optplug.errors import ConfigError, ConfigTypeError, one_line
 from optplug.registry import Registration, registry
 from optplug.registry.signature import Argument, documented_arguments

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optplug.config.build import parse_and_check
-from optplug.errors import ConfigErrors, OptplugError
+from optplug.errors import ConfigErrors, OptplugError, loc_text
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec, lookup_key
 
@@ -25,7 +25,7 @@ def error_message() -> Callable[..., str]:
         with pytest.raises(error_class) as caught:
             parse_and_check(*args, **kwargs)
         assert type(caught.value) is error_class
-        assert str(caught.value).startswith(f"{caught.value.loc}: ")
+        assert str(caught.value).startswith(f"{loc_text(caught.value.loc)}: ")
         return str(caught.value)
 
     return get
@@ -40,7 +40,7 @@ def collected_errors() -> Callable[..., list[OptplugError]]:
             parse_and_check(*args, **kwargs)
         errors = caught.value.errors
         assert str(caught.value) == "\n  ".join([f"the configuration has {len(errors)} errors:", *map(str, errors)])
-        assert all(str(error).startswith(f"{error.loc}: ") for error in errors)
+        assert all(str(error).startswith(f"{loc_text(error.loc)}: ") for error in errors)
         return list(errors)
 
     return get

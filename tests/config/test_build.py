@@ -18,6 +18,7 @@ from optplug.errors import (
     HyperparameterError,
     HyperparameterTypeError,
     OptplugError,
+    loc_text,
 )
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
@@ -132,7 +133,7 @@ def test_patience_unit_requires_method_at(warmup: dict[str, int]):
     for unit in ("epochs", "steps"):
         with pytest.raises(ConfigError) as caught:
             build("metric_scheduler", patience_unit=unit)
-        assert caught.value.loc == "scheduler.patience_unit"
+        assert loc_text(caught.value.loc) == "scheduler.patience_unit"
         assert str(caught.value) == (
             "scheduler.patience_unit: metric_scheduler has no method at(position) and counts validations only, got "
             f"{unit!r}: omit it"

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from optplug.config.build import build_optimizer, parse_and_check
-from optplug.errors import ConfigError, ConfigErrors, HyperparameterError, HyperparameterTypeError, OptplugError
+from optplug.errors import (
+    ConfigError,
+    ConfigErrors,
+    HyperparameterError,
+    HyperparameterTypeError,
+    OptplugError,
+    loc_text,
+)
 
 
 def module_with(**attributes: Any) -> nn.Module:
@@ -64,7 +71,7 @@ def test_unresolvable_link_of_a_group_has_location_of_the_group():
 def test_all_unresolvable_links_are_reported():
     with pytest.raises(ConfigErrors) as caught:
         build(nn.Linear(2, 1), {"name": "adam", "lr": "module.a", "eps": "module.b"})
-    assert [error.loc for error in caught.value.errors] == ["optimizer.lr", "optimizer.eps"]
+    assert [loc_text(error.loc) for error in caught.value.errors] == ["optimizer.lr", "optimizer.eps"]
 
 
 def test_linked_value_out_of_range_raises():

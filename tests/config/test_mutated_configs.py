@@ -19,9 +19,8 @@ from torch import nn
 
 import optplug
 from optplug.config.build import parse_and_check
-from optplug.config.error_collector import join_loc
 from optplug.config.json_schema import json_schema
-from optplug.errors import ConfigErrors, OptplugError
+from optplug.errors import ConfigErrors, OptplugError, loc_text
 from optplug.lightning.configure import build_from_config
 from optplug.registry.specs import lookup_key
 
@@ -332,7 +331,7 @@ def test_each_fault_raises_an_error_at_its_location(fault: tuple[str, dict[str, 
     assert errors
     locs = [error.loc or "optimizer" for error in errors]
     assert any(is_near(loc, loc_of(path)) for loc in locs), (loc_of(path), locs)
-    assert all(str(error).startswith(error.loc) for error in errors)
+    assert all(str(error).startswith(loc_text(error.loc)) for error in errors)
     assert any(word in str(error) for error in errors)
 
 
@@ -452,7 +451,7 @@ def test_configs_before_mutation_are_valid(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("config", "path"), INVALID_COMBINATIONS, ids=str)
 def test_invalid_combination_raises_an_error_at_its_location(config: dict[str, Any], path: ConfigPath) -> None:
-    assert [error.loc for error in errors_of(config)][:1] == [loc_of(path)]
+    assert [loc_text(error.loc) for error in errors_of(config)][:1] == [loc_of(path)]
 
 
 if __name__ == "__main__":

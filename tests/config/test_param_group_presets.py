@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 import optplug
 from optplug.config.param_group_presets import LayerDecay, NoDecay
 from optplug.config.parse import parse
-from optplug.errors import ConfigError, OptplugError
+from optplug.errors import ConfigError, OptplugError, loc_text
 
 
 def without_decay(module: nn.Module, **keys: Any) -> set[str]:
@@ -334,7 +334,7 @@ def test_layer_decay_of_one_gives_every_layer_the_same_lr():
 
 def test_layer_without_parameters_is_rejected():
     error = raised_error(layered_network(1), "embed.*", "block.{}.*", "*")
-    assert error.loc == "param_groups[0].layers[1]"
+    assert loc_text(error.loc) == "param_groups[0].layers[1]"
     assert str(error) == (
         "param_groups[0].layers[1]: 'block.{}.*' matches no parameter that the previous layers do not match; the "
         "parameters are "

@@ -15,7 +15,7 @@ import optplug
 from optplug.config.param_groups import GroupTableRow, build_param_groups, group_table, trainable_parameters
 from optplug.config.param_selection import Selector
 from optplug.config.parse import parse
-from optplug.errors import ConfigError, ConfigErrors, OptplugError
+from optplug.errors import ConfigError, ConfigErrors, OptplugError, loc_text
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import OptimizerSpec
 
@@ -103,7 +103,7 @@ def test_two_groups_with_the_same_name_are_rejected():
     assert str(caught.value) == (
         "param_groups: two groups would be named 'default': give the rule of this name another name"
     )
-    assert caught.value.loc == "param_groups"
+    assert loc_text(caught.value.loc) == "param_groups"
     rules = [("*.bias", "a"), ("head.*", "b"), ("body.1.weight", "a + b")]
     with pytest.raises(ConfigError, match=r"two groups would be named 'a \+ b'"):
         make_groups(
@@ -149,7 +149,7 @@ def test_pattern_without_a_match_is_rejected():
 def test_all_patterns_without_a_match_are_reported_together():
     with pytest.raises(ConfigErrors) as caught:
         make_groups(network(), {"match": "a"}, {"type": "Linear"}, {"regex": "b$", "name": "x"}, {"type": "Conv2d"})
-    assert [error.loc for error in caught.value.errors] == [
+    assert [loc_text(error.loc) for error in caught.value.errors] == [
         "param_groups[0].match",
         "param_groups[2].regex",
         "param_groups[3].type",

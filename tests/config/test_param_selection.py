@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from optplug.config.error_collector import ErrorCollector
 from optplug.config.param_selection import (
     Selector,
     check_selector,
@@ -19,7 +18,15 @@ from optplug.config.param_selection import (
     module_parameters,
     parse_selector,
 )
-from optplug.errors import ConfigError, ConfigErrors, ConfigTypeError, OptplugError, short_list
+from optplug.errors import (
+    ConfigError,
+    ConfigErrors,
+    ConfigTypeError,
+    ErrorCollector,
+    OptplugError,
+    loc_text,
+    short_list,
+)
 
 WRAPPERS = ["_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"]
 
@@ -50,7 +57,7 @@ BLOCK = ["linear.weight", "linear.bias", "norm.weight", "norm.bias"]
 def selector_of(given: Any) -> Selector:
     """The selector of a configuration entry. Raises its errors."""
     collector = ErrorCollector()
-    selector = parse_selector(given, collector, "entry")
+    selector = parse_selector(given, collector, ("entry",))
     collector.raise_collected()
     return selector
 
@@ -296,16 +303,16 @@ def test_shared_module_is_selected_by_each_of_its_names():
 
 def test_pattern_without_a_match_is_rejected_with_near_matches():
     error = raised_error(ConfigError, network()["head"], match=["weight", "wieght"])
-    assert error.loc == "match"
+    assert loc_text(error.loc) == "match"
     assert str(error) == ("'wieght' matches no parameter of MyLinear; did you mean 'weight'?")
     error = raised_error(ConfigError, network(), type="MyLinaer")
-    assert error.loc == "type"
+    assert loc_text(error.loc) == "type"
     assert str(error) == ("'MyLinaer' matches no parameter of ModuleDict; did you mean 'MyLinear', 'Linear'?")
 
 
 def test_error_lists_the_known_names_without_near_matches():
     error = raised_error(ConfigError, nn.Linear(1, 1), regex="zzz")
-    assert (error.loc, str(error)) == (
+    assert (loc_text(error.loc), str(error)) == (
         "regex",
         "'zzz' matches no parameter of Linear; its parameters are weight, bias",
     )
@@ -355,14 +362,14 @@ def test_invalid_patterns_are_rejected(key: str, value: Any, error: type[Optplug
     with pytest.raises(error) as caught:
         selector_of({key: value, "lr": 1})
     assert type(caught.value) is error
-    assert caught.value.loc == f"entry.{key}"
+    assert loc_text(caught.value.loc) == f"entry.{key}"
     assert str(caught.value).startswith(f"entry.{key}: {message}")
 
 
 def test_errors_of_several_keys_are_collected():
     with pytest.raises(ConfigErrors) as caught:
         selector_of({"type": [], "match": "a", "regex": "("})
-    assert [error.loc for error in caught.value.errors] == ["entry.regex", "entry.type"]
+    assert [loc_text(error.loc) for error in caught.value.errors] == ["entry.regex", "entry.type"]
 
 
 def test_selector_ignores_other_keys_and_round_trips():

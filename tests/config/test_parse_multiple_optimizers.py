@@ -11,7 +11,7 @@ from optplug.config.build import parse_and_check
 from optplug.config.model import Config, OptimizerConfig, OptimizerEntry, OptimizerSetup, SchedulerConfig
 from optplug.config.param_group_presets import NoDecay
 from optplug.config.param_selection import Selector
-from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, OptplugError
+from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, OptplugError, loc_text
 
 PLATEAU = {"name": "reduce_lr_on_plateau"}
 GENERATOR = {"name": "adam", "match": "generator.*", "lr": 0.1, "scheduler": {"name": "step_lr", "step_size": 3}}
@@ -87,7 +87,7 @@ def test_top_level_keys_of_an_entry_raise_beside_a_list(error_message: Any, coll
     errors = collected_errors(
         [GENERATOR, CRITIC], "step_lr", param_groups=[{"match": "*"}], monitor="val_loss", mode="min"
     )
-    assert {error.loc: str(error).partition(": ")[2] for error in errors} == {
+    assert {loc_text(error.loc): str(error).partition(": ")[2] for error in errors} == {
         "scheduler": "with several optimizers it belongs to an entry of optimizer",
         "param_groups": "with several optimizers it belongs to an entry of optimizer",
         "monitor": "with several optimizers it belongs to the entry's scheduler",
@@ -114,9 +114,9 @@ def test_scheduler_in_entry_of_combine_raises(error_message: Any):
 
 def test_invalid_entry_keeps_locations_of_later_entries(collected_errors: Any):
     errors = collected_errors([{"name": "adm", "match": "x"}, {"name": "sgd", "match": "y", "lr": -1}])
-    assert [error.loc for error in errors] == ["optimizer[0].name", "optimizer[1].lr"]
+    assert [loc_text(error.loc) for error in errors] == ["optimizer[0].name", "optimizer[1].lr"]
 
 
 def test_invalid_group_keeps_locations_of_later_groups(collected_errors: Any):
     errors = collected_errors("adam", param_groups=[{"match": 5}, {"match": "*", "lr": -3}])
-    assert [error.loc for error in errors] == ["param_groups[0].match", "param_groups[1].lr"]
+    assert [loc_text(error.loc) for error in errors] == ["param_groups[0].match", "param_groups[1].lr"]

@@ -12,7 +12,7 @@ import pytest
 
 from optplug.config.build import parse_and_check
 from optplug.config.model import OptimizerConfig
-from optplug.errors import ConfigError
+from optplug.errors import ConfigError, loc_text
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
 CONFIG: dict[str, Any] = {
@@ -85,4 +85,4 @@ def test_unresolvable_interpolation_raises_config_error(given: Any, loc: str, wo
 def test_unresolvable_interpolation_is_reported_with_other_errors(collected_errors: Any):
     whole = to_omegaconf({"optimizer": {"name": "adam", "lr": "???"}, "scheduler": {**COSINE, "frequency": 0}})
     errors = collected_errors(whole.optimizer, whole.scheduler)
-    assert [error.loc for error in errors] == ["optimizer.lr", "scheduler.frequency"]
+    assert [loc_text(error.loc) for error in errors] == ["optimizer.lr", "scheduler.frequency"]

@@ -9,7 +9,7 @@ import pytest
 from optplug.config.model import WarmupConfig
 from optplug.config.parse import parse
 from optplug.config.training_length import TrainingLength, resolve_lengths
-from optplug.errors import ConfigError
+from optplug.errors import ConfigError, loc_text
 
 TRAINING = TrainingLength(steps=40, epochs=4, steps_per_epoch=10)
 
@@ -50,5 +50,5 @@ def test_unknown_training_length_raises(unit: str, training: TrainingLength):
     with pytest.raises(ConfigError) as caught:
         resolved_warmup({"warmup": {unit: 1}}, training)
     assert str(caught.value) == f"scheduler.warmup.{unit}: no trainer is attached: give the warmup in steps"
-    assert caught.value.loc == f"scheduler.warmup.{unit}"
+    assert loc_text(caught.value.loc) == f"scheduler.warmup.{unit}"
     assert resolved_warmup({"warmup": {"steps": 3}}, TrainingLength()) == WarmupConfig(3)
