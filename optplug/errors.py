@@ -6,7 +6,7 @@ The functions below the classes build the texts of messages. This file imports t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Loc = tuple["str | int", ...]
@@ -156,14 +156,18 @@ class ErrorCollector:
     def __init__(self) -> None:
         self.errors: list[OptplugError] = []
 
-    def add(self, error: OptplugError, loc: Loc = ()) -> None:
+    def add(self, error: OptplugError, loc: Loc = (), argument_loc: Callable[[str], Loc] | None = None) -> None:
         """Add an error, or each of the errors that it reports.
 
         Args:
             error: the error. Its `loc` is relative to `loc`.
             loc: the location of the value that was checked.
+            argument_loc: the location of an argument, relative to `loc`. None if `loc` is a constructor's argument or
+                contains no arguments.
         """
         for each in error.errors:
+            if argument_loc is not None and each.argument is not None:
+                each.loc = (*argument_loc(each.argument), *each.inside)
             each.loc = (*loc, *each.loc)
             self.errors.append(each)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from optplug.config.model import SUBCOMMANDS, TOP_LEVEL_KEYS
+from optplug.config.form import SUBCOMMANDS, TOP_LEVEL
 from optplug.config.plain_data import to_builtins
 from optplug.errors import (
     ConfigError,
@@ -27,7 +27,7 @@ from optplug.errors import (
 from optplug.registry import registry
 from optplug.registry.signature import configurable_arguments
 
-SECTION_KEYS = (*TOP_LEVEL_KEYS, "override")
+SECTION_KEYS = (*TOP_LEVEL, "override")
 SECTION_IDENTIFYING_KEYS = ("optimizer", "scheduler", "param_groups")
 """A mapping with one of these keys configures optplug."""
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from optplug.config.arguments import argument_loc, check_arguments
+from optplug.config.form import AUTO, MULTIPLIERS
 from optplug.config.model import (
-    AUTO,
     LINK_PATTERN,
-    PATIENCE_UNITS,
     Config,
     OptimizerConfig,
     OptimizerEntry,
@@ -22,9 +23,9 @@ from optplug.config.model import (
     SchedulerConfig,
 )
 from optplug.config.param_group_presets import LayerDecay
-from optplug.config.param_groups import MULTIPLIERS, AnyGroupRule, GroupRule, build_param_groups, trainable_parameters
+from optplug.config.param_groups import AnyGroupRule, GroupRule, build_param_groups, trainable_parameters
 from optplug.config.param_selection import check_selector, module_parameters
-from optplug.config.parse import check_arguments, parse_collecting
+from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
 from optplug.config.third_party import third_party_errors
 from optplug.errors import (
@@ -67,11 +68,14 @@ def create_optimizer(
         ConfigError: a hyperparameter that the class does not have, or a module without trainable parameters.
         Exception: whatever the class raises.
     """
-    registration = registry.resolve("optimizer", name)
-    check_arguments(registration, hyperparameters)
+    check_arguments(registry.resolve("optimizer", name), hyperparameters)
     params: Any = params_or_module
     if isinstance(params_or_module, nn.Module):
         params = [p.tensor for p in trainable_parameters(params_or_module)]
+    return _construct_optimizer(name, params, hyperparameters)
+
+
+def _construct_optimizer(name: str, params: Any, hyperparameters: Mapping[str, Any]) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer = registry.get("optimizer", name)(params, **hyperparameters)
     return optimizer
 
@@ -90,8 +94,11 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
         OptplugError: as `create_optimizer`.
         Exception: whatever the class raises.
     """
-    registration = registry.resolve("scheduler", name)
-    check_arguments(registration, {k: v for k, v in arguments.items() if k != "last_epoch"})
+    check_arguments(registry.resolve("scheduler", name), {k: v for k, v in arguments.items() if k != "last_epoch"})
+    return _construct_scheduler(name, optimizer, arguments)
+
+
+def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments: Mapping[str, Any]) -> LRScheduler:
     cls = registry.get("scheduler", name)
     if getattr(cls, "functions", ()):
         from optplug.config.expressions import resolve_function_arguments
@@ -138,28 +145,25 @@ def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: Loc, groups_loc:
         groups_loc: the location of the mapping that contains the entry's `param_groups`; empty for the top level.
     """
     optimizer_config, collector = entry.optimizer, ErrorCollector()
-    hyperparameters = _resolve_values(collector, module, optimizer_config.hyperparameters, loc)
+    hyperparameters = _resolve_links(collector, module, optimizer_config.hyperparameters, loc, optimizer_config.nested)
     rules: list[AnyGroupRule] = []
     for i, rule in enumerate(entry.param_groups):
         if isinstance(rule, GroupRule):
-            options = _resolve_values(collector, module, rule.options, (*groups_loc, "param_groups", i))
+            options = _resolve_links(collector, module, rule.options, (*groups_loc, "param_groups", i))
             rule = dataclasses.replace(rule, options=options)
         rules.append(rule)
     collector.raise_collected()
-    if hyperparameters != optimizer_config.hyperparameters:  # the values of links have not been checked yet
-        resolved = dataclasses.replace(optimizer_config, hyperparameters=hyperparameters)
-        resolved_entry = dataclasses.replace(entry, optimizer=resolved)
-        _dry_run_entry(collector, resolved_entry, loc, (*groups_loc, "param_groups"))
+    optimizer_config = dataclasses.replace(optimizer_config, hyperparameters=hyperparameters)
+    resolved = dataclasses.replace(entry, optimizer=optimizer_config, param_groups=tuple(rules))
+    if resolved != entry:  # the values of links have not been checked yet
+        _dry_run_entry(collector, resolved, loc, (*groups_loc, "param_groups"))
         collector.raise_collected()
     with collector.collect(groups_loc):
         groups = build_param_groups(module, rules, _base_options(optimizer_config, hyperparameters), entry.select)
     collector.raise_collected()
     params: list[Any] = groups if rules else groups[0]["params"]
-    try:
-        with third_party_errors(optimizer_config.registration.spec.name, hyperparameters):
-            optimizer = create_optimizer(optimizer_config.name, params, **hyperparameters)
-    except OptplugError as error:
-        raise with_loc((*loc, *error.loc), error) from error.__cause__
+    with _construction(optimizer_config, hyperparameters, loc):
+        optimizer = _construct_optimizer(optimizer_config.name, params, hyperparameters)
     # Schedulers write into tensors. Clone them, so that no group shares one with the configuration or another group.
     for group in optimizer.param_groups:
         group.update({key: value.detach().clone() for key, value in group.items() if isinstance(value, torch.Tensor)})
@@ -173,14 +177,32 @@ def _base_options(optimizer_config: OptimizerConfig, hyperparameters: Mapping[st
     return {**defaults, **hyperparameters}
 
 
-def _resolve_values(
-    collector: ErrorCollector, module: nn.Module, options: Mapping[str, Any], loc: Loc
+@contextmanager
+def _construction(config: OptimizerConfig | SchedulerConfig, arguments: Mapping[str, Any], loc: Loc) -> Iterator[None]:
+    """Wrap exceptions raised by third-party constructors, and set the locations of the errors.
+
+    Args:
+        config: the optimizer or scheduler that is constructed.
+        arguments: the constructor arguments.
+        loc: the location of the optimizer or scheduler.
+    """
+    try:
+        with third_party_errors(config.registration.spec.name, arguments):
+            yield
+    except OptplugError as error:
+        collector = ErrorCollector()
+        collector.add(error, loc, config.argument_loc)
+        collector.raise_collected()
+
+
+def _resolve_links(
+    collector: ErrorCollector, module: nn.Module, options: Mapping[str, Any], loc: Loc, nested: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Options in which each link is replaced by its value."""
+    """Options in which each link is replaced by its value; those in `nested` are written under `args`."""
     result = dict(options)
     for key, value in options.items():
         if is_link(value):
-            with collector.collect((*loc, key)):
+            with collector.collect((*loc, *argument_loc(key, nested))):
                 result[key] = to_builtins(resolve_link(module, value))
     return result
 
@@ -246,7 +268,7 @@ def build_scheduler(
         loc: the location of the scheduler in the configuration.
 
     Raises:
-        ConfigError: the scheduler does not support the `patience_unit`; or an error raised by a third-party class.
+        ConfigError: an error raised by a third-party class.
         OptplugError: whatever the scheduler class raises.
     """
     if scheduler_config.name is None:
@@ -256,17 +278,8 @@ def build_scheduler(
         arguments = dict(scheduler_config.arguments)
         if mode is not None and scheduler_config.takes_metric and "mode" in configurable_arguments(registration):
             arguments["mode"] = mode
-        try:
-            with third_party_errors(registration.spec.name, arguments):
-                scheduler = create_scheduler(scheduler_config.name, optimizer, **arguments)
-            if scheduler_config.patience_unit != PATIENCE_UNITS[0] and not callable(getattr(scheduler, "at", None)):
-                message = (
-                    f"{registration.spec.name} has no method at(position) and counts {PATIENCE_UNITS[0]} only, got "
-                    f"{scheduler_config.patience_unit!r}: omit it"
-                )
-                raise with_loc(("patience_unit",), ConfigError(message))
-        except OptplugError as error:
-            raise with_loc((*loc, *error.loc), error) from error.__cause__
+        with _construction(scheduler_config, arguments, loc):
+            scheduler = _construct_scheduler(scheduler_config.name, optimizer, arguments)
     for group in optimizer.param_groups:  # ReduceLROnPlateau does not store base learning rates
         group.setdefault("initial_lr", float(group["lr"]))
     if scheduler_config.warmup is not None and scheduler_config.warmup.length:
@@ -361,38 +374,35 @@ def _dry_run(collector: ErrorCollector, config: Config) -> None:
 def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: Loc, groups_loc: Loc) -> None:
     optimizer_config = entry.optimizer
     registration = optimizer_config.registration
-    cls = registry.get("optimizer", optimizer_config.name)
     # A third-party constructor may be slow or have side effects.
-    if not issubclass(cls, StrictKwargs):
+    if not issubclass(registry.get("optimizer", optimizer_config.name), StrictKwargs):
         return
-    given = _without_links(optimizer_config.hyperparameters)
+    optimizers = []
 
-    def make(arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
+    def construct(arguments: Mapping[str, Any]) -> None:
         with third_party_errors(registration.spec.name, arguments):
-            return create_optimizer(optimizer_config.name, _dummy_parameters(1), **arguments)
+            optimizers.append(_construct_optimizer(optimizer_config.name, _dummy_parameters(1), arguments))
 
-    accepted = _find_rejected_arguments(collector, make, given, loc, cls)
-    if accepted is None:
-        return
-    for i, rule in enumerate(entry.param_groups):
+    given = _without_links(optimizer_config.hyperparameters)
+    accepted = _accepted_arguments(collector, construct, given, loc, optimizer_config.argument_loc)
+    for i, rule in enumerate(entry.param_groups if accepted is not None else ()):
         rule_loc = (*groups_loc, i)
         if isinstance(rule, LayerDecay) and "lr" not in configurable_arguments(registration):
             collector.add(ConfigError(f"{registration.name} has no lr for layer_decay to multiply"), rule_loc)
         if not isinstance(rule, GroupRule):
             continue
-        options = {k: v for k, v in _without_links(rule.options).items() if k not in MULTIPLIERS}
-        base = _base_options(optimizer_config, accepted)
+        base = _base_options(optimizer_config, accepted or {})
         for multiplier, key in MULTIPLIERS.items():
             if multiplier in rule.options and base.get(key) is None:
                 message = f"{registration.name} has no value of {key} to multiply"
                 collector.add(ConfigError(message), (*rule_loc, multiplier))
 
-        def add_group(arguments: Mapping[str, Any], hyperparameters: Mapping[str, Any] = accepted) -> None:
-            with third_party_errors(registration.spec.name, arguments):
-                make(hyperparameters).add_param_group({"params": _dummy_parameters(1), **arguments})
+        def add_group(options: Mapping[str, Any]) -> None:
+            with third_party_errors(registration.spec.name, options):
+                optimizers[-1].add_param_group({"params": _dummy_parameters(1), **options})
 
-        if options:
-            _find_rejected_arguments(collector, add_group, options, rule_loc)
+        options = {k: v for k, v in _without_links(rule.options).items() if k not in MULTIPLIERS}
+        _accepted_arguments(collector, add_group, options, rule_loc)
 
 
 def _dry_run_scheduler(
@@ -416,18 +426,22 @@ def _dry_run_scheduler(
     if len(group_counts) != 1:
         return
 
-    def make(arguments: Mapping[str, Any]) -> None:
+    def construct(arguments: Mapping[str, Any]) -> None:
         # The class of the optimizer does not matter: schedulers use its parameter groups only.
         groups = [{"params": [p]} for p in _dummy_parameters(*group_counts)]
         optimizer = torch.optim.Optimizer(groups, {"lr": 0.1})
         try:
-            create_scheduler(name, optimizer, **arguments)
+            _construct_scheduler(name, optimizer, arguments)
         except OptplugError:
             raise
         except (TypeError, ValueError, LookupError, ArithmeticError):
             pass  # it may need the real optimizer; an actual error is raised again when the scheduler is built
 
-    _find_rejected_arguments(collector, make, given, loc, cls)
+    # Values for the required arguments that are missing or invalid.
+    required = [key for key, p in constructor_arguments(cls)[0].items() if p.default is p.empty]
+    cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", None) or ({},)
+    valid = {key: value for key, value in cases[0].items() if key in required}
+    _accepted_arguments(collector, construct, given, loc, scheduler_config.argument_loc, valid)
 
 
 def _dummy_parameters(count: int) -> list[torch.Tensor]:
@@ -438,53 +452,41 @@ def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if not is_link(value)}
 
 
-def _find_rejected_arguments(
+def _accepted_arguments(
     collector: ErrorCollector,
-    make: Callable[[Mapping[str, Any]], Any],
+    construct: Callable[[Mapping[str, Any]], None],
     given: Mapping[str, Any],
     loc: Loc,
-    cls: Any = None,
+    argument_loc: Callable[[str], Loc] = lambda name: (name,),
+    substitutes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
-    """Find every argument that a constructor rejects, by omitting one argument after the other.
+    """Collect the errors that a constructor raises, omitting the arguments at fault until it raises none.
+
+    Combinations of arguments are checked only when each argument is valid. So several calls may be necessary.
 
     Args:
-        collector: where the errors are added.
-        make: builds the object from arguments.
+        collector: collects the errors.
+        construct: calls the constructor.
         given: the arguments.
-        loc: the location of the arguments.
-        cls: the class, if it has required arguments; its attribute `cases` has valid values for them.
+        loc: the location of the mapping that has the arguments.
+        argument_loc: the location of an argument in that mapping.
+        substitutes: valid values for required arguments.
 
     Returns:
-        The accepted arguments; None if the error remains and no single argument is its cause.
+        The accepted arguments; None after an error that is not about one of the given arguments.
     """
-    required: list[str] = []
-    if cls is not None:
-        parameters = constructor_arguments(cls)[0]
-        required = [name for name, p in parameters.items() if p.default is inspect.Parameter.empty]
-    cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", None) or ({},)
-    valid_values = {name: cases[0][name] for name in required if name in cases[0]}
-    remaining = {**valid_values, **given}
-    suspects = [name for name in remaining if name in given and (name in valid_values or name not in required)]
-    while (error := _error_of(make, remaining)) is not None:
-        for name in suspects:
-            without = {key: value for key, value in remaining.items() if key != name}
-            if name in valid_values:
-                without[name] = valid_values[name]
-            # An argument is at fault if the error changes without it.
-            if str(_error_of(make, without)) != str(error):
-                collector.add(with_loc((name,), error), loc)
-                suspects.remove(name)
-                remaining = without
-                break
+    remaining = {**substitutes, **given}
+    suspects = set(given)
+    while True:
+        try:
+            construct(remaining)
+        except OptplugError as error:
+            collector.add(error, loc, argument_loc)
+            faulty = {each.argument for each in error.errors}
+            if not faulty <= suspects:
+                return None
+            suspects -= faulty
+            remaining = {key: value for key, value in remaining.items() if key not in faulty}
+            remaining |= {key: value for key, value in substitutes.items() if key in faulty}
         else:
-            collector.add(error, loc)
-            return None
-    return remaining
-
-
-def _error_of(make: Callable[[Mapping[str, Any]], Any], arguments: Mapping[str, Any]) -> OptplugError | None:
-    try:
-        make(arguments)
-    except OptplugError as error:
-        return error
-    return None
+            return remaining

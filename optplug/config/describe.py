@@ -56,7 +56,7 @@ def _header_lines(registration: Registration, target: Any) -> Iterator[str]:
 
 def _metric_options(target: Any) -> dict[str, str]:
     """The allowed values of the configuration keys for a scheduler that takes a metric, for each key."""
-    from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS  # a local import: it imports torch, `list` does not
+    from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS  # a local import: it imports torch, `list` does not
 
     units = PATIENCE_UNITS if callable(getattr(target, "at", None)) else PATIENCE_UNITS[:1]
     choices = {"patience_unit": units, "on_nonfinite": ON_NONFINITE}

@@ -8,41 +8,41 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from optplug.config.arguments import length_argument
 from optplug.config.describe import render_math
-from optplug.config.model import (
+from optplug.config.fields import NUMBER_PATTERN, NUMBER_TEXT, Field, Schema, Table
+from optplug.config.form import (
+    ARGS,
     AUTO,
-    ENTRY_KEYS,
-    LINK_PATTERN,
-    ON_NONFINITE,
-    ON_RESUME,
+    CORRECT_KEYS,
+    ENTRY,
+    GROUP_RULE,
+    MULTIPLIERS,
     OPTIMIZER_WIDE_OPTIONS,
-    PATIENCE_UNITS,
-    RESERVED_KEYS,
+    OVERRIDE,
+    PRESETS,
+    SCHEDULER,
+    SELECTORS,
     SUBCOMMANDS,
-    length_argument,
+    TABLES,
+    TOP_LEVEL,
+    WARMUP,
+    WARMUP_UNITS,
 )
-from optplug.config.param_group_presets import PARAMETER_KINDS, PRESETS
-from optplug.config.param_groups import MULTIPLIERS
-from optplug.config.param_selection import SELECTOR_KEYS
+from optplug.config.model import LINK_PATTERN
 from optplug.errors import PluginError
 from optplug.optim.ranges import Range, declared_ranges
 from optplug.registry import Registration, registry
 from optplug.registry.signature import Argument, constructor_arguments, documented_arguments
 from optplug.registry.specs import lookup_key
 
-Schema = dict[str, Any]
-
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-CORRECT_KEYS = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
-"""Keys that are refused because they look like a key of a configuration, each with the correct key."""
-
 NULL: Schema = {"type": "null"}
 TEXT: Schema = {"type": "string", "minLength": 1}
-METRIC: Schema = {"type": ["string", "null"], "minLength": 1, "pattern": "^(?!lr-)"}
 MAPPING: Schema = {"type": "object"}
 
 
@@ -64,7 +64,7 @@ def json_schema() -> Schema:
     definitions: dict[str, Schema] = {
         "configuration": _configuration(optimizers),
         "link": link,
-        "patterns": _any_of(TEXT, {"type": "array", "items": TEXT, "minItems": 1}),
+        "number_text": {"type": "string", "pattern": NUMBER_PATTERN, "description": "Text that is a number."},
         "optimizer": _optimizer(optimizers),
         "optimizer.mapping": _mapping("optimizer", optimizers),
         "scheduler": _scheduler(schedulers),
@@ -73,7 +73,7 @@ def json_schema() -> Schema:
         "warmup": _warmup(),
         "preset": _preset(),
         "param_groups": _param_groups("group"),
-        "group": _group({key: True for optimizer in optimizers for key in optimizer.group_options}, MULTIPLIERS),
+        "group": _group({key: True for optimizer in optimizers for key in optimizer.group_options}, list(MULTIPLIERS)),
     }
     for optimizer in optimizers:
         definitions[f"{optimizer.definition}.param_groups"] = _param_groups(f"{optimizer.definition}.group")
@@ -134,12 +134,12 @@ class _RegisteredClass:
     @property
     def direct_arguments(self) -> list[str]:
         """The arguments that can be written next to `name`. All arguments can be written under `args`."""
-        return [argument.name for argument in self.arguments if argument.name not in RESERVED_KEYS[self.kind]]
+        return [argument.name for argument in self.arguments if argument.name not in TABLES[self.kind]]
 
     @property
     def group_options(self) -> list[str]:
         """The arguments that a parameter group can override."""
-        reserved = (*OPTIMIZER_WIDE_OPTIONS, *SELECTOR_KEYS, *MULTIPLIERS, "name", "preset")
+        reserved = (*OPTIMIZER_WIDE_OPTIONS, *SELECTORS, *MULTIPLIERS, "name", "preset")
         return [argument.name for argument in self.arguments if argument.name not in reserved]
 
     @property
@@ -167,9 +167,8 @@ class _RegisteredClass:
 
         def number(type_: str) -> Schema:
             number_types.append(type_)
-            return (
-                {"type": type_} if range_ is None else {"type": "integer" if range_.whole else type_, **range_.bounds}
-            )
+            bounds = {} if range_ is None else range_.bounds
+            return _any_of({"type": "integer" if range_ is not None and range_.whole else type_, **bounds}, NUMBER_TEXT)
 
         if argument.name in _sequence(getattr(self.cls, "functions", ())):
             schema = _function()
@@ -269,23 +268,9 @@ def _function() -> Schema:
 
 
 def _configuration(optimizers: list[_RegisteredClass]) -> Schema:
-    groups = "The name of a preset, or a list of rules such as {match: '*.bias', weight_decay: 0.0}."
-    properties: dict[str, Any] = {
-        "optimizer": {"description": "A name, or {name: ..., lr: ...}.", **_ref("optimizer")},
-        "scheduler": {"description": "A name, or {name: ..., warmup_steps: ...}.", **_ref("scheduler")},
-        "param_groups": {"description": groups},
-        "monitor": {**METRIC, "description": "The metric that the scheduler monitors."},
-        "mode": {"enum": ["min", "max", None], "description": "Whether a lower or a higher metric is better."},
-        "override": {
-            "type": "boolean",
-            "default": False,
-            "description": "Replace the model's own configure_optimizers.",
-        },
-        "on_resume": {
-            "enum": [*ON_RESUME, None],
-            "description": "What is restored from the checkpoint when training resumes.",
-        },
-    }
+    properties = _properties([*TOP_LEVEL.values(), OVERRIDE])
+    # Which schema the groups have depends on the optimizer; see below.
+    properties["param_groups"] = {"description": properties["param_groups"]["description"]}
     for wrong, right in CORRECT_KEYS.items():  # unlike `false`, `not: {}` can have a description
         properties[wrong] = {"description": f"The key is {right}.", "not": {}, "doNotSuggest": True}
     branches = []
@@ -307,14 +292,18 @@ def _configuration(optimizers: list[_RegisteredClass]) -> Schema:
     return {"properties": properties, "allOf": branches}
 
 
+def _properties(fields: Iterable[Field]) -> dict[str, Any]:
+    return {field.name: field.schema() for field in fields}
+
+
 def _has_optimizer(schema: Schema) -> Schema:
     return {"required": ["optimizer"], "properties": {"optimizer": schema}}
 
 
 def _optimizer(optimizers: list[_RegisteredClass]) -> Schema:
-    selects = {"if": {"minItems": 2}, "then": {"items": {"anyOf": [{"required": [key]} for key in SELECTOR_KEYS]}}}
+    selects = {"if": {"minItems": 2}, "then": {"items": {"anyOf": [{"required": [key]} for key in SELECTORS]}}}
     several = {"type": "array", "items": _ref("optimizer.mapping"), "minItems": 1, **selects}
-    only_in_lists = [key for key in ENTRY_KEYS if not any(key in known.direct_arguments for known in optimizers)]
+    only_in_lists = [key for key in ENTRY if not any(key in known.direct_arguments for known in optimizers)]
     single = {"allOf": [_ref("optimizer.mapping"), {"properties": dict.fromkeys(only_in_lists, False)}]}
     entry = {"allOf": [_ref("optimizer.mapping"), {"properties": {"scheduler": False}}]}
     entries = {**several, "items": entry, "description": "The optimizers that are combined into one."}
@@ -369,92 +358,42 @@ def _other_keys(registered: _RegisteredClass) -> dict[str, Any]:
     """The schemas of the keys of a mapping that are not arguments of the class."""
     if registered.kind == "optimizer":
         groups = _ref(f"{registered.definition}.param_groups")
-        return {**_selectors(), "param_groups": groups, "scheduler": _ref("scheduler")}
-    mode = {"enum": ["min", "max", None], "description": "Whether a lower or a higher metric is better."}
-    monitor = {**METRIC, "description": "The metric. Default: inferred."}
-    unit = {"enum": [*PATIENCE_UNITS, None], "description": "The unit of patience and cooldown. Default: validations."}
-    nonfinite = {
-        "enum": [*ON_NONFINITE, None],
-        "description": "How a NaN or infinite metric is handled. Default: bad, it counts as no improvement.",
-    }
-    metric = {"monitor": monitor, "mode": mode, "patience_unit": unit, "on_nonfinite": nonfinite}
-    if registered.takes_metric:  # it is stepped after each completed validation
-        return {**_stepping("epoch", 1), **_warmup_keys(), **metric}
-    return {**_stepping(), **_warmup_keys(), **dict.fromkeys(metric, NULL)}
-
-
-def _stepping(interval: str | None = None, frequency: int | None = None) -> dict[str, Schema]:
-    intervals = ["step", "epoch"] if interval is None else [interval]
-    allowed: Schema = {"type": "integer", "minimum": 1} if frequency is None else {"const": frequency}
-    return {
-        "interval": {"enum": intervals, "description": "The unit of the schedule: optimizer steps or epochs."},
-        "frequency": {**allowed, "description": "The scheduler is stepped once in this number of intervals."},
-    }
-
-
-def _warmup_keys() -> dict[str, Schema]:
-    steps = {"type": "integer", "minimum": 0, "description": "Optimizer steps of linear warmup."}
-    return {"warmup": _ref("warmup"), "warmup_steps": steps}
+        return {**_properties(ENTRY.values()), "param_groups": groups}
+    keys = {}
+    for field in SCHEDULER.values():
+        if field.name not in ("name", ARGS):
+            applies = field.applies(takes_metric=registered.takes_metric)
+            keys[field.name] = field.schema() if applies else {"const": field.inert}
+    if registered.takes_metric and not callable(getattr(registered.cls, "at", None)):
+        keys["patience_unit"] = {"enum": [SCHEDULER["patience_unit"].default, None]}
+    return keys
 
 
 def _warmup() -> Schema:
-    lengths = {
-        "steps": {"type": "integer", "minimum": 0, "description": "The length in optimizer steps."},
-        "epochs": {"type": "number", "minimum": 0, "maximum": 1e9, "description": "The length in epochs."},
-        "ratio": {"type": "number", "minimum": 0, "maximum": 1, "description": "The length as a share of all steps."},
-    }
-    start = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1, "description": "The first factor."}
     return {
         "type": ["object", "null"],
         "description": "Linear warmup of the learning rate, for example {steps: 100}.",
-        "properties": {**lengths, "start_factor": start},
+        "properties": _properties(WARMUP.values()),
         "if": MAPPING,
-        "then": {"oneOf": [{"required": [key]} for key in lengths]},
+        "then": {"oneOf": [{"required": [key]} for key in WARMUP_UNITS]},
         "additionalProperties": False,
     }
 
 
 def _warmup_only() -> Schema:
     """The schema of a scheduler without a name: a warmup, then a constant learning rate."""
+    keys = ("warmup", "warmup_steps")
     return {
         "description": "A warmup, then a constant learning rate.",
-        "properties": _warmup_keys(),
-        "anyOf": [{"required": ["warmup"]}, {"required": ["warmup_steps"]}],
+        "properties": _properties(SCHEDULER[key] for key in keys),
+        "anyOf": [{"required": [key]} for key in keys],
         "additionalProperties": False,
     }
 
 
-# ------------------------------------------------------------------------------------------ param_groups
-
-_KIND: Schema = {"enum": list(PARAMETER_KINDS)}
-_PRESET_KEYS: dict[str, dict[str, Schema]] = {
-    "no_decay": {
-        "of": {
-            "description": "The parameters without weight decay. Default: all of these kinds.",
-            "anyOf": [_KIND, {"type": "array", "items": _KIND, "minItems": 1}],
-        },
-    },
-    "layer_decay": {
-        "decay": {
-            "description": "The factor of the learning rate from one layer to the layer before it.",
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "maximum": 1,
-        },
-        "layers": {
-            "description": "Globs over parameter names, from input to output; {} stands for a whole number.",
-            "type": "array",
-            "items": TEXT,
-            "minItems": 1,
-        },
-    },
-}
-_REQUIRED_PRESET_KEYS = {"layer_decay": ["decay", "layers"]}
-
-
 def _param_groups(group: str) -> Schema:
     """The schema of `param_groups`; `group` is the definition of an entry that is a rule."""
-    name_only = {"enum": [name for name in PRESETS if name not in _REQUIRED_PRESET_KEYS]}
+    name_only = {"enum": [name for name, fields in PRESETS.items() if not _required(fields)]}
     entry = {
         "anyOf": [name_only, MAPPING],
         "allOf": [
@@ -465,47 +404,36 @@ def _param_groups(group: str) -> Schema:
     return {"anyOf": [name_only, {"type": ["array", "null"]}], "items": entry}
 
 
+def _required(fields: Table) -> list[str]:
+    return [key for key, field in fields.items() if field.default is ...]
+
+
 def _preset() -> Schema:
     presets = []
-    for name in PRESETS:
+    for name, fields in PRESETS.items():
         has_name = {"properties": {"preset": {"const": name}}, "required": ["preset"]}
-        keys = {"preset": True, **_PRESET_KEYS[name]}
-        then = {"properties": keys, "required": _REQUIRED_PRESET_KEYS.get(name, []), "additionalProperties": False}
+        keys = {"preset": True, **_properties(fields.values())}
+        then = {"properties": keys, "required": _required(fields), "additionalProperties": False}
         presets.append({"if": has_name, "then": then})
     preset = {"preset": {"enum": list(PRESETS), "description": "The name of a preset."}}
     return {"type": "object", "required": ["preset"], "properties": preset, "allOf": presets}
 
 
-def _group(options: Mapping[str, Any], multipliers: Iterable[str]) -> Schema:
+def _group(options: Mapping[str, Any], multipliers: Collection[str]) -> Schema:
     """The schema of a rule.
 
     Args:
         options: the schemas of the options that a rule can set.
         multipliers: the keys of `MULTIPLIERS` that a rule can set.
     """
-    by_multiplier = {
-        key: {"description": f"Multiplies {MULTIPLIERS[key]}.", "type": "number", "minimum": 0} for key in multipliers
-    }
-    # A rule cannot both set an option and multiply it.
-    exclusive = {key: {"properties": {MULTIPLIERS[key]: False}} for key in by_multiplier}
+    fields = [field for key, field in GROUP_RULE.items() if key not in MULTIPLIERS or key in multipliers]
     return {
         "type": "object",
-        "properties": {
-            **_selectors(),
-            "name": {"description": "The name of the parameter group.", **TEXT},
-            **by_multiplier,
-            **options,
-        },
-        "anyOf": [{"required": [key]} for key in SELECTOR_KEYS],
-        "dependentSchemas": exclusive,
+        "properties": {**_properties(fields), **options},
+        "anyOf": [{"required": [key]} for key in SELECTORS],
+        # A rule cannot both set an option and multiply it.
+        "dependentSchemas": {key: {"properties": {MULTIPLIERS[key]: False}} for key in multipliers},
         "additionalProperties": False,
-    }
-
-
-def _selectors() -> dict[str, Schema]:
-    return {
-        key: {"description": f"{description}, or a list of them", **_ref("patterns")}
-        for key, description in SELECTOR_KEYS.items()
     }
 
 

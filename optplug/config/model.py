@@ -12,76 +12,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from optplug.config import param_selection
+from optplug.config.arguments import argument_loc, length_argument
+from optplug.config.form import ARGS, ENTRY, METRIC_KEYS, ON_RESUME, SCHEDULER, TABLES
 from optplug.config.param_groups import AnyGroupRule
 from optplug.config.param_selection import Selector
 from optplug.config.plain_data import to_serializable
 from optplug.errors import Loc
 from optplug.registry import Registration, registry
-from optplug.registry.signature import configurable_arguments
-from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
 
-ARGS = "args"
-METRIC_KEYS = ("monitor", "mode", "patience_unit", "on_nonfinite")
-"""Keys that only a scheduler with a metric accepts."""
-
-RESERVED_KEYS = {
-    "optimizer": ("name", ARGS),
-    "scheduler": ("name", ARGS, "interval", "frequency", "warmup", "warmup_steps", *METRIC_KEYS),
-}
-"""Keys that optplug interprets itself. An algorithm's argument of the same name is written under `args`."""
-
-TOP_LEVEL_KEYS = ("optimizer", "scheduler", "param_groups", "monitor", "mode", "on_resume")
-"""The keys of a configuration."""
-
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
-"""LightningCLI's subcommands. In a file the keys of a configuration may be nested under one of them."""
-
-ENTRY_KEYS = (*param_selection.SELECTOR_KEYS, "param_groups", "scheduler")
-"""Additional keys of an optimizer in a list of optimizers."""
-
-WARMUP_UNITS = ("steps", "epochs", "ratio")
-OPTIMIZER_WIDE_OPTIONS = ("engine", "state_dtype")
-"""Hyperparameters that apply to the whole optimizer. A parameter group cannot override them."""
-
-ON_RESUME = ("keep", "override_hparams", "reset_scheduler", "reset_all")
-"""What is restored when training resumes from a checkpoint.
-
-- `keep`: everything is restored from the checkpoint.
-- `override_hparams`: as `keep`, but hyperparameters come from the configuration.
-- `reset_scheduler`: as `keep`, but the scheduler comes from the configuration and starts from the beginning.
-- `reset_all`: as `keep`, but optimizer and scheduler come from the configuration and start from the beginning.
-"""
-
-PATIENCE_UNITS = ("validations", "epochs", "steps")
-"""What the patience of a scheduler with a metric counts since the last improvement.
-
-- `validations`: completed validations that logged the metric; for a training metric, epochs.
-- `epochs`: epochs.
-- `steps`: optimizer steps.
-
-The learning rate is reduced only at a validation, whatever the unit.
-"""
-
-ON_NONFINITE = ("bad", "ignore", "raise")
-"""How non-finite metric values are handled. They are never stored as the best value.
-
-- `bad`: the value counts as no improvement.
-- `ignore`: the value is skipped, and patience does not count it.
-- `raise`: training stops with an error.
-"""
-
-AUTO = "auto"
 LINK_PATTERN = re.compile(r"module(\.[A-Za-z_]\w*)+")
 """The text of a link: a value that is read from an attribute of the module, such as `module.lr`."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer by name, with its hyperparameters."""
+    """An optimizer by name, with its hyperparameters.
+
+    Attributes:
+        name: the name.
+        hyperparameters: the hyperparameters.
+        nested: the hyperparameters that were written under `args`.
+    """
 
     name: str
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+    nested: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def argument_loc(self, name: str) -> Loc:
+        """The location of a hyperparameter, relative to the location of the optimizer."""
+        return argument_loc(name, self.nested)
 
     @property
     def registration(self) -> Registration:
@@ -124,17 +83,23 @@ class SchedulerConfig:
         mode: `"min"`, `"max"`, or None to infer it.
         patience_unit: one of `PATIENCE_UNITS`, for a scheduler with a metric.
         on_nonfinite: one of `ON_NONFINITE`, for a scheduler with a metric.
+        nested: the arguments that were written under `args`.
     """
 
     name: str | None
     arguments: dict[str, Any] = field(default_factory=dict)
-    interval: str = "epoch"
-    frequency: int = 1
+    interval: str = SCHEDULER["interval"].default
+    frequency: int = SCHEDULER["frequency"].default
     warmup: WarmupConfig | None = None
     monitor: str | None = None
     mode: str | None = None
-    patience_unit: str = PATIENCE_UNITS[0]
-    on_nonfinite: str = ON_NONFINITE[0]
+    patience_unit: str = SCHEDULER["patience_unit"].default
+    on_nonfinite: str = SCHEDULER["on_nonfinite"].default
+    nested: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def argument_loc(self, name: str) -> Loc:
+        """The location of an argument, relative to the location of the scheduler."""
+        return argument_loc(name, self.nested)
 
     @property
     def registration(self) -> Registration:
@@ -155,8 +120,7 @@ class SchedulerConfig:
         if self.name is not None and not self.takes_metric:
             reserved |= {"interval": self.interval, "frequency": self.frequency}
         metric_options = {key: getattr(self, key) for key in METRIC_KEYS}
-        # The class attribute is the default of the field.
-        reserved |= {key: value for key, value in metric_options.items() if value != getattr(SchedulerConfig, key)}
+        reserved |= {key: value for key, value in metric_options.items() if value != SCHEDULER[key].default}
         if self.warmup is not None:
             reserved["warmup"] = self.warmup.to_dict()
         return {**_mapping_of("scheduler", self.name, self.arguments), **reserved}
@@ -270,14 +234,7 @@ class Config:
 
 def _mapping_of(kind: str, name: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with the name and the arguments; arguments with the name of a reserved key are nested under `args`."""
-    reserved = {*RESERVED_KEYS[kind], *(ENTRY_KEYS if kind == "optimizer" else ())}
+    reserved = {*TABLES[kind], *(ENTRY if kind == "optimizer" else ())}
     direct = {key: to_serializable(value) for key, value in arguments.items() if key not in reserved}
     nested = {key: to_serializable(value) for key, value in arguments.items() if key in reserved}
     return {**({} if name is None else {"name": name}), **direct, **({ARGS: nested} if nested else {})}
-
-
-def length_argument(registration: Registration) -> str | None:
-    """The name of a scheduler's argument that sets the length of the whole schedule; None if there is none."""
-    assert isinstance(registration.spec, SchedulerSpec)
-    known = configurable_arguments(registration)
-    return registration.spec.length or next((name for name in LENGTH_ARGUMENTS if name in known), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,13 +12,7 @@ from torch import nn
 from optplug.config.param_selection import ModuleAttribute, ModuleParameter, compile_numbered_glob
 from optplug.errors import (
     ConfigError,
-    ConfigTypeError,
-    ErrorCollector,
-    Loc,
-    listing,
-    number_hint,
     short_list,
-    suggest,
     with_loc,
 )
 
@@ -67,21 +61,6 @@ class NoDecay:
     of: tuple[str, ...] = tuple(PARAMETER_KINDS)
 
     name: ClassVar[str] = "no_decay"
-    keys: ClassVar[tuple[str, ...]] = ("of",)
-
-    @classmethod
-    def parse(cls, given: Mapping[str, Any], collector: ErrorCollector, loc: Loc) -> NoDecay:
-        of = given.get("of", tuple(PARAMETER_KINDS))
-        of = [of] if isinstance(of, str) else of
-        if not isinstance(of, Sequence) or not of or not all(isinstance(kind, str) for kind in of):
-            allowed = listing(PARAMETER_KINDS)
-            collector.add(ConfigTypeError(f"must be a list with some of {allowed}, got {given['of']!r}"), (*loc, "of"))
-            return cls()
-        for kind in of:
-            if kind not in PARAMETER_KINDS:
-                hint = suggest(kind, PARAMETER_KINDS, intro="the kinds are")
-                collector.add(ConfigError(f"there is no kind of parameters named {kind!r}{hint}"), (*loc, "of"))
-        return cls(tuple(kind for kind in of if kind in PARAMETER_KINDS))
 
     def assignments(self, parameters: Sequence[ModuleParameter], has_weight_decay: bool) -> list[GroupAssignment]:
         # For an optimizer without weight decay, no option needs to be set.
@@ -112,27 +91,6 @@ class LayerDecay:
     layers: tuple[str, ...]
 
     name: ClassVar[str] = "layer_decay"
-    keys: ClassVar[tuple[str, ...]] = ("decay", "layers")
-
-    @classmethod
-    def parse(cls, given: Mapping[str, Any], collector: ErrorCollector, loc: Loc) -> LayerDecay:
-        example = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
-        for key in cls.keys:
-            if key not in given:
-                collector.add(ConfigError(f"layer_decay needs {key}, for example {example}"), loc)
-        decay, layers, checked_decay = given.get("decay", 1.0), given.get("layers", ["*"]), 1.0
-        with collector.collect((*loc, "decay")):
-            if isinstance(decay, bool) or not isinstance(decay, (int, float)):
-                raise ConfigTypeError(f"must be a number, got {decay!r}{number_hint(decay)}")
-            if not 0 < decay <= 1:
-                raise ConfigError(f"must be above 0 and at most 1, got {str(decay)[:20]}")
-            checked_decay = float(decay)
-        with collector.collect((*loc, "layers")):
-            is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
-            if not is_list or not layers or not all(isinstance(layer, str) and layer for layer in layers):
-                raise ConfigTypeError(f"must be a list of globs from input to output, got {layers!r}")
-            return cls(checked_decay, tuple(layers))
-        return cls(checked_decay, ("*",))
 
     def assignments(self, parameters: Sequence[ModuleParameter], has_weight_decay: bool) -> list[GroupAssignment]:
         layers = self._split_into_layers(parameters)
@@ -183,33 +141,3 @@ def _fill_numbers(glob: str, numbers: tuple[int, ...]) -> str:
     for number in numbers:
         glob = glob.replace("{}", str(number), 1)
     return glob
-
-
-PRESETS: dict[str, type[NoDecay] | type[LayerDecay]] = {preset.name: preset for preset in (NoDecay, LayerDecay)}
-
-
-def parse_preset(given: Mapping[str, Any], collector: ErrorCollector, loc: Loc) -> NoDecay | LayerDecay | None:
-    """Parse a preset.
-
-    Args:
-        given: a mapping with the key `preset`.
-        collector: collects the errors.
-        loc: the location of the mapping in the configuration.
-
-    Returns:
-        The preset, or None if `preset` is not the name of one.
-    """
-    name = given["preset"]
-    if not isinstance(name, str):
-        collector.add(ConfigTypeError(f"must be the name of a preset, got {name!r}"), (*loc, "preset"))
-        return None
-    if name not in PRESETS:
-        hint = suggest(name, PRESETS, intro="the presets are")
-        collector.add(ConfigError(f"there is no preset {name!r}{hint}"), (*loc, "preset"))
-        return None
-    preset = PRESETS[name]
-    for key in given:
-        if key != "preset" and key not in preset.keys:
-            hint = suggest(key, preset.keys)
-            collector.add(ConfigError(f"preset {name} has no key {key!r}{hint}"), (*loc, key))
-    return preset.parse(given, collector, loc)

@@ -12,13 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optplug.config.form import MULTIPLIERS
 from optplug.config.param_group_presets import GroupAssignment, LayerDecay, NoDecay
 from optplug.config.param_selection import ModuleParameter, Selector, check_selector, module_parameters
 from optplug.config.plain_data import to_serializable
 from optplug.errors import ConfigError, ErrorCollector, Loc, with_loc
-
-MULTIPLIERS = {"lr_mult": "lr", "wd_mult": "weight_decay"}
-"""Options of a rule that multiply an option of the optimizer, each with the option that is multiplied."""
 
 
 @dataclass(frozen=True)

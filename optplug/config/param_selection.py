@@ -8,24 +8,19 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
-from typing import Any
 
 from torch import Tensor, nn
 
-from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, Loc, listing, suggest, with_loc
+from optplug.errors import ConfigError, listing, suggest, with_loc
 
 WRAPPER_PREFIXES = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 """Parts that wrappers add to parameter names. Patterns match names without them."""
 
-SELECTOR_KEYS = {
-    "match": "a glob over parameter names",
-    "regex": "a regular expression, searched for in parameter names",
-    "type": "a glob over the names of module classes, base classes included",
-}
-"""The keys that select parameters, each with a description of its patterns."""
+SELECTOR_KEYS = ("match", "regex", "type")
+"""The keys that select parameters."""
 
 
 @dataclass(frozen=True)
@@ -153,35 +148,6 @@ def _matcher(key: str, pattern: str) -> Callable[[ModuleAttribute], bool]:
     if key == "regex":
         return lambda attribute: compiled.search(attribute.name) is not None
     return lambda attribute: any(map(compiled.match, attribute.class_names))
-
-
-def parse_selector(given: Mapping[str, Any], collector: ErrorCollector, loc: Loc) -> Selector:
-    """Parse the selector of a configuration entry.
-
-    Args:
-        given: the entry. Keys other than `SELECTOR_KEYS` are ignored.
-        collector: collects the errors: a pattern that is not text, an empty list, an invalid regular expression.
-        loc: the location of the entry in the configuration.
-    """
-    nouns = {"match": "a glob", "regex": "a regular expression", "type": "a glob over class names"}
-    parsed: dict[str, tuple[str, ...]] = {}
-    for key in (key for key in SELECTOR_KEYS if key in given):
-        value = given[key]
-        patterns = [value] if isinstance(value, str) else value
-        with collector.collect((*loc, key)):
-            if (
-                not isinstance(patterns, Sequence)
-                or not patterns
-                or not all(isinstance(p, str) and p for p in patterns)
-            ):
-                raise ConfigTypeError(f"must be {nouns[key]}, or a list of them, got {value!r}")
-            for pattern in patterns if key == "regex" else ():
-                try:
-                    re.compile(pattern)
-                except (re.error, RecursionError, OverflowError) as error:
-                    raise ConfigError(f"{pattern!r} is not a valid regular expression: {error}") from None
-            parsed[key] = tuple(patterns)
-    return Selector(**parsed)
 
 
 def check_selector(selector: Selector, parameters: Sequence[ModuleParameter], module: nn.Module) -> None:

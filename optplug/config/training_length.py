@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.config.model import AUTO, SchedulerConfig
+from optplug.config.form import AUTO
+from optplug.config.model import SchedulerConfig
 from optplug.errors import ConfigError, ErrorCollector, Loc
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from optplug.config.build import parse_and_check
 from optplug.config.describe import describe_registration
-from optplug.config.model import SUBCOMMANDS
+from optplug.config.form import SUBCOMMANDS
 from optplug.errors import OptplugError, did_you_mean
 from optplug.lightning._compat import installed_import_names
 from optplug.lightning.callback import ConfigureOptimizers

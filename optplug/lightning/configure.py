@@ -22,7 +22,8 @@ from optplug.config.build import (
     parse_and_check,
     resolve_links,
 )
-from optplug.config.model import AUTO, Config, OptimizerSetup, SchedulerConfig
+from optplug.config.form import AUTO
+from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
 from optplug.config.param_groups import parameter_infos
 from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError, WiringError

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from optplug.config.model import PATIENCE_UNITS
+from optplug.config.form import PATIENCE_UNITS
 from optplug.lightning.monitor import is_validation_metric, mode_from_name
 from optplug.lightning.stepping_plan import MonitoredMetric, SteppingPlan
 from optplug.schedulers.warmup import Warmup

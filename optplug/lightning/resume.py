@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS
+from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
 from optplug.errors import Loc, WiringError, loc_text, short_list
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.stepping_plan import MonitoredMetric, optimizer_choices, stepping_plans
@@ -27,7 +27,7 @@ class ResumeState:
     """Data about a resumed run, for `finish_resume` and the summary that resumes from a checkpoint.
 
     Attributes:
-        policy: one of `optplug.config.model.ON_RESUME`.
+        policy: one of `optplug.config.form.ON_RESUME`.
         saved_config: the configuration in the checkpoint; empty for a checkpoint without one.
         saved_histories: the `PlateauHistory` fields of each plateau, as the checkpoint has them.
         configured_groups: for each optimizer, the options of its parameter groups before Lightning restores them.
@@ -223,7 +223,7 @@ def _check_compatible(trainer: Any, saved: Mapping[str, Any], current: Mapping[s
         trainer: the Lightning trainer.
         saved: the metadata of the checkpoint.
         current: the metadata of the configuration.
-        policy: one of `optplug.config.model.ON_RESUME`. What it resets is not compared.
+        policy: one of `optplug.config.form.ON_RESUME`. What it resets is not compared.
 
     Raises:
         WiringError: something differs.

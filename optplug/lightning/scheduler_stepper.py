@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import OneCycleLR
 
-from optplug.config.model import PATIENCE_UNITS
+from optplug.config.form import PATIENCE_UNITS
 from optplug.config.param_groups import name_groups, parameter_infos
 from optplug.errors import OptplugError, WiringError, listing, short_list
 from optplug.lightning import optimizer_modes

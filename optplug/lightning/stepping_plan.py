@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS, Config, OptimizerSetup
+from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
+from optplug.config.model import Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
 from optplug.errors import Loc
 

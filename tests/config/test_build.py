@@ -28,15 +28,43 @@ PLATEAU = {"name": "reduce_lr_on_plateau"}
 # ----------------------------------------------------------------------------------------------- dry run
 
 
-def test_number_that_yaml_parses_as_text_raises_with_hint(error_message: Any):
-    given = yaml.safe_load("{name: adam, lr: 1e-3}")
-    assert error_message(HyperparameterTypeError, given) == (
-        "optimizer.lr: Adam: lr must be a number, got '1e-3' (str); YAML reads 1e-3 as text, write 1.0e-3"
-    )
-    groups = yaml.safe_load("[{match: '*', lr: 1e-3}]")
-    assert error_message(HyperparameterTypeError, "adam", param_groups=groups) == (
-        "param_groups[0].lr: Adam: lr must be a number, got '1e-3' (str); YAML reads 1e-3 as text, write 1.0e-3"
-    )
+@pytest.mark.parametrize(
+    ("config", "text", "number"),
+    [
+        ("optimizer: {name: adam, lr: VALUE}", "1e-3", "0.001"),
+        ("optimizer: {name: adam, betas: [VALUE, 0.99]}", "'0.9'", "0.9"),
+        ("optimizer: {name: adam, args: {eps: VALUE}}", "1E-6", "0.000001"),
+        ("{optimizer: adam, param_groups: [{match: '*', lr: VALUE}]}", "1e-3", "0.001"),
+        ("{optimizer: adam, param_groups: [{match: '*', lr_mult: VALUE}]}", "1e-1", "0.1"),
+        ("{optimizer: adam, param_groups: [{preset: layer_decay, decay: VALUE, layers: ['*']}]}", "5e-1", "0.5"),
+        ("scheduler: {name: cosine_annealing_lr, T_max: VALUE}", "1e3", "1000"),
+        ("scheduler: {name: multi_step_lr, milestones: [VALUE, 10]}", "'3'", "3"),
+        ("scheduler: {name: reduce_lr_on_plateau, min_lr: VALUE}", "1e-6", "0.000001"),
+        ("scheduler: {name: reduce_lr_on_plateau, min_lr: [VALUE]}", "1e-6", "0.000001"),
+        ("scheduler: {name: reduce_lr_on_plateau, patience: VALUE}", "'3'", "3"),
+        ("scheduler: {name: step_lr, step_size: 3, frequency: VALUE}", "'2'", "2"),
+        ("scheduler: {warmup: {ratio: VALUE}}", "1e-1", "0.1"),
+        ("scheduler: {warmup: {steps: 3, start_factor: VALUE}}", "1e-3", "0.001"),
+        ("scheduler: {warmup_steps: VALUE}", "1e2", "100"),
+    ],
+)
+def test_text_that_is_a_number_is_taken_as_the_number(config: str, text: str, number: str):
+    with_text, with_number = (yaml.safe_load(config.replace("VALUE", value)) for value in (text, number))
+    assert with_text != with_number
+    assert repr(parse_and_check(**with_text)) == repr(parse_and_check(**with_number))
+    assert with_text == yaml.safe_load(config.replace("VALUE", text))  # the caller's mapping is not changed
+
+
+@pytest.mark.parametrize("text", ["fast", "1,5", "nan", "inf", "1e", "0x10", "1e3 steps", "", "auto"])
+def test_text_that_is_no_number_is_rejected_where_a_number_is_required(text: str, error_message: Any):
+    error_message(HyperparameterTypeError, {"name": "adam", "lr": text})
+    error_message(ConfigTypeError, "adam", {"warmup_steps": text})
+    error_message(ConfigTypeError, "adam", param_groups=[{"match": "*", "lr_mult": text}])
+
+
+def test_text_stays_text_where_text_is_allowed():
+    assert parse_and_check("adam", {"name": "lambda_lr", "lr_lambda": "1"}).scheduler.arguments == {"lr_lambda": "1"}
+    assert parse_and_check("adam", param_groups=[{"match": "1", "name": "2"}]).param_groups[0].name == "2"
 
 
 def test_invalid_values_are_found_without_a_model(error_message: Any):

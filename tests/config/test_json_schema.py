@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import optplug
 from optplug.config.build import parse_and_check
+from optplug.config.form import PRESETS
 from optplug.config.json_schema import json_schema
-from optplug.config.param_group_presets import PRESETS
 from optplug.errors import OptplugError
 from optplug.optim.ranges import COMMON_RANGES, above_zero, at_least, unit_interval
 from optplug.registry import Plugin, QuarantinedPlugin, Registration, registry
@@ -201,7 +201,7 @@ INVALID_OPTIMIZERS = [
     {"name": "adam", "class_path": "torch.optim.Adam"},
     {"name": "adam", "weigth_decay": 0.1},
     {"name": "adam", "params": []},
-    {"name": "adam", "lr": "1e-3"},
+    {"name": "adam", "lr": "1e"},
     {"name": "adam", "lr": "model.lr"},
     {"name": "adam", "lr": -0.1},
     {"name": "adam", "lr": None},
@@ -251,7 +251,7 @@ INVALID_SCHEDULERS = [
     {"name": "cosine_annealing_lr", "t_max": 10},
     {"name": "cosine_annealing_lr", "args": {}},
     {**COSINE, "args": {"T_max": 10}},
-    {**COSINE, "T_max": "10"},
+    {**COSINE, "T_max": "ten"},
     {**COSINE, "T_max": [3]},
     {**COSINE, "eta_min": "auto"},
     {**COSINE, "eta_min": "module.lr"},
@@ -271,7 +271,7 @@ INVALID_SCHEDULERS = [
     {**COSINE, "warmup": {"step": 5}},
     {**COSINE, "warmup": {"steps": 5, "epochs": 1}},
     {**COSINE, "warmup": {"ratio": 1.5}},
-    {**COSINE, "warmup": {"epochs": "1"}},
+    {**COSINE, "warmup": {"epochs": "one"}},
     {**COSINE, "warmup": {"steps": 5, "start_factor": 0}},
     {**COSINE, "warmup_steps": 1, "warmup": {"steps": 1}},
     {"warmup_steps": 5, "T_max": 10},
@@ -307,10 +307,10 @@ INVALID_PARAM_GROUPS = [
     [{"match": "*", "wd": 0}],
     [{"match": "*", "momentum": 0.5}],
     [{"match": "*", "engine": "loop"}],
-    [{"match": "*", "lr": "1e-3"}],
+    [{"match": "*", "lr": "1e-3x"}],
     [{"match": "*", "betas": [0.9]}],
     [{"match": "*", "lr_mult": -1}],
-    [{"match": "*", "lr_mult": "2"}],
+    [{"match": "*", "lr_mult": "2,5"}],
     [{"match": "*", "lr_mult": 2, "lr": 0.1}],
     [{"preset": "no_decays"}],
     [{"preset": "no_decay", "of": "weights"}],
@@ -378,12 +378,12 @@ def test_argument_has_type_default_description_and_range():
     arguments = SCHEMA["$defs"]["optimizer:adam.arguments"]["properties"]
     assert arguments["lr"] == {
         "description": "learning rate γ ≥ 0.",  # noqa: RUF001
-        "anyOf": [{"type": "number", "minimum": 0}, {"$ref": "#/$defs/link"}],
+        "anyOf": [{"type": "number", "minimum": 0}, {"$ref": "#/$defs/number_text"}, {"$ref": "#/$defs/link"}],
         "default": 0.001,
     }
     assert arguments["betas"]["anyOf"][0] == {
         "type": "array",
-        "items": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+        "items": {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"$ref": "#/$defs/number_text"}]},
         "minItems": 2,
         "maxItems": 2,
     }
@@ -469,10 +469,12 @@ def test_third_party_arguments_follow_their_annotations(third_party_schema: Any)
     arguments = third_party_schema["$defs"]["optimizer:documented.arguments"]["properties"]
     assert arguments["variant"] == {"description": "name of the variant.", "type": "string", "default": "plain"}
     assert arguments["lr"].pop("description")  # from the docstring of the base class, torch's SGD
-    assert arguments["lr"] == {"anyOf": [{"type": "number"}, {"$ref": "#/$defs/link"}]}  # the class declares no range
+    assert arguments["lr"] == {
+        "anyOf": [{"type": "number"}, {"$ref": "#/$defs/number_text"}, {"$ref": "#/$defs/link"}]
+    }  # the class declares no range
     assert arguments["untyped"] == {"default": 3}
     assert arguments["table"]["anyOf"] == [
-        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "object", "additionalProperties": {"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/number_text"}]}},
         {"type": "null"},
         {"$ref": "#/$defs/link"},
     ]

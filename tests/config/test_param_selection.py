@@ -16,8 +16,8 @@ from optplug.config.param_selection import (
     check_selector,
     compile_numbered_glob,
     module_parameters,
-    parse_selector,
 )
+from optplug.config.parse import parse_selector
 from optplug.errors import (
     ConfigError,
     ConfigErrors,
@@ -304,20 +304,20 @@ def test_shared_module_is_selected_by_each_of_its_names():
 def test_pattern_without_a_match_is_rejected_with_near_matches():
     error = raised_error(ConfigError, network()["head"], match=["weight", "wieght"])
     assert loc_text(error.loc) == "match"
-    assert str(error) == ("'wieght' matches no parameter of MyLinear; did you mean 'weight'?")
+    assert str(error) == ("match: 'wieght' matches no parameter of MyLinear; did you mean 'weight'?")
     error = raised_error(ConfigError, network(), type="MyLinaer")
     assert loc_text(error.loc) == "type"
-    assert str(error) == ("'MyLinaer' matches no parameter of ModuleDict; did you mean 'MyLinear', 'Linear'?")
+    assert str(error) == ("type: 'MyLinaer' matches no parameter of ModuleDict; did you mean 'MyLinear', 'Linear'?")
 
 
 def test_error_lists_the_known_names_without_near_matches():
     error = raised_error(ConfigError, nn.Linear(1, 1), regex="zzz")
-    assert (loc_text(error.loc), str(error)) == (
+    assert (loc_text(error.loc), error.message) == (
         "regex",
         "'zzz' matches no parameter of Linear; its parameters are weight, bias",
     )
     error = raised_error(ConfigError, network(), type="zzz")
-    assert str(error) == (
+    assert error.message == (
         "'zzz' matches no parameter of ModuleDict; the classes that have parameters are Block, Linear, LayerNorm, "
         "WideBlock, MyLinear"
     )

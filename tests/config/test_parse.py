@@ -98,7 +98,7 @@ def test_value_that_is_neither_name_nor_mapping_raises(error_message: Any):
     assert (
         error_message(ConfigTypeError, "adam", 3) == "scheduler: must be a name or a mapping with a name, got 3 (int)"
     )
-    assert error_message(ConfigTypeError, {"name": 3}) == "optimizer.name: must be a string, got 3"
+    assert error_message(ConfigTypeError, {"name": 3}) == "optimizer.name: must be a name, got 3"
     assert error_message(ConfigTypeError, {"name": "adam", 3: 4}) == "optimizer: has the key 3; keys must be strings"
 
 
@@ -106,10 +106,10 @@ def test_missing_name_raises(error_message: Any):
     assert error_message(ConfigError, {}) == "optimizer: needs a name; it has none"
     assert error_message(ConfigError, {"lr": 0.1}) == "optimizer: needs a name; it has lr"
     assert error_message(ConfigError, {"nam": "adam"}) == (
-        "optimizer: needs a name; it has nam; did you mean 'name' instead of 'nam'?"
+        "optimizer.nam: needs a name; it has nam; did you mean 'name' instead of 'nam'?"
     )
     assert error_message(ConfigError, {"combin": []}) == (
-        "optimizer: needs a name; it has combin; did you mean 'combine' instead of 'combin'?"
+        "optimizer.combin: needs a name; it has combin; did you mean 'combine' instead of 'combin'?"
     )
 
 
@@ -170,12 +170,12 @@ def test_unknown_argument_without_near_match_raises_with_short_list(error_messag
     )
     assert error_message(ConfigError, "adam", {**COSINE, "args": {"name": 1}}) == (
         "scheduler.args.name: cosine_annealing_lr has no argument 'name'; it has T_max, eta_min, and in a "
-        "configuration args, interval, frequency, warmup, warmup_steps"
+        "configuration interval, frequency, warmup_steps, warmup, args"
     )
     assert error_message(ConfigError, "adam", {**PLATEAU, "foo": 1}) == (
         "scheduler.foo: reduce_lr_on_plateau has no argument 'foo'; it has cooldown, eps, factor, min_lr, mode, "
         "patience, threshold, threshold_mode, verbose, and in a "
-        "configuration args, warmup, warmup_steps, monitor, mode, patience_unit, on_nonfinite"
+        "configuration warmup_steps, warmup, monitor, mode, patience_unit, on_nonfinite, args"
     )
 
 

@@ -42,8 +42,12 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        (5, ConfigTypeError, ": must be a list of mappings and presets, got 5"),
-        ({"match": "*"}, ConfigTypeError, ": must be a list of mappings and presets, got {'match': '*'}"),
+        (5, ConfigTypeError, ": must be the name of a preset, or a list of group rules and presets, got 5"),
+        (
+            {"match": "*"},
+            ConfigTypeError,
+            ": must be the name of a preset, or a list of group rules and presets, got {'match': '*'}",
+        ),
         (
             [5],
             ConfigTypeError,
@@ -59,7 +63,7 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
         (
             [{"regex": ["ok", "("]}],
             ConfigError,
-            "[0].regex: '(' is not a valid regular expression: missing ), unterminated subpattern at position 0",
+            "[0].regex[1]: '(' is not a valid regular expression: missing ), unterminated subpattern at position 0",
         ),
         ([{"match": "*", "name": None}], ConfigTypeError, "[0].name: must be a non-empty string, got None"),
         (
@@ -99,11 +103,6 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
             ConfigError,
             "[0].wd_mult: multiplies weight_decay, which this entry sets too: give only one of them",
         ),
-        (
-            [{"match": "*", "lr_mult": "1e-1"}],
-            ConfigTypeError,
-            "[0].lr_mult: must be a number, got '1e-1'; YAML reads 1e-1 as text, write 1.0e-1",
-        ),
         ([{"match": "*", "lr_mult": -1}], ConfigError, "[0].lr_mult: must be at least 0 and finite, got -1"),
         ([{"match": "*", "wd_mult": True}], ConfigTypeError, "[0].wd_mult: must be a number, got True"),
         (
@@ -131,7 +130,7 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
         (
             [{"preset": "no_decay", "of": "norm"}],
             ConfigError,
-            "[0].of: there is no kind of parameters named 'norm'; did you mean 'norms'?",
+            "[0].of: must be one of norms, biases, embeddings, got 'norm'; did you mean 'norms'?",
         ),
         (
             [{"preset": "no_decay", "of": []}],
@@ -176,16 +175,18 @@ def test_invalid_param_groups_raise(given: Any, error: type[OptplugError], messa
 
 @pytest.mark.parametrize("given", ["layer_decay", ["layer_decay"], [{"preset": "layer_decay"}]], ids=str)
 def test_each_missing_key_of_a_preset_is_reported(given: Any, collected_errors: Any):
+    loc = "param_groups" if isinstance(given, str) else "param_groups[0]"
     assert list(map(str, collected_errors("adam", param_groups=given))) == [
-        f"param_groups[0]: layer_decay needs decay, for example {LAYER_DECAY_EXAMPLE}",
-        f"param_groups[0]: layer_decay needs layers, for example {LAYER_DECAY_EXAMPLE}",
+        f"{loc}: layer_decay needs decay, for example {LAYER_DECAY_EXAMPLE}",
+        f"{loc}: layer_decay needs layers, for example {LAYER_DECAY_EXAMPLE}",
     ]
 
 
 def test_misspelled_selector_is_reported_once(error_message: Any):
     message = error_message(ConfigError, "adam", param_groups=[{"mach": "*", "lr": 1}])
     assert message == (
-        "param_groups[0]: needs one of match, regex, type to select parameters; it has mach, lr; did you mean 'match' "
+        "param_groups[0].mach: needs one of match, regex, type to select parameters; it has mach, lr; did you mean "
+        "'match' "
         "instead of 'mach'?"
     )
 

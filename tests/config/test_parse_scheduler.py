@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from optplug.config.build import parse_and_check
-from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS, SchedulerConfig, WarmupConfig
+from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
+from optplug.config.model import SchedulerConfig, WarmupConfig
 from optplug.errors import ConfigError, ConfigTypeError, HyperparameterTypeError, OptplugError
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
@@ -125,21 +126,21 @@ WARMUP_UNITS_MESSAGE = "needs exactly one of steps (optimizer steps), epochs, ra
             ConfigError,
             ".foo: a warmup has no key 'foo'; it has steps, epochs, ratio, start_factor",
         ),
-        ({"warmup_steps": -1}, ConfigError, "_steps: warmup steps must be at least 0, got -1"),
+        ({"warmup_steps": -1}, ConfigError, "_steps: must be at least 0, got -1"),
         (
             {"warmup_steps": 1.5},
             ConfigTypeError,
-            "_steps: warmup steps must be a whole number of optimizer steps, got 1.5",
+            "_steps: must be a whole number of optimizer steps, got 1.5",
         ),
         (
             {"warmup_steps": 0.0},
             ConfigTypeError,
-            "_steps: warmup steps must be a whole number of optimizer steps, got 0.0; write 0",
+            "_steps: must be a whole number of optimizer steps, got 0.0; write 0",
         ),
         (
             {"warmup_steps": False},
             ConfigTypeError,
-            "_steps: warmup steps must be a whole number of optimizer steps, got False",
+            "_steps: must be a whole number of optimizer steps, got False",
         ),
         (
             {"warmup_steps": None},
@@ -149,26 +150,21 @@ WARMUP_UNITS_MESSAGE = "needs exactly one of steps (optimizer steps), epochs, ra
         (
             {"warmup": {"steps": 1.5}},
             ConfigTypeError,
-            ".steps: warmup steps must be a whole number of optimizer steps, got 1.5",
+            ".steps: must be a whole number of optimizer steps, got 1.5",
         ),
-        ({"warmup": {"epochs": -1}}, ConfigError, ".epochs: must be at least 0, got -1"),
-        ({"warmup": {"epochs": float("nan")}}, ConfigError, ".epochs: must be at least 0, got nan"),
+        ({"warmup": {"epochs": -1}}, ConfigError, ".epochs: must be at least 0 and at most 1e+09, got -1"),
+        ({"warmup": {"epochs": float("nan")}}, ConfigError, ".epochs: must be at least 0 and at most 1e+09, got nan"),
         ({"warmup": {"epochs": True}}, ConfigTypeError, ".epochs: must be a number, got True"),
         ({"warmup": {"ratio": 1.5}}, ConfigError, ".ratio: must be at least 0 and at most 1, got 1.5"),
         (
-            {"warmup": {"ratio": "1e-1"}},
-            ConfigTypeError,
-            ".ratio: must be a number, got '1e-1'; YAML reads 1e-1 as text, write 1.0e-1",
-        ),
-        (
             {"warmup": {"steps": 5, "start_factor": 0}},
             ConfigError,
-            ".start_factor: warmup start_factor must be above 0 and at most 1, got 0",
+            ".start_factor: must be above 0 and at most 1, got 0",
         ),
         (
             {"warmup": {"steps": 0, "start_factor": "x"}},
             ConfigTypeError,
-            ".start_factor: warmup start_factor must be a number, got 'x'",
+            ".start_factor: must be a number, got 'x'",
         ),
     ],
 )
@@ -211,11 +207,11 @@ def test_invalid_monitor_or_mode_raises(error_message: Any):
     assert error_message(ConfigTypeError, "adam", {**PLATEAU, "monitor": 3}) == (
         "scheduler.monitor: must be the name of a metric, got 3"
     )
-    assert error_message(ConfigError, "adam", PLATEAU, monitor="") == (
-        "monitor: is empty: name a metric, or omit it to have it inferred"
+    assert error_message(ConfigTypeError, "adam", PLATEAU, monitor="") == (
+        "monitor: must be the name of a metric, got ''"
     )
-    assert error_message(ConfigError, "adam", {**PLATEAU, "monitor": ""}) == (
-        "scheduler.monitor: is empty: name a metric, or omit it to have it inferred"
+    assert error_message(ConfigTypeError, "adam", {**PLATEAU, "monitor": ""}) == (
+        "scheduler.monitor: must be the name of a metric, got ''"
     )
     assert error_message(ConfigError, "adam", {**PLATEAU, "args": {"mode": "low"}}) == (
         "scheduler.args.mode: must be 'min' or 'max', got 'low'"
@@ -228,7 +224,7 @@ def test_invalid_monitor_or_mode_raises(error_message: Any):
 
 @pytest.mark.parametrize("name", ["lr-Adam", "lr-", "lr-SGD/pg1"])
 def test_learning_rate_as_monitor_raises(name: str, error_message: Any):
-    message = f"is {name!r}, a learning rate, which reduce_lr_on_plateau sets: name a metric of the model"
+    message = f"is {name!r}, a learning rate, which the scheduler sets: name a metric of the model"
     assert error_message(ConfigError, "adam", {**PLATEAU, "monitor": name}) == f"scheduler.monitor: {message}"
     assert error_message(ConfigError, "adam", PLATEAU, monitor=name) == f"monitor: {message}"
     for metric in ("lr_loss", "lr", "val/lr-loss"):

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optplug.config.build import parse_and_check
-from optplug.config.model import ON_NONFINITE, PATIENCE_UNITS, Config
+from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
+from optplug.config.model import Config
 from optplug.config.parse import parse
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}

@@ -1,0 +1,263 @@
+"""Arguments of registered classes in a configuration: their names, `auto`, and text that is a number."""
+
+from __future__ import annotations
+
+import collections.abc
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from optplug.config.fields import Table, number_from_text
+from optplug.config.form import (
+    ARGS,
+    AUTO,
+    ENTRY,
+    GROUP_RULE,
+    MULTIPLIERS,
+    OPTIMIZER,
+    OPTIMIZER_WIDE_OPTIONS,
+    SCHEDULER,
+    SELECTORS,
+)
+from optplug.errors import ConfigError, ErrorCollector, Loc, did_you_mean, listing, short_list, with_argument
+from optplug.registry import Registration, registry
+from optplug.registry.signature import configurable_arguments, constructor_arguments, documented_arguments
+from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
+
+
+def length_argument(registration: Registration) -> str | None:
+    """The name of a scheduler's argument that sets the length of the whole schedule; None if there is none."""
+    if not isinstance(registration.spec, SchedulerSpec):
+        return None
+    known = configurable_arguments(registration)
+    return registration.spec.length or next((name for name in LENGTH_ARGUMENTS if name in known), None)
+
+
+def own_arguments(
+    collector: ErrorCollector,
+    registration: Registration,
+    arguments: Mapping[str, Any],
+    nested: Collection[str],
+    fields: Table,
+    loc: Loc,
+) -> dict[str, Any]:
+    """The arguments that a class has, with numbers in place of text that is a number.
+
+    Errors are collected for unknown and missing arguments, and for an argument that must not be `auto`.
+
+    Args:
+        collector: collects the errors.
+        registration: the optimizer or scheduler.
+        arguments: the given arguments.
+        nested: the arguments that are written under `args`.
+        fields: the keys beside the arguments.
+        loc: the location of the mapping that has the name.
+    """
+    takes_metric = "metric" in registration.spec.capabilities
+    keys = [key for key, field in fields.items() if key != "name" and field.applies(takes_metric=takes_metric)]
+    invalid = set()
+    for error in argument_errors(registration, arguments, keys):
+        key = error.argument
+        collector.add(error, (*loc, *argument_loc(key, nested)) if key else loc)
+        invalid.add(key)
+    length = length_argument(registration)
+    for key, value in arguments.items():
+        is_auto = isinstance(registration.spec, SchedulerSpec) and isinstance(value, str) and value.lower() == AUTO
+        if not is_auto or key in invalid or (key == length and value == AUTO):
+            continue
+        if key == length:
+            message = f"is {value!r}: write {AUTO}"
+        elif length:
+            message = f"only {length}, the length of the schedule, can be {AUTO}"
+        else:
+            message = f"no argument of {registration.name} can be {AUTO}"
+        collector.add(ConfigError(message), (*loc, *argument_loc(key, nested)))
+        invalid.add(key)
+    return read_numbers(registration, {key: value for key, value in arguments.items() if key not in invalid})
+
+
+def argument_loc(name: str, nested: Collection[str]) -> Loc:
+    """The location of an argument in the mapping that has the name."""
+    return (ARGS, name) if name in nested else (name,)
+
+
+def argument_errors(
+    registration: Registration, arguments: Mapping[str, Any], keys: Collection[str] = ()
+) -> Iterator[ConfigError]:
+    """Find unknown and missing arguments.
+
+    Args:
+        registration: the optimizer or scheduler.
+        arguments: the given arguments.
+        keys: keys that the configuration accepts beside the arguments; empty outside a configuration.
+
+    Yields:
+        The errors. An error about an unknown argument has its name in `argument`.
+    """
+    known, is_complete = constructor_arguments(registry.get(registration.spec.kind, registration.qualified_name))
+    for key in arguments if is_complete else ():
+        if key not in known:
+            yield with_argument(key, _unknown_argument(registration, key, known, keys))
+    missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
+    if missing:
+        length = length_argument(registration)
+        auto = f" ({length} may be {AUTO}: the length of the training)" if keys and length in missing else ""
+        yield ConfigError(f"{registration.name} needs {listing(missing)}{auto}")
+
+
+def _unknown_argument(
+    registration: Registration, key: str, known: Collection[str], keys: Collection[str]
+) -> ConfigError:
+    kind = registration.spec.kind
+    hint = _hint_for_misplaced_key(kind, key) or did_you_mean(key, [*known, *keys])
+    if key in keys:
+        hint = f"; write {key} directly in {kind}, not under {ARGS}"
+    if not hint:
+        hint = f"; it has {short_list(sorted(known), f'optplug info {registration.name}')}"
+        hint += f", and in a configuration {short_list(keys)}" if keys else ""
+    noun = "argument" if kind == "scheduler" else "option"
+    return ConfigError(f"{registration.name} has no {noun} {key!r}{hint}")
+
+
+def _hint_for_misplaced_key(kind: str, key: str) -> str:
+    """Where a key of the configuration belongs if it is not an option of the optimizer; empty for other keys."""
+    if kind != "optimizer":
+        return ""
+    if key in SCHEDULER and key not in OPTIMIZER:
+        return f"; {key!r} belongs to scheduler"
+    if key in SELECTORS:
+        return f"; {key} belongs to an entry of param_groups, or to an entry in a list of optimizers"
+    if key in ENTRY:
+        return f"; {key} belongs to the top level of the configuration, or to an entry in a list of optimizers"
+    return ""
+
+
+def check_arguments(registration: Registration, arguments: Mapping[str, Any]) -> None:
+    """Check the names of constructor arguments, outside a configuration.
+
+    Args:
+        registration: the optimizer or scheduler.
+        arguments: the arguments to check.
+
+    Raises:
+        ConfigError: an argument is unknown, with the nearest match; or a required argument is missing.
+    """
+    for error in argument_errors(registration, arguments):
+        raise error
+
+
+def group_options(
+    collector: ErrorCollector, registration: Registration, options: Mapping[str, Any], loc: Loc
+) -> dict[str, Any]:
+    """The options that a parameter group can have; an error is collected for each other option.
+
+    Args:
+        collector: collects the errors.
+        registration: the optimizer.
+        options: the given options, multipliers included.
+        loc: the location of the group rule.
+    """
+    name = registration.name
+    arguments, is_complete = constructor_arguments(registry.get("optimizer", registration.qualified_name))
+    known = [key for key in arguments if key not in OPTIMIZER_WIDE_OPTIONS]
+    multipliers = [key for key, target in MULTIPLIERS.items() if target in arguments or not is_complete]
+    valid = {}
+    for key, value in options.items():
+        with collector.collect((*loc, key)):
+            if key in MULTIPLIERS:
+                target = MULTIPLIERS[key]
+                if key not in multipliers:
+                    raise ConfigError(f"{name} has no {target} to multiply")
+                if target in options:
+                    raise ConfigError(f"multiplies {target}, which this entry sets too: give only one of them")
+            elif key in OPTIMIZER_WIDE_OPTIONS and key in arguments:
+                raise ConfigError(f"{key} applies to the whole optimizer: set it in optimizer, not in a group")
+            elif key not in known and (is_complete or key in OPTIMIZER_WIDE_OPTIONS):
+                keys = [key for key in GROUP_RULE if key not in MULTIPLIERS or key in multipliers]
+                hint = did_you_mean(key, [*known, *keys])
+                if not hint:
+                    shown = short_list(sorted(known), f"optplug info {name}")
+                    hint = f"; it has {shown}, and in an entry of param_groups {listing(keys)}"
+                raise ConfigError(f"{name} has no option {key!r}{hint}")
+            valid[key] = value
+    return read_numbers(registration, valid)
+
+
+# ------------------------------------------------------------------------------------ text that is a number
+
+
+def read_numbers(registration: Registration, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments in which text is replaced by a number, where the class requires a number and the text is one.
+
+    Many YAML readers read `1e-3` as text.
+    """
+    if not any(_contains_text(value) for value in arguments.values()):
+        return dict(arguments)
+    declared = {a.name: (a.type, a.default) for a in documented_arguments(registration)}
+    functions = _functions(registration)
+    return {
+        key: _read_number(*declared[key], value) if key in declared and key not in functions else value
+        for key, value in arguments.items()
+    }
+
+
+def _functions(registration: Registration) -> Collection[str]:
+    """The arguments that are functions of the epoch: their text is an expression."""
+    functions = getattr(registry.get(registration.spec.kind, registration.qualified_name), "functions", ())
+    return functions if isinstance(functions, (tuple, list)) else ()
+
+
+def _contains_text(value: Any) -> bool:
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, str) or any(map(_contains_text, items))
+
+
+def _read_number(hint: Any, default: Any, value: Any) -> Any:
+    """The value of an argument with numbers in place of text.
+
+    Args:
+        hint: the annotation of the argument; `Any` without annotation.
+        default: the default of the argument, which stands in for a missing annotation.
+        value: the value.
+    """
+    if isinstance(value, Mapping):
+        return {key: _read_number(_item_hint(hint, 0), None, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_read_number(_item_hint(hint, i), _item(default, i), item) for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if hint is Any:
+        hint = type(default) if type(default) in (int, float) else Any
+    parts = _parts(hint)
+    if not {int, float} & parts or parts & {str, Any}:
+        return value
+    return number_from_text(value, whole=float not in parts)
+
+
+def _parts(hint: Any) -> set[Any]:
+    """The members of a union; of another annotation, the annotation itself. A `Literal` of text counts as `str`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _parts(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_parts, arguments))
+    if origin is typing.Literal:
+        return {str} if any(isinstance(value, str) for value in arguments) else set()
+    return {hint} if isinstance(hint, collections.abc.Hashable) else set()
+
+
+def _item_hint(hint: Any, i: int) -> Any:
+    """The annotation of item `i` of a list or tuple, or of a value of a mapping."""
+    for part in _parts(hint):
+        origin, arguments = typing.get_origin(part), typing.get_args(part)
+        if origin is tuple and ... not in arguments:
+            return arguments[i] if i < len(arguments) else Any
+        if arguments and isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+            return arguments[1]
+        if arguments and isinstance(origin, type) and issubclass(origin, collections.abc.Iterable):
+            return arguments[0]
+    return Any
+
+
+def _item(default: Any, i: int) -> Any:
+    return default[i] if isinstance(default, (list, tuple)) and i < len(default) else None

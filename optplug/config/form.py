@@ -1,0 +1,290 @@
+"""The form of a configuration: one table of fields for each of its mappings.
+
+Checks, JSON Schema, `optplug info`, OptplugCLI's help and the tables of `docs/configuration.md` are made from these
+tables. Arguments of optimizers and schedulers are not declared here: they come from the signatures of the classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+
+from optplug.config.fields import Checked, Choice, Field, Flag, Kind, ListOf, Nested, Number, Text, table
+from optplug.config.param_group_presets import PARAMETER_KINDS
+from optplug.errors import ConfigError, listing
+from optplug.optim.ranges import Range, at_least
+
+ARGS = "args"
+AUTO = "auto"
+"""The value of a schedule's length that stands for the length of the training."""
+
+NAME_OR_MAPPING = "a name or a mapping with a name"
+
+
+def _check_metric_name(name: str) -> None:
+    if name.startswith("lr-"):
+        raise ConfigError(f"is {name!r}, a learning rate, which the scheduler sets: name a metric of the model")
+
+
+def _check_regex(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"{pattern!r} is not a valid regular expression: {error}") from None
+
+
+ON_RESUME = ("keep", "override_hparams", "reset_scheduler", "reset_all")
+"""What is restored when training resumes from a checkpoint.
+
+- `keep`: everything is restored from the checkpoint.
+- `override_hparams`: as `keep`, but hyperparameters come from the configuration.
+- `reset_scheduler`: as `keep`, but the scheduler comes from the configuration and starts from the beginning.
+- `reset_all`: as `keep`, but optimizer and scheduler come from the configuration and start from the beginning.
+"""
+
+PATIENCE_UNITS = ("validations", "epochs", "steps")
+"""What the patience of a scheduler with a metric counts since the last improvement.
+
+- `validations`: completed validations that logged the metric; for a training metric, epochs.
+- `epochs`: epochs.
+- `steps`: optimizer steps.
+
+The learning rate is reduced only at a validation, whatever the unit.
+"""
+
+ON_NONFINITE = ("bad", "ignore", "raise")
+"""How non-finite metric values are handled. They are never stored as the best value.
+
+- `bad`: the value counts as no improvement.
+- `ignore`: the value is skipped, and patience does not count it.
+- `raise`: training stops with an error.
+"""
+
+METRIC_NAME = Checked(Text("the name of a metric"), _check_metric_name, {"pattern": "^(?!lr-)"})
+STEPS = Number(at_least(0, ""), True, "a whole number of optimizer steps")
+FRACTION = Number(
+    Range("", "above 0 and at most 1", lambda x: 0 < x <= 1, bounds={"exclusiveMinimum": 0, "maximum": 1})
+)
+FACTOR = Number(Range("", "at least 0 and finite", lambda x: 0 <= x <= sys.float_info.max, bounds={"minimum": 0}))
+
+
+def _between(low: float, high: float) -> Number:
+    """Numbers from `low` to `high`, both included."""
+    words = f"at least {low} and at most {high:g}"
+    return Number(Range("", words, lambda x: low <= x <= high, bounds={"minimum": low, "maximum": high}))
+
+
+def _metric_field(name: str, kind: Kind, words: str, default: str | None = None) -> Field:
+    """A key of schedulers that take a metric."""
+    refusal = "{name} takes no metric: {key}={value!r} has no effect"
+    return Field(name, kind, f"for plateau schedulers: {words}", default, True, "metric", None, refusal)
+
+
+def _time_field(name: str, kind: Kind, words: str, default: str | int) -> Field:
+    """A key of schedulers that take no metric."""
+    refusal = (
+        "{name} steps once per completed validation (or per epoch, for a training metric): omit {key}, got {value!r}"
+    )
+    words += ". Not for plateau schedulers, which are stepped once after each completed validation"
+    return Field(name, kind, words, default, False, "time", default, refusal)
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+SELECTORS = table(
+    Field(
+        "match",
+        ListOf(Text("a glob"), "a glob, or a list of them"),
+        'a glob over parameter names, such as `"*.bias"`; `*` matches dots too',
+    ),
+    Field(
+        "regex",
+        ListOf(Checked(Text("a regular expression"), _check_regex), "a regular expression, or a list of them"),
+        "a regular expression that matches any part of a parameter name (`re.search`)",
+    ),
+    Field(
+        "type",
+        ListOf(Text("a glob over class names"), "a glob over class names, or a list of them"),
+        "a glob that is compared with the class name of the module that directly owns the parameter, and with the "
+        'names of that class\'s base classes: `LayerNorm`, `"*Norm"`',
+    ),
+)
+"""The keys that select parameters."""
+
+WARMUP = table(
+    Field("steps", STEPS, "the length in optimizer steps"),
+    Field("epochs", _between(0, 1e9), "the length in epochs"),
+    Field("ratio", _between(0, 1), "the length as a fraction of all optimizer steps of the training"),
+    Field(
+        "start_factor",
+        FRACTION,
+        "the warmup factor at the first optimizer step. Default: 1 / number of warmup steps",
+        is_nullable=True,
+    ),
+)
+"""The long form of a warmup."""
+
+WARMUP_UNITS = ("steps", "epochs", "ratio")
+"""A warmup has exactly one of these keys."""
+
+OPTIMIZER = table(
+    Field("name", Text("a name"), "the name of the optimizer", ...),
+    Field(
+        ARGS,
+        Nested("arguments", "a mapping of arguments"),
+        "a mapping with arguments of the optimizer. Needed only if an argument has the same name as a key of optplug, "
+        "for example `name` or `match`",
+        is_nullable=True,
+    ),
+)
+"""An optimizer, beside the arguments of its class."""
+
+SCHEDULER = table(
+    Field("name", Text("a name"), "the name of the scheduler. Without a name there is only a warmup", ...),
+    _time_field(
+        "interval",
+        Choice(("epoch", "step")),
+        "when the scheduler is stepped: after each `epoch`, or after each optimizer `step`. A plugin may declare "
+        "another default (`optplug info` shows it)",
+        "epoch",
+    ),
+    _time_field(
+        "frequency",
+        Number(at_least(1, ""), True, "a whole number"),
+        "the scheduler is stepped after every N-th epoch or optimizer step, where N is this value. The counter of "
+        "optimizer steps is not reset at the end of an epoch",
+        1,
+    ),
+    Field(
+        "warmup_steps",
+        STEPS,
+        "linear warmup over this number of optimizer steps: learning rate = base learning rate x warmup factor x "
+        "schedule factor. The schedule also advances during the warmup",
+    ),
+    Field(
+        "warmup",
+        Nested("warmup", "a mapping such as {steps: 100}"),
+        "the long form of the warmup: `{steps: 100, start_factor: 0.1}`, or `{epochs: 1}`, or `{ratio: 0.05}`",
+        is_nullable=True,
+    ),
+    _metric_field("monitor", METRIC_NAME, "the name of the metric. Default: inferred, see [Lightning](lightning.md)"),
+    _metric_field(
+        "mode",
+        Choice(("min", "max")),
+        "`min` if a lower metric is better, `max` if a higher metric is better. Default: inferred, see "
+        "[Lightning](lightning.md)",
+    ),
+    _metric_field(
+        "patience_unit",
+        Choice(PATIENCE_UNITS),
+        "the unit of `patience` and `cooldown`: completed validations, epochs, or optimizer steps",
+        PATIENCE_UNITS[0],
+    ),
+    _metric_field(
+        "on_nonfinite",
+        Choice(ON_NONFINITE),
+        "how a NaN or infinite metric is handled: as no improvement, not at all, or with an error",
+        ON_NONFINITE[0],
+    ),
+    Field(
+        ARGS,
+        Nested("arguments", "a mapping of arguments"),
+        "a mapping with arguments of the scheduler, as for `optimizer`",
+        is_nullable=True,
+    ),
+)
+"""A scheduler, beside the arguments of its class."""
+
+METRIC_KEYS = tuple(key for key, field in SCHEDULER.items() if field.needs == "metric")
+"""Keys that only a scheduler with a metric has."""
+
+TABLES = {"optimizer": OPTIMIZER, "scheduler": SCHEDULER}
+"""The fields of an optimizer and of a scheduler. An algorithm's argument of the same name is written under `args`."""
+
+PARAM_GROUPS = Field(
+    "param_groups",
+    Nested("param_groups", "the name of a preset, or a list of group rules and presets"),
+    "the rules and presets of the parameter groups",
+    is_nullable=True,
+)
+
+ENTRY = {
+    **SELECTORS,
+    **table(
+        PARAM_GROUPS,
+        Field("scheduler", Nested("scheduler", "a scheduler"), "the scheduler of this optimizer", is_nullable=True),
+    ),
+}
+"""Additional keys of an optimizer in a list of optimizers."""
+
+MULTIPLIERS = {"lr_mult": "lr", "wd_mult": "weight_decay"}
+"""Keys of a group rule that multiply an option of the optimizer, each with the option that is multiplied."""
+
+GROUP_RULE = {
+    **SELECTORS,
+    **table(
+        Field(
+            "name",
+            Text("a non-empty string"),
+            "the name of the rule, used in the name of the group. Default: the patterns, separated by spaces",
+        ),
+        Field("lr_mult", FACTOR, "a factor for the learning rate"),
+        Field("wd_mult", FACTOR, "a factor for the weight decay"),
+    ),
+}
+"""A group rule, beside the options of the optimizer."""
+
+OPTIMIZER_WIDE_OPTIONS = ("engine", "state_dtype")
+"""Hyperparameters that apply to the whole optimizer. A parameter group cannot override them."""
+
+PRESETS = {
+    "no_decay": table(
+        Field(
+            "of",
+            ListOf(Choice(tuple(PARAMETER_KINDS)), f"a list with some of {listing(PARAMETER_KINDS)}"),
+            "the kinds of parameters without weight decay",
+            tuple(PARAMETER_KINDS),
+        ),
+    ),
+    "layer_decay": table(
+        Field("decay", FRACTION, "the factor of the learning rate from one layer to the layer before it", ...),
+        Field(
+            "layers",
+            ListOf(Text("a glob"), "a list of globs from input to output", allows_single=False),
+            "globs over parameter names, from input to output; `{}` stands for a whole number",
+            ...,
+        ),
+    ),
+}
+"""The presets of parameter groups, each with its keys beside `preset`."""
+
+TOP_LEVEL = table(
+    Field("optimizer", Nested("optimizer", NAME_OR_MAPPING), "a name, or `{name: ..., lr: ...}`, or a list of these"),
+    Field("scheduler", Nested("scheduler", NAME_OR_MAPPING), "a name, or `{name: ..., warmup_steps: ...}`"),
+    PARAM_GROUPS,
+    dataclasses.replace(SCHEDULER["monitor"], words="as `scheduler.monitor`"),
+    dataclasses.replace(SCHEDULER["mode"], words="as `scheduler.mode`"),
+    Field(
+        "on_resume",
+        Choice(ON_RESUME),
+        "what is restored from the checkpoint when training resumes, see [below](#on_resume)",
+        ON_RESUME[0],
+        is_nullable=True,
+    ),
+)
+"""The keys of a configuration."""
+
+OVERRIDE = Field(
+    "override",
+    Flag(),
+    "replace the model's own `configure_optimizers`, or its schedule",
+    False,
+)
+"""A key of files and of the callback, beside those of a configuration."""
+
+CORRECT_KEYS = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
+"""Keys that are refused because they look like a key of a configuration, each with the correct key."""
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+"""LightningCLI's subcommands. In a file the keys of a configuration may be nested under one of them."""
