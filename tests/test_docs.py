@@ -16,7 +16,9 @@ import torch
 
 import optplug
 from optplug import errors, testing
+from optplug.config import reference
 from optplug.config.form import TABLES
+from optplug.config.reference import update_tables
 from optplug.registry import Registry, hookspecs
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 
@@ -61,6 +63,12 @@ def test_hook_is_documented_with_its_signature(hook: str) -> None:
 def test_capabilities_are_documented(spec: type[OptimizerSpec]) -> None:
     for word in spec.CAPABILITIES:
         assert f"`{word}`" in PAGES["plugins.md"]
+
+
+def test_tables_of_the_configuration_page_are_current() -> None:
+    page = PAGES["configuration.md"]
+    assert set(re.findall(r"<!-- table: (.+) -->", page)) == set(reference.TABLES)
+    assert update_tables(page) == page, "run: python -m optplug.config.reference docs/configuration.md"
 
 
 @pytest.mark.parametrize("kind", TABLES)

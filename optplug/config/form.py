@@ -141,7 +141,7 @@ OPTIMIZER = table(
 """An optimizer, beside the arguments of its class."""
 
 SCHEDULER = table(
-    Field("name", Text("a name"), "the name of the scheduler. Without a name there is only a warmup", ...),
+    Field("name", Text("a name"), "the name of the scheduler. Without a name there is only a warmup"),
     _time_field(
         "interval",
         Choice(("epoch", "step")),

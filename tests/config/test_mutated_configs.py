@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -161,92 +161,142 @@ def misspelled(draw: Any, word: str) -> str:
     return str(draw(st.sampled_from(changed)))
 
 
-@st.composite
-def faulty_configs(draw: Any) -> tuple[str, dict[str, Any], ConfigPath, str]:
-    """A kind of fault, a configuration with one such fault, its path, and a word that the message must contain."""
-    config: dict[str, Any] = copy.deepcopy(draw(st.sampled_from(VALID)))
-    kind = draw(
-        st.sampled_from(
-            ["misspelled key", "unknown key", "name", "choice", "type", "range", "missing", "combination", "pattern"]
-        )
+Fault = tuple[dict[str, Any], ConfigPath, str]
+"""A configuration with a fault, the path of the fault, and a word that the message must contain."""
+
+
+def misspell_key(draw: Any, config: dict[str, Any], paths: list[ConfigPath]) -> Fault:
+    path = draw(st.sampled_from(paths))
+    container, old = parent(config, path), path[-1]
+    new = draw(misspelled(old))
+    if new in container or new.lower() == old.lower() or new in ("", "lr", "type", "of"):
+        new = old + "_q"
+    container[new] = container.pop(old)
+    return config, (*path[:-1], new), ""
+
+
+def misspell_any_key(draw: Any, config: dict[str, Any]) -> Fault:
+    return misspell_key(draw, config, key_paths(config))
+
+
+def misspell_argument(draw: Any, config: dict[str, Any]) -> Fault:
+    """Misspell a key whose value does not decide which other keys are allowed."""
+    paths = [path for path in key_paths(config) if path[-1] not in STRUCTURAL_KEYS]
+    return misspell_key(draw, config, paths) if paths else add_unknown_key(draw, config)
+
+
+def add_unknown_key(draw: Any, config: dict[str, Any]) -> Fault:
+    mappings = [path for path, value in iterate_values(config) if isinstance(value, dict)]
+    path = draw(st.sampled_from(mappings))
+    parent(config, (*path, ""))["unexpected"] = draw(st.integers() | st.text(max_size=3))
+    return config, (*path, "unexpected"), "unexpected"
+
+
+def misspell_name(draw: Any, config: dict[str, Any]) -> Fault:
+    path = draw(
+        st.sampled_from([p for p, value in iterate_values(config) if isinstance(value, str) and value in NAMES])
     )
-    if kind == "misspelled key":
-        path = draw(st.sampled_from(key_paths(config)))
-        container, old = parent(config, path), path[-1]
-        new = draw(misspelled(old))
-        if new in container or new.lower() == old.lower() or new in ("", "lr", "type", "of"):
-            new = old + "_q"
-        container[new] = container.pop(old)
-        return kind, config, (*path[:-1], new), ""
-    if kind == "unknown key":
-        mappings = [path for path, value in iterate_values(config) if isinstance(value, dict)]
-        path = draw(st.sampled_from(mappings))
-        parent(config, (*path, ""))["unexpected"] = draw(st.integers() | st.text(max_size=3))
-        return kind, config, (*path, "unexpected"), "unexpected"
-    if kind == "name":
-        paths = [p for p, value in iterate_values(config) if isinstance(value, str) and value in NAMES]
-        path = draw(st.sampled_from(paths))
-        container = parent(config, path)
-        correct = container[path[-1]]
-        container[path[-1]] = draw(misspelled(correct).filter(lambda word: lookup_key(word) not in LOOKUP_KEYS))
-        return kind, config, path, ""
-    if kind == "choice":
-        paths = [p for p in key_paths(config) if p[-1] in CHOICE_KEYS]
-        if not paths:
-            return kind, {"optimizer": "adam", "on_resume": "kep"}, ("on_resume",), "keep"
-        path = draw(st.sampled_from(paths))
-        container = parent(config, path)
-        correct = container[path[-1]]
-        container[path[-1]] = draw(misspelled(correct).filter(lambda word: word != correct))
-        return kind, config, path, correct
-    if kind == "type":
-        paths = [p for p in number_paths(config) if p[-1] != "start_factor"]  # start_factor may be None
-        path = draw(st.sampled_from(paths)) if paths else ("optimizer",)
-        wrong = st.sampled_from(["fast", "1,5", [], {}, {"a": 1}, True, None, b"x"])
-        parent(config, path)[path[-1]] = (
-            draw(wrong) if paths else draw(st.sampled_from([3, True, [], {}, [3], b"adam"]))
-        )
-        return kind, config, path, ""
-    if kind == "range":
-        paths = [p for p in number_paths(config) if p[-1] not in ("step_size", "dampening")]
-        path = draw(st.sampled_from(paths)) if paths else ("optimizer",)
-        if not paths:
-            config["optimizer"] = {"name": "adam", "lr": -1.0}
-            return kind, config, ("optimizer", "lr"), "-1.0"
-        bad = draw(st.sampled_from([-1, -0.5, float("nan"), float("inf"), -(10**400)]))
-        parent(config, path)[path[-1]] = bad
-        return kind, config, path, ""
-    if kind == "missing":
-        required = [
-            p
-            for p in key_paths(config)
-            if p[-1] in ("name", "T_max", "match", "layers", "decay", "step_size", "milestones")
-        ]
-        required = [
-            p for p in required if not (p[-1] == "name" and "match" in parent(config, p) and "param_groups" in p)
-        ]
-        # In an entry with another selector, match is not required.
-        required = [p for p in required if not (p[-1] == "match" and {"regex", "type"} & set(parent(config, p)))]
-        required = [p for p in required if not (p[-1] == "name" and {"regex", "type"} & set(parent(config, p)))]
-        if not required:
-            return kind, {"optimizer": {}}, ("optimizer",), "name"
-        path = draw(st.sampled_from(required))
-        removed = parent(config, path).pop(path[-1])
-        assert removed is not None
-        return kind, config, path[:-1], ""
-    if kind == "combination":
-        combination, path = draw(st.sampled_from(INVALID_COMBINATIONS))
-        return kind, copy.deepcopy(combination), path, ""
-    patterns = [
-        p
-        for p in key_paths(config)
-        if p[-1] in ("match", "regex", "type") and isinstance(parent(config, p)[p[-1]], str)
-    ]
+    container = parent(config, path)
+    correct = container[path[-1]]
+    container[path[-1]] = draw(misspelled(correct).filter(lambda word: lookup_key(word) not in LOOKUP_KEYS))
+    return config, path, ""
+
+
+def misspell_choice(draw: Any, config: dict[str, Any]) -> Fault:
+    paths = [p for p in key_paths(config) if p[-1] in CHOICE_KEYS and isinstance(parent(config, p)[p[-1]], str)]
+    if not paths:
+        return {**config, "on_resume": "kep"}, ("on_resume",), "keep"
+    path = draw(st.sampled_from(paths))
+    container = parent(config, path)
+    correct = container[path[-1]]
+    container[path[-1]] = draw(misspelled(correct).filter(lambda word: word != correct))
+    return config, path, correct
+
+
+def change_type(draw: Any, config: dict[str, Any]) -> Fault:
+    paths = [p for p in number_paths(config) if p[-1] != "start_factor"]  # start_factor may be None
+    path = draw(st.sampled_from(paths)) if paths else ("optimizer",)
+    wrong = st.sampled_from(["fast", "1,5", [], {}, {"a": 1}, True, None, b"x"])
+    parent(config, path)[path[-1]] = draw(wrong) if paths else draw(st.sampled_from([3, True, [], {}, [3], b"adam"]))
+    return config, path, ""
+
+
+def leave_range(draw: Any, config: dict[str, Any]) -> Fault:
+    paths = [p for p in number_paths(config) if p[-1] not in ("step_size", "dampening")]
+    if not paths:
+        return {**config, "optimizer": {"name": "adam", "lr": -1.0}}, ("optimizer", "lr"), "-1.0"
+    path = draw(st.sampled_from(paths))
+    parent(config, path)[path[-1]] = draw(st.sampled_from([-1, -0.5, float("nan"), float("inf"), -(10**400)]))
+    return config, path, ""
+
+
+def remove_required_key(draw: Any, config: dict[str, Any]) -> Fault:
+    keys = ("name", "T_max", "match", "layers", "decay", "step_size", "milestones")
+    required = [p for p in key_paths(config) if p[-1] in keys]
+    required = [p for p in required if not (p[-1] == "name" and "match" in parent(config, p) and "param_groups" in p)]
+    # In an entry with another selector, match is not required.
+    required = [p for p in required if not (p[-1] == "match" and {"regex", "type"} & set(parent(config, p)))]
+    required = [p for p in required if not (p[-1] == "name" and {"regex", "type"} & set(parent(config, p)))]
+    if not required:
+        return {"optimizer": {}}, ("optimizer",), "name"
+    path = draw(st.sampled_from(required))
+    removed = parent(config, path).pop(path[-1])
+    assert removed is not None
+    return config, path[:-1], ""
+
+
+def use_invalid_combination(draw: Any, config: dict[str, Any]) -> Fault:
+    combination, path = draw(st.sampled_from(INVALID_COMBINATIONS))
+    return copy.deepcopy(combination), path, ""
+
+
+def change_pattern(draw: Any, config: dict[str, Any]) -> Fault:
+    selectors = [p for p in key_paths(config) if p[-1] in ("match", "regex", "type")]
+    patterns = [p for p in selectors if isinstance(parent(config, p)[p[-1]], str)]
     if not patterns:
-        return kind, {"optimizer": "adam", "param_groups": [{"match": "q*"}]}, ("param_groups", 0, "match"), "q*"
+        return {"optimizer": "adam", "param_groups": [{"match": "q*"}]}, ("param_groups", 0, "match"), "q*"
     path = draw(st.sampled_from(patterns))
     parent(config, path)[path[-1]] = draw(st.text("qxz", min_size=2, max_size=5))
-    return kind, config, path, ""
+    return config, path, ""
+
+
+FAULTS = {
+    "misspelled key": misspell_any_key,
+    "unknown key": add_unknown_key,
+    "name": misspell_name,
+    "choice": misspell_choice,
+    "type": change_type,
+    "range": leave_range,
+    "missing": remove_required_key,
+    "combination": use_invalid_combination,
+    "pattern": change_pattern,
+}
+"""Functions that add a fault to a configuration, by kind of fault."""
+
+INDEPENDENT_FAULTS = (misspell_argument, add_unknown_key, misspell_choice, change_type, leave_range)
+"""Faults that do not prevent the check of other values."""
+
+STRUCTURAL_KEYS = ("optimizer", "scheduler", "param_groups", "combine", "name", "preset", "match", "regex", "type")
+"""Keys whose values decide which other keys are allowed."""
+
+
+@st.composite
+def faulty_configs(draw: Any) -> tuple[str, Fault]:
+    """A kind of fault, and a configuration with one such fault."""
+    kind = draw(st.sampled_from(list(FAULTS)))
+    return kind, FAULTS[kind](draw, copy.deepcopy(draw(st.sampled_from(VALID))))
+
+
+@st.composite
+def configs_with_two_faults(draw: Any) -> tuple[dict[str, Any], ConfigPath, ConfigPath]:
+    """A configuration with two faults, and their paths. No fault is inside the value of the other."""
+    config = copy.deepcopy(draw(st.sampled_from(VALID)))
+    config, first, _ = draw(st.sampled_from(INDEPENDENT_FAULTS))(draw, config)
+    config, second, _ = draw(st.sampled_from(INDEPENDENT_FAULTS))(draw, config)
+    shorter = min(len(first), len(second))
+    assume(first[:shorter] != second[:shorter])
+    assume(first in [path for path, _ in iterate_values(config)])  # the second fault may have renamed the key
+    return config, first, second
 
 
 CHOICE_KEYS = ("interval", "mode", "threshold_mode", "patience_unit", "on_nonfinite", "on_resume")
@@ -314,8 +364,8 @@ def errors_of(config: dict[str, Any]) -> tuple[OptplugError, ...]:
 
 @given(faulty_configs())
 @MANY_EXAMPLES
-def test_each_fault_raises_an_error_at_its_location(fault: tuple[str, dict[str, Any], ConfigPath, str]) -> None:
-    kind, config, path, word = fault
+def test_each_fault_raises_an_error_at_its_location(fault: tuple[str, Fault]) -> None:
+    kind, (config, path, word) = fault
     before = copy.deepcopy(config)
     errors = errors_of(config)
     CONFIG_COUNTS[kind] += 1
@@ -324,6 +374,16 @@ def test_each_fault_raises_an_error_at_its_location(fault: tuple[str, dict[str, 
     assert path in [error.loc for error in errors]
     assert all(str(error).startswith(loc_text(error.loc)) for error in errors)
     assert any(word in str(error) for error in errors)
+
+
+@given(configs_with_two_faults())
+@settings(MANY_EXAMPLES, max_examples=200)
+def test_two_faults_are_both_reported(faults: tuple[dict[str, Any], ConfigPath, ConfigPath]) -> None:
+    config, first, second = faults
+    CONFIG_COUNTS["two faults"] += 1
+    locs = [error.loc for error in errors_of(config)]
+    assert first in locs
+    assert second in locs
 
 
 # ------------------------------------------------------------------------------------------------ random changes
@@ -442,6 +502,7 @@ def test_invalid_combination_raises_an_error_at_its_location(config: dict[str, A
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     test_each_fault_raises_an_error_at_its_location()
+    test_two_faults_are_both_reported()
     test_mutated_config_raises_an_optplug_error_or_is_kept_completely()
     for kind, count in sorted(CONFIG_COUNTS.items()):
         print(f"{kind:24}{count:6}")
