@@ -110,7 +110,7 @@ def _unknown_argument(
     registration: Registration, key: str, known: Collection[str], keys: Collection[str]
 ) -> ConfigError:
     kind = registration.spec.kind
-    hint = _hint_for_misplaced_key(kind, key) or did_you_mean(key, [*known, *keys])
+    hint = _hint_for_misplaced_key(kind, key, keys) or did_you_mean(key, [*known, *(k for k in keys if k != ARGS)])
     if key in keys:
         hint = f"; write {key} directly in {kind}, not under {ARGS}"
     if not hint:
@@ -120,10 +120,13 @@ def _unknown_argument(
     return ConfigError(f"{registration.name} has no {noun} {key!r}{hint}")
 
 
-def _hint_for_misplaced_key(kind: str, key: str) -> str:
+def _hint_for_misplaced_key(kind: str, key: str, keys: Collection[str]) -> str:
     """Where a key of the configuration belongs if it is not an option of the optimizer; empty for other keys."""
-    if kind != "optimizer":
+    if kind != "optimizer" or not keys:
         return ""
+    if key == "params":
+        where = "" if "match" in keys else " in an entry of param_groups, or in an entry in a list of optimizers"
+        return f"; select parameters by {listing(SELECTORS)}{where}"
     if key in SCHEDULER and key not in OPTIMIZER:
         return f"; {key!r} belongs to scheduler"
     if key in SELECTORS:

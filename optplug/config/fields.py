@@ -239,7 +239,7 @@ class ListOf:
         is_single = isinstance(value, str) and self.allows_single
         items = [value] if is_single else value
         is_list = isinstance(items, Sequence) and not isinstance(items, (str, bytes))
-        if not is_list or not items or not all(isinstance(item, str) and item for item in items):
+        if not is_list or not items or (is_single and not value):
             raise ConfigTypeError(f"must be {self}, got {value!r}")
         collector = ErrorCollector()
         found = []

@@ -460,7 +460,8 @@ def _parse_group_rule(
         misspelled = next((key for key in options if nearest(key, [*SELECTORS, "preset"])), None)
         preset = next((key for key in options if key in PRESETS), None)
         if preset is not None:
-            message = f"is not a key of a group rule: write {{preset: {preset}, {listing(PRESETS[preset])}: ...}}"
+            keys = listing(f"{key}: ..." for key in PRESETS[preset])
+            message = f"is not a key of a group rule: write {{preset: {preset}, {keys}}}"
             collector.add(ConfigError(message), (*loc, preset))
             return None
         if misspelled is not None:

@@ -351,9 +351,9 @@ def test_pattern_that_matches_only_frozen_parameters_is_accepted():
         ("regex", "(?<=a*)b", ConfigError, "'(?<=a*)b' is not a valid regular expression: "),
         (
             "type",
-            ["Linear", 1],
+            {"Linear": 1},
             ConfigTypeError,
-            "must be a glob over class names, or a list of them, got ['Linear', 1]",
+            "must be a glob over class names, or a list of them, got {'Linear': 1}",
         ),
         ("type", nn.Linear, ConfigTypeError, "must be a glob over class names, or a list of them, got <class "),
     ],
@@ -364,6 +364,16 @@ def test_invalid_patterns_are_rejected(key: str, value: Any, error: type[Optplug
     assert type(caught.value) is error
     assert loc_text(caught.value.loc) == f"entry.{key}"
     assert str(caught.value).startswith(f"entry.{key}: {message}")
+
+
+def test_error_has_the_location_of_the_invalid_pattern():
+    with pytest.raises(ConfigErrors) as caught:
+        selector_of({"type": ["Linear", 1, ""], "regex": ["a", "("]})
+    assert list(map(str, caught.value.errors)) == [
+        "entry.regex[1]: '(' is not a valid regular expression: missing ), unterminated subpattern at position 0",
+        "entry.type[1]: must be a glob over class names, got 1",
+        "entry.type[2]: must be a glob over class names, got ''",
+    ]
 
 
 def test_errors_of_several_keys_are_collected():
