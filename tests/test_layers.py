@@ -47,7 +47,7 @@ LAYERS = (
     Layer("optplug.engines", "torch numba llvmlite numpy", "errors rules"),
     Layer("optplug.optim", "torch", "errors registry rules engines"),
     Layer("optplug.schedulers", "torch", "errors optim"),
-    Layer("optplug.config", "torch simpleeval", "errors registry optim schedulers"),
+    Layer("optplug.config", "torch", "errors registry optim schedulers"),
     Layer("optplug.shims", "torch jsonargparse", "errors registry config"),
     Layer("optplug.testing", "torch pytest"),
     Layer("optplug.bench", "torch matplotlib", "errors registry rules engines optim config"),
@@ -316,7 +316,7 @@ def test_only_declared_modules_import_lightning():
 
 def test_listing_names_does_not_import_heavy_packages():
     heavy = {"torch", "lightning", "pytorch_lightning", "lightning_fabric"}
-    heavy |= {"numpy", "numba", "simpleeval", "optplug.rules.ops"}
+    heavy |= {"numpy", "numba", "optplug.rules.ops"}
     program = (
         "import sys, optplug\n"
         "assert optplug.list_optimizers() and optplug.list_schedulers()\n"

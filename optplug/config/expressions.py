@@ -10,8 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from simpleeval import InvalidExpression, SimpleEval  # type: ignore[import-untyped]
-
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -42,7 +40,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., float], int, float]] = {
 """The functions that an expression can call, each with its minimum and maximum number of arguments."""
 
 MAX_EXPRESSION_LENGTH = 500
-"""Maximum number of characters of an expression. The limit bounds the nesting depth, and so the cost of parsing."""
+"""Maximum number of characters of an expression.
+
+The limit bounds the nesting depth, and so the cost of parsing and the depth of the recursion in the evaluation.
+"""
 
 
 def _power(a: float, b: float) -> float:
@@ -52,24 +53,16 @@ def _power(a: float, b: float) -> float:
     return float(result)
 
 
-def _on_floats(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation with its operands converted to float.
-
-    Python integers have no size limit, so 9**9**9 on integers would not terminate. On floats it overflows.
-    """
-    return lambda *operands: operation(*map(float, operands))
-
-
-OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: _on_floats(operator.add),
-    ast.Sub: _on_floats(operator.sub),
-    ast.Mult: _on_floats(operator.mul),
-    ast.Div: _on_floats(operator.truediv),
-    ast.FloorDiv: _on_floats(operator.floordiv),
-    ast.Mod: _on_floats(operator.mod),
-    ast.Pow: _on_floats(_power),
-    ast.UAdd: _on_floats(operator.pos),
-    ast.USub: _on_floats(operator.neg),
+OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: _power,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
     ast.Not: operator.not_,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -108,11 +101,10 @@ class Expression:
 
     def __call__(self, epoch: float) -> float:
         """The value at an epoch, or at a step for a schedule that counts steps."""
-        evaluator = SimpleEval(OPERATORS, _CALLABLES, {**CONSTANTS, "epoch": float(epoch)})
         tree = _parse(self.text)
         try:
-            value = float(evaluator.eval(self.text, tree))
-        except (ArithmeticError, ValueError, RecursionError, InvalidExpression) as error:
+            value = _evaluate(tree, {**CONSTANTS, "epoch": float(epoch)})
+        except (ArithmeticError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"expression {_quoted(self.text)} has no value at epoch {epoch}: {one_line(error)}"
             ) from None
@@ -122,9 +114,6 @@ class Expression:
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
-
-
-_CALLABLES = {name: function for name, (function, _, _) in FUNCTIONS.items()}
 
 
 @functools.lru_cache(maxsize=256)
@@ -175,6 +164,42 @@ def _error_in(node: ast.AST, *, is_called: bool) -> str:
     if isinstance(node, ast.Lambda):
         return "a lambda is not allowed; write only its body, for example 0.95 ** epoch"
     return "" if isinstance(node, ALLOWED_NODES) else f"{type(node).__name__} is not allowed; {ALLOWED_SYNTAX}"
+
+
+def _evaluate(node: ast.expr, names: Mapping[str, float]) -> float:
+    """The value of a syntax tree that `_parse` has checked: Python's, with every literal and comparison as a float.
+
+    Python integers have no size limit, so 9**9**9 on integers would not terminate. On floats it overflows.
+    """
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return float(number)
+        case ast.Name(id=name):
+            return names[name]
+        case ast.BinOp():
+            return OPERATORS[type(node.op)](_evaluate(node.left, names), _evaluate(node.right, names))
+        case ast.UnaryOp():
+            return float(OPERATORS[type(node.op)](_evaluate(node.operand, names)))
+        case ast.Call(func=ast.Name(id=name)):
+            return float(FUNCTIONS[name][0](*[_evaluate(argument, names) for argument in node.args]))
+        case ast.IfExp():
+            return _evaluate(node.body if _evaluate(node.test, names) else node.orelse, names)
+        case ast.BoolOp():
+            decisive = isinstance(node.op, ast.Or)
+            for operand in node.values:
+                value = _evaluate(operand, names)
+                if bool(value) is decisive:
+                    break
+            return value
+        case ast.Compare():
+            left = _evaluate(node.left, names)
+            for comparison, operand in zip(node.ops, node.comparators, strict=True):
+                right = _evaluate(operand, names)
+                if not OPERATORS[type(comparison)](left, right):
+                    return 0.0
+                left = right
+            return 1.0
+    raise AssertionError(f"{type(node).__name__} is evaluated but not allowed")
 
 
 def _quoted(text: str) -> str:
