@@ -26,7 +26,7 @@ for command in (validate, groups, schema, bench):
 
 
 def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False)
+    return Console(soft_wrap=True, highlight=False, emoji=False)
 
 
 @app.command("list")
@@ -76,10 +76,10 @@ def info(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     console = _console()
-    text = text.encode(console.encoding, "replace").decode(console.encoding)  # not every encoding has Greek letters
+    text = text.encode(console.encoding, "replace").decode(console.encoding)  # not every encoding has every character
     heading, _, rest = text.partition("\n")
-    console.print(escape(heading), style="bold")
-    console.print(escape(rest))
+    console.print(heading, style="bold", markup=False)
+    console.print(rest, markup=False)
 
 
 def _find_registration(name: str) -> Registration:

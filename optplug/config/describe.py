@@ -29,7 +29,7 @@ def describe_registration(registration: Registration) -> str:
         PluginError: the class or function cannot be loaded.
     """
     target = registry.get(registration.spec.kind, registration.qualified_name)
-    doc = render_math(_without_args_section(inspect.getdoc(target) or "no documentation"))
+    doc = _without_args_section(inspect.getdoc(target) or "no documentation")
     return "\n".join([*_header_lines(registration, target), "", *_argument_lines(registration, target), doc])
 
 
@@ -100,7 +100,7 @@ def _function_arguments(function: Any) -> list[Argument]:
 
 def argument_text(argument: Argument, range_: Range | None) -> str:
     """An argument's description, followed by its range if it has one."""
-    description = render_math(argument.description)
+    description = argument.description
     if range_ is None:
         return description
     stop = "" if not description or description.endswith(".") else "."
@@ -138,84 +138,3 @@ def _without_args_section(doc: str) -> str:
         if not inside:
             kept.append(line)
     return "\n".join(kept).strip()
-
-
-_OPEN, _CLOSE, _GAP = "\ue000", "\ue001", "\ue002"
-"""Placeholders for braces that appear in the result, and for wide space."""
-
-_SYMBOLS = {
-    "Delta": "Δ",
-    "alpha": "α",  # noqa: RUF001
-    "beta": "β",
-    "delta": "δ",
-    "epsilon": "ε",
-    "eta": "η",
-    "gamma": "γ",  # noqa: RUF001
-    "lambda": "λ",
-    "mu": "μ",
-    "pi": "π",
-    "rho": "ρ",  # noqa: RUF001
-    "tau": "τ",
-    "theta": "θ",
-    "cos": "cos",
-    "max": "max",
-    "min": "min",
-    "cdot": "·",
-    "ge": "≥",
-    "le": "≤",
-    "leftarrow": "←",
-    "lfloor": "⌊",
-    "rfloor": "⌋",
-    "pm": "±",
-    "top": "⊤",  # noqa: RUF001
-    "Big": "",
-    "big": "",
-    "_": "_",
-    ",": " ",
-    ";": " ",
-    "quad": _GAP,
-    "qquad": _GAP,
-}
-"""The LaTeX commands that docstrings use, each with its replacement."""
-
-
-def render_math(text: str) -> str:
-    r"""Replace the LaTeX of a docstring (`:math:` and `.. math::`) by Unicode text for a terminal.
-
-    LaTeX commands that are not in `_SYMBOLS` remain.
-    """
-    text = re.sub(
-        r"^( *)\.\. math::[^\S\n]*\n((?:\1 +\S.*(?:\n|\Z)|[^\S\n]*\n)+)",
-        lambda m: _render_tex(m[2].lstrip("\n")),
-        text,
-        flags=re.MULTILINE,
-    )
-    return re.sub(r":math:`([^`]*)`", lambda m: " ".join(_render_tex(m[1]).split()), text)
-
-
-def _render_tex(tex: str) -> str:
-    tex = tex.replace(r"\{", _OPEN).replace(r"\}", _CLOSE)
-    tex = re.sub(r"\\tfrac(\d)(\d)", r"\1/\2", tex)
-    rules: tuple[tuple[str, Any], ...] = (
-        (r"([_^])\{(\w+)\}", r"\1\2"),
-        (r"([_^])\{([^{}]*)\}", rf"\1{_OPEN}\2{_CLOSE}"),
-        (r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1"),
-        (r"\\sqrt\{([^{}]*)\}", lambda m: f"√{_parenthesize(m[1])}"),
-        (r"\\frac\{([^{}]*)\}\{([^{}]*)\}", lambda m: f"({_parenthesize(m[1])} / {_parenthesize(m[2])})"),
-    )
-    before = ""
-    while before != tex:  # each pass replaces the innermost braces
-        before = tex
-        for pattern, replacement in rules:
-            tex = re.sub(pattern, replacement, tex)
-    tex = re.sub(r"\\([A-Za-z]+|[_,;])", lambda m: _SYMBOLS.get(m[1], m[0]), tex)
-    tex = re.sub(r"\\bar\s*(\w)", "\\1\u0304", tex)
-    tex = re.sub(r"(?<=[⌊(]) +| +(?=[⌋)])", "", tex)
-    tex = re.sub(rf"[^\S\n]*{_GAP}[^\S\n]*", _GAP, re.sub(r"(?<=\S)[^\S\n]+", " ", tex))
-    tex = re.sub(r"[^\S\n]+$", "", tex.replace(_GAP, "    "), flags=re.MULTILINE)
-    return tex.replace(_OPEN, "{").replace(_CLOSE, "}")
-
-
-def _parenthesize(tex: str) -> str:
-    """The operand in parentheses, unless it is a single symbol or number."""
-    return tex if re.fullmatch(r"[^\s+/-]+|[\\\w^]+", tex) else f"({tex})"

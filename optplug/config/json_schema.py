@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from optplug.config.arguments import length_argument
-from optplug.config.describe import render_math
 from optplug.config.fields import NUMBER_PATTERN, NUMBER_TEXT, Field, Schema, Table
 from optplug.config.form import (
     ARGS,
@@ -182,7 +181,7 @@ class _RegisteredClass:
             schema = _union([schema, _ref("link")])
         if schema and self.kind == "scheduler" and argument.name == length_argument(self.registration):
             schema = _union([schema, {"const": AUTO}])
-        description = render_math(argument.description)
+        description = argument.description
         if range_ is not None and not range_.bounds:
             description = f"{description} ({range_.words})".strip()
         schema = {"description": description, **schema} if description else schema

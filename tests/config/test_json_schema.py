@@ -377,7 +377,7 @@ def test_registered_names_are_listed_for_completion():
 def test_argument_has_type_default_description_and_range():
     arguments = SCHEMA["$defs"]["optimizer:adam.arguments"]["properties"]
     assert arguments["lr"] == {
-        "description": "learning rate γ ≥ 0.",  # noqa: RUF001
+        "description": r"learning rate :math:`\gamma \ge 0`.",
         "anyOf": [{"type": "number", "minimum": 0}, {"$ref": "#/$defs/number_text"}, {"$ref": "#/$defs/link"}],
         "default": 0.001,
     }
