@@ -6,9 +6,10 @@ import collections.abc
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from optplug.config.fields import Table, number_from_text
+from optplug.config.fields import Choice, Table, number_from_text
 from optplug.config.form import (
     ARGS,
     AUTO,
@@ -17,6 +18,7 @@ from optplug.config.form import (
     MULTIPLIERS,
     OPTIMIZER,
     OPTIMIZER_WIDE_OPTIONS,
+    PATIENCE_UNITS,
     SCHEDULER,
     SELECTORS,
 )
@@ -32,6 +34,20 @@ def length_argument(registration: Registration) -> str | None:
         return None
     known = configurable_arguments(registration)
     return registration.spec.length or next((name for name in LENGTH_ARGUMENTS if name in known), None)
+
+
+def scheduler_fields(registration: Registration) -> Table:
+    """The keys of a scheduler beside its arguments: those in `SCHEDULER` that apply to it."""
+    spec = registration.spec
+    assert isinstance(spec, SchedulerSpec)
+    takes_metric = "metric" in spec.capabilities
+    fields = {key: field for key, field in SCHEDULER.items() if field.applies(takes_metric=takes_metric)}
+    if not takes_metric:
+        fields["interval"] = replace(fields["interval"], default=spec.interval)
+    elif not callable(getattr(registry.get("scheduler", registration.qualified_name), "at", None)):
+        units = Choice(PATIENCE_UNITS[:1], f"{registration.name} has no method at(position)")
+        fields["patience_unit"] = replace(fields["patience_unit"], kind=units)
+    return fields
 
 
 def own_arguments(
@@ -54,8 +70,7 @@ def own_arguments(
         fields: the keys beside the arguments.
         loc: the location of the mapping that has the name.
     """
-    takes_metric = "metric" in registration.spec.capabilities
-    keys = [key for key, field in fields.items() if key != "name" and field.applies(takes_metric=takes_metric)]
+    keys = [key for key in fields if key != "name"]
     invalid = set()
     for error in argument_errors(registration, arguments, keys):
         key = error.argument

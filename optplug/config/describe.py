@@ -30,7 +30,15 @@ def describe_registration(registration: Registration) -> str:
     """
     target = registry.get(registration.spec.kind, registration.qualified_name)
     doc = _without_args_section(inspect.getdoc(target) or "no documentation")
-    return "\n".join([*_header_lines(registration, target), "", *_argument_lines(registration, target), doc])
+    return "\n".join(
+        [
+            *_header_lines(registration, target),
+            "",
+            *_key_lines(registration),
+            *_argument_lines(registration, target),
+            doc,
+        ]
+    )
 
 
 # ------------------------------------------------------------------------------------------ header
@@ -47,20 +55,9 @@ def _header_lines(registration: Registration, target: Any) -> Iterator[str]:
         "capabilities": "; ".join(f"{c}: {spec.CAPABILITIES[c]}" for c in sorted(spec.capabilities)) or "none declared",
     }
     if isinstance(spec, SchedulerSpec):
-        facts["interval"] = spec.interval
-        if "metric" in spec.capabilities:
-            facts |= {"interval": "validation", **_metric_options(target)}
+        facts["interval"] = "validation" if "metric" in spec.capabilities else spec.interval
     for key, value in facts.items():
         yield f"  {key:<13} {value}"
-
-
-def _metric_options(target: Any) -> dict[str, str]:
-    """The allowed values of the configuration keys for a scheduler that takes a metric, for each key."""
-    from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS  # a local import: it imports torch, `list` does not
-
-    units = PATIENCE_UNITS if callable(getattr(target, "at", None)) else PATIENCE_UNITS[:1]
-    choices = {"patience_unit": units, "on_nonfinite": ON_NONFINITE}
-    return {key: f"{' | '.join(values)} (default: {values[0]})" for key, values in choices.items()}
 
 
 def _qualified_name(target: Any) -> str:
@@ -87,6 +84,22 @@ def _argument_lines(registration: Registration, target: Any) -> Iterator[str]:
         yield line
         text = argument_text(argument, ranges.get(argument.name))
         yield from textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    yield ""
+
+
+def _key_lines(registration: Registration) -> Iterator[str]:
+    """A table of the keys that a scheduler has in a configuration beside its arguments."""
+    if not isinstance(registration.spec, SchedulerSpec):
+        return
+    from optplug.config.arguments import scheduler_fields  # a local import: it imports torch, `optplug list` does not
+
+    rows = [("key in a configuration", "value", "default")]
+    for field in scheduler_fields(registration).values():
+        if field.name not in ("name", "args"):
+            rows.append((field.name, str(field.kind), "" if field.default is None else str(field.default)))
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for key, value, default in rows:
+        yield f"{key:<{widths[0]}}  {value:<{widths[1]}}  {default}".rstrip()
     yield ""
 
 

@@ -118,14 +118,21 @@ def read_fields(
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several words."""
+    """One of several words.
+
+    Attributes:
+        values: the words.
+        reason: why other words are not allowed, for messages.
+    """
 
     values: tuple[str, ...]
+    reason: str = ""
 
     def read(self, value: Any) -> str:
         if isinstance(value, str) and value in self.values:
             return value
-        raise ConfigError(f"must be {self}, got {value!r}{did_you_mean(str(value), self.values)}")
+        reason = f", because {self.reason}" if self.reason else ""
+        raise ConfigError(f"must be {self}{reason}, got {value!r}{did_you_mean(str(value), self.values)}")
 
     def schema(self) -> Schema:
         return {"enum": list(self.values)}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.config.arguments import length_argument
+from optplug.config.arguments import length_argument, scheduler_fields
 from optplug.config.fields import NUMBER_PATTERN, NUMBER_TEXT, Field, Schema, Table
 from optplug.config.form import (
     ARGS,
@@ -358,14 +358,12 @@ def _other_keys(registered: _RegisteredClass) -> dict[str, Any]:
     if registered.kind == "optimizer":
         groups = _ref(f"{registered.definition}.param_groups")
         return {**_properties(ENTRY.values()), "param_groups": groups}
-    keys = {}
-    for field in SCHEDULER.values():
-        if field.name not in ("name", ARGS):
-            applies = field.applies(takes_metric=registered.takes_metric)
-            keys[field.name] = field.schema() if applies else {"const": field.inert}
-    if registered.takes_metric and not callable(getattr(registered.cls, "at", None)):
-        keys["patience_unit"] = {"enum": [SCHEDULER["patience_unit"].default, None]}
-    return keys
+    known = scheduler_fields(registered.registration)
+    return {
+        key: known[key].schema() if key in known else {"const": field.inert}
+        for key, field in SCHEDULER.items()
+        if key not in ("name", ARGS)
+    }
 
 
 def _warmup() -> Schema:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from optplug.config.arguments import group_options, own_arguments
+from optplug.config.arguments import group_options, own_arguments, scheduler_fields
 from optplug.config.fields import Table, read_fields
 from optplug.config.form import (
     ARGS,
@@ -50,7 +50,6 @@ from optplug.errors import (
 )
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments
-from optplug.registry.specs import SchedulerSpec
 
 
 def parse(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Config:
@@ -172,7 +171,8 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         collector.add(ConfigError("is also given directly: give it once"), (*loc, ARGS, key))
     if registration is None:
         return _Named(name, None, {}, frozenset(), mapping)
-    valid = own_arguments(collector, registration, {**arguments, **nested}, nested, fields, loc)
+    known = fields if kind == "optimizer" else scheduler_fields(registration)
+    valid = own_arguments(collector, registration, {**arguments, **nested}, nested, known, loc)
     return _Named(name, registration, valid, frozenset(nested), mapping)
 
 
@@ -320,17 +320,17 @@ def _parse_times(
     collector: ErrorCollector, registration: Registration, given: Mapping[str, Any], loc: Loc
 ) -> dict[str, Any]:
     """The interval and the frequency of a scheduler."""
-    spec = registration.spec
-    assert isinstance(spec, SchedulerSpec)
-    fields = [SCHEDULER["interval"], SCHEDULER["frequency"]]
-    if "metric" not in spec.capabilities:
-        return {"interval": spec.interval, **read_fields(collector, given, fields, loc)}
-    for field in fields:
-        value = given.get(field.name, field.inert)
-        if value != field.inert:
-            message = field.refusal.format(name=registration.name, key=field.name, value=value)
-            collector.add(ConfigError(message), (*loc, field.name))
-    return {}
+    known = scheduler_fields(registration)
+    found = {}
+    for key in ("interval", "frequency"):
+        field = SCHEDULER[key]
+        if key in known:
+            found[key] = known[key].default
+            found |= read_fields(collector, given, [known[key]], loc)
+        elif given.get(key, field.inert) != field.inert:
+            message = field.refusal.format(name=registration.name, key=key, value=given[key])
+            collector.add(ConfigError(message), (*loc, key))
+    return found
 
 
 def _parse_metric_options(
@@ -346,36 +346,25 @@ def _parse_metric_options(
     """
     registration = named.registration
     assert registration is not None
-    takes_metric = "metric" in registration.spec.capabilities
+    known = scheduler_fields(registration)
     found: dict[str, Any] = {}
     for key in METRIC_KEYS:
-        field = SCHEDULER[key]
         values: dict[Loc, Any] = {(*loc, key): named.mapping.get(key), (key,): top_level.get(key)}
-        if takes_metric and key == "mode":
+        if key == "mode" and key in known:
             values[(*loc, ARGS, key)] = named.arguments.pop("mode", None)
         values = {value_loc: value for value_loc, value in values.items() if value is not None}
         for value_loc, value in values.items():
             with collector.collect(value_loc):
-                if not field.applies(takes_metric=takes_metric):
+                if key not in known:
                     has_argument = key in configurable_arguments(registration)
                     hint = f"; write the scheduler's own argument {key} under {ARGS}" if has_argument else ""
-                    raise ConfigError(field.refusal.format(name=registration.name, key=key, value=value) + hint)
-                read = field.read(value)
+                    refusal = SCHEDULER[key].refusal.format(name=registration.name, key=key, value=value)
+                    raise ConfigError(refusal + hint)
+                read = known[key].read(value)
                 if found.setdefault(key, read) != read:
                     first_loc = loc_text(next(iter(values)))
                     raise ConfigError(f"is {value!r} and {first_loc} is {found[key]!r}: give it once")
-                if key == "patience_unit":
-                    _check_patience_unit(registration, value)
     return found
-
-
-def _check_patience_unit(registration: Registration, unit: str) -> None:
-    only = SCHEDULER["patience_unit"].default
-    cls = registry.get("scheduler", registration.qualified_name)
-    if unit != only and not callable(getattr(cls, "at", None)):
-        raise ConfigError(
-            f"{registration.name} has no method at(position) and counts {only} only, got {unit!r}: omit it"
-        )
 
 
 def _parse_warmup(collector: ErrorCollector, given: Mapping[str, Any], loc: Loc) -> WarmupConfig | None:

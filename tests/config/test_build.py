@@ -163,8 +163,8 @@ def test_patience_unit_requires_method_at(warmup: dict[str, int]):
             build("metric_scheduler", patience_unit=unit)
         assert loc_text(caught.value.loc) == "scheduler.patience_unit"
         assert str(caught.value) == (
-            "scheduler.patience_unit: metric_scheduler has no method at(position) and counts validations only, got "
-            f"{unit!r}: omit it"
+            "scheduler.patience_unit: must be 'validations', because metric_scheduler has no method at(position), got "
+            f"{unit!r}"
         )
         for name in ("positioned_metric_scheduler", "reduce_lr_on_plateau"):
             assert callable(build(name, patience_unit=unit).at)
