@@ -271,12 +271,16 @@ class Nested:
     Attributes:
         definition: the name of its definition in the JSON Schema.
         words: the allowed values.
+        is_mapping: whether the value must be a mapping.
     """
 
     definition: str
     words: str
+    is_mapping: bool = False
 
     def read(self, value: Any) -> Any:
+        if self.is_mapping and not isinstance(value, Mapping):
+            raise ConfigTypeError(f"must be {self}, got {value!r}")
         return value
 
     def schema(self) -> Schema:

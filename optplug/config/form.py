@@ -132,7 +132,7 @@ OPTIMIZER = table(
     Field("name", Text("a name"), "the name of the optimizer", ...),
     Field(
         ARGS,
-        Nested("arguments", "a mapping of arguments"),
+        Nested("arguments", "a mapping of arguments", is_mapping=True),
         "a mapping with arguments of the optimizer. Needed only if an argument has the same name as a key of optplug, "
         "for example `name` or `match`",
         is_nullable=True,
@@ -164,7 +164,7 @@ SCHEDULER = table(
     ),
     Field(
         "warmup",
-        Nested("warmup", "a mapping such as {steps: 100}"),
+        Nested("warmup", "a mapping such as {steps: 100}", is_mapping=True),
         "the long form of the warmup: `{steps: 100, start_factor: 0.1}`, or `{epochs: 1}`, or `{ratio: 0.05}`",
         is_nullable=True,
     ),
@@ -189,7 +189,7 @@ SCHEDULER = table(
     ),
     Field(
         ARGS,
-        Nested("arguments", "a mapping of arguments"),
+        Nested("arguments", "a mapping of arguments", is_mapping=True),
         "a mapping with arguments of the scheduler, as for `optimizer`",
         is_nullable=True,
     ),

@@ -81,40 +81,49 @@ def parse(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Confi
 
 def parse_collecting(collector: ErrorCollector, optimizer: Any = None, scheduler: Any = None, **options: Any) -> Config:
     """Parse as `parse` does, but add errors to a collector; the result omits invalid parts."""
+    given = _read_top_level(collector, {"optimizer": optimizer, "scheduler": scheduler, **options})
+    policy = read_fields(collector, given, [TOP_LEVEL["on_resume"]], ()).get("on_resume", ON_RESUME[0])
+    chosen = given.get("optimizer")
+    if isinstance(chosen, (list, tuple)):
+        _report_keys_of_entries(collector, given, ("param_groups", "scheduler", "monitor", "mode"))
+        parsed = _parse_entries(collector, chosen, ("optimizer",), {**OPTIMIZER, **ENTRY})
+        return Config(tuple(OptimizerSetup((entry,), schedule) for entry, schedule in parsed), True, policy)
+    is_combined = False
+    if isinstance(chosen, Mapping) and "combine" in chosen:
+        is_combined = True
+        _report_keys_of_entries(collector, given, ("param_groups",))
+        entries = _parse_combined(collector, chosen)
+    else:
+        entries = _parse_single(collector, given)
+    metric_options = {key: given[key] for key in METRIC_KEYS if key in given}
+    schedule = _parse_scheduler(collector, given.get("scheduler"), ("scheduler",), metric_options)
+    return Config((OptimizerSetup(tuple(entries), schedule, is_combined),), on_resume=policy)
+
+
+def _read_top_level(collector: ErrorCollector, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values of the keys of a configuration, with Python's own types."""
     given: dict[str, Any] = {}
-    for key, value in {"optimizer": optimizer, "scheduler": scheduler, **options}.items():
+    for key, value in options.items():
         if key not in TOP_LEVEL:
             collector.add(ConfigError(f"a configuration has no key {key!r}{suggest(key, TOP_LEVEL)}"), (key,))
         elif value is not None:
             with collector.collect((key,)):
                 given[key] = to_builtins(value)
-    chosen = given.get("optimizer")
-    is_list = isinstance(chosen, (list, tuple))
-    is_combined = isinstance(chosen, Mapping) and "combine" in chosen
-    for key in ("param_groups", *(("scheduler", "monitor", "mode") if is_list else ())):
-        if (is_list or is_combined) and key in given:
+    if not {*given} - {"on_resume"} and not collector.errors:
+        if given:
+            collector.add(ConfigError("requires an optimizer or a scheduler"), ("on_resume",))
+        else:
+            message = f"must be {TOP_LEVEL['optimizer'].kind}, got None (NoneType)"
+            collector.add(ConfigTypeError(message), ("optimizer",))
+    return given
+
+
+def _report_keys_of_entries(collector: ErrorCollector, given: Mapping[str, Any], keys: Collection[str]) -> None:
+    """Collect an error for each key that belongs to the entries in a list of optimizers."""
+    for key in keys:
+        if key in given:
             target = "the entry's scheduler" if key in METRIC_KEYS else "an entry of optimizer"
             collector.add(ConfigError(f"with several optimizers it belongs to {target}"), (key,))
-            del given[key]
-    policy = read_fields(collector, given, [TOP_LEVEL["on_resume"]], ()).get("on_resume", ON_RESUME[0])
-    if is_list:
-        entries = _parse_entries(collector, chosen, ("optimizer",), {**OPTIMIZER, **ENTRY})
-        return Config(tuple(OptimizerSetup((entry,), schedule) for entry, schedule in entries), True, policy)
-    if not {"optimizer", "scheduler", "monitor", "mode"} & set(given) and not collector.errors:
-        if "on_resume" in given and "param_groups" not in given:
-            collector.add(ConfigError("requires an optimizer or a scheduler"), ("on_resume",))
-        elif "param_groups" not in given:
-            collector.add(
-                ConfigTypeError(f"must be {TOP_LEVEL['optimizer'].kind}, got None (NoneType)"), ("optimizer",)
-            )
-    if isinstance(chosen, Mapping) and is_combined:
-        entries = _parse_combined(collector, chosen)
-    else:
-        entries = [(entry, None) for entry in _parse_single(collector, given)]
-    metric_options: dict[str, Any] = {key: given[key] for key in ("monitor", "mode") if key in given}
-    schedule = _parse_scheduler(collector, given.get("scheduler"), ("scheduler",), metric_options)
-    setup = OptimizerSetup(tuple(entry for entry, _ in entries), schedule, is_combined)
-    return Config((setup,), on_resume=policy)
 
 
 # ---------------------------------------------------------------------------- an optimizer or a scheduler by name
@@ -163,9 +172,7 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         registration = registry.resolve(kind, fields["name"].read(mapping["name"]))
         registry.get(kind, registration.qualified_name)
     arguments = {key: value for key, value in mapping.items() if key not in fields}
-    nested: Mapping[str, Any] = {}
-    with collector.collect((*loc, ARGS)):
-        nested = _read_nested_arguments(mapping.get(ARGS))
+    nested = read_fields(collector, mapping, [fields[ARGS]], loc).get(ARGS) or {}
     nested = _string_keys(collector, nested, (*loc, ARGS))
     for key in sorted(nested.keys() & arguments.keys()):
         collector.add(ConfigError("is also given directly: give it once"), (*loc, ARGS, key))
@@ -174,12 +181,6 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
     known = fields if kind == "optimizer" else scheduler_fields(registration)
     valid = own_arguments(collector, registration, {**arguments, **nested}, nested, known, loc)
     return _Named(name, registration, valid, frozenset(nested), mapping)
-
-
-def _read_nested_arguments(value: Any) -> Mapping[str, Any]:
-    if value is not None and not isinstance(value, Mapping):
-        raise ConfigTypeError(f"must be a mapping of arguments, got {value!r}")
-    return value or {}
 
 
 def _string_keys(collector: ErrorCollector, given: Mapping[Any, Any], loc: Loc) -> dict[str, Any]:
@@ -225,15 +226,13 @@ def _parse_single(collector: ErrorCollector, given: Mapping[str, Any]) -> list[O
     return [] if optimizer is None else [OptimizerEntry(optimizer, rules)]
 
 
-def _parse_combined(
-    collector: ErrorCollector, given: Mapping[str, Any]
-) -> list[tuple[OptimizerEntry, SchedulerConfig | None]]:
+def _parse_combined(collector: ErrorCollector, given: Mapping[str, Any]) -> list[OptimizerEntry]:
     for key in given:
         if key != "combine":
             message = f"an optimizer with the key combine has no other key, got {key!r}"
             collector.add(ConfigError(message), ("optimizer", str(key)))
     fields = {key: field for key, field in {**OPTIMIZER, **ENTRY}.items() if key != "scheduler"}
-    return _parse_entries(collector, given["combine"], ("optimizer", "combine"), fields)
+    return [entry for entry, _ in _parse_entries(collector, given["combine"], ("optimizer", "combine"), fields)]
 
 
 def _parse_entries(
@@ -374,11 +373,9 @@ def _parse_warmup(collector: ErrorCollector, given: Mapping[str, Any], loc: Loc)
             message = "means warmup.steps, and warmup is given too: give only one of them"
             collector.add(ConfigError(message), (*loc, "warmup_steps"))
         return WarmupConfig(read["warmup_steps"]) if read.get("warmup_steps") else None
-    warmup, loc = given.get("warmup"), (*loc, "warmup")
+    warmup = read_fields(collector, given, [SCHEDULER["warmup"]], loc).get("warmup")
+    loc = (*loc, "warmup")
     if warmup is None:
-        return None
-    if not isinstance(warmup, Mapping):
-        collector.add(ConfigTypeError(f"must be {SCHEDULER['warmup'].kind}, got {warmup!r}"), loc)
         return None
     _check_keys(collector, "a warmup", warmup, WARMUP, loc)
     read = read_fields(collector, warmup, WARMUP.values(), loc)

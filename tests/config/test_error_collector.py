@@ -66,7 +66,7 @@ def test_unknown_name_does_not_hide_other_errors(collected_errors: Any):
         ),
         (
             {"param_groups": [{"preset": "no_decay", "of": ["norm"], "lr": 1}]},
-            ["param_groups[0].lr", "param_groups[0].of"],
+            ["param_groups[0].lr", "param_groups[0].of[0]"],
         ),
     ],
     ids=str,
