@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optplug.lightning.configure import configure_optimizers
     from optplug.optim import ranges
     from optplug.optim.dispatch import Engine
+    from optplug.optim.options import RuleOptions
     from optplug.optim.parameters import Params
     from optplug.optim.rule_optimizer import RuleOptimizer
     from optplug.optim.state import State
@@ -31,6 +32,7 @@ _LAZY_NAMES = {
     "Engine": "optplug.optim.dispatch",
     "Params": "optplug.optim.parameters",
     "RuleOptimizer": "optplug.optim.rule_optimizer",
+    "RuleOptions": "optplug.optim.options",
     "State": "optplug.optim.state",
     "configure_optimizers": "optplug.lightning.configure",
     "create_optimizer": "optplug.config.build",
@@ -49,6 +51,7 @@ __all__ = [
     "OptimizerSpec",
     "Params",
     "RuleOptimizer",
+    "RuleOptions",
     "SchedulerSpec",
     "State",
     "configure_optimizers",

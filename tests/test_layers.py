@@ -45,7 +45,7 @@ LAYERS = (
     Layer("optplug.rules", "torch", "errors"),
     Layer("optplug.ops", "", "rules"),
     Layer("optplug.engines", "torch numba llvmlite numpy", "errors rules"),
-    Layer("optplug.optim", "torch", "errors registry rules engines"),
+    Layer("optplug.optim", "torch typing_extensions", "errors registry rules engines"),
     Layer("optplug.schedulers", "torch", "errors optim"),
     Layer("optplug.config", "torch", "errors registry optim schedulers"),
     Layer("optplug.shims", "torch jsonargparse", "errors registry config"),
@@ -59,7 +59,11 @@ LAYERS = (
     Layer("optplug.pytorch_lightning", "", "lightning"),
     Layer("optplug.cli", "torch typer rich yaml omegaconf jsonargparse matplotlib numpy"),
     Layer("optplug.__main__", "", "cli"),
-    Layer("optplug_classic", "torch numba llvmlite numpy", "errors registry rules ops engines optim schedulers"),
+    Layer(
+        "optplug_classic",
+        "torch numba llvmlite numpy typing_extensions",
+        "errors registry rules ops engines optim schedulers",
+    ),
     Layer("optplug_schedules", "torch", "errors registry optim schedulers"),
 )
 """`optplug/__init__.py` is not a layer: it may import every public name on first use, and only `registry` at import."""

@@ -20,6 +20,7 @@ from optplug.errors import (
     RuleError,
     listing,
     suggest,
+    with_argument,
 )
 from optplug.optim import sparse
 from optplug.optim.buckets import Bucket, BucketKey
@@ -44,9 +45,11 @@ def check_engine(engine: Any) -> None:
     """Raise EngineError if `engine` is not the name of an available engine."""
     available = [e for e in ENGINES if e not in PLANNED_ENGINES]
     if engine not in ENGINES:
-        raise EngineError(f"no engine named {engine!r}{suggest(engine, available, intro='there are')}")
+        message = f"no engine named {engine!r}{suggest(engine, available, intro='there are')}"
+        raise with_argument("engine", EngineError(message))
     if engine in PLANNED_ENGINES:
-        raise EngineError(f"engine {engine!r} is not part of this version; there are {listing(available)}")
+        message = f"engine {engine!r} is not part of this version; there are {listing(available)}"
+        raise with_argument("engine", EngineError(message))
 
 
 def parse_state_dtype(dtype: Any) -> torch.dtype | None:
@@ -59,36 +62,33 @@ def parse_state_dtype(dtype: Any) -> torch.dtype | None:
         dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
-    raise HyperparameterTypeError(f"state_dtype must be a floating-point torch.dtype or None, got {dtype!r}")
+    message = f"state_dtype must be a floating-point torch.dtype or None, got {dtype!r}"
+    raise with_argument("state_dtype", HyperparameterTypeError(message))
 
 
-def check_engine_options(optimizer_name: str, options: Mapping[str, Any], engine: str) -> None:
+def check_engine_options(options: Mapping[str, Any], engine: str) -> None:
     """Check that the options of a group that select how a step runs do not contradict each other or the engine.
 
     Args:
-        owner: name of the optimizer, for messages.
-        options: all options of the group.
+        options: all options of the group, each of which is valid by itself.
         engine: `engine` of the optimizer.
 
     Raises:
-        HyperparameterTypeError: `foreach` or `fused` is not a bool or None.
         EngineError: the options contradict each other. The message is torch's where torch has one.
         RecordingError: `differentiable` contradicts `foreach` or the engine.
     """
     foreach, fused, differentiable = options["foreach"], options["fused"], options["differentiable"]
-    for key in ("foreach", "fused"):
-        if options[key] is not None and not isinstance(options[key], bool):
-            raise HyperparameterTypeError(f"{optimizer_name}: {key} must be True, False or None, got {options[key]!r}")
     if fused and differentiable:
-        raise EngineError("`fused` does not support `differentiable`")
+        raise with_argument("fused", EngineError("`fused` does not support `differentiable`"))
     if fused and foreach:
-        raise EngineError("`fused` and `foreach` cannot be `True` together.")
+        raise with_argument("fused", EngineError("`fused` and `foreach` cannot be `True` together."))
     if foreach and engine not in ("auto", "foreach"):
-        raise EngineError(f"foreach=True contradicts engine={engine!r}")
+        raise with_argument("foreach", EngineError(f"foreach=True contradicts engine={engine!r}"))
     if foreach is False and engine not in ("auto", "loop"):
-        raise EngineError(f"foreach=False contradicts engine={engine!r}")
+        raise with_argument("foreach", EngineError(f"foreach=False contradicts engine={engine!r}"))
     if differentiable and (foreach or engine not in ("auto", "loop")):
-        raise RecordingError("_foreach ops don't support autograd: differentiable=True needs engine 'loop' (or 'auto')")
+        message = "_foreach ops don't support autograd: differentiable=True needs engine 'loop' (or 'auto')"
+        raise with_argument("differentiable", RecordingError(message))
 
 
 def check_capturable(p: Tensor) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
-from optplug.errors import HyperparameterError, HyperparameterTypeError, number_hint, suggest
+from optplug.errors import (
+    ErrorCollector,
+    HyperparameterError,
+    HyperparameterTypeError,
+    OptplugError,
+    number_hint,
+    suggest,
+    with_argument,
+)
 from optplug.optim.ranges import COMMON_RANGES, Range
 
 EXTERNAL_GROUP_KEYS = frozenset(
@@ -18,76 +28,134 @@ EXTERNAL_GROUP_KEYS = frozenset(
 )
 """Keys that torch, its schedulers and Lightning write into parameter groups. They are allowed for every optimizer."""
 
+OPTIONAL_FLAGS = ("foreach", "fused")
+"""Flags that can also be None."""
 
-def check_hyperparameters(
-    defaults: Mapping[str, Any], given: Mapping[str, Any], optimizer_name: str, ranges: Iterable[Range] | None = ()
-) -> None:
-    """Check hyperparameters against the kinds of their defaults and against ranges.
+
+def declared_defaults(cls: type) -> dict[str, Any]:
+    """Return the constructor's arguments that have a default, with the default.
 
     Args:
-        defaults: the allowed keys, each with a value of the required kind; None allows every kind.
+        cls: the class of an optimizer. Constructors of other base classes, such as Lightning's wrapper, are ignored.
+    """
+    of_optimizer = next(base for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, Optimizer))
+    parameters = inspect.signature(of_optimizer).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def reference_values(cls: type, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return for each option a value of the required kind: a flag, a tuple or a number.
+
+    Args:
+        cls: the class of the optimizer. Defaults in its signature have priority over `defaults`.
+        defaults: the optimizer's `defaults`, which may contain values that the user passed.
+    """
+    declared = {key: value for key, value in declared_defaults(cls).items() if value is not None}
+    return {key: declared.get(key, value) for key, value in defaults.items()}
+
+
+def lists_to_tuples(references: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert lists, which YAML produces, to tuples for options whose reference value is a tuple."""
+    return {
+        key: tuple(value) if isinstance(value, list) and isinstance(references.get(key), tuple) else value
+        for key, value in options.items()
+    }
+
+
+def check_hyperparameters(
+    references: Mapping[str, Any], given: Mapping[str, Any], optimizer_name: str, ranges: Iterable[Range] | None = ()
+) -> None:
+    """Check hyperparameters against the kinds of reference values and against ranges.
+
+    Args:
+        references: the allowed keys, each with a value of the required kind; None allows every kind.
         given: the hyperparameters to check, for example a parameter group.
-        owner: name of the optimizer, for messages.
+        optimizer_name: name of the optimizer, for messages.
         ranges: the optimizer's own ranges, which have priority over `COMMON_RANGES`. None: do not check ranges.
 
     Raises:
         HyperparameterError: a value is out of range, not finite or has the wrong length, or a key is unknown.
         HyperparameterTypeError: a value has the wrong type.
+
+    The exception has the class of the first error. Its attribute `errors` has an error for each wrong value.
     """
     by_name = {} if ranges is None else {r.name: r for r in (*COMMON_RANGES, *ranges)}
+    collector = ErrorCollector()
     for key, value in given.items():
         if key in EXTERNAL_GROUP_KEYS:
             continue
-        if key not in defaults:
-            raise HyperparameterError(
-                f"{optimizer_name} has no option {key!r}{suggest(key, defaults, see=f'help({optimizer_name})')}"
+        if key in references:
+            errors = _value_errors(key, value, references[key], by_name.get(key), optimizer_name)
+        else:
+            errors = iter([unknown_option_error(optimizer_name, key, references)])
+        for error in errors:
+            collector.add(with_argument(key, error, error.inside))
+    collector.raise_joined()
+
+
+def unknown_option_error(optimizer_name: str, key: str, known: Iterable[str]) -> HyperparameterError:
+    """Return the error for an unknown key of a parameter group."""
+    hint = suggest(key, known, see=f"help({optimizer_name})")
+    return with_argument(key, HyperparameterError(f"{optimizer_name} has no option {key!r}{hint}"))
+
+
+def _value_errors(
+    key: str, value: Any, reference: Any, range_: Range | None, optimizer_name: str
+) -> Iterator[OptplugError]:
+    if key in OPTIONAL_FLAGS:
+        if value is not None and not isinstance(value, bool):
+            yield HyperparameterTypeError(f"{optimizer_name}: {key} must be True, False or None, got {value!r}")
+    elif isinstance(reference, bool):
+        if not isinstance(value, bool):
+            yield HyperparameterTypeError(
+                f"{optimizer_name}: {key} must be True or False, got {value!r} ({type(value).__name__})"
             )
-        default = defaults[key]
-        if isinstance(default, bool):
-            _check_flag(key, value, optimizer_name)
-        elif isinstance(default, tuple):
-            _check_tuple(key, value, len(default), optimizer_name, by_name.get(key))
-        elif isinstance(default, (int, float, Tensor)):
-            _check_number(key, value, by_name.get(key), optimizer_name)
+    elif isinstance(reference, tuple):
+        yield from _tuple_errors(key, value, len(reference), range_, optimizer_name)
+    elif isinstance(reference, (int, float, Tensor)):
+        error = _number_error(key, value, range_, optimizer_name)
+        if error is not None:
+            yield error
 
 
-def _check_flag(key: str, value: Any, optimizer_name: str) -> None:
-    if not isinstance(value, bool):
-        raise HyperparameterTypeError(
-            f"{optimizer_name}: {key} must be True or False, got {value!r} ({type(value).__name__})"
-        )
-
-
-def _check_tuple(key: str, value: Any, length: int, optimizer_name: str, range_: Range | None) -> None:
+def _tuple_errors(
+    key: str, value: Any, length: int, range_: Range | None, optimizer_name: str
+) -> Iterator[OptplugError]:
     if not isinstance(value, (tuple, list)) or len(value) != length:
-        error = HyperparameterTypeError if not isinstance(value, (tuple, list)) else HyperparameterError
-        raise error(f"{optimizer_name}: {key} must be {length} numbers, got {value!r}")
+        error_type = HyperparameterTypeError if not isinstance(value, (tuple, list)) else HyperparameterError
+        yield error_type(f"{optimizer_name}: {key} must be {length} numbers, got {value!r}")
+        return
+    items_are_valid = True
     for i, item in enumerate(value):
         indexed = (
             replace(range_, called=f"{range_.message_start.removeprefix('Invalid ')} at index {i}") if range_ else None
         )
-        _check_number(f"{key}[{i}]", item, indexed, optimizer_name)
-    if len({isinstance(item, Tensor) for item in value}) > 1:
-        raise HyperparameterError(f"{key} must be either both floats or both Tensors, got {value!r}")
+        error = _number_error(f"{key}[{i}]", item, indexed, optimizer_name)
+        if error is not None:
+            items_are_valid = False
+            yield with_argument(key, error, (i,))
+    if items_are_valid and len({isinstance(item, Tensor) for item in value}) > 1:
+        yield HyperparameterError(f"{key} must be either both floats or both Tensors, got {value!r}")
 
 
-def _check_number(key: str, value: Any, range_: Range | None, optimizer_name: str) -> None:
+def _number_error(key: str, value: Any, range_: Range | None, optimizer_name: str) -> OptplugError | None:
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise HyperparameterError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
+        return HyperparameterError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
     number = _as_float(value)
     if number is None:
-        raise HyperparameterTypeError(
+        return HyperparameterTypeError(
             f"{optimizer_name}: {key} must be a number, got {value!r} ({type(value).__name__}){number_hint(value)}"
         )
     if range_ is not None and range_.whole and not isinstance(value, Integral):
-        raise HyperparameterTypeError(
+        return HyperparameterTypeError(
             f"{optimizer_name}: {key} must be {range_.words}, got {value!r} ({type(value).__name__})"
         )
     if range_ is not None and not range_.holds(number):
-        raise HyperparameterError(f"{range_.message_start}: {value} ({optimizer_name}: {key} must be {range_.words})")
+        return HyperparameterError(f"{range_.message_start}: {value} ({optimizer_name}: {key} must be {range_.words})")
     if not math.isfinite(number):
         message_start = range_.message_start if range_ else f"Invalid {key}"
-        raise HyperparameterError(f"{message_start}: {value} ({optimizer_name}: {key} must be finite)")
+        return HyperparameterError(f"{message_start}: {value} ({optimizer_name}: {key} must be finite)")
+    return None
 
 
 def _as_float(value: Any) -> float | None:

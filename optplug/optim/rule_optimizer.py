@@ -13,27 +13,29 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from optplug.engines._torch_compat import disable_dynamo
 from optplug.engines.report import BucketReport
-from optplug.errors import HyperparameterError, RuleError, listing, suggest
+from optplug.errors import ErrorCollector, RuleError, listing, suggest
 from optplug.optim import dispatch, sparse
 from optplug.optim.bucket_cache import CachedBuckets, gather_roles, split_by_bucket
 from optplug.optim.buckets import Bucket, BucketTensors, check_grad_layout, group_by_key, split_sparse_bucket
 from optplug.optim.buffers import TensorsByRole, indices_sharing_memory, not_in_place_reason
-from optplug.optim.constructor import (
-    extract_hyperparameters,
+from optplug.optim.hyperparameters import (
+    EXTERNAL_GROUP_KEYS,
+    check_hyperparameters,
+    declared_defaults,
     lists_to_tuples,
-    optimizer_arguments,
     reference_values,
+    unknown_option_error,
 )
-from optplug.optim.dispatch import Engine
-from optplug.optim.hyperparameters import EXTERNAL_GROUP_KEYS, check_hyperparameters
+from optplug.optim.options import OPTION_DEFAULTS, RuleOptions, show_options
 from optplug.optim.packed_scalars import PackedScalarsCache
 from optplug.optim.parameters import Params, check_group_params
 from optplug.optim.ranges import Range
 from optplug.optim.state import State, check_saved_states, elementwise_dtype, init_missing_states
-from optplug.optim.strict_kwargs import StrictKwargs, unexpected_keyword_error
+from optplug.optim.strict_kwargs import StrictKwargs, check_keywords
 from optplug.rules.trace import (
     DECAY_FACTOR,
     FIRST_STEP,
@@ -54,8 +56,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
 
     Args:
         params: tensors, named parameters, or dicts that each describe a parameter group.
-        defaults: the algorithm's hyperparameters and their values. A constructor that has the keywords below may pass
-            its `locals()` instead; the keywords are then taken from there.
+        defaults: the algorithm's hyperparameters and their values. They can include defaults of the keywords below.
         decoupled_weight_decay: for algorithms with `weight_decay`: whether to shrink the parameter by
             lr * weight_decay per step instead of adding weight_decay * p to the gradient. Default: False.
         maximize: whether to maximize the objective instead of minimizing it. Default: False.
@@ -75,6 +76,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         HyperparameterError: a hyperparameter is out of range or unknown.
         HyperparameterTypeError: a hyperparameter has the wrong type.
         EngineError: `engine`, `foreach` and `fused` contradict each other, or the engine is not available.
+
+    An exception has the class of the first error. Its attribute `errors` has an error for each wrong argument.
     """
 
     states: ClassVar[Sequence[State]] = ()
@@ -84,50 +87,27 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     remedy: ClassVar[str] = ""
     rule: ClassVar[RuleFunction]
 
-    def __init__(
-        self,
-        params: Params,
-        defaults: dict[str, Any],
-        *,
-        decoupled_weight_decay: bool = False,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        engine: Engine = "auto",
-        state_dtype: torch.dtype | str | None = None,
-        **unknown: Any,
-    ) -> None:
-        given = extract_hyperparameters(self, RuleOptimizer, defaults)
-        options = {
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "engine": engine,
-            "state_dtype": state_dtype,
-        }
-        for key in unknown:
-            raise unexpected_keyword_error(type(self), key, list(dict.fromkeys([*given, *options])))
-        keyword_defaults = _framework_keywords()
-        options = {
-            key: given.get(key, value) if value is keyword_defaults[key] else value for key, value in options.items()
-        }
-        defaults = lists_to_tuples(type(self), RuleOptimizer, {**given, **options})
+    @show_options
+    def __init__(self, params: Params, defaults: Mapping[str, Any], **options: Unpack[RuleOptions]) -> None:
+        if not options.keys() <= OPTION_DEFAULTS.keys():
+            check_keywords(type(self), options, [*defaults, *OPTION_DEFAULTS])
+        # The algorithm's hyperparameters come first, because they are checked in this order.
+        defaults = {**defaults, **OPTION_DEFAULTS, **defaults, **options}
         if "weight_decay" not in defaults:
             del defaults["decoupled_weight_decay"]
         self._check_declaration(defaults)
+        collector = ErrorCollector()
         self.engine = defaults.pop("engine")
-        dispatch.check_engine(self.engine)
-        self.state_dtype = dispatch.parse_state_dtype(defaults.pop("state_dtype"))
+        with collector.collect():
+            dispatch.check_engine(self.engine)
+        with collector.collect():
+            self.state_dtype = dispatch.parse_state_dtype(defaults.pop("state_dtype"))
         self._packed_scalars = PackedScalarsCache()
         self._bucket_cache: dict[int, CachedBuckets] = {}
         self._last_reports: list[BucketReport] = []
         # Hyperparameters are checked before parameters, as in torch.
-        self._check_group(defaults, defaults)
+        defaults = lists_to_tuples(reference_values(type(self), defaults), defaults)
+        self._check_group(defaults, defaults, collector)
         # torch raises for a set, which has no order, only inside a group.
         super().__init__([{"params": params}] if isinstance(params, set) else params, defaults)
         if defaults["fused"]:
@@ -152,7 +132,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         named |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str)}
         for declaration, name in named.items():
             if name not in defaults:
-                known = [key for key in defaults if key not in _framework_keywords()]
+                known = [key for key in defaults if key not in OPTION_DEFAULTS]
                 raise RuleError(
                     f"{cls.__name__}: {declaration} names the unknown hyperparameter {name!r}{suggest(name, known)}"
                 )
@@ -163,20 +143,37 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         return [r for base in reversed(cls.__mro__) for r in vars(base).get("ranges", ())]
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Check options that constrain each other; subclasses override this and raise `HyperparameterError`."""
+        """Check options that constrain each other. Subclasses override this and raise `HyperparameterError`.
 
-    def _check_group(self, group: dict[str, Any], defaults: dict[str, Any]) -> None:
-        """Check the options of a group, which override `defaults`."""
+        It is called if each option by itself is valid. `optplug.errors.with_argument` states which option an error is
+        about.
+        """
+
+    def _check_group(self, group: dict[str, Any], defaults: dict[str, Any], collector: ErrorCollector) -> None:
+        """Check the options of a group, which override `defaults`, and raise all errors together.
+
+        Args:
+            group: the options of the group.
+            defaults: the options that the group overrides.
+            collector: the errors found so far.
+        """
         optimizer_name = type(self).__name__
-        check_hyperparameters(
-            reference_values(type(self), RuleOptimizer, defaults), group, optimizer_name, self._ranges()
-        )
+        with collector.collect():
+            check_hyperparameters(reference_values(type(self), defaults), group, optimizer_name, self._ranges())
+        known = declared_defaults(type(self))
+        for key, value in group.items():  # `defaults` also has options that the constructor does not have
+            if key in OPTION_DEFAULTS and key not in known and value != defaults.get(key, value):
+                collector.add(unknown_option_error(optimizer_name, key, known))
+        collector.raise_joined()
         merged = {**defaults, **group}
-        dispatch.check_engine_options(optimizer_name, merged, self.engine)
+        with collector.collect():
+            dispatch.check_engine_options(merged, self.engine)
         message = missing_hyperparameter_message(self._variant(merged), list(defaults))
         if message:
             raise RuleError(message)
-        self.check_options(merged)
+        with collector.collect():
+            self.check_options(merged)
+        collector.raise_joined()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group. Its options are checked like those of the constructor.
@@ -189,7 +186,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             ParameterError: parameters are missing, duplicate or sparse, or complex and not supported.
         """
         if isinstance(param_group, dict):
-            param_group = lists_to_tuples(type(self), RuleOptimizer, param_group)
+            param_group = lists_to_tuples(reference_values(type(self), self.defaults), param_group)
             param_group["params"] = check_group_params(
                 param_group,
                 len(self.param_groups),
@@ -197,14 +194,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 takes_complex="complex" in self.capabilities,
             )
             options = {k: v for k, v in param_group.items() if k not in EXTERNAL_GROUP_KEYS}
-            self._check_group(options, self.defaults)
-            known = optimizer_arguments(type(self), RuleOptimizer)
-            for key, value in options.items():  # keywords of RuleOptimizer that the constructor does not have
-                if key in _framework_keywords() and key not in known and value != self.defaults[key]:
-                    optimizer_name = type(self).__name__
-                    raise HyperparameterError(
-                        f"{optimizer_name} has no option {key!r}{suggest(key, known, see=f'help({optimizer_name})')}"
-                    )
+            self._check_group(options, self.defaults, ErrorCollector())
         super().add_param_group(param_group)
         self._last_reports = []
 
@@ -473,13 +463,19 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
 
     def _check_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Check the states and options in a state dict, and return it. Unknown keys are allowed."""
+        name = type(self).__name__
         params = [p for group in self.param_groups for p in group["params"]]
-        check_saved_states(state_dict, type(self).__name__, self.states, params)
-        references = reference_values(type(self), RuleOptimizer, self.defaults)
+        check_saved_states(state_dict, name, self.states, params)
+        references = reference_values(type(self), self.defaults)
+        collector = ErrorCollector()
         for index, group in enumerate(state_dict["param_groups"]):
             known = {k: v for k, v in group.items() if k in self.defaults and k not in dispatch.ENGINE_KEYS}
             # Ranges are not checked: a scheduler may have left them, and the checkpoint must still be loadable.
-            check_hyperparameters(references, known, f"{type(self).__name__}, group {index} of the state dict", None)
+            with collector.collect():
+                check_hyperparameters(
+                    references, known, f"{type(self).__name__}, group {index} of the state dict", None
+                )
+        collector.raise_joined()
         return state_dict
 
     def _restore_after_load(self, loaded: dict[str, Any], engine_options: list[dict[str, Any]]) -> None:
@@ -526,11 +522,6 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             grads = [p if p.grad is None else p.grad for p in group["params"]]
             reports += [b.bucket.report(ran=False) for b in self._bucket_tensors(index, group, group["params"], grads)]
         return reports
-
-
-def _framework_keywords() -> dict[str, Any]:
-    """Return the keywords of `RuleOptimizer` and their defaults."""
-    return RuleOptimizer.__init__.__kwdefaults__ or {}
 
 
 def _as_scalars(value: Any, as_tensors: bool) -> Any:

@@ -1,43 +1,56 @@
-"""Errors for unknown keyword arguments of constructors."""
+"""The base class of constructors with complete signatures, and errors for unknown keyword arguments."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from optplug.errors import HyperparameterTypeError, suggest
+from optplug.errors import ErrorCollector, HyperparameterTypeError, suggest, with_argument
+from optplug.registry.signature import constructor_signature, takes_untyped_options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+class _CompleteSignature:
+    """The `__signature__` of a class, which `inspect.signature` and `help` read."""
+
+    def __get__(self, _: object, cls: type) -> inspect.Signature:
+        return constructor_signature(cls)
+
+
 class StrictKwargs:
     """Base class that raises an error with the nearest name for an unknown keyword argument of the constructor.
+
+    The signature of a derived class shows the arguments of its base classes instead of `**options`.
 
     Raises:
         HyperparameterTypeError: the constructor does not have the keyword. The message begins with Python's.
     """
 
-    # A mixin: a __new__ in the classes themselves would hide the signature of __init__ from inspect.
+    __signature__ = _CompleteSignature()
+
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        parameters = inspect.signature(cls).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):  # a constructor with **kwargs checks them itself
-            known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
-            for key in keywords:
-                if key not in known:
-                    raise unexpected_keyword_error(cls, key, known)
+        # A constructor with untyped `**options` may use some of them itself: it passes on or rejects the others.
+        if not cls.__signature__.parameters.keys() >= keywords.keys() and not takes_untyped_options(cls):
+            check_keywords(cls, keywords, cls.__signature__.parameters)
         return super().__new__(cls)
 
 
-def unexpected_keyword_error(cls: type, key: str, known: Collection[str]) -> HyperparameterTypeError:
-    """Return the error for an unknown keyword of a constructor.
+def check_keywords(cls: type, keywords: Iterable[str], known: Collection[str]) -> None:
+    """Raise HyperparameterTypeError for the keywords of a constructor that are unknown.
 
     Args:
         cls: the class.
-        key: the unknown keyword.
+        keywords: the given keywords.
         known: the keywords of the constructor.
     """
     name = cls.__name__
-    hint = suggest(key, known, see=f"help({name})")
-    return HyperparameterTypeError(f"{name}.__init__() got an unexpected keyword argument {key!r}{hint}")
+    collector = ErrorCollector()
+    for key in keywords:
+        if key not in known:
+            hint = suggest(key, known, see=f"help({name})")
+            message = f"{name}.__init__() got an unexpected keyword argument {key!r}{hint}"
+            collector.add(with_argument(key, HyperparameterTypeError(message)))
+    collector.raise_joined()

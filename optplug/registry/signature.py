@@ -1,12 +1,15 @@
-"""The constructor arguments of a registered class that a configuration can set: types, defaults, descriptions."""
+"""Constructor arguments of registered classes: the complete signature, types, defaults, descriptions."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Any
 
 from optplug.registry import Registration, registry
@@ -14,7 +17,8 @@ from optplug.registry import Registration, registry
 EXCLUDED_ARGUMENTS = ("params", "optimizer", "last_epoch")
 """Constructor arguments that optplug passes itself. A configuration cannot set them."""
 
-_KEYWORD_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_POSITIONAL_KINDS = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_KEYWORD_KINDS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,10 @@ class Argument:
 
     @property
     def required(self) -> bool:
-        return self.default is inspect.Parameter.empty
+        return self.default is Parameter.empty
 
 
-def configurable_arguments(registration: Registration) -> dict[str, inspect.Parameter]:
+def configurable_arguments(registration: Registration) -> dict[str, Parameter]:
     """Return the constructor arguments that a configuration can set, by name.
 
     Raises:
@@ -47,14 +51,14 @@ def configurable_arguments(registration: Registration) -> dict[str, inspect.Para
     return constructor_arguments(registry.get(registration.spec.kind, registration.qualified_name))[0]
 
 
-def constructor_arguments(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Return the constructor arguments that a configuration can set, and whether the class rejects all others.
-
-    A constructor with `**options` is assumed to pass them to its base class. The base class's arguments that have a
-    default are then included. If the last constructor also has `**options`, the class may accept further arguments.
-    """
-    found = _arguments_by_name(cls)
-    return {name: p for name, (p, _) in found.items()}, not _accepts_any_argument(cls)
+def constructor_arguments(cls: type) -> tuple[dict[str, Parameter], bool]:
+    """Return the constructor arguments that a configuration can set, and whether the class rejects all others."""
+    parameters = list(constructor_signature(cls).parameters.values())
+    is_complete = all(p.kind is not p.VAR_KEYWORD for p in parameters)
+    if parameters and parameters[0].kind in _POSITIONAL_KINDS:  # the parameters or the optimizer
+        del parameters[0]
+    found = {p.name: p for p in parameters if p.kind in _KEYWORD_KINDS and p.name not in EXCLUDED_ARGUMENTS}
+    return found, is_complete
 
 
 def documented_arguments(registration: Registration) -> list[Argument]:
@@ -65,51 +69,92 @@ def documented_arguments(registration: Registration) -> list[Argument]:
     """
     cls = registry.get(registration.spec.kind, registration.qualified_name)
     descriptions = _descriptions(cls)
-    found = []
-    for name, (p, base) in _arguments_by_name(cls).items():
-        found.append(
-            Argument(name, _without_tensors(_hints(base).get(name, Any)), p.default, descriptions.get(name, ""))
-        )
-    return found
+    return [
+        Argument(name, _configurable_type(p.annotation), p.default, descriptions.get(name, ""))
+        for name, p in constructor_arguments(cls)[0].items()
+    ]
 
 
-def _constructors(cls: type) -> list[type]:
-    """Return the first class of the MRO with a constructor, and further ones as long as each takes `**options`."""
-    reached = []
-    for base in (c for c in cls.__mro__ if "__init__" in vars(c)):
-        reached.append(base)
-        if not _has_var_keyword(base):
-            break
-    return reached
+@functools.lru_cache(maxsize=1024)
+def constructor_signature(cls: type) -> inspect.Signature:
+    """Return the signature of a class with the arguments that its constructor passes to its base classes.
+
+    A constructor with `**options` is assumed to pass them to the next constructor in the MRO, and a constructor that
+    begins with `*args` also positional arguments. `**options` is replaced by the arguments of that constructor which
+    have a default; with `**options: Unpack[T]`, by those that are keys of the TypedDict T. `**options` remains if the
+    last constructor has it too: the class may then accept further arguments. Annotations are types if they can be
+    resolved, and otherwise text.
+    """
+    return inspect.Signature(_parameters([base for base in cls.__mro__ if "__init__" in vars(base)]))
 
 
-def _has_var_keyword(base: type) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(vars(base)["__init__"]).parameters.values())
+def takes_untyped_options(cls: type) -> bool:
+    """Whether the constructor of a class has `**options` that are not `Unpack` of a TypedDict."""
+    constructor = cls.__init__  # type: ignore[misc]  # only the signature of that of a subclass may differ
+    options = [p.name for p in _parameters_of(constructor).values() if p.kind is p.VAR_KEYWORD]
+    return bool(options) and _keys_of_typed_dict(_type_hints(constructor).get(options[0])) is None
 
 
-def _accepts_any_argument(cls: type) -> bool:
-    return all(_has_var_keyword(base) for base in _constructors(cls))
+def _parameters(constructors: list[type]) -> list[Parameter]:
+    """Return the parameters of the first constructor without `self`, with those of the others that it passes on."""
+    constructor = vars(constructors[0])["__init__"]
+    hints = _type_hints(constructor)
+    own = [p.replace(annotation=hints.get(name, p.annotation)) for name, p in _parameters_of(constructor).items()]
+    if own and own[0].kind in _POSITIONAL_KINDS:  # self
+        del own[0]
+    options = own.pop() if own and own[-1].kind is Parameter.VAR_KEYWORD else None
+    if options is None or len(constructors) == 1:
+        return own if options is None else [*own, options]
+    passed_on = _parameters(constructors[1:])
+    if own and own[0].kind is Parameter.VAR_POSITIONAL:
+        del own[0]
+    else:
+        passed_on = [_as_keyword(p) for p in passed_on if p.kind is p.VAR_KEYWORD or _is_optional_keyword(p)]
+    names = {p.name for p in own}
+    passed_on = [p for p in passed_on if p.name not in names]
+    keys = _keys_of_typed_dict(hints.get(options.name))
+    if keys is not None:
+        passed_on = [p.replace(annotation=keys.pop(p.name)) for p in passed_on if p.name in keys]
+        # The default of a key that no other constructor has is not known.
+        passed_on += [_keyword(name, type_, ...) for name, type_ in keys.items() if name not in names]
+    return sorted([*own, *passed_on], key=lambda p: p.kind)
 
 
-def _arguments_by_name(cls: type) -> dict[str, tuple[inspect.Parameter, type]]:
-    """Return each argument with the class whose constructor declares it."""
-    found: dict[str, tuple[inspect.Parameter, type]] = {}
-    for depth, base in enumerate(_constructors(cls)):
-        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())
-        for p in parameters[2:]:  # skips self, and the parameters or the optimizer
-            # A derived class passes the required arguments of its base class itself.
-            passed_by_subclass = depth and p.default is p.empty
-            if p.kind in _KEYWORD_KINDS and p.name not in EXCLUDED_ARGUMENTS and not passed_by_subclass:
-                found.setdefault(p.name, (p, base))
-    return found
+def _parameters_of(function: Any) -> Mapping[str, Parameter]:
+    return inspect.signature(function).parameters
 
 
-def _hints(base: type) -> dict[str, Any]:
-    """Return the types of a constructor's arguments; no types if the annotations cannot be resolved."""
+def _is_optional_keyword(p: Parameter) -> bool:
+    # A derived class passes the required arguments of its base class itself.
+    return p.kind in _KEYWORD_KINDS and p.default is not p.empty
+
+
+def _as_keyword(p: Parameter) -> Parameter:
+    return p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY)
+
+
+def _keyword(name: str, type_: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=type_)
+
+
+def _type_hints(function: Any) -> dict[str, Any]:
+    """Return the types of a function's arguments; no types if the annotations cannot be resolved."""
     try:
-        return typing.get_type_hints(vars(base)["__init__"])
+        return typing.get_type_hints(function)
     except Exception:  # evaluating third-party annotations can raise anything
         return {}
+
+
+def _keys_of_typed_dict(hint: Any) -> dict[str, Any] | None:
+    """Return the keys and types of T for `Unpack[T]`; None for other types."""
+    # Compared by name: before Python 3.11 `Unpack` is in typing_extensions only.
+    is_unpack = str(typing.get_origin(hint)).endswith(".Unpack")
+    return _type_hints(typing.get_args(hint)[0]) if is_unpack else None
+
+
+def _configurable_type(annotation: Any) -> Any:
+    """Return an annotation without `Tensor`; `Any` for an argument without annotation or with an unresolvable one."""
+    return Any if annotation is Parameter.empty or isinstance(annotation, str) else _without_tensors(annotation)
 
 
 def _without_tensors(hint: Any) -> Any:

@@ -1,9 +1,11 @@
 """Adadelta."""
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
+from optplug import Params, RuleOptimizer, State
 from optplug.ops import sqrt
+from optplug.optim.options import OptionsWithoutForeach
 from optplug.optim.ranges import unit_interval
 
 
@@ -24,7 +26,7 @@ class Adadelta(RuleOptimizer):
         eps: :math:`\epsilon \ge 0`, added to both running averages.
         weight_decay: coefficient of the L2 penalty, at least 0.
         decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
-        foreach, capturable, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -47,15 +49,10 @@ class Adadelta(RuleOptimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.0,
         foreach: bool | None = None,
-        *,
-        capturable: bool = False,
-        maximize: bool = False,
-        differentiable: bool = False,
-        decoupled_weight_decay: bool = False,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[OptionsWithoutForeach],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, hyperparameters, foreach=foreach, **options)
 
     @staticmethod
     def rule(p, g, step, square_avg, acc_delta, *, lr, rho, eps):  # type: ignore[no-untyped-def]

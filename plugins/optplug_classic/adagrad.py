@@ -1,9 +1,11 @@
 """Adagrad."""
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
+from optplug import Params, RuleOptimizer, State
 from optplug.ops import sqrt
+from optplug.optim.options import OptionsWithoutForeach
 from optplug.optim.ranges import at_least
 
 
@@ -23,7 +25,7 @@ class Adagrad(RuleOptimizer):
         decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
         initial_accumulator_value: :math:`\tau \ge 0`, in units of the squared gradient. Can be set per parameter group.
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
-        foreach, maximize, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -51,15 +53,16 @@ class Adagrad(RuleOptimizer):
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
         foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        decoupled_weight_decay: bool = False,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[OptionsWithoutForeach],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+        )
+        super().__init__(params, hyperparameters, foreach=foreach, **options)
 
     @staticmethod
     def rule(p, g, step, sum, *, lr, lr_decay, eps):  # type: ignore[no-untyped-def]  # noqa: A002

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
-from optplug.errors import HyperparameterError
+from optplug import Params, RuleOptimizer, RuleOptions, State
+from optplug.errors import HyperparameterError, with_argument
 from optplug.ops import lerp, maximum, sqrt
 
 
@@ -56,22 +57,19 @@ class Adam(RuleOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
-        *,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        decoupled_weight_decay: bool = False,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[RuleOptions],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
+        super().__init__(params, hyperparameters, **options)
 
     def check_options(self, options: dict[str, Any]) -> None:
-        for name, value in zip(("lr", "betas[0]", "betas[1]"), (options["lr"], *options["betas"]), strict=True):
-            if isinstance(value, Tensor) and options["foreach"] and not options["capturable"]:
-                raise HyperparameterError(f"{name} as a Tensor is not supported for capturable=False and foreach=True")
+        if not options["foreach"] or options["capturable"]:
+            return
+        reason = "as a Tensor is not supported for capturable=False and foreach=True"
+        if isinstance(options["lr"], Tensor):
+            raise with_argument("lr", HyperparameterError(f"lr {reason}"))
+        if isinstance(options["betas"][0], Tensor):
+            raise with_argument("betas", HyperparameterError(f"betas[0] {reason}"))
 
     @staticmethod
     def rule(p, g, step, exp_avg, exp_avg_sq, max_exp_avg_sq, *, lr, betas, eps, amsgrad=False):  # type: ignore[no-untyped-def]

@@ -1,9 +1,11 @@
 """Adamax."""
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
+from optplug import Params, RuleOptimizer, State
 from optplug.ops import abs, lerp, maximum
+from optplug.optim.options import OptionsWithoutForeach
 
 
 class Adamax(RuleOptimizer):
@@ -20,7 +22,7 @@ class Adamax(RuleOptimizer):
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
         weight_decay: coefficient of the L2 penalty, at least 0.
         decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
-        foreach, maximize, differentiable, capturable, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -42,15 +44,10 @@ class Adamax(RuleOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
-        capturable: bool = False,
-        decoupled_weight_decay: bool = False,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[OptionsWithoutForeach],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, hyperparameters, foreach=foreach, **options)
 
     @staticmethod
     def rule(p, g, step, exp_avg, exp_inf, *, lr, betas, eps):  # type: ignore[no-untyped-def]

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer
+from optplug import Params
+from optplug.optim.options import OptionsWithoutDecay
 from optplug_classic.adam import Adam
 
 
@@ -15,7 +17,7 @@ class AdamW(Adam):
         params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
         weight_decay: coefficient :math:`\lambda \ge 0` of the decoupled weight decay.
         lr, betas, eps, amsgrad: as in `Adam`.
-        maximize, foreach, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -34,16 +36,9 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[OptionsWithoutDecay],
     ) -> None:
-        RuleOptimizer.__init__(self, params, locals(), decoupled_weight_decay=True)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,9 +1,11 @@
 """Averaged stochastic gradient descent."""
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
+from optplug import Params, RuleOptimizer, State
 from optplug.ops import lerp, maximum
+from optplug.optim.options import DecayOptions
 from optplug.optim.ranges import at_least
 
 
@@ -25,7 +27,7 @@ class ASGD(RuleOptimizer):
         t0: step :math:`t_0 \ge 0` after which averaging starts. Until then the average equals the parameter.
         weight_decay: coefficient of the L2 penalty, at least 0.
         decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
-        foreach, maximize, differentiable, capturable, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -57,12 +59,11 @@ class ASGD(RuleOptimizer):
         maximize: bool = False,
         differentiable: bool = False,
         capturable: bool = False,
-        *,
-        decoupled_weight_decay: bool = False,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[DecayOptions],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay)
+        step_options = dict(foreach=foreach, maximize=maximize, differentiable=differentiable, capturable=capturable)
+        super().__init__(params, {**hyperparameters, **step_options}, **options)
 
     @staticmethod
     def rule(p, g, step, eta, mu, ax, *, lr, lambd, alpha, t0):  # type: ignore[no-untyped-def]

@@ -15,14 +15,16 @@ from torch.optim import Optimizer
 from optplug.engines._torch_compat import disable_dynamo
 from optplug.errors import (
     ConfigTypeError,
+    ErrorCollector,
     HyperparameterError,
     LineSearchError,
     ParameterError,
     did_you_mean,
     listing,
     short_list,
+    with_argument,
 )
-from optplug.optim import constructor, hyperparameters
+from optplug.optim import hyperparameters
 from optplug.optim.parameters import Params, check_group_params
 from optplug.optim.ranges import at_least
 from optplug.optim.strict_kwargs import StrictKwargs
@@ -155,17 +157,29 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         history_size: int = 100,
         line_search_fn: str | None = None,
     ) -> None:
-        defaults = {key: value for key, value in locals().items() if key not in ("self", "params")}
+        defaults = dict(
+            lr=lr,
+            max_iter=max_iter,
+            max_eval=max_eval,
+            tolerance_grad=tolerance_grad,
+            tolerance_change=tolerance_change,
+            history_size=history_size,
+            line_search_fn=line_search_fn,
+        )
         self._check({**defaults, "max_eval": 1 if max_eval is None else max_eval})  # before the parameters, as in torch
         defaults["max_eval"] = max_iter * 5 // 4 if max_eval is None else max_eval
         Optimizer.__init__(self, [{"params": params}] if isinstance(params, set) else params, defaults)
 
     def _check(self, options: dict[str, Any], ranges: Any = RANGES) -> None:
-        known = {name: p.default for name, p in constructor.optimizer_arguments(LBFGS, torch.optim.LBFGS).items()}
-        hyperparameters.check_hyperparameters({**known, "max_eval": 1}, options, "LBFGS", ranges)
+        collector = ErrorCollector()
+        with collector.collect():
+            references = {**hyperparameters.declared_defaults(LBFGS), "max_eval": 1}
+            hyperparameters.check_hyperparameters(references, options, "LBFGS", ranges)
         if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
             near = did_you_mean(name, ["strong_wolfe"])
-            raise LineSearchError(f"only 'strong_wolfe' is supported, or None for fixed steps; got {name!r}{near}")
+            message = f"only 'strong_wolfe' is supported, or None for fixed steps; got {name!r}{near}"
+            collector.add(with_argument("line_search_fn", LineSearchError(message)))
+        collector.raise_joined()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add the parameter group. There can be only one. Raises the errors of the constructor."""

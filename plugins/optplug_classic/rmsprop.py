@@ -1,9 +1,11 @@
 """RMSprop."""
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
+from optplug import Params, RuleOptimizer, State
 from optplug.ops import lerp, sqrt
+from optplug.optim.options import DecayOptions
 from optplug.optim.ranges import unit_interval
 
 
@@ -26,7 +28,7 @@ class RMSprop(RuleOptimizer):
         decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
         momentum: momentum factor :math:`\mu \ge 0`.
         centered: use the centered variant.
-        capturable, foreach, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -61,12 +63,18 @@ class RMSprop(RuleOptimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
-        *,
-        decoupled_weight_decay: bool = False,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[DecayOptions],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+        )
+        step_options = dict(foreach=foreach, maximize=maximize, differentiable=differentiable, capturable=capturable)
+        super().__init__(params, {**hyperparameters, **step_options}, **options)
 
     @staticmethod
     def rule(p, g, step, square_avg, momentum_buffer, grad_avg, *, lr, alpha, eps, momentum, centered=False):  # type: ignore[no-untyped-def]

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
-from optplug.errors import HyperparameterError
+from optplug import Params, RuleOptimizer, State
+from optplug.errors import ErrorCollector, HyperparameterError, with_argument
 from optplug.ops import maximum, minimum, sign, where
+from optplug.optim.options import OptionsWithoutDecay
 from optplug.optim.ranges import at_least
 
 
@@ -26,7 +28,7 @@ class Rprop(RuleOptimizer):
         lr: initial step size :math:`s_0 \ge 0`. A later change has no effect.
         etas: :math:`(\eta^-, \eta^+)`, with 0 < eta- < 1 < eta+.
         step_sizes: :math:`(s_{min}, s_{max})`, in units of the parameter, at least 0 and in this order.
-        capturable, foreach, maximize, differentiable, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -49,22 +51,21 @@ class Rprop(RuleOptimizer):
         lr: float | Tensor = 1e-2,
         etas: tuple[float, float] = (0.5, 1.2),
         step_sizes: tuple[float, float] = (1e-6, 50.0),
-        *,
-        capturable: bool = False,
-        foreach: bool | None = None,
-        maximize: bool = False,
-        differentiable: bool = False,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[OptionsWithoutDecay],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(lr=lr, etas=etas, step_sizes=step_sizes)
+        super().__init__(params, hyperparameters, **options)
 
     def check_options(self, options: dict[str, Any]) -> None:
         (minus, plus), (low, high) = options["etas"], options["step_sizes"]
+        collector = ErrorCollector()
         if not 0 < minus < 1 < plus:
-            raise HyperparameterError(f"Invalid eta values: {minus}, {plus} (Rprop: 0 < etas[0] < 1 < etas[1])")
+            message = f"Invalid eta values: {minus}, {plus} (Rprop: 0 < etas[0] < 1 < etas[1])"
+            collector.add(with_argument("etas", HyperparameterError(message)))
         if low > high:
-            raise HyperparameterError(f"Invalid step sizes: {low}, {high} (Rprop: step_sizes[0] <= step_sizes[1])")
+            message = f"Invalid step sizes: {low}, {high} (Rprop: step_sizes[0] <= step_sizes[1])"
+            collector.add(with_argument("step_sizes", HyperparameterError(message)))
+        collector.raise_joined()
 
     @staticmethod
     def rule(p, g, step, prev, step_size, *, etas, step_sizes):  # type: ignore[no-untyped-def]

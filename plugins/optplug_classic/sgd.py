@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
-from optplug.errors import HyperparameterError
+from optplug import Params, RuleOptimizer, RuleOptions, State
+from optplug.errors import HyperparameterError, with_argument
 
 
 class SGD(RuleOptimizer):
@@ -25,7 +26,7 @@ class SGD(RuleOptimizer):
         nesterov: use Nesterov momentum. Requires momentum and zero dampening.
         weight_decay: coefficient of the L2 penalty, at least 0.
         decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
-        maximize, foreach, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range, or `nesterov` without momentum or with dampening.
@@ -56,20 +57,21 @@ class SGD(RuleOptimizer):
         dampening: float = 0.0,
         weight_decay: float | Tensor = 0.0,
         nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        decoupled_weight_decay: bool = False,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[RuleOptions],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+        )
+        super().__init__(params, hyperparameters, **options)
 
     def check_options(self, options: dict[str, Any]) -> None:
         if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
-            raise HyperparameterError("Nesterov momentum requires a momentum and zero dampening")
+            message = "Nesterov momentum requires a momentum and zero dampening"
+            raise with_argument("nesterov", HyperparameterError(message))
 
     @staticmethod
     def rule(p, g, momentum_buffer, *, lr, momentum, dampening, first, nesterov=False):  # type: ignore[no-untyped-def]

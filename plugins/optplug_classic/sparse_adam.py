@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from torch import Tensor, dtype
+from torch import Tensor
+from typing_extensions import Unpack
 
-from optplug import Engine, Params, RuleOptimizer, State
+from optplug import Params, RuleOptimizer, State
 from optplug.ops import lerp, sqrt
+from optplug.optim.options import EngineOptions
 from optplug.optim.ranges import above_zero
 
 
@@ -24,7 +26,7 @@ class SparseAdam(RuleOptimizer):
         lr: learning rate :math:`\gamma > 0`.
         betas: decay rates :math:`(\beta_1, \beta_2)` of the running averages, each in [0, 1).
         eps: :math:`\epsilon > 0`, in units of the gradient.
-        maximize, engine, state_dtype: as in `RuleOptimizer`.
+        maximize, fused, engine, state_dtype: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -49,11 +51,10 @@ class SparseAdam(RuleOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         maximize: bool = False,
-        *,
-        engine: Engine = "auto",
-        state_dtype: dtype | None = None,
+        **options: Unpack[EngineOptions],
     ) -> None:
-        super().__init__(params, locals())
+        hyperparameters = dict(lr=lr, betas=betas, eps=eps)
+        super().__init__(params, hyperparameters, maximize=maximize, **options)
 
     @staticmethod
     def rule(p, g, step, exp_avg, exp_avg_sq, *, lr, betas, eps):  # type: ignore[no-untyped-def]

@@ -396,7 +396,7 @@ def combinations(cls: Any) -> Iterator[tuple[dict[str, Any], Value]]:
         words = ("differentiable=True needs engine 'loop'",)
         yield {"foreach": True, "differentiable": True}, (None, RecordingError, AssertionError, words)
         yield {"engine": "foreach", "differentiable": True}, (None, RecordingError, AssertionError, words)
-    if "fused" in keys:
+    if keys.keys() >= {"fused", "foreach", "differentiable"}:
         words = ("`fused` and `foreach` cannot be `True` together.",)
         yield {"fused": True, "foreach": True}, (None, EngineError, RuntimeError, words)
         words = ("`fused` does not support `differentiable`",)
@@ -738,7 +738,8 @@ def step_inputs(name: str) -> Iterator[InvalidInput]:
         act = functools.partial(lambda subject: subject.optimizer.step(subject.evaluate))
         for more in ({}, {"foreach": False}):
             yield InvalidInput(f"capturable on the CPU {more}", act, RecordingError, AssertionError, words,
-                      running_options={**options, **more}, repair=uncapture)  # fmt: skip
+                      running_options={**options, **more}, repair=uncapture,
+                      not_in_torch="capturable" not in keyword_defaults(torch_class(name)))  # fmt: skip
 
 
 def incompatible_optimizers(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
