@@ -14,40 +14,81 @@ from torch.optim.lr_scheduler import LRScheduler
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
+    ErrorCollector,
     HyperparameterError,
     HyperparameterTypeError,
+    OptplugError,
     listing,
     number_hint,
+    with_argument,
 )
 
 
-def checked_number(
-    scheduler: object, name: str, value: Any, at_least: float = 0, *, whole: bool = False, noun: str = "a number"
-) -> Any:
-    """Check a numeric argument of a scheduler, and return it as a Python int or float.
+class ArgumentChecks:
+    """Checks of the arguments of a scheduler that collect errors, so that the constructor reports all of them.
 
-    Args:
-        scheduler: the scheduler, for messages.
-        name: name of the argument.
-        value: the value to check.
-        at_least: the lower bound. Default: 0.
-        whole: whether the number must be whole. Default: False.
-        noun: what the value must be, for the message. Default: "a number".
-
-    Raises:
-        HyperparameterError: the number is below the bound or not finite.
-        HyperparameterTypeError: the value is not a number, or not a whole number.
+    The constructor calls `raise_argument_errors` after the checks.
     """
-    prefix = f"{type(scheduler).__name__}: {name} must be"
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
-        hint = whole_hint(value) if whole else number_hint(value)
-        raise HyperparameterTypeError(f"{prefix} {'a whole number' if whole else noun}, got {value!r}{hint}")
-    number = int(value) if isinstance(value, Integral) else float(value)
-    if not math.isfinite(number):
-        raise HyperparameterError(f"{prefix} finite, got {value}")
-    if number < at_least:
-        raise HyperparameterError(f"{prefix} at least {at_least}, got {value}")
-    return number
+
+    def check_number(
+        self,
+        name: str,
+        value: Any,
+        at_least: float = 0,
+        *,
+        index: int | None = None,
+        whole: bool = False,
+        noun: str = "a number",
+    ) -> Any:
+        """Check a numeric argument, and return it as a Python int or float; NaN if it is invalid.
+
+        The error is a HyperparameterError if the number is below the bound or not finite, and a HyperparameterTypeError
+        if the value is not a number, or not a whole number.
+
+        Args:
+            name: name of the argument.
+            value: the value to check.
+            at_least: the lower bound. Default: 0.
+            index: index of the value in a list. Default: None, the argument is not a list.
+            whole: whether the number must be whole. Default: False.
+            noun: what the value must be, for the message. Default: "a number".
+        """
+        subject = f"{type(self).__name__}: {name}{'' if index is None else f'[{index}]'} must be"
+        if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+            hint = whole_hint(value) if whole else number_hint(value)
+            message = f"{subject} {'a whole number' if whole else noun}, got {value!r}{hint}"
+            return self.reject(name, HyperparameterTypeError(message), index)
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if not math.isfinite(number):
+            return self.reject(name, HyperparameterError(f"{subject} finite, got {value}"), index)
+        if number < at_least:
+            return self.reject(name, HyperparameterError(f"{subject} at least {at_least}, got {value}"), index)
+        return number
+
+    def check_optimizer(self, optimizer: Any) -> bool:
+        """Return whether the value is an optimizer. If not, the error is a ConfigTypeError with torch's message."""
+        if not isinstance(optimizer, Optimizer):
+            self.reject("optimizer", ConfigTypeError(f"{type(optimizer).__name__} is not an Optimizer"))
+            return False
+        return True
+
+    def reject(self, name: str, error: OptplugError, index: int | None = None) -> float:
+        """Collect an error about an argument, and return NaN, for which further comparisons are false.
+
+        Args:
+            name: name of the argument.
+            error: the error.
+            index: index of the wrong value in a list. Default: None, the error is about the whole argument.
+        """
+        errors = vars(self).setdefault("_argument_errors", ErrorCollector())
+        errors.add(with_argument(name, error, () if index is None else (index,)))
+        return math.nan
+
+    def raise_argument_errors(self) -> None:
+        """Raise one exception with all collected errors; do nothing without errors."""
+        errors = vars(self).pop("_argument_errors", None)
+        if errors is not None:
+            errors.raise_joined()
 
 
 def whole_hint(value: Any) -> str:
@@ -57,12 +98,6 @@ def whole_hint(value: Any) -> str:
     except ValueError:
         number = math.nan
     return f"; write {int(number)}" if number.is_integer() else ""
-
-
-def check_is_optimizer(optimizer: Any) -> None:
-    """Raise ConfigTypeError with torch's message if the value is not an optimizer."""
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigTypeError(f"{type(optimizer).__name__} is not an Optimizer")
 
 
 def warn_get_lr_outside_step(scheduler: LRScheduler) -> None:

@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import ConfigError, HyperparameterError
 from optplug.optim.strict_kwargs import StrictKwargs
-from optplug.schedulers.checks import check_is_optimizer, check_state, checked_number, warn_get_lr_outside_step
+from optplug.schedulers.checks import ArgumentChecks, check_state, warn_get_lr_outside_step
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import clone_tensor
 
 
-class ClosedFormLR(StrictKwargs, LRScheduler):
+class ClosedFormLR(ArgumentChecks, StrictKwargs, LRScheduler):
     r"""A schedule defined by :meth:`multiplier`: :math:`lr(t) = floor + (base - floor) \, f(t)`.
 
     Each step multiplies the *current* distance of the learning rate from the floor by :math:`f(t) / f(t-1)`.
@@ -53,8 +53,10 @@ class ClosedFormLR(StrictKwargs, LRScheduler):
     floor: float = 0.0
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
-        check_is_optimizer(optimizer)
-        super().__init__(optimizer, checked_number(self, "last_epoch", last_epoch, -1, whole=True))
+        self.check_optimizer(optimizer)
+        last_epoch = self.check_number("last_epoch", last_epoch, -1, whole=True)
+        self.raise_argument_errors()  # also those that the constructors of derived classes have collected
+        super().__init__(optimizer, last_epoch)
 
     def multiplier(self, t: int) -> float:
         """Return :math:`f(t)`, the multiplier after `t` steps; 1 for the base learning rate."""
@@ -151,7 +153,7 @@ class GeometricLR(ClosedFormLR):
     """
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
-        self.gamma: float = checked_number(self, "gamma", gamma)
+        self.gamma: float = self.check_number("gamma", gamma)
         super().__init__(optimizer, last_epoch)
 
     def exponent(self, t: int) -> int:

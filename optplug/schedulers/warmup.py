@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from optplug.errors import ConfigError, ConfigTypeError, number_hint
+from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, number_hint, with_argument
 from optplug.schedulers.checks import check_state, whole_hint
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import clone_tensor, set_lr
@@ -167,8 +167,12 @@ def check_warmup(steps: Any, start_factor: Any) -> None:
         ConfigError: a value is out of range.
         ConfigTypeError: a value has the wrong type.
     """
-    check_warmup_steps(steps)
-    check_start_factor(start_factor)
+    collector = ErrorCollector()
+    with collector.collect():
+        check_warmup_steps(steps)
+    with collector.collect():
+        check_start_factor(start_factor)
+    collector.raise_joined()
 
 
 def check_warmup_steps(steps: Any, least: int = 1) -> None:
@@ -183,12 +187,12 @@ def check_warmup_steps(steps: Any, least: int = 1) -> None:
         ConfigTypeError: the length is not a whole number.
     """
     if isinstance(steps, bool) or not isinstance(steps, int):
-        raise ConfigTypeError(
-            f"warmup steps must be a whole number of optimizer steps, got {steps!r}{whole_hint(steps)}"
-        )
+        message = f"warmup steps must be a whole number of optimizer steps, got {steps!r}{whole_hint(steps)}"
+        raise with_argument("steps", ConfigTypeError(message))
     if steps < least:
         hint = "; to train without warmup, omit it" * least
-        raise ConfigError(f"warmup steps must be at least {least}, got {steps}{hint}")
+        message = f"warmup steps must be at least {least}, got {steps}{hint}"
+        raise with_argument("steps", ConfigError(message))
 
 
 def check_start_factor(start_factor: Any) -> None:
@@ -201,6 +205,8 @@ def check_start_factor(start_factor: Any) -> None:
     if start_factor is None:
         return
     if isinstance(start_factor, bool) or not isinstance(start_factor, (int, float)):
-        raise ConfigTypeError(f"warmup start_factor must be a number, got {start_factor!r}{number_hint(start_factor)}")
+        message = f"warmup start_factor must be a number, got {start_factor!r}{number_hint(start_factor)}"
+        raise with_argument("start_factor", ConfigTypeError(message))
     if not 0 < start_factor <= 1 or not math.isfinite(start_factor):
-        raise ConfigError(f"warmup start_factor must be above 0 and at most 1, got {start_factor}")
+        message = f"warmup start_factor must be above 0 and at most 1, got {start_factor}"
+        raise with_argument("start_factor", ConfigError(message))

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optplug import ClosedFormLR
-from optplug.schedulers.checks import checked_number
 
 
 class CosineAnnealingLR(ClosedFormLR):
@@ -32,8 +31,8 @@ class CosineAnnealingLR(ClosedFormLR):
     cases = ({"T_max": 10}, {"T_max": 7, "eta_min": 0.01}, {"T_max": 100})
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
-        self.T_max: float = checked_number(self, "T_max", T_max, 1, noun="a number of steps")
-        self.eta_min: float = checked_number(self, "eta_min", eta_min)
+        self.T_max: float = self.check_number("T_max", T_max, 1, noun="a number of steps")
+        self.eta_min: float = self.check_number("eta_min", eta_min)
         super().__init__(optimizer, last_epoch)
 
     @property

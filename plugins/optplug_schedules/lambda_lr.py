@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from optplug import ClosedFormLR
 from optplug.errors import ConfigError, HyperparameterError, HyperparameterTypeError
-from optplug.schedulers.checks import check_is_optimizer, check_state, warn_get_lr_outside_step
+from optplug.schedulers.checks import check_state, warn_get_lr_outside_step
 from optplug.schedulers.late_groups import follow_groups
 
 STATELESS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
@@ -52,24 +52,26 @@ class LambdaLR(ClosedFormLR):
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
         last_epoch: int = -1,
     ) -> None:
-        check_is_optimizer(optimizer)
+        if isinstance(optimizer, Optimizer):
+            self._set_functions(lr_lambda, len(optimizer.param_groups))
+        super().__init__(optimizer, last_epoch)
+
+    def _set_functions(self, lr_lambda: Any, group_count: int) -> None:
         many = isinstance(lr_lambda, (list, tuple))
-        self.lr_lambdas: list[Any] = list(lr_lambda) if many else [lr_lambda] * len(optimizer.param_groups)  # type: ignore[arg-type]
-        for i, function in enumerate(self.lr_lambdas):
+        self.lr_lambdas: list[Any] = list(lr_lambda) if many else [lr_lambda] * group_count
+        for i, function in enumerate(self.lr_lambdas if many else [lr_lambda]):
             if not callable(function):
-                hint = (
-                    "; expressions are allowed in configurations and create_scheduler only"
-                    if isinstance(function, str)
-                    else ""
-                )
-                argument = f"{type(self).__name__}: lr_lambda{f'[{i}]' if many else ''}"
-                raise HyperparameterTypeError(f"{argument} must be a function of the step, got {function!r}{hint}")
-        if len(self.lr_lambdas) != len(optimizer.param_groups):
-            raise HyperparameterError(
-                f"Expected {len(optimizer.param_groups)} lr_lambdas, but got {len(self.lr_lambdas)}: "
+                subject = f"{type(self).__name__}: lr_lambda{f'[{i}]' if many else ''}"
+                in_text = "; expressions are allowed in configurations and create_scheduler only"
+                hint = in_text if isinstance(function, str) else ""
+                message = f"{subject} must be a function of the step, got {function!r}{hint}"
+                self.reject("lr_lambda", HyperparameterTypeError(message), i if many else None)
+        if len(self.lr_lambdas) != group_count:
+            message = (
+                f"Expected {group_count} lr_lambdas, but got {len(self.lr_lambdas)}: "
                 f"{type(self).__name__} takes one function for all groups, or a list with one for each"
             )
-        super().__init__(optimizer, last_epoch)
+            self.reject("lr_lambda", HyperparameterError(message))
 
     def multipliers(self, t: int) -> list[float]:
         return [self._checked_value(i, t) for i in range(len(self.lr_lambdas))]

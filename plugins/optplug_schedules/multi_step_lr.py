@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from torch.optim import Optimizer
 
 from optplug.errors import HyperparameterTypeError
-from optplug.schedulers.checks import checked_number
 from optplug.schedulers.closed_form import GeometricLR
 
 
@@ -37,11 +36,12 @@ class MultiStepLR(GeometricLR):
         if isinstance(milestones, Counter):  # the attribute of another MultiStepLR
             milestones = milestones.elements()
         if isinstance(milestones, (str, bytes, Mapping)) or not isinstance(milestones, Iterable):
-            raise HyperparameterTypeError(
-                f"{type(self).__name__}: milestones must be a list of whole numbers such as [30], got {milestones!r}"
-            )
+            example = "a list of whole numbers such as [30]"
+            message = f"{type(self).__name__}: milestones must be {example}, got {milestones!r}"
+            self.reject("milestones", HyperparameterTypeError(message))
+            milestones = ()
         self.milestones = Counter(
-            checked_number(self, f"milestones[{i}]", milestone, whole=True) for i, milestone in enumerate(milestones)
+            self.check_number("milestones", milestone, index=i, whole=True) for i, milestone in enumerate(milestones)
         )
         super().__init__(optimizer, gamma, last_epoch)
 

@@ -11,12 +11,12 @@ from torch.optim import Optimizer, lr_scheduler
 
 from optplug.errors import HyperparameterError, WiringError
 from optplug.optim.strict_kwargs import StrictKwargs
-from optplug.schedulers.checks import check_is_optimizer, check_state, checked_number
+from optplug.schedulers.checks import ArgumentChecks, check_state
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import set_lr
 
 
-class ReduceLROnPlateau(StrictKwargs, lr_scheduler.ReduceLROnPlateau):
+class ReduceLROnPlateau(ArgumentChecks, StrictKwargs, lr_scheduler.ReduceLROnPlateau):
     """Multiply the learning rates by `factor` when a metric has not improved for more than `patience` steps.
 
     Args:
@@ -65,30 +65,33 @@ class ReduceLROnPlateau(StrictKwargs, lr_scheduler.ReduceLROnPlateau):
         eps: float = 1e-8,
         verbose: bool | None = None,
     ) -> None:
-        self.factor = checked_number(self, "factor", factor)
-        self.patience = checked_number(self, "patience", patience)
-        self.cooldown = checked_number(self, "cooldown", cooldown)
-        self.eps = checked_number(self, "eps", eps)
-        self._init_is_better(mode, checked_number(self, "threshold", threshold), threshold_mode)
+        self.factor = self.check_number("factor", factor)
+        self.patience = self.check_number("patience", patience)
+        self.cooldown = self.check_number("cooldown", cooldown)
+        self.eps = self.check_number("eps", eps)
+        self._init_is_better(mode, self.check_number("threshold", threshold), threshold_mode)
         has_list = isinstance(min_lr, (list, tuple))
         given: Sequence[Any] = min_lr if isinstance(min_lr, (list, tuple)) else [min_lr]
-        min_lrs = [checked_number(self, f"min_lr[{i}]" if has_list else "min_lr", lr) for i, lr in enumerate(given)]
-        if factor >= 1.0:
-            raise HyperparameterError(f"Factor should be < 1.0. ReduceLROnPlateau got factor {factor}")
+        min_lrs = [self.check_number("min_lr", lr, index=i if has_list else None) for i, lr in enumerate(given)]
+        if self.factor >= 1.0:
+            message = f"Factor should be < 1.0. ReduceLROnPlateau got factor {factor}"
+            self.reject("factor", HyperparameterError(message))
         if mode not in ("min", "max"):
-            raise HyperparameterError(f"mode {mode} is unknown! Allowed: 'min', 'max'")
+            self.reject("mode", HyperparameterError(f"mode {mode} is unknown! Allowed: 'min', 'max'"))
         if threshold_mode not in ("rel", "abs"):
-            raise HyperparameterError(f"threshold mode {threshold_mode} is unknown! Allowed: 'rel', 'abs'")
-        if verbose is not None:
-            warnings.warn("verbose does nothing: torch has removed this argument", DeprecationWarning, stacklevel=2)
-        check_is_optimizer(optimizer)
-
-        groups = optimizer.param_groups
-        if has_list and len(min_lrs) != len(groups):
-            raise HyperparameterError(
+            message = f"threshold mode {threshold_mode} is unknown! Allowed: 'rel', 'abs'"
+            self.reject("threshold_mode", HyperparameterError(message))
+        groups = optimizer.param_groups if self.check_optimizer(optimizer) else []
+        if has_list and groups and len(min_lrs) != len(groups):
+            message = (
                 f"expected {len(groups)} min_lrs, got {len(min_lrs)}: ReduceLROnPlateau takes one min_lr for all "
                 "groups, or a list with one for each"
             )
+            self.reject("min_lr", HyperparameterError(message))
+        self.raise_argument_errors()
+        if verbose is not None:
+            warnings.warn("verbose does nothing: torch has removed this argument", DeprecationWarning, stacklevel=2)
+
         self.optimizer = optimizer
         self.default_min_lr: Any = None if has_list else min_lrs[0]
         self.min_lrs = min_lrs if has_list else min_lrs * len(groups)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from optplug.schedulers.checks import checked_number
 from optplug.schedulers.closed_form import GeometricLR
 
 
@@ -27,7 +26,7 @@ class StepLR(GeometricLR):
     steps_when_resumed = True
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
-        self.step_size: int = checked_number(self, "step_size", step_size, 1, whole=True)
+        self.step_size: int = self.check_number("step_size", step_size, 1, whole=True)
         super().__init__(optimizer, gamma, last_epoch)
 
     def exponent(self, t: int) -> int:
