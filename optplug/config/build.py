@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -377,32 +378,30 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: Loc, g
     # A third-party constructor may be slow or have side effects.
     if not issubclass(registry.get("optimizer", optimizer_config.name), StrictKwargs):
         return
-    optimizers = []
 
-    def construct(arguments: Mapping[str, Any]) -> None:
-        with third_party_errors(registration.spec.name, arguments):
-            optimizers.append(_construct_optimizer(optimizer_config.name, _dummy_parameters(1), arguments))
+    def construct(arguments: Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> None:
+        with third_party_errors(registration.spec.name, {**arguments, **options}):
+            group = {"params": _dummy_parameters(1), **options}
+            _construct_optimizer(optimizer_config.name, [group], arguments)
 
     given = _without_links(optimizer_config.hyperparameters)
     accepted = _accepted_arguments(collector, construct, given, loc, optimizer_config.argument_loc)
-    for i, rule in enumerate(entry.param_groups if accepted is not None else ()):
+    if accepted is None:
+        return
+    for i, rule in enumerate(entry.param_groups):
         rule_loc = (*groups_loc, i)
         if isinstance(rule, LayerDecay) and "lr" not in configurable_arguments(registration):
             collector.add(ConfigError(f"{registration.name} has no lr for layer_decay to multiply"), rule_loc)
         if not isinstance(rule, GroupRule):
             continue
-        base = _base_options(optimizer_config, accepted or {})
+        base = _base_options(optimizer_config, accepted)
         for multiplier, key in MULTIPLIERS.items():
             if multiplier in rule.options and base.get(key) is None:
                 message = f"{registration.name} has no value of {key} to multiply"
                 collector.add(ConfigError(message), (*rule_loc, multiplier))
-
-        def add_group(options: Mapping[str, Any]) -> None:
-            with third_party_errors(registration.spec.name, options):
-                optimizers[-1].add_param_group({"params": _dummy_parameters(1), **options})
-
         options = {k: v for k, v in _without_links(rule.options).items() if k not in MULTIPLIERS}
-        _accepted_arguments(collector, add_group, options, rule_loc)
+        if options:
+            _accepted_arguments(collector, functools.partial(construct, accepted), options, rule_loc)
 
 
 def _dry_run_scheduler(

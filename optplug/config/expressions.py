@@ -13,11 +13,14 @@ from typing import Any
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
+    ErrorCollector,
+    Loc,
     OptplugError,
     UnknownNameError,
     did_you_mean,
     listing,
     one_line,
+    with_argument,
 )
 from optplug.registry import registry
 
@@ -263,17 +266,26 @@ def resolve_function_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[
         arguments: the arguments by name. A list of values becomes a list of functions.
 
     Raises:
-        OptplugError: as `resolve_function`; the message begins with the name of the argument.
+        OptplugError: as `resolve_function`, with the name of the argument as location; several errors are raised
+            together.
     """
     declared = getattr(cls, "functions", ())
-    result = dict(arguments)
+    result, collector = dict(arguments), ErrorCollector()
     for name in declared if isinstance(declared, (tuple, list)) else ():
         value = arguments.get(name)
-        try:
-            if isinstance(value, (list, tuple)):
-                result[name] = [resolve_function(v) for v in value]
-            elif name in arguments:
-                result[name] = resolve_function(value)
-        except OptplugError as error:
-            raise type(error)(f"{name}: {error}") from None
+        if isinstance(value, (list, tuple)):
+            items = [_resolve_item(collector, name, (i,), item) for i, item in enumerate(value)]
+            result[name] = items
+        elif name in arguments:
+            result[name] = _resolve_item(collector, name, (), value)
+    collector.raise_collected()
     return result
+
+
+def _resolve_item(collector: ErrorCollector, name: str, inside: Loc, value: Any) -> Any:
+    """Resolve a function in an argument. An error is collected with the argument and the location in its value."""
+    try:
+        return resolve_function(value)
+    except OptplugError as error:
+        collector.add(with_argument(name, error, inside), (name, *inside))
+        return None

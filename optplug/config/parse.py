@@ -42,6 +42,7 @@ from optplug.errors import (
     ConfigTypeError,
     ErrorCollector,
     Loc,
+    OptplugError,
     did_you_mean,
     listing,
     loc_text,
@@ -195,6 +196,8 @@ def _report_missing_name(collector: ErrorCollector, kind: str, given: Mapping[st
     hint = ""
     for word in ("combine", "name") if kind == "optimizer" else ("warmup_steps", "warmup", "name"):
         misspelled = next((key for key in given if nearest(key, [word])), None)
+        if word == "name" and misspelled is None:
+            misspelled = next((key for key, value in given.items() if _is_registered(kind, value)), None)
         if misspelled is not None:
             loc, hint = (*loc, misspelled), f"; did you mean {word!r} instead of {misspelled!r}?"
             break
@@ -202,6 +205,14 @@ def _report_missing_name(collector: ErrorCollector, kind: str, given: Mapping[st
         example = "lr: ..." if kind == "optimizer" else "..."
         hint = f": write {{name: ..., {example}}}; optplug looks up registered names and does not import paths"
     collector.add(ConfigError(f"needs a name; it has {listing(given)}{hint}"), loc)
+
+
+def _is_registered(kind: str, value: Any) -> bool:
+    try:
+        registry.resolve(kind, value if isinstance(value, str) else "")
+    except OptplugError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------------------- optimizers
@@ -302,12 +313,15 @@ def _parse_scheduler(
 
 def _parse_warmup_only(
     collector: ErrorCollector, given: Mapping[str, Any], loc: Loc, top_level: Mapping[str, Any]
-) -> SchedulerConfig:
-    for key in given:
-        if key not in ("warmup", "warmup_steps"):
-            hint = did_you_mean(str(key), ["name"])
-            message = f"a scheduler without a name is a warmup only, which has no key {key!r}{hint}"
-            collector.add(ConfigError(message), (*loc, str(key)))
+) -> SchedulerConfig | None:
+    others = [str(key) for key in given if key not in ("warmup", "warmup_steps")]
+    if len(others) > 1 and not any(did_you_mean(key, ["name"]) for key in others):
+        message = f"needs a name: without a name a scheduler is a warmup only, and it has {listing(others)} too"
+        collector.add(ConfigError(message), loc)
+        return None
+    for key in others:
+        message = f"a scheduler without a name is a warmup only, which has no key {key!r}{did_you_mean(key, ['name'])}"
+        collector.add(ConfigError(message), (*loc, key))
     for key in top_level:
         message = "requires a scheduler that takes a metric, and only a warmup is configured"
         collector.add(ConfigError(message), (key,))

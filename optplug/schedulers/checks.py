@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Collection, Mapping
 from numbers import Integral, Real
@@ -59,7 +60,7 @@ class ArgumentChecks:
             message = f"{subject} {'a whole number' if whole else noun}, got {value!r}{hint}"
             return self.reject(name, HyperparameterTypeError(message), index)
         number = int(value) if isinstance(value, Integral) else float(value)
-        if not math.isfinite(number):
+        if not abs(number) <= sys.float_info.max:  # also for integers that exceed the range of floats
             return self.reject(name, HyperparameterError(f"{subject} finite, got {value}"), index)
         if number < at_least:
             return self.reject(name, HyperparameterError(f"{subject} at least {at_least}, got {value}"), index)

@@ -59,9 +59,9 @@ class Rprop(RuleOptimizer):
     def check_options(self, options: dict[str, Any]) -> None:
         (minus, plus), (low, high) = options["etas"], options["step_sizes"]
         collector = ErrorCollector()
-        if not 0 < minus < 1 < plus:
+        if wrong := [i for i, is_valid in enumerate((0 < minus < 1, plus > 1)) if not is_valid]:
             message = f"Invalid eta values: {minus}, {plus} (Rprop: 0 < etas[0] < 1 < etas[1])"
-            collector.add(with_argument("etas", HyperparameterError(message)))
+            collector.add(with_argument("etas", HyperparameterError(message), tuple(wrong) if len(wrong) == 1 else ()))
         if low > high:
             message = f"Invalid step sizes: {low}, {high} (Rprop: step_sizes[0] <= step_sizes[1])"
             collector.add(with_argument("step_sizes", HyperparameterError(message)))

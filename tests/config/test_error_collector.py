@@ -23,7 +23,7 @@ def test_all_errors_are_reported_together(collected_errors: Any):
     )
     assert {loc_text(error.loc): type(error) for error in errors} == {
         "optimizer.lr": HyperparameterError,
-        "optimizer.betas": HyperparameterError,
+        "optimizer.betas[0]": HyperparameterError,
         "optimizer.eps": HyperparameterError,
         "optimizer.foo": ConfigError,
         "scheduler.T_max": HyperparameterError,

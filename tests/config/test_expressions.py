@@ -603,7 +603,7 @@ def test_lr_lambda_list_needs_one_entry_per_parameter_group():
     [
         ("0.95 ** epch", ConfigError, "scheduler.lr_lambda: expression '0.95 ** epch': there is no name 'epch'"),
         ("decay", UnknownNameError, "scheduler.lr_lambda: no function named 'decay'"),
-        (["1", "oops(epoch)"], ConfigError, "scheduler.lr_lambda: expression 'oops(epoch)': there is no function"),
+        (["1", "oops(epoch)"], ConfigError, "scheduler.lr_lambda[1]: expression 'oops(epoch)': there is no function"),
         (None, ConfigTypeError, "scheduler.lr_lambda: a function of the epoch must be"),
         ("1 / epoch", ConfigError, "scheduler.lr_lambda: expression '1 / epoch' has no value at epoch 0"),
     ],

@@ -215,9 +215,10 @@ def misspell_choice(draw: Any, config: dict[str, Any]) -> Fault:
 
 def change_type(draw: Any, config: dict[str, Any]) -> Fault:
     paths = [p for p in number_paths(config) if p[-1] != "start_factor"]  # start_factor may be None
-    path = draw(st.sampled_from(paths)) if paths else ("optimizer",)
-    wrong = st.sampled_from(["fast", "1,5", [], {}, {"a": 1}, True, None, b"x"])
-    parent(config, path)[path[-1]] = draw(wrong) if paths else draw(st.sampled_from([3, True, [], {}, [3], b"adam"]))
+    if not paths:
+        return {"optimizer": draw(st.sampled_from([3, True, [], {}, b"adam"]))}, ("optimizer",), ""
+    path = draw(st.sampled_from(paths))
+    parent(config, path)[path[-1]] = draw(st.sampled_from(["fast", "1,5", [], {}, {"a": 1}, True, None, b"x"]))
     return config, path, ""
 
 
@@ -276,7 +277,18 @@ FAULTS = {
 INDEPENDENT_FAULTS = (misspell_argument, add_unknown_key, misspell_choice, change_type, leave_range)
 """Faults that do not prevent the check of other values."""
 
-STRUCTURAL_KEYS = ("optimizer", "scheduler", "param_groups", "combine", "name", "preset", "match", "regex", "type")
+STRUCTURAL_KEYS = (
+    "optimizer",
+    "scheduler",
+    "param_groups",
+    "combine",
+    "name",
+    "preset",
+    "match",
+    "regex",
+    "type",
+    "warmup",
+)
 """Keys whose values decide which other keys are allowed."""
 
 
