@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import collections.abc
-import types
-import typing
+import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from optplug.config.fields import Choice, Table, number_from_text
+from optplug.config.fields import Choice, Table
 from optplug.config.form import (
     ARGS,
     AUTO,
@@ -22,9 +20,10 @@ from optplug.config.form import (
     SCHEDULER,
     SELECTORS,
 )
+from optplug.config.value_schema import numbers_from_text, schema_of_type
 from optplug.errors import ConfigError, ErrorCollector, Loc, did_you_mean, listing, short_list, with_argument
 from optplug.registry import Registration, registry
-from optplug.registry.signature import configurable_arguments, constructor_arguments, documented_arguments
+from optplug.registry.signature import configurable_arguments, configurable_type, constructor_arguments
 from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
 
 
@@ -210,72 +209,24 @@ def read_numbers(registration: Registration, arguments: Mapping[str, Any]) -> di
 
     Many YAML readers read `1e-3` as text.
     """
-    if not any(_contains_text(value) for value in arguments.values()):
-        return dict(arguments)
-    declared = {a.name: (a.type, a.default) for a in documented_arguments(registration)}
+    declared = configurable_arguments(registration)
     functions = _functions(registration)
-    return {
-        key: _read_number(*declared[key], value) if key in declared and key not in functions else value
-        for key, value in arguments.items()
-    }
+    converted = dict(arguments)
+    for key, value in arguments.items():
+        if key in declared and key not in functions:
+            converted[key] = numbers_from_text(schema_of_type(_type_of(declared[key])), value)
+    return converted
+
+
+def _type_of(parameter: inspect.Parameter) -> Any:
+    """The type of an argument; without annotation, the type of its default."""
+    hint, default = configurable_type(parameter.annotation), parameter.default
+    if hint is not Any:
+        return hint
+    return tuple[tuple(map(type, default))] if isinstance(default, tuple) else type(default)  # type: ignore[misc]
 
 
 def _functions(registration: Registration) -> Collection[str]:
     """The arguments that are functions of the epoch: their text is an expression."""
     functions = getattr(registry.get(registration.spec.kind, registration.qualified_name), "functions", ())
     return functions if isinstance(functions, (tuple, list)) else ()
-
-
-def _contains_text(value: Any) -> bool:
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return isinstance(value, str) or any(map(_contains_text, items))
-
-
-def _read_number(hint: Any, default: Any, value: Any) -> Any:
-    """The value of an argument with numbers in place of text.
-
-    Args:
-        hint: the annotation of the argument; `Any` without annotation.
-        default: the default of the argument, which stands in for a missing annotation.
-        value: the value.
-    """
-    if isinstance(value, Mapping):
-        return {key: _read_number(_item_hint(hint, 0), None, item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_read_number(_item_hint(hint, i), _item(default, i), item) for i, item in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else items
-    if hint is Any:
-        hint = type(default) if type(default) in (int, float) else Any
-    parts = _parts(hint)
-    if not {int, float} & parts or parts & {str, Any}:
-        return value
-    return number_from_text(value, whole=float not in parts)
-
-
-def _parts(hint: Any) -> set[Any]:
-    """The members of a union; of another annotation, the annotation itself. A `Literal` of text counts as `str`."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _parts(arguments[0])
-    if origin in (typing.Union, types.UnionType):
-        return set().union(*map(_parts, arguments))
-    if origin is typing.Literal:
-        return {str} if any(isinstance(value, str) for value in arguments) else set()
-    return {hint} if isinstance(hint, collections.abc.Hashable) else set()
-
-
-def _item_hint(hint: Any, i: int) -> Any:
-    """The annotation of item `i` of a list or tuple, or of a value of a mapping."""
-    for part in _parts(hint):
-        origin, arguments = typing.get_origin(part), typing.get_args(part)
-        if origin is tuple and ... not in arguments:
-            return arguments[i] if i < len(arguments) else Any
-        if arguments and isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
-            return arguments[1]
-        if arguments and isinstance(origin, type) and issubclass(origin, collections.abc.Iterable):
-            return arguments[0]
-    return Any
-
-
-def _item(default: Any, i: int) -> Any:
-    return default[i] if isinstance(default, (list, tuple)) and i < len(default) else None

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import collections.abc
-import inspect
-import math
 import re
-import types
-import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +28,7 @@ from optplug.config.form import (
     WARMUP_UNITS,
 )
 from optplug.config.model import LINK_PATTERN
+from optplug.config.value_schema import any_of, json_value, schema_of_type, union
 from optplug.errors import PluginError
 from optplug.optim.ranges import Range, declared_ranges
 from optplug.registry import Registration, registry
@@ -167,25 +163,25 @@ class _RegisteredClass:
         def number(type_: str) -> Schema:
             number_types.append(type_)
             bounds = {} if range_ is None else range_.bounds
-            return _any_of({"type": "integer" if range_ is not None and range_.whole else type_, **bounds}, NUMBER_TEXT)
+            return any_of({"type": "integer" if range_ is not None and range_.whole else type_, **bounds}, NUMBER_TEXT)
 
         if argument.name in _sequence(getattr(self.cls, "functions", ())):
             schema = _function()
         else:
-            schema = _of_type(argument.type, number)
+            schema = schema_of_type(argument.type, number)
             if not schema and range_ is not None:
                 schema = dict(range_.bounds)
             if argument.default is None and schema:
-                schema = _union([schema, NULL])
+                schema = union([schema, NULL])
         if schema and number_types and self.kind == "optimizer":
-            schema = _union([schema, _ref("link")])
+            schema = union([schema, _ref("link")])
         if schema and self.kind == "scheduler" and argument.name == length_argument(self.registration):
-            schema = _union([schema, {"const": AUTO}])
+            schema = union([schema, {"const": AUTO}])
         description = argument.description
         if range_ is not None and not range_.bounds:
             description = f"{description} ({range_.words})".strip()
         schema = {"description": description, **schema} if description else schema
-        default = _json_value(argument.default)
+        default = json_value(argument.default)
         return schema if argument.required or default is ... else {**schema, "default": default}
 
     def group_schema(self) -> Schema:
@@ -207,7 +203,7 @@ class _RegisteredClass:
         arguments = f"{self.definition}.arguments"
         direct = {name: _ref(arguments, "properties", name) for name in self.direct_arguments}
         # A key of a list entry, such as `match`, is an argument of the class outside of lists. Both are accepted.
-        direct |= {key: _any_of(direct[key], other_keys[key]) for key in direct if key in other_keys}
+        direct |= {key: any_of(direct[key], other_keys[key]) for key in direct if key in other_keys}
         args = {"description": "Arguments whose names are keys of the mapping itself.", **_ref(arguments)}
         schema: Schema = {
             "description": self.registration.spec.summary,
@@ -223,7 +219,7 @@ class _RegisteredClass:
     def _requires(self, name: str) -> Schema:
         """The condition that an argument is given, either next to `name` or under `args`."""
         under_args = {"required": ["args"], "properties": {"args": {"type": "object", "required": [name]}}}
-        return _any_of({"required": [name]}, under_args) if name in self.direct_arguments else under_args
+        return any_of({"required": [name]}, under_args) if name in self.direct_arguments else under_args
 
     def conditional_schema(self) -> Schema:
         """A schema that applies `mapping_schema` to every mapping with this name."""
@@ -260,7 +256,7 @@ def _sequence(value: Any) -> tuple[Any, ...]:
 def _function() -> Schema:
     """The schema of an argument that is a function of the epoch."""
     one = {"anyOf": [{**TEXT, "examples": ["0.95 ** epoch", *registry.names("function")]}, {"type": "number"}]}
-    return _union([one, {"type": "array", "items": one}])
+    return union([one, {"type": "array", "items": one}])
 
 
 # ------------------------------------------------------------------------------------------ keys of a configuration
@@ -282,7 +278,7 @@ def _configuration(optimizers: list[_RegisteredClass]) -> Schema:
     for optimizer in optimizers:
         name = _ref(f"{optimizer.definition}.name")
         mapping = {"type": "object", "required": ["name"], "properties": {"name": name}}
-        condition = _has_optimizer(_any_of(name, mapping))
+        condition = _has_optimizer(any_of(name, mapping))
         groups_of_optimizer = {"properties": {"param_groups": _ref(f"{optimizer.definition}.param_groups")}}
         conditions.append(condition)
         branches.append({"if": condition, "then": groups_of_optimizer})
@@ -439,69 +435,3 @@ def _group(options: Mapping[str, Any], multipliers: Collection[str]) -> Schema:
 
 def _ref(*path: str) -> Schema:
     return {"$ref": "/".join(["#/$defs", *path])}
-
-
-def _any_of(*schemas: Schema) -> Schema:
-    return {"anyOf": list(schemas)}
-
-
-def _union(schemas: list[Schema]) -> Schema:
-    """`anyOf`, flattened and without duplicates. Empty, which accepts every value, if one of the schemas is empty."""
-    flat = [part for schema in schemas for part in (schema["anyOf"] if list(schema) == ["anyOf"] else [schema])]
-    if not all(flat):
-        return {}
-    unique = [part for i, part in enumerate(flat) if part not in flat[:i]]
-    return unique[0] if len(unique) == 1 else {"anyOf": unique}
-
-
-_TYPE_NAMES: dict[Any, str] = {bool: "boolean", str: "string", type(None): "null", dict: "object"}
-_ARRAY_TYPES = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
-
-
-def _of_type(hint: Any, number: Callable[[str], Schema]) -> Schema:
-    """The schema of an annotation; empty, which accepts every value, for types that a configuration cannot check.
-
-    Args:
-        hint: the annotation.
-        number: returns the schema of a number; its argument is `"integer"` or `"number"`.
-    """
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _of_type(parts[0], number)
-    if origin in (typing.Union, types.UnionType):
-        return _union([_of_type(part, number) for part in parts])
-    if origin is typing.Literal:
-        return {"enum": list(parts)} if all(_json_value(part) is not ... for part in parts) else {}
-    if hint in (int, float):
-        return number("integer" if hint is int else "number")
-    if isinstance(hint, collections.abc.Hashable) and hint in _TYPE_NAMES:
-        return {"type": _TYPE_NAMES[hint]}
-    if (getattr(hint, "__module__", ""), getattr(hint, "__name__", "")) == ("torch", "dtype"):
-        return {"type": "string"}
-    if origin is tuple and ... not in parts:
-        return _tuple([_of_type(part, number) for part in parts])
-    if (origin or hint) in _ARRAY_TYPES or origin is tuple:
-        items = _of_type(parts[0], number) if parts else {}
-        return {"type": "array", "items": items} if items else {"type": "array"}
-    if origin in (dict, collections.abc.Mapping):
-        return {"type": "object", "additionalProperties": _of_type(parts[1], number)}
-    return {}
-
-
-def _tuple(items: list[Schema]) -> Schema:
-    length = {"minItems": len(items), "maxItems": len(items)}
-    if all(item == items[0] for item in items):
-        return {"type": "array", "items": items[0] if items else {}, **length}
-    return {"type": "array", "prefixItems": items, **length}
-
-
-def _json_value(value: Any) -> Any:
-    """The value as JSON represents it; `...` for a value that JSON cannot represent."""
-    if value is inspect.Parameter.empty or (isinstance(value, float) and not math.isfinite(value)):
-        return ...
-    if isinstance(value, (tuple, list)):
-        items = [_json_value(item) for item in value]
-        return ... if any(item is ... for item in items) else items
-    if type(value) in (str, int, float, bool, type(None)):
-        return value
-    return ...

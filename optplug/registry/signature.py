@@ -70,7 +70,7 @@ def documented_arguments(registration: Registration) -> list[Argument]:
     cls = registry.get(registration.spec.kind, registration.qualified_name)
     descriptions = _descriptions(cls)
     return [
-        Argument(name, _configurable_type(p.annotation), p.default, descriptions.get(name, ""))
+        Argument(name, configurable_type(p.annotation), p.default, descriptions.get(name, ""))
         for name, p in constructor_arguments(cls)[0].items()
     ]
 
@@ -152,7 +152,7 @@ def _keys_of_typed_dict(hint: Any) -> dict[str, Any] | None:
     return _type_hints(typing.get_args(hint)[0]) if is_unpack else None
 
 
-def _configurable_type(annotation: Any) -> Any:
+def configurable_type(annotation: Any) -> Any:
     """Return an annotation without `Tensor`; `Any` for an argument without annotation or with an unresolvable one."""
     return Any if annotation is Parameter.empty or isinstance(annotation, str) else _without_tensors(annotation)
 
