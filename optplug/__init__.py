@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from optplug import errors, lightning, ops, pytorch_lightning, testing
     from optplug.config.build import create_optimizer, create_scheduler
     from optplug.config.param_groups import group_table
+    from optplug.engines import Engine
     from optplug.lightning.configure import configure_optimizers
     from optplug.optim import ranges
-    from optplug.optim.dispatch import Engine
     from optplug.optim.options import RuleOptions
     from optplug.optim.parameters import Params
     from optplug.optim.rule_optimizer import RuleOptimizer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LAZY_NAMES = {
     "ClosedFormLR": "optplug.schedulers.closed_form",
-    "Engine": "optplug.optim.dispatch",
+    "Engine": "optplug.engines",
     "Params": "optplug.optim.parameters",
     "RuleOptimizer": "optplug.optim.rule_optimizer",
     "RuleOptions": "optplug.optim.options",

@@ -1,40 +1,36 @@
 """Engines: each engine runs the traced graph of a rule, or the rule itself, on tensors.
 
 This package contains no optimizer, no parameter groups and no single rule, and not the choice of an engine, which is in
-`optplug.optim.dispatch`.
+`optplug.optim.dispatch`. It has the list of engines. `optplug.engines.protocol` describes what an engine is.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
+from typing import Literal
 
-import torch
+from optplug.engines.foreach import ForeachEngine
+from optplug.engines.loop import LoopEngine
+from optplug.engines.numba import NumbaEngine
+from optplug.engines.protocol import EngineProtocol
 
+Engine = Literal["auto", "loop", "foreach", "numba", "triton"]
+"""The names of engines, for type checkers."""
 
-def numba_unavailable_reason(dtypes: Iterable[torch.dtype] = ()) -> str | None:
-    """Why engine `numba` cannot run on this machine on tensors of these dtypes; None if it can. Imports Numba."""
-    try:
-        import numba  # noqa: F401
-    except ModuleNotFoundError:
-        return "numba is not installed (pip install 'optplug[cpu]')"
-    except Exception as error:  # for example an incompatible version of NumPy
-        return f"numba cannot be imported: {error}"
-    uses_float16 = any(dtype.to_real() is torch.float16 for dtype in dtypes)
-    return _numba_incompatibility() or (_float16_incompatibility() if uses_float16 else None)
+ENGINES: list[EngineProtocol] = [NumbaEngine(), ForeachEngine(), LoopEngine()]
+"""All engines, the fastest first. The last one supports all parameters."""
 
+PLANNED = ("triton",)
+"""The names of engines that are not part of this version."""
 
-@functools.cache
-def _numba_incompatibility() -> str | None:
-    try:
-        from optplug.engines import numba  # noqa: F401
-    except Exception as error:
-        return f"this version of numba is not supported: {type(error).__name__}: {error}"
-    return None
+ENGINE_OF_FOREACH = {True: "foreach", False: "loop"}
+"""The engine that torch's argument `foreach` requests."""
 
 
-@functools.cache
-def _float16_incompatibility() -> str | None:
-    from optplug.engines.compiler import has_float16_conversion
+def engine_names() -> list[str]:
+    """Return the values of `engine=`: `"auto"`, then the engines, the fastest last."""
+    return ["auto", *(engine.name for engine in reversed(ENGINES))]
 
-    return None if has_float16_conversion() else "this processor has no instruction (F16C) that converts float16"
+
+def get_engine(name: str) -> EngineProtocol:
+    """Return the engine of a name."""
+    return next(engine for engine in ENGINES if engine.name == name)

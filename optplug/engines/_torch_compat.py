@@ -17,11 +17,10 @@ from torch._compile import _disable_dynamo as disable_dynamo
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 __all__ = [
+    "active_transform",
     "capturable_device_types",
     "data_ptr_reader_address",
     "disable_dynamo",
-    "is_functorch_active",
-    "is_proxy_tracing",
     "load_state_dict_hooks",
     "make_torch_guards",
     "preserve_version_counters",
@@ -33,14 +32,13 @@ def capturable_device_types() -> tuple[str, ...]:
     return ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_name(), "xla")
 
 
-def is_functorch_active() -> bool:
-    """Whether a `torch.func` transform is active."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def is_proxy_tracing() -> bool:
-    """Whether `make_fx` is tracing the current call."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+def active_transform() -> str | None:
+    """The transform of torch that is active in the current call, in words; None if there is none."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func is transforming this step"
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:  # make_fx
+        return "this step is being traced"
+    return None
 
 
 def make_torch_guards(tensors: Sequence[Tensor]) -> Any:

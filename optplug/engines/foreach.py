@@ -21,6 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.engines.buffers import AddressReader, TensorsByRole, working_tensors, write_back
+from optplug.engines.protocol import Bucket, BucketKey, Program, graph_obstacle
+from optplug.engines.scalars import StepScalars
+from optplug.engines.sparse import as_dense
 from optplug.rules.graph import Node
 from optplug.rules.ops import PREDICATES
 from optplug.rules.trace import TracedRule
@@ -316,17 +320,6 @@ def _compile_step(traced: TracedRule) -> Callable[..., None]:
     return compiled
 
 
-def step(traced: TracedRule, tensors: dict[str, list[Tensor]], constants: Sequence[float]) -> None:
-    """Update the parameters `tensors["p"]` and the states in place.
-
-    Args:
-        traced: the graph.
-        tensors: `p`, `g` and each element-wise state, as lists of equal length.
-        constants: the values of `traced.hoisted_scalars`.
-    """
-    _compile_step(traced)(*tensors.values(), *constants)
-
-
 def split_chunks(traced: TracedRule, tensors: Sequence[Tensor]) -> Iterator[slice]:
     """Split tensors into chunks: consecutive slices whose total size is within the limit, or that hold one tensor.
 
@@ -348,3 +341,53 @@ def split_chunks(traced: TracedRule, tensors: Sequence[Tensor]) -> Iterator[slic
             start, chunk_size = i, 0
         chunk_size += size
     yield slice(start, len(tensors))
+
+
+class ForeachEngine:
+    name = "foreach"
+    advantage = "few calls for all tensors"
+    runs_graph = True
+    in_place = False
+    takes_rows = False
+    tensor_scalars: frozenset[str] = frozenset()
+
+    def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
+        return graph_obstacle(key)
+
+    def bytes_per_element(self, bucket: Bucket) -> float | None:
+        dtypes = bucket.key.dtypes
+        written = [dtypes[0], *dtypes[2:]]
+        work = functools.reduce(torch.promote_types, written).itemsize
+        # Tensors of another dtype than the work dtype are copied to it; parameters and states also back.
+        copied = [dtype.itemsize + work for dtype in (*dtypes, *written) if dtype.itemsize != work]
+        return count_list_accesses(bucket.graph) * work + sum(copied)
+
+    def address_reader(self) -> AddressReader | None:
+        return None
+
+    def prepare(self, bucket: Bucket) -> Program:
+        return _ForeachProgram(bucket)
+
+
+class _ForeachProgram:
+    """Steps the parameters with equal scalars together, in chunks."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._graph = bucket.graph
+        self._run = _compile_step(bucket.graph)
+        self._densify_grads = bucket.key.densify_grads
+        self._state_dtype = bucket.settings.state_dtype
+
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+        rows = scalars.rows(self._graph)
+        for row in rows:
+            selected = roles
+            if len(rows) > 1:
+                selected = {role: [tensors[i] for i in row.indices] for role, tensors in roles.items()}
+            for part in split_chunks(self._graph, selected["p"]):
+                chunk = {role: tensors[part] for role, tensors in selected.items()}
+                with as_dense(chunk, densify_grads=self._densify_grads) as dense:
+                    work = working_tensors(dense, self._state_dtype)
+                    self._run(*work.values(), *row.constants)
+                    if work is not dense:
+                        write_back(work, dense)

@@ -8,9 +8,74 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from optplug.rules.trace import RuleVariant
+from optplug.engines.buffers import AddressReader, TensorsByRole, working_tensors, write_back
+from optplug.engines.protocol import Bucket, BucketKey, Program
+from optplug.engines.scalars import StepScalars, scalar_dtype
+from optplug.engines.sparse import as_dense
+from optplug.rules.trace import FIRST_STEP, RuleVariant, TracedRule
+
+
+class LoopEngine:
+    name = "loop"
+    advantage = "the rule itself"
+    runs_graph = False
+    in_place = False
+    takes_rows = False
+    tensor_scalars = frozenset({"differentiable", "capturable"})
+
+    def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
+        return None
+
+    def bytes_per_element(self, bucket: Bucket) -> float | None:
+        return None
+
+    def address_reader(self) -> AddressReader | None:
+        return None
+
+    def prepare(self, bucket: Bucket) -> Program:
+        return _LoopProgram(bucket)
+
+
+class _LoopProgram:
+    """Steps the parameters of a bucket one after another."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._settings = bucket.settings
+        self._densify_grads = bucket.key.densify_grads
+
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+        for i, state in enumerate(scalars.states):
+            first = float(scalars.first is not None and scalars.first[i])
+            one = {role: tensors[i : i + 1] for role, tensors in roles.items()}
+            with as_dense(one, densify_grads=self._densify_grads) as dense:
+                self._step_parameter(dense, state, {**scalars.hyperparameters, FIRST_STEP: first})
+
+    def _step_parameter(self, roles: TensorsByRole, state: dict[str, Any], hyperparameters: dict[str, Any]) -> None:
+        """Step one parameter.
+
+        Args:
+            roles: its dense tensors, in lists of length one.
+            state: its state dict. The scalar states are updated.
+            hyperparameters: the values by name.
+        """
+        settings = self._settings
+        work = working_tensors(roles, settings.state_dtype)
+        inputs: dict[str, Any] = {role: tensors[0] for role, tensors in work.items()}
+        for name in settings.variant.scalar_states:
+            inputs[name] = state[name] if settings.tensor_scalars else float(state[name])
+        p, g = inputs.pop("p"), inputs.pop("g")
+        new = step(settings.variant, p, g, inputs, hyperparameters, differentiable=settings.differentiable)
+        for name, value in new.items():
+            if not isinstance(state[name], Tensor):  # the user may have assigned a plain number
+                state[name] = torch.tensor(0.0, dtype=scalar_dtype())
+            if isinstance(value, Tensor):
+                state[name].copy_(value)
+            else:
+                state[name].fill_(value)
+        write_back(work, roles)
 
 
 def step(

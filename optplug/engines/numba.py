@@ -1,125 +1,146 @@
 """Engine `numba`: runs the graph as one fused CPU kernel over all tensors of a bucket, in several threads.
 
-Numba's code generator compiles the kernel (`optplug.engines.compiler`) from LLVM code (`optplug.engines.llvm_ir`). A
-kernel works for any number of tensors of any shapes. It reads their addresses from a table, which is updated in each
-step.
-
-Kernels are not cached on disk. Compilation takes less time than the import of Numba, and a cached file would have to be
-checked against the processor, the versions and the rule.
-
-Importing this module imports Numba.
+The kernel and the table that it reads are in `optplug.engines.cpu_kernel`, whose import imports Numba. So it is
+imported when it is needed, and the import of this module does not import Numba.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from optplug.engines import llvm_ir as ir
-from optplug.engines import threads
-from optplug.engines.compiler import CompiledFunction
+from optplug.engines import sparse
+from optplug.engines.buffers import AddressReader, TensorsByRole
+from optplug.engines.protocol import (
+    Bucket,
+    BucketKey,
+    Program,
+    fused_bytes_per_element,
+    graph_obstacle,
+)
+from optplug.engines.scalars import ScalarRow, StepScalars
 from optplug.rules.trace import TracedRule
 
-CHUNK_SIZE = 1 << 14
-"""Maximum number of elements of a chunk. A chunk is a part of one tensor and uses one row of scalars."""
 
-BLOCK_SIZE = 1 << 18
-"""Maximum number of elements of a block. A thread takes one block at a time; long contiguous accesses are faster. The
-work is divided into at least 64 blocks, so that all threads finish at about the same time, but into none smaller than a
-chunk."""
+class NumbaEngine:
+    name = "numba"
+    advantage = "one fused kernel"
+    runs_graph = True
+    in_place = True
+    takes_rows = True
+    tensor_scalars: frozenset[str] = frozenset()
 
-ELEMENTS_PER_THREAD = 1 << 19
-"""Number of elements for each additional thread. Updating this many elements takes longer than starting a thread."""
+    def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
+        if obstacle := graph_obstacle(key):
+            return obstacle
+        if key.device.type != "cpu":
+            return f"the parameter is on {key.device}, engine numba runs on the CPU only"
+        return key.not_in_place_reason or unavailable_reason(key.dtypes)
 
-_ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    def bytes_per_element(self, bucket: Bucket) -> float | None:
+        return fused_bytes_per_element(bucket)
 
+    def address_reader(self) -> AddressReader | None:
+        from optplug.engines.addresses import read_addresses
 
-class Kernel:
-    """The compiled kernel of a graph.
+        return read_addresses
 
-    Args:
-        traced: the graph.
-        dtypes: the dtypes of the roles: `p`, `g`, then the element-wise states.
-
-    Attributes:
-        dtype: the numpy dtype of the scalars, in which the kernel computes.
-        itemsizes: the bytes of an element, for each role.
-        run: the function; see `optplug.engines.llvm_ir.write_kernel` for its arguments.
-    """
-
-    def __init__(self, traced: TracedRule, dtypes: Sequence[torch.dtype]) -> None:
-        roles = dict(zip(("p", "g", *traced.variant.elementwise_states), dtypes, strict=True))
-        self.dtype = np.float64 if ir.compute_dtype(roles) is torch.float64 else np.float32
-        self.itemsizes = [dtype.itemsize for dtype in dtypes]
-        self._compiled = CompiledFunction("step", functools.partial(ir.write_kernel, traced, roles))
-        self.run: Any = ctypes.CFUNCTYPE(None, *_ARGUMENTS)(self._compiled.address)
+    def prepare(self, bucket: Bucket) -> Program:
+        return _DenseProgram(bucket) if bucket.key.has_dense_grads else _RowProgram(bucket)
 
 
-@functools.lru_cache(maxsize=1024)
-def compiled_kernel(traced: TracedRule, dtypes: tuple[torch.dtype, ...]) -> Kernel:
-    """The kernel of a graph for roles of these dtypes (`p`, `g`, then element-wise states). It is compiled once."""
-    return Kernel(traced, dtypes)
+class _DenseProgram:
+    """Steps all tensors of a bucket."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        from optplug.engines.cpu_kernel import ChunkTable
+
+        self._graph = bucket.graph
+        self._table = ChunkTable(_kernel(bucket), [_parts(bucket) * length for length in bucket.lengths])
+
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+        rows = scalars.rows(self._graph)
+        if addresses is None:
+            addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in roles.values()]
+        self._table.step(addresses, [row.constants for row in rows], _row_of_each(rows, len(roles["p"])))
+        _increment_versions(self._graph, roles)
 
 
-class ChunkTable:
-    """The chunks of a list of tensors, as the table that a kernel reads.
+class _RowProgram:
+    """Steps the rows in the sparse gradients of a bucket."""
 
-    Args:
-        kernel: the kernel.
-        lengths: the number of elements of each tensor, as an array of integers or a sequence.
-        elements_per_thread: number of elements for each additional thread. Default: `ELEMENTS_PER_THREAD`. A smaller
-            number is useful if tensors are scattered in memory.
-    """
+    def __init__(self, bucket: Bucket) -> None:
+        self._graph = bucket.graph
+        self._kernel = _kernel(bucket)
+        self._parts = _parts(bucket)
 
-    def __init__(self, kernel: Kernel, lengths: Any, elements_per_thread: int | None = None) -> None:
-        lengths = np.asarray(lengths, np.int64)
-        tensor_of_chunk: Any = slice(None)
-        sizes, offsets = lengths, np.zeros((1, 1), np.int64)
-        # Where all tensors fit into one chunk, as rows of sparse gradients mostly do, chunks and tensors are the same.
-        if lengths.size and not (lengths.min() > 0 and lengths.max() <= CHUNK_SIZE):
-            chunk_counts = -(-lengths // CHUNK_SIZE)
-            tensor_of_chunk = np.repeat(np.arange(len(lengths)), chunk_counts)
-            first_chunks = np.repeat(np.cumsum(chunk_counts) - chunk_counts, chunk_counts)
-            starts = (np.arange(len(tensor_of_chunk)) - first_chunks) * CHUNK_SIZE
-            sizes = np.minimum(CHUNK_SIZE, lengths[tensor_of_chunk] - starts)
-            offsets = starts[:, None] * np.asarray(kernel.itemsizes)
-        self._kernel = kernel
-        self._elements_per_thread = elements_per_thread
-        self._tensor_of_chunk = tensor_of_chunk
-        self._offsets = offsets
-        self._rows = np.zeros((len(sizes), ir.HEADER_COLUMNS + len(kernel.itemsizes)), np.int64)
-        self._rows[:, 0] = sizes
-        self._addresses: np.ndarray[Any, Any] | None = None
-        self._elements = int(lengths.sum())
-        block = (np.cumsum(sizes) - 1) // min(max(CHUNK_SIZE, self._elements // 64), BLOCK_SIZE)
-        self._blocks = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(sizes))
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+        from optplug.engines.cpu_kernel import ELEMENTS_PER_THREAD, ChunkTable
 
-    def step(self, addresses: Any, scalars: Sequence[Sequence[float]], scalar_rows: Any = None) -> None:
-        """Run the kernel on all tensors.
+        rows = scalars.rows(self._graph)
+        stepped = sparse.RowAddresses(roles)
+        # Rows are scattered in memory, so that more threads are useful.
+        table = ChunkTable(self._kernel, (self._parts * stepped.lengths).numpy(), ELEMENTS_PER_THREAD // 16)
+        row_of = _row_of_each(rows, len(roles["p"]))
+        row_of = row_of if row_of is None else row_of[stepped.param_indices]
+        table.step(stepped.addresses.numpy(), [row.constants for row in rows], row_of)
+        _increment_versions(self._graph, roles)
 
-        Args:
-            addresses: the addresses of the tensors, one row for each role.
-            scalars: one or several rows with the values of `traced.hoisted_scalars`.
-            scalar_rows: for each tensor the index of its row of scalars. Default: row 0 for all tensors.
-        """
-        current = np.array(addresses, np.int64)
-        if self._addresses is None or not np.array_equal(current, self._addresses):
-            self._rows[:, ir.HEADER_COLUMNS :] = current.T[self._tensor_of_chunk] + self._offsets
-            self._addresses = current
-        self._rows[:, 1] = 0 if scalar_rows is None else np.asarray(scalar_rows)[self._tensor_of_chunk]
-        with np.errstate(all="ignore"):  # a scalar outside the range of float32 becomes inf, as in the other engines
-            values = np.array(scalars, np.float64).astype(self._kernel.dtype)
-        next_block = np.zeros(1, np.int64)
-        arrays = (self._rows, self._blocks, values, next_block)
-        block_count = len(self._blocks) - 1
 
-        def work() -> None:
-            self._kernel.run(*(array.ctypes.data for array in arrays), block_count)
+def _kernel(bucket: Bucket) -> Any:
+    from optplug.engines.cpu_kernel import compiled_kernel
 
-        elements_per_thread = self._elements_per_thread or ELEMENTS_PER_THREAD
-        threads.run_in_threads(work, min(torch.get_num_threads() - 1, self._elements // elements_per_thread))
+    return compiled_kernel(bucket.graph, tuple(dtype.to_real() for dtype in bucket.key.dtypes))
+
+
+def _parts(bucket: Bucket) -> int:
+    """Return the number of reals in an element."""
+    return 2 if bucket.key.param_dtype.is_complex else 1
+
+
+def _row_of_each(rows: list[ScalarRow], count: int) -> Tensor | None:
+    """Return the index of each parameter's row of scalars; None if there is only one row."""
+    if len(rows) == 1:
+        return None
+    row_of = torch.zeros(count, dtype=torch.int64, device="cpu")
+    for number, row in enumerate(rows):
+        row_of[list(row.indices)] = number
+    return row_of
+
+
+def _increment_versions(graph: TracedRule, roles: TensorsByRole) -> None:
+    """Tell autograd that the outputs were modified in place."""
+    torch.autograd.graph.increment_version(list(chain(*(roles[role] for role in graph.outputs))))
+
+
+def unavailable_reason(dtypes: Iterable[torch.dtype] = ()) -> str | None:
+    """Why engine `numba` cannot run on this machine on tensors of these dtypes; None if it can. Imports Numba."""
+    try:
+        import numba  # noqa: F401
+    except ModuleNotFoundError:
+        return "numba is not installed (pip install 'optplug[cpu]')"
+    except Exception as error:  # for example an incompatible version of NumPy
+        return f"numba cannot be imported: {error}"
+    uses_float16 = any(dtype.to_real() is torch.float16 for dtype in dtypes)
+    return _numba_incompatibility() or (_float16_incompatibility() if uses_float16 else None)
+
+
+@functools.cache
+def _numba_incompatibility() -> str | None:
+    try:
+        from optplug.engines import cpu_kernel  # noqa: F401
+    except Exception as error:
+        return f"this version of numba is not supported: {type(error).__name__}: {error}"
+    return None
+
+
+@functools.cache
+def _float16_incompatibility() -> str | None:
+    from optplug.engines.compiler import has_float16_conversion
+
+    return None if has_float16_conversion() else "this processor has no instruction (F16C) that converts float16"

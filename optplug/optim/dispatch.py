@@ -1,17 +1,16 @@
-"""Dispatch: which engine steps which parameters, and the call of each engine."""
+"""Dispatch: which engine steps which parameters."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from optplug import engines
-from optplug.engines import _torch_compat, foreach, loop
+from optplug.engines import _torch_compat
+from optplug.engines.protocol import BucketKey, EngineProtocol, GroupSettings
 from optplug.errors import (
     BranchingError,
     EngineError,
@@ -22,16 +21,7 @@ from optplug.errors import (
     suggest,
     with_argument,
 )
-from optplug.optim import sparse
-from optplug.optim.buckets import Bucket, BucketKey
-from optplug.optim.buffers import TensorsByRole, working_tensors, write_back
-from optplug.optim.packed_scalars import AddressReader, PackedScalars
-from optplug.optim.state import scalar_dtype
-from optplug.rules.trace import FIRST_STEP, RuleVariant, TracedRule, trace
-
-Engine = Literal["auto", "loop", "foreach", "numba", "triton"]
-ENGINES: tuple[str, ...] = ("auto", "loop", "foreach", "numba", "triton")
-PLANNED_ENGINES = ("triton",)
+from optplug.rules.trace import RuleVariant, TracedRule, trace
 
 ENGINE_KEYS = ("foreach", "fused", "capturable", "differentiable")
 """Keys of parameter groups that select how a step runs. They are never loaded from a checkpoint."""
@@ -43,12 +33,12 @@ CAPTURABLE_DEVICES = _torch_compat.capturable_device_types()
 
 def check_engine(engine: Any) -> None:
     """Raise EngineError if `engine` is not the name of an available engine."""
-    available = [e for e in ENGINES if e not in PLANNED_ENGINES]
-    if engine not in ENGINES:
-        message = f"no engine named {engine!r}{suggest(engine, available, intro='there are')}"
-        raise with_argument("engine", EngineError(message))
-    if engine in PLANNED_ENGINES:
+    available = engines.engine_names()
+    if engine in engines.PLANNED:
         message = f"engine {engine!r} is not part of this version; there are {listing(available)}"
+        raise with_argument("engine", EngineError(message))
+    if engine not in available:
+        message = f"no engine named {engine!r}{suggest(engine, available, intro='there are')}"
         raise with_argument("engine", EngineError(message))
 
 
@@ -82,13 +72,21 @@ def check_engine_options(options: Mapping[str, Any], engine: str) -> None:
         raise with_argument("fused", EngineError("`fused` does not support `differentiable`"))
     if fused and foreach:
         raise with_argument("fused", EngineError("`fused` and `foreach` cannot be `True` together."))
-    if foreach and engine not in ("auto", "foreach"):
-        raise with_argument("foreach", EngineError(f"foreach=True contradicts engine={engine!r}"))
-    if foreach is False and engine not in ("auto", "loop"):
-        raise with_argument("foreach", EngineError(f"foreach=False contradicts engine={engine!r}"))
-    if differentiable and (foreach or engine not in ("auto", "loop")):
-        message = "_foreach ops don't support autograd: differentiable=True needs engine 'loop' (or 'auto')"
+    if foreach is not None and engine not in ("auto", engines.ENGINE_OF_FOREACH[foreach]):
+        raise with_argument("foreach", EngineError(f"foreach={foreach} contradicts engine={engine!r}"))
+    requested = engines.ENGINE_OF_FOREACH[foreach] if foreach is not None else engine
+    if differentiable and requested not in ("auto", *_names_with("differentiable")):
+        message = f"_foreach ops don't support autograd: differentiable=True {_needs('differentiable')}"
         raise with_argument("differentiable", RecordingError(message))
+
+
+def _names_with(option: str) -> list[str]:
+    """Return the names of the engines that keep scalars as tensors for an option."""
+    return [engine.name for engine in engines.ENGINES if option in engine.tensor_scalars]
+
+
+def _needs(option: str) -> str:
+    return f"needs engine {' or '.join(map(repr, _names_with(option)))} (or 'auto')"
 
 
 def check_capturable(p: Tensor) -> None:
@@ -100,230 +98,112 @@ def check_capturable(p: Tensor) -> None:
         )
 
 
-def choose_engine(engine: str, group: Mapping[str, Any], variant: RuleVariant) -> tuple[str, str, TracedRule | None]:
-    """Choose the engine of a parameter group from its options and the rule, before its tensors are considered.
+def group_settings(
+    engine: str, group: Mapping[str, Any], variant: RuleVariant, state_dtype: torch.dtype | None
+) -> GroupSettings:
+    """Return what a parameter group and its optimizer prescribe for a step.
 
     Args:
         engine: `engine` of the optimizer.
         group: the parameter group.
         variant: the rule with the flags of the group.
+        state_dtype: `state_dtype` of the optimizer.
+    """
+    foreach = group["foreach"]
+    requested, reason = engine, f"engine={engine!r}"
+    if foreach is not None:
+        requested, reason = engines.ENGINE_OF_FOREACH[foreach], f"foreach={foreach}"
+    lengths = tuple(
+        [(h, len(v) if isinstance(v := group.get(h), (tuple, list)) else 0) for h in variant.hyperparameters]
+    )
+    return GroupSettings(
+        requested,
+        reason,
+        variant,
+        lengths,
+        group["differentiable"],
+        group["capturable"],
+        _torch_compat.active_transform(),
+        state_dtype,
+    )
 
-    Returns:
-        The name of the engine, the reason, and the graph of the rule (None for engine `loop`).
+
+class Candidates(NamedTuple):
+    """The engines that can step a parameter group, before its tensors are considered."""
+
+    settings: GroupSettings
+    engines: Sequence[EngineProtocol]
+    """At least one engine, the fastest first."""
+
+    traced: TracedRule | None
+    """The graph of the rule; None if no candidate runs graphs."""
+
+    obstacles: Sequence[str] = ()
+    """Why faster engines cannot step the group."""
+
+
+def find_candidates(settings: GroupSettings) -> Candidates:
+    """Find the engines that can step a parameter group.
 
     Raises:
         EngineError: the user requested an engine that cannot step the group.
-        BranchingError: no engine can step the group: the rule branches on element-wise values.
+        BranchingError: the chosen engine runs graphs, but the rule branches on element-wise values.
     """
-    reason = f"engine={engine!r}"
-    if group["foreach"] is not None:
-        engine, reason = ("foreach" if group["foreach"] else "loop"), f"foreach={group['foreach']}"
-    if engine == "loop":
-        return "loop", reason, None
-    for key in ("differentiable", "capturable"):
-        if group[key]:
-            if engine != "auto":
-                raise EngineError(f"{key}=True needs engine 'loop' (or 'auto'), not {engine!r}")
-            return "loop", f"auto: {key}=True keeps scalars as tensors", None
-    lengths = {h: len(v) if isinstance(v := group.get(h), (tuple, list)) else 0 for h in variant.hyperparameters}
-    traced = trace(variant, tuple(lengths.items()))
+    if settings.requested != "auto":
+        engine = engines.get_engine(settings.requested)
+        if option := _unsupported_option(engine, settings):
+            raise EngineError(f"{option}=True {_needs(option)}, not {engine.name!r}")
+        traced = _trace(settings) if engine.runs_graph else None
+        if isinstance(traced, RuleError):
+            raise EngineError(f"engine {engine.name!r} cannot run this rule: {traced}") from traced
+        return Candidates(settings, [engine], traced)
+    obstacles = [(engine, _group_obstacle(engine, settings)) for engine in engines.ENGINES]
+    found = [engine for engine, obstacle in obstacles if obstacle is None]
+    traced = _trace(settings) if any(engine.runs_graph for engine in found) else None
+    assert not isinstance(traced, RuleError)
+    return Candidates(settings, found, traced, [obstacle for _, obstacle in obstacles if obstacle])
+
+
+def _group_obstacle(engine: EngineProtocol, settings: GroupSettings) -> str | None:
+    """Return why `engine="auto"` does not choose an engine for a group; None if it can."""
+    if option := _unsupported_option(engine, settings):
+        return f"{option}=True keeps scalars as tensors"
+    if not engine.runs_graph:
+        return None
+    traced = _trace(settings)
+    return str(traced) if isinstance(traced, RuleError) else settings.transform
+
+
+def _unsupported_option(engine: EngineProtocol, settings: GroupSettings) -> str | None:
+    options = {"differentiable": settings.differentiable, "capturable": settings.capturable}
+    return next((key for key, is_set in options.items() if is_set and key not in engine.tensor_scalars), None)
+
+
+def _trace(settings: GroupSettings) -> TracedRule | RuleError:
+    traced = trace(settings.variant, settings.lengths)
     if isinstance(traced, BranchingError):
         raise traced
-    if isinstance(traced, RuleError):
-        if engine != "auto":
-            raise EngineError(f"engine {engine!r} cannot run this rule: {traced}") from traced
-        return "loop", f"auto: {traced}", None
-    if engine == "auto":
-        if _torch_compat.is_functorch_active():
-            return "loop", "auto: torch.func is transforming this step", None
-        if _torch_compat.is_proxy_tracing():
-            return "loop", "auto: this step is being traced", None
-        engine, reason = "numba", "auto: one fused kernel"
-    return engine, reason, traced
+    return traced
 
 
-def resolve_engine(engine: str, reason: str, key: BucketKey, is_requested: bool) -> tuple[str, str]:
-    """Return the engine of a bucket: the one chosen for the group, or else the fastest one that can step the tensors.
-
-    Args:
-        engine: name of the engine from `choose_engine`.
-        reason: the reason from `choose_engine`.
-        key: the key of the bucket.
-        forced: whether the user requested the engine.
-
-    Returns:
-        The name of the engine and the reason.
+def choose_engine(candidates: Candidates, key: BucketKey) -> tuple[EngineProtocol, str]:
+    """Return the fastest candidate that can step the parameters of a bucket, and the reason.
 
     Raises:
-        EngineError: the user requested an engine that cannot step the tensors.
+        EngineError: the user requested an engine that cannot step the parameters.
     """
-    if engine == "loop":
-        return engine, reason
-    fallback, obstacle = "loop", key.loop_only_reason()
-    if obstacle is None and engine == "numba":
-        fallback = "foreach" if key.grad_layout is torch.strided else "loop"
-        if key.device.type != "cpu":
-            obstacle = f"the parameter is on {key.device}, engine numba runs on the CPU only"
-        else:
-            dtypes = (key.param_dtype, key.grad_dtype, *key.state_dtypes)
-            obstacle = key.not_in_place_reason or engines.numba_unavailable_reason(dtypes)
-    if obstacle is None:
-        return engine, reason
+    is_requested = candidates.settings.requested != "auto"
+    obstacles = list(candidates.obstacles)
+    for engine in candidates.engines:
+        if not (is_requested or key.has_dense_grads or engine.takes_rows or not engine.runs_graph):
+            continue  # stepping copies of rows is no faster than the rule itself
+        obstacle = engine.unsupported(key, candidates.traced)
+        if obstacle is None:
+            why = "; ".join(dict.fromkeys(obstacles)) or engine.advantage
+            return engine, candidates.settings.reason if is_requested else f"auto: {why}"
+        obstacles.append(obstacle)
     if is_requested:
-        raise EngineError(f"engine {engine!r} cannot take a parameter: {obstacle}; use engine='auto'")
-    return fallback, f"auto: {obstacle}"
-
-
-def bytes_per_element(engine: str, traced: TracedRule | None, dtypes: Sequence[torch.dtype]) -> float | None:
-    """Return how many bytes a step reads and writes per element of a parameter; None if unknown.
-
-    Args:
-        engine: name of the engine.
-        traced: the graph of the rule; None for engine `loop`.
-        dtypes: dtypes of the parameter, the gradient and the element-wise states.
-    """
-    if traced is None:
-        return None
-    if engine == "foreach":
-        written = [dtypes[0], *dtypes[2:]]
-        work = functools.reduce(torch.promote_types, written).itemsize
-        # Tensors of another dtype than the work dtype are copied to it; parameters and states also back.
-        copied = [dtype.itemsize + work for dtype in (*dtypes, *written) if dtype.itemsize != work]
-        return foreach.count_list_accesses(traced) * work + sum(copied)
-    size = {
-        role: dtype.itemsize for role, dtype in zip(("p", "g", *traced.variant.elementwise_states), dtypes, strict=True)
-    }
-    return sum(size[role] for role in (*traced.inputs, *traced.outputs))
-
-
-# ------------------------------------------------------------------ the step of each engine
-
-
-def step_with_loop(
-    variant: RuleVariant,
-    hyperparameters: dict[str, Any],
-    roles: TensorsByRole,
-    state: dict[str, Any],
-    state_dtype: torch.dtype | None,
-    *,
-    as_tensors: bool,
-    differentiable: bool,
-) -> None:
-    """Step one parameter with engine `loop`.
-
-    Args:
-        variant: the rule with the flags of the group.
-        hypers: the hyperparameters by name.
-        roles: the tensors, in lists of length one.
-        state: the state dict of the parameter. Its scalar states are updated.
-        state_dtype: `state_dtype` of the optimizer.
-        as_tensors: whether to pass scalar states to the rule as tensors instead of floats.
-        differentiable: whether autograd records the step.
-    """
-    work = working_tensors(roles, state_dtype)
-    inputs: dict[str, Any] = {role: tensors[0] for role, tensors in work.items()}
-    inputs.update((name, state[name] if as_tensors else float(state[name])) for name in variant.scalar_states)
-    p, g = inputs.pop("p"), inputs.pop("g")
-    for name, value in loop.step(variant, p, g, inputs, hyperparameters, differentiable=differentiable).items():
-        if not isinstance(state[name], Tensor):  # the user may have assigned a plain number
-            state[name] = torch.tensor(0.0, dtype=scalar_dtype())
-        if isinstance(value, Tensor):
-            state[name].copy_(value)
-        else:
-            state[name].fill_(value)
-    write_back(work, roles)
-
-
-ScalarRows = list[tuple[list[float], dict[str, float], Sequence[int]]]
-"""For each distinct row of scalar states: the scalars of the graph, the new scalar states, the parameters' indices."""
-
-
-def scalar_rows(
-    traced: TracedRule, hyperparameters: dict[str, Any], packed: PackedScalars, first: Sequence[bool] | None
-) -> ScalarRows:
-    """Compute the scalars of a step, once for all parameters with equal scalar states.
-
-    Args:
-        traced: the graph of the rule.
-        hypers: the hyperparameters by name.
-        packed: the scalar states of the bucket.
-        first: for each parameter whether this is its first step; None if it is the first step of none.
-    """
-    return [
-        (
-            *traced.compute_scalars({**hyperparameters, **dict(zip((FIRST_STEP, *packed.names), row, strict=True))}),
-            indices,
+        raise EngineError(
+            f"engine {candidates.settings.requested!r} cannot take a parameter: {obstacles[0]}; use engine='auto'"
         )
-        for row, indices in packed.distinct_rows(first).items()
-    ]
-
-
-def step_with_foreach(
-    traced: TracedRule, key: BucketKey, roles: TensorsByRole, scalars: ScalarRows, state_dtype: torch.dtype | None
-) -> None:
-    """Step the parameters of a bucket with engine `foreach`; parameters with equal scalars are stepped together.
-
-    Args:
-        traced: the graph of the rule.
-        key: the key of the bucket.
-        roles: the tensors of the bucket.
-        scalars: from `scalar_rows`.
-        state_dtype: `state_dtype` of the optimizer.
-    """
-    for constants, _, indices in scalars:
-        selected = roles
-        if len(scalars) > 1:
-            selected = {role: [tensors[i] for i in indices] for role, tensors in roles.items()}
-        for part in foreach.split_chunks(traced, selected["p"]):
-            with sparse.as_dense({role: tensors[part] for role, tensors in selected.items()}, key) as dense:
-                work = working_tensors(dense, state_dtype)
-                foreach.step(traced, work, constants)
-                if work is not dense:
-                    write_back(work, dense)
-
-
-def address_reader(buckets: Sequence[Bucket]) -> AddressReader | None:
-    """Return the function that reads many addresses at once, if an engine of the buckets needs it; else None."""
-    if all(bucket.engine != "numba" for bucket in buckets):
-        return None
-    from optplug.engines.addresses import read_addresses
-
-    return read_addresses
-
-
-def step_with_numba(
-    bucket: Bucket, traced: TracedRule, roles: TensorsByRole, scalars: ScalarRows, addresses: Any
-) -> None:
-    """Step the parameters of a bucket in place with one kernel of engine `numba`.
-
-    Args:
-        bucket: the bucket. Its `table` is created in the first step.
-        traced: the graph of the rule.
-        roles: the tensors of the bucket.
-        scalars: from `scalar_rows`.
-        addresses: the addresses of all tensors, one row per role; None to read them here.
-    """
-    from optplug.engines import numba  # imports the compiler, so only when needed
-
-    dtypes = [tensors[0].dtype for tensors in roles.values()]
-    kernel = numba.compiled_kernel(traced, tuple(dtype.to_real() for dtype in dtypes))
-    parts = 2 if dtypes[0].is_complex else 1
-    row_of = None
-    if len(scalars) > 1:
-        row_of = torch.zeros(len(roles["p"]), dtype=torch.int64, device="cpu")
-        for row, (*_, indices) in enumerate(scalars):
-            row_of[list(indices)] = row
-    constants = [values for values, *_ in scalars]
-    if bucket.key.grad_layout is torch.strided:
-        if bucket.table is None:
-            bucket.table = numba.ChunkTable(kernel, [parts * p.numel() for p in roles["p"]])
-        if addresses is None:
-            addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in roles.values()]
-        bucket.table.step(addresses, constants, row_of)
-    else:
-        rows = sparse.RowAddresses(roles)
-        table = numba.ChunkTable(
-            kernel, (parts * rows.lengths).numpy(), elements_per_thread=numba.ELEMENTS_PER_THREAD // 16
-        )
-        table.step(rows.addresses.numpy(), constants, row_of if row_of is None else row_of[rows.param_indices])
-    torch.autograd.graph.increment_version(list(chain(*(roles[role] for role in traced.outputs))))
+    raise EngineError(f"no engine can take a parameter: {'; '.join(dict.fromkeys(obstacles))}")

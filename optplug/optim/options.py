@@ -13,7 +13,7 @@ from typing import TypedDict, TypeVar, get_type_hints
 
 import torch
 
-from optplug.optim.dispatch import Engine
+from optplug.engines import Engine
 
 
 class EngineOptions(TypedDict, total=False):

@@ -6,9 +6,11 @@ parameters, AMP and state dicts. An algorithm adds a constructor, a declaration 
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,12 +18,14 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from optplug.engines._torch_compat import disable_dynamo
+from optplug.engines.buffers import indices_sharing_memory, not_in_place_reason
+from optplug.engines.protocol import Bucket, GroupSettings
 from optplug.engines.report import BucketReport
+from optplug.engines.scalars import PackedScalarsCache, StepScalars
 from optplug.errors import ErrorCollector, RuleError, listing, suggest
-from optplug.optim import dispatch, sparse
-from optplug.optim.bucket_cache import CachedBuckets, gather_roles, split_by_bucket
-from optplug.optim.buckets import Bucket, BucketTensors, check_grad_layout, group_by_key, split_sparse_bucket
-from optplug.optim.buffers import TensorsByRole, indices_sharing_memory, not_in_place_reason
+from optplug.optim import dispatch
+from optplug.optim.bucket_cache import CachedBuckets, gather_roles
+from optplug.optim.buckets import PendingStep, ReadyStep, check_grad_layout, group_by_key, split_sparse_bucket
 from optplug.optim.hyperparameters import (
     EXTERNAL_GROUP_KEYS,
     check_hyperparameters,
@@ -31,7 +35,6 @@ from optplug.optim.hyperparameters import (
     unknown_option_error,
 )
 from optplug.optim.options import OPTION_DEFAULTS, RuleOptions, show_options
-from optplug.optim.packed_scalars import PackedScalarsCache
 from optplug.optim.parameters import Params, check_group_params
 from optplug.optim.ranges import Range
 from optplug.optim.state import State, check_saved_states, elementwise_dtype, init_missing_states
@@ -41,7 +44,6 @@ from optplug.rules.trace import (
     FIRST_STEP,
     RuleFunction,
     RuleVariant,
-    TracedRule,
     missing_hyperparameter_message,
     rule_signature,
 )
@@ -224,7 +226,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         if found_inf is not None and found_inf.item():
             return loss
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            stepped: list[BucketTensors] = []
+            steps: list[ReadyStep | PendingStep] = []
             for index, group in enumerate(self.param_groups):  # errors are raised before any parameter changes
                 params = group["params"]
                 grads = [p.grad for p in params]
@@ -232,11 +234,11 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 if len(not_none) < len(grads):
                     params, grads = [p for p in params if p.grad is not None], not_none
                 if params:
-                    stepped += self._bucket_tensors(index, group, params, grads)
-            for tensors in stepped:
-                self._unscale(tensors.roles["g"])
-                self._step_bucket(tensors, self.param_groups[tensors.bucket.group])
-        self._last_reports = [tensors.bucket.report(ran=True) for tensors in stepped]
+                    steps += self._bucket_steps(index, group, params, grads)
+            for step in steps:
+                self._unscale(step.grads)
+                self._step_bucket(step, self.param_groups[step.bucket.group])
+        self._last_reports = [step.bucket.report for step in steps]
         return loss
 
     def _unscale(self, grads: list[Tensor]) -> None:
@@ -265,9 +267,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         """Return the declared states that exist under the options of a group."""
         return [state for state in self.states if state.exists(group)]
 
-    def _bucket_tensors(
+    def _bucket_steps(
         self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
-    ) -> list[BucketTensors]:
+    ) -> Sequence[ReadyStep | PendingStep]:
         """Return the buckets of a group with their tensors, from the cache if it is valid.
 
         Args:
@@ -276,25 +278,25 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             params: the parameters to step.
             grads: the gradient of each parameter.
         """
-        variant = self._variant(group)
-        engine, reason, traced = dispatch.choose_engine(self.engine, group, variant)
+        settings = dispatch.group_settings(self.engine, group, self._variant(group), self.state_dtype)
         states = self._states_of(params)
-        key = (engine, reason, variant, traced, self.state_dtype)
         cached = self._bucket_cache.get(index)
-        bucket_tensors = cached and cached.lookup(key, params, grads, states)
-        if bucket_tensors:
-            return bucket_tensors
+        ready = cached and cached.lookup(settings, params, grads, states)
+        if ready:
+            return ready
         self._bucket_cache.pop(index, None)
-        try:
-            roles, complete = gather_roles(variant.elementwise_states, params, grads, states), True
-        except (KeyError, TypeError):  # states are missing
-            roles, complete = {"p": params, "g": grads}, False
-        buckets = list(self._make_buckets(index, group, roles, engine, reason, variant, traced))
-        if complete and engine != "loop" and CachedBuckets.can_cache(roles):
-            read_addresses = dispatch.address_reader(buckets)
-            self._bucket_cache[index] = CachedBuckets(key, buckets, roles, read_addresses)
-            self._packed_scalars.read_addresses = read_addresses or self._packed_scalars.read_addresses
-        return split_by_bucket(buckets, roles)
+        candidates = dispatch.find_candidates(settings)
+        buckets = list(self._make_buckets(index, group, params, grads, candidates))
+        if candidates.traced is not None:
+            try:
+                roles = gather_roles(settings.variant.elementwise_states, params, grads, states)
+            except (KeyError, TypeError):  # states are missing
+                pass
+            else:
+                if CachedBuckets.can_cache(roles):
+                    cached = self._bucket_cache[index] = CachedBuckets(settings, buckets, roles)
+                    self._packed_scalars.read_addresses = cached.read_addresses or self._packed_scalars.read_addresses
+        return [PendingStep(b, [params[i] for i in b.indices], [grads[i] for i in b.indices]) for b in buckets]
 
     def _states_of(self, params: list[Tensor]) -> list[Any]:
         """Return the state dict of each parameter; None for a parameter without state."""
@@ -307,58 +309,51 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         self,
         index: int,
         group: dict[str, Any],
-        roles: TensorsByRole,
-        engine: str,
-        reason: str,
-        variant: RuleVariant,
-        traced: TracedRule | None,
+        params: list[Tensor],
+        grads: list[Tensor],
+        candidates: dispatch.Candidates,
     ) -> Iterator[Bucket]:
         """Create the buckets of a group.
 
         Args:
             index: index of the group.
             group: the parameter group.
-            roles: the tensors of the group.
-            engine: name of the engine from `choose_engine`.
-            reason: the reason from `choose_engine`.
-            variant: the rule with the flags of the group.
-            traced: the graph of the rule from `choose_engine`.
+            params: the parameters to step.
+            grads: the gradient of each parameter.
+            candidates: the engines that can step the group.
         """
-        is_requested = self.engine != "auto" or group["foreach"] is not None
         states = self._existing_states(group)
         sparse_states = [state.name for state in states if state.sparse]
-        params, grads = roles["p"], roles["g"]
         key_fields: list[tuple[Any, ...]] = [()] * len(params)
-        if engine != "loop":
+        if candidates.traced is not None:
             sharing = indices_sharing_memory(params)
+            in_place = any(engine.in_place for engine in candidates.engines)
             key_fields = [
-                (i in sharing, *self._state_key_fields(states, p, g, engine))
+                (i in sharing, *self._state_key_fields(states, p, g, in_place=in_place))
                 for i, (p, g) in enumerate(zip(params, grads, strict=True))
             ]
         for key, indices in group_by_key(params, grads, key_fields).items():
             if group["capturable"]:
                 dispatch.check_capturable(params[indices[0]])
-            elements = sum(params[i].numel() for i in indices)
-            bucket_engine, why = dispatch.resolve_engine(engine, reason, key, is_requested)
-            graph = traced if bucket_engine != "loop" else None
-            dtypes = (key.param_dtype, key.grad_dtype, *key.state_dtypes)
-            n_bytes = dispatch.bytes_per_element(bucket_engine, graph, dtypes)
-            bucket = Bucket(index, key, bucket_engine, why, variant, graph, indices, elements, n_bytes)
+            engine, reason = dispatch.choose_engine(candidates, key)
+            traced = candidates.traced if engine.runs_graph else None
+            lengths = [params[i].numel() for i in indices]
+            bucket = Bucket(index, key, candidates.settings, engine, reason, traced, indices, lengths)
             if params[indices[0]].grad is not None:
                 check_grad_layout(bucket, type(self).__name__, self.capabilities, self.remedy)
             if key.grad_layout is torch.sparse_coo:
-                yield from split_sparse_bucket(bucket, roles, sparse_states, self.state)
+                yield from split_sparse_bucket(bucket, params, grads, sparse_states, self.state)
             else:
                 yield bucket
 
     def _state_key_fields(
-        self, states: Sequence[State], p: Tensor, g: Tensor, engine: str
+        self, states: Sequence[State], p: Tensor, g: Tensor, *, in_place: bool
     ) -> tuple[str | None, tuple[torch.dtype, ...]]:
         """Return the fields `not_in_place_reason` and `state_dtypes` of a parameter's bucket key."""
         param_state = self.state.get(p) or {}
         values = {state: param_state.get(state.name) for state in states if not state.scalar}
         dtypes = tuple(elementwise_dtype(p, self.state_dtype) if t is None else t.dtype for t in values.values())
-        if engine != "numba":
+        if not in_place:
             return None, dtypes
         if g.layout is torch.sparse_coo:
             for state in values:
@@ -366,50 +361,28 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                     return f"its gradient is sparse and so is its {state.name}", dtypes
         return not_in_place_reason(p, g, [t for t in values.values() if t is not None]), dtypes
 
-    def _step_bucket(self, tensors: BucketTensors, group: dict[str, Any]) -> None:
-        bucket, roles, param_states, addresses, scalar_states = tensors
-        variant, params = bucket.variant, roles["p"]
-        options = {h: group[h] for h in variant.hyperparameters if h not in (FIRST_STEP, DECAY_FACTOR)}
-        if variant.decay_kind == "decoupled":
-            options[DECAY_FACTOR] = 1 - group["lr"] * group["weight_decay"]
-        as_tensors = group["capturable"] or group["differentiable"]
-        options = {h: _as_scalars(value, as_tensors) for h, value in options.items()}
-        first = None
-        states = self._existing_states(group)
-        if param_states is None and states:
-            param_states = [self.state[p] for p in params]
-            first = [
-                init_missing_states(states, param_state, p, g, group, self.state_dtype)
-                for param_state, p, g in zip(param_states, params, roles["g"], strict=True)
-            ]
-            roles = gather_roles(variant.elementwise_states, params, roles["g"], param_states)
-        elif not states:  # no entry is added to `self.state`, as in torch
-            param_states, first = [{} for _ in params], [True] * len(params)
-        assert param_states is not None
-        if bucket.traced is not None:
-            if scalar_states is None:
-                scalar_states = {name: [state[name] for state in param_states] for name in variant.scalar_states}
-            packed = self._packed_scalars.get((bucket.group, bucket.key), scalar_states, param_states)
-            scalars = dispatch.scalar_rows(bucket.traced, options, packed, first)
-            if bucket.engine == "numba":
-                dispatch.step_with_numba(bucket, bucket.traced, roles, scalars, addresses)
-            else:
-                dispatch.step_with_foreach(bucket.traced, bucket.key, roles, scalars, self.state_dtype)
-            for _, new, indices in scalars:  # after the step, so that a step that failed is not counted
-                packed.write(new, indices)
-            return
-        for i, param_state in enumerate(param_states):
-            one = {role: tensors[i : i + 1] for role, tensors in roles.items()}
-            with sparse.as_dense(one, bucket.key) as dense:
-                dispatch.step_with_loop(
-                    variant,
-                    {**options, FIRST_STEP: float(first is not None and first[i])},
-                    dense,
-                    param_state,
-                    self.state_dtype,
-                    as_tensors=as_tensors,
-                    differentiable=group["differentiable"],
-                )
+    def _step_bucket(self, step: ReadyStep | PendingStep, group: dict[str, Any]) -> None:
+        if isinstance(step, PendingStep):
+            step = self._create_states(step, group)
+        bucket = step.bucket
+        pack = functools.partial(self._packed_scalars.get, (bucket.group, bucket.key), step.scalar_states, step.states)
+        scalars = StepScalars(_hyperparameter_values(group, bucket.settings), step.first, step.states, pack)
+        bucket.program.step(step.roles, scalars, step.addresses)
+        scalars.store()  # after the step, so that a step that failed is not counted
+
+    def _create_states(self, pending: PendingStep, group: dict[str, Any]) -> ReadyStep:
+        """Create the missing states of the parameters of a bucket."""
+        bucket, params, grads = pending
+        declared, variant = self._existing_states(group), bucket.settings.variant
+        # Without states no entry is added to `self.state`, as in torch.
+        states = [self.state[p] if declared else {} for p in params]
+        first = [
+            init_missing_states(declared, state, p, g, group, self.state_dtype) if declared else True
+            for state, p, g in zip(states, params, grads, strict=True)
+        ]
+        roles = gather_roles(variant.elementwise_states, params, grads, states)
+        scalar_states = {name: [state[name] for state in states] for name in variant.scalar_states}
+        return ReadyStep(bucket, roles, states, scalar_states, first)
 
     # ------------------------------------------------------------------- states
 
@@ -520,8 +493,18 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             # Before the first backward pass there are no gradients: the parameters stand in for them.
             grads = [p if p.grad is None else p.grad for p in group["params"]]
-            reports += [b.bucket.report(ran=False) for b in self._bucket_tensors(index, group, group["params"], grads)]
+            steps = self._bucket_steps(index, group, group["params"], grads)
+            reports += [replace(step.bucket.report, ran=False) for step in steps]
         return reports
+
+
+def _hyperparameter_values(group: dict[str, Any], settings: GroupSettings) -> dict[str, Any]:
+    """Return the values of the hyperparameters that a rule reads, except those that depend on the parameter."""
+    variant, as_tensors = settings.variant, settings.tensor_scalars
+    values = {h: group[h] for h in variant.hyperparameters if h not in (FIRST_STEP, DECAY_FACTOR)}
+    if variant.decay_kind == "decoupled":
+        values[DECAY_FACTOR] = 1 - group["lr"] * group["weight_decay"]
+    return {h: _as_scalars(value, as_tensors) for h, value in values.items()}
 
 
 def _as_scalars(value: Any, as_tensors: bool) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.engines.scalars import scalar_dtype
 from optplug.errors import HyperparameterError, HyperparameterTypeError, ParameterError, listing, short_list
 
 
@@ -128,11 +129,6 @@ def check_saved_states(
             )
         for name in (name for name in declared if saved.get(name) is not None):
             declared[name].check(saved[name], p, f"{optimizer_name}: {name} of parameter {position} in the state dict")
-
-
-def scalar_dtype() -> torch.dtype:
-    """Return the dtype of scalar states, as torch chooses it for `step`: float64 if it is the default, else float32."""
-    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
 
 
 def scalar_device(p: Tensor, group: Mapping[str, Any]) -> torch.device:

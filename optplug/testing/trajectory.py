@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optplug.engines import PLANNED, engine_names
 from optplug.errors import EngineError
-from optplug.optim.dispatch import ENGINES
 from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.testing.checks import case_label, declared_cases, max_difference, resolve_class
 
@@ -56,7 +56,8 @@ class OptimizerUnderTest:
         cases = declared_cases(found)
         without_engines = OptimizerUnderTest(found, cases, capabilities, (), {})
         engines, unavailable = [], {}
-        for engine in ENGINES[1:] if issubclass(found, RuleOptimizer) else ():
+        names = [*engine_names()[1:], *PLANNED]
+        for engine in names if issubclass(found, RuleOptimizer) else ():
             try:
                 Trajectory(without_engines, {**cases[0], "engine": engine}).run_steps(0, 1)
                 engines.append(engine)

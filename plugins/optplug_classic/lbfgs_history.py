@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug import engines
+from optplug.engines import numba
 
 GROWTH_ROWS = 8
 """Number of rows by which a matrix grows. While a matrix grows, memory holds the old and the new matrix."""
@@ -153,7 +153,7 @@ def _set_row(M: Tensor | None, row: int, vector: Tensor, history_size: int) -> T
 def _select_kernels(g: Tensor) -> Any:
     """The implementation of the matrix operations: the Numba kernels where they can be used, else `TorchKernels`."""
     is_supported = type(g) is Tensor and g.device.type == "cpu" and g.dtype in (torch.float32, torch.float64)
-    if not is_supported or len(g) < MIN_KERNEL_ELEMENTS or engines.numba_unavailable_reason():
+    if not is_supported or len(g) < MIN_KERNEL_ELEMENTS or numba.unavailable_reason():
         return TorchKernels
     from optplug_classic import lbfgs_kernels
 

@@ -11,9 +11,9 @@ import torch
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Sets torch to three threads, and lets engine `numba` use all of them for small tensors too."""
-    from optplug.engines import numba
+    from optplug.engines import cpu_kernel
 
-    monkeypatch.setattr(numba, "ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(cpu_kernel, "ELEMENTS_PER_THREAD", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield

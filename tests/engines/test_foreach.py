@@ -24,7 +24,10 @@ def source_of(name: str, **options: Any) -> str:
 
 def traced_rule(optimizer: RuleOptimizer) -> TracedRule:
     group = optimizer.param_groups[0]
-    return dispatch.choose_engine("foreach", group, optimizer._variant(group))[2]
+    settings = dispatch.group_settings("foreach", group, optimizer._variant(group), None)
+    traced = dispatch.find_candidates(settings).traced
+    assert traced is not None
+    return traced
 
 
 class TestGeneratedSource(TestCase):

@@ -29,8 +29,8 @@ from optplug.testing.checks import assert_close, assert_equal, max_difference
 from optplug.testing.trajectory import OptimizerUnderTest, seeded_randn
 
 pytest.importorskip("numba", reason="engine numba is in the extra optplug[cpu]")
-from optplug.engines import numba
-from optplug.engines.numba import CHUNK_SIZE
+from optplug.engines import cpu_kernel
+from optplug.engines.cpu_kernel import CHUNK_SIZE
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 RULES = [name for name in optplug.list_optimizers() if issubclass(optplug.get_optimizer(name), RuleOptimizer)]
@@ -435,10 +435,10 @@ def test_result_does_not_depend_on_threads_or_other_parameters(dtype, monkeypatc
             helper_counts.clear()
             assert_equal(f"with {count} threads and one by one", go(0, 1, 2), alone)
             assert helper_counts == [min(count - 1, 2)] * 2  # 1.2 million elements
-            monkeypatch.setattr(numba, "ELEMENTS_PER_THREAD", 1)
+            monkeypatch.setattr(cpu_kernel, "ELEMENTS_PER_THREAD", 1)
             assert_equal(f"with {count} eager threads and one by one", go(0, 1, 2), alone)
             assert helper_counts[2:] == [count - 1] * 2
-            monkeypatch.setattr(numba, "ELEMENTS_PER_THREAD", 1 << 19)
+            monkeypatch.setattr(cpu_kernel, "ELEMENTS_PER_THREAD", 1 << 19)
     finally:
         torch.set_num_threads(before)
 
@@ -475,7 +475,7 @@ def test_kernel_is_compiled_once_for_all_shapes_and_hyperparameters():
             return p - lr * betas[0] * g + betas[1] * p
 
     def cache_misses() -> int:
-        return numba.compiled_kernel.cache_info().misses
+        return cpu_kernel.compiled_kernel.cache_info().misses
 
     before = cache_misses()
     for shapes in (((3,),), ((4, 5), (), (0,), (CHUNK_SIZE + 1,)), ((2,),) * 100, ((2, 3, 4, 5),)):

@@ -21,7 +21,7 @@ from optplug.testing.checks import assert_close, assert_equal
 from optplug.testing.trajectory import seeded_randn
 
 pytest.importorskip("numba", reason="engine numba is in the extra optplug[cpu]")
-from optplug.engines.numba import CHUNK_SIZE
+from optplug.engines.cpu_kernel import CHUNK_SIZE
 
 Adam, SGD = (optplug.get_optimizer(name) for name in ("adam", "sgd"))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.optim import lr_scheduler, swa_utils
 
-from optplug.engines import foreach, numba
+from optplug.engines import cpu_kernel, foreach
 from optplug.rules import trace
 from optplug.testing.checks import assert_close, assert_equal, state_tensors
 from optplug.testing.trajectory import OptimizerUnderTest, Trajectory
@@ -283,7 +283,7 @@ def test_pickled_optimizers_continue_in_a_spawned_process(tested_optimizers, mak
 def test_different_optimizers_may_step_in_threads_at_the_same_time(tested_optimizers, make_run):
     keys = [(name, engine) for name, subject in tested_optimizers.items() for engine in subject.engines or (None,)]
     expected = {key: make_run(key[0], engine=key[1]).run_steps().params for key in keys}
-    cached = (trace.rule_signature, trace.trace, foreach.source, foreach._compile_step, numba.compiled_kernel)
+    cached = (trace.rule_signature, trace.trace, foreach.source, foreach._compile_step, cpu_kernel.compiled_kernel)
     for function in cached:
         function.cache_clear()  # so that the threads fill the caches at the same time
     jobs = keys * 3

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import optplug
-from optplug import engines
+from optplug.engines import numba
 from optplug.errors import (
     ConfigTypeError,
     HyperparameterError,
@@ -551,7 +551,7 @@ def test_numba_is_used_for_long_vectors_and_optional(monkeypatch):
     (s, y), g = random_pairs(5, 70000, torch.float32), noise(70000).float()
     used = CurvaturePairs(s, y).direction(g, 1.0)
     assert lbfgs_history._select_kernels(g).__name__ == "optplug_classic.lbfgs_kernels"
-    monkeypatch.setattr(engines, "numba_unavailable_reason", lambda: "not installed")
+    monkeypatch.setattr(numba, "unavailable_reason", lambda: "not installed")
     assert lbfgs_history._select_kernels(g) is lbfgs_history.TorchKernels
     without = CurvaturePairs(s, y).direction(g, 1.0)
     assert float((used - without).norm() / used.norm()) <= 1e-6

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from optplug.optim.buckets import BucketKey
-from optplug.optim.buffers import TensorsByRole
+from optplug.engines.buffers import TensorsByRole
 
 
 def row_numbers(t: Tensor) -> Tensor:
@@ -142,19 +141,19 @@ class RowAddresses:
 
 
 @contextmanager
-def as_dense(roles: TensorsByRole, key: BucketKey) -> Iterator[TensorsByRole]:
+def as_dense(roles: TensorsByRole, *, densify_grads: bool) -> Iterator[TensorsByRole]:
     """Provide all tensors of a bucket as dense tensors.
 
     For sparse gradients these are copies of the stepped rows, which are written back on exit.
 
     Args:
         roles: the tensors of the bucket.
-        key: the key of the bucket.
+        densify_grads: whether to step all rows, as with dense gradients.
     """
-    if key.grad_layout is torch.strided:
+    if roles["g"][0].layout is torch.strided:
         yield roles
         return
-    if key.densify_grads:
+    if densify_grads:
         yield {**roles, "g": [g.to_dense() for g in roles["g"]]}
         return
     stepped = []

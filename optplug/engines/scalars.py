@@ -1,19 +1,25 @@
-"""Scalar states of a bucket, as views of one vector: updating thousands of separate tensors is slower than a kernel."""
+"""The scalars of a step: hyperparameters, scalar states, and the values that are hoisted out of a graph.
+
+The scalar states of a bucket are views of one vector: updating thousands of separate tensors is slower than a kernel.
+"""
 
 from __future__ import annotations
 
 import operator
 from array import array
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from optplug.optim.state import scalar_dtype
+from optplug.engines.buffers import AddressReader
+from optplug.rules.trace import FIRST_STEP, TracedRule
 
-AddressReader = Callable[[list[Tensor]], Any]
-"""Maps dense tensors of plain types to an array of their addresses. An engine may provide a faster one."""
+
+def scalar_dtype() -> torch.dtype:
+    """Return the dtype of scalar states, as torch chooses it for `step`: float64 if it is the default, else float32."""
+    return torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
 
 
 def _read_addresses(tensors: list[Tensor]) -> array[int]:
@@ -113,3 +119,59 @@ class PackedScalarsCache:
         if packed is None or packed.length != len(states) or not packed.is_current(scalar_states, self.read_addresses):
             packed = self._by_bucket[bucket] = PackedScalars(tuple(scalar_states), states)
         return packed
+
+
+class ScalarRow(NamedTuple):
+    """The scalars of the parameters of a bucket that have equal scalar states."""
+
+    constants: list[float]
+    """The values of `traced.hoisted_scalars`."""
+
+    new_states: dict[str, float]
+    """The scalar states after the step."""
+
+    indices: Sequence[int]
+    """The parameters, as indices into those of the bucket."""
+
+
+class StepScalars:
+    """The hyperparameters and scalar states of a bucket in one step.
+
+    Args:
+        hyperparameters: the hyperparameters by name.
+        first: for each parameter whether this is its first step; None if it is the first step of none.
+        states: the state dict of each parameter.
+        pack: returns the packed scalar states.
+
+    Attributes: as the arguments.
+    """
+
+    def __init__(
+        self,
+        hyperparameters: dict[str, Any],
+        first: Sequence[bool] | None,
+        states: Sequence[dict[str, Any]],
+        pack: Callable[[], PackedScalars],
+    ) -> None:
+        self.hyperparameters = hyperparameters
+        self.first = first
+        self.states = states
+        self._pack = pack
+        self._packed: PackedScalars | None = None
+        self._rows: list[ScalarRow] = []
+
+    def rows(self, traced: TracedRule) -> list[ScalarRow]:
+        """Compute the scalars of a graph, once for all parameters with equal scalar states."""
+        self._packed = packed = self._pack()
+        names = (FIRST_STEP, *packed.names)
+        self._rows = [
+            ScalarRow(*traced.compute_scalars({**self.hyperparameters, **dict(zip(names, row, strict=True))}), indices)
+            for row, indices in packed.distinct_rows(self.first).items()
+        ]
+        return self._rows
+
+    def store(self) -> None:
+        """Store the new scalar states of `rows`."""
+        for row in self._rows:
+            assert self._packed is not None
+            self._packed.write(row.new_states, row.indices)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ KERNEL_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bf
 
 TensorsByRole = dict[str, list[Tensor]]
 """Parameters (`"p"`), gradients (`"g"`) and element-wise states by name, as lists of equal length."""
+
+AddressReader = Callable[[list[Tensor]], Any]
+"""Maps dense tensors of plain types to an array of the addresses of their first elements, int64."""
 
 
 def indices_sharing_memory(params: Sequence[Tensor]) -> frozenset[int]:
