@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from optplug.engines.buffers import AddressReader, TensorsByRole, working_tensors, write_back
-from optplug.engines.protocol import Bucket, BucketKey, Program, graph_obstacle
+from optplug.engines.buffers import TensorsByRole, working_tensors, write_back
+from optplug.engines.protocol import Bucket, BucketKey, EngineProtocol, Program, graph_obstacle
 from optplug.engines.scalars import StepScalars
 from optplug.engines.sparse import as_dense
 from optplug.rules.graph import Node
@@ -42,13 +42,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class NumpyEngine:
+class NumpyEngine(EngineProtocol):
     name = "numpy"
     advantage = "NumPy arrays"
-    runs_graph = True
-    in_place = False
-    takes_rows = False
-    tensor_scalars: frozenset[str] = frozenset()
 
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
         if obstacle := graph_obstacle(key):
@@ -56,12 +52,6 @@ class NumpyEngine:
         if key.device.type != "cpu":
             return f"the parameter is on {key.device}, engine numpy runs on the CPU only"
         return "engine numpy takes real parameters only" if key.param_dtype.is_complex else None
-
-    def bytes_per_element(self, bucket: Bucket) -> float | None:
-        return None
-
-    def address_reader(self) -> AddressReader | None:
-        return None
 
     def prepare(self, bucket: Bucket) -> Program:
         return NumpyProgram(bucket)

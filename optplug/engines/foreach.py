@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug.engines.buffers import AddressReader, TensorsByRole, working_tensors, write_back
-from optplug.engines.protocol import Bucket, BucketKey, Program, graph_obstacle
+from optplug.engines.buffers import TensorsByRole, working_tensors, write_back
+from optplug.engines.protocol import Bucket, EngineProtocol, Program
 from optplug.engines.scalars import StepScalars
 from optplug.engines.sparse import as_dense
 from optplug.rules.graph import Node
@@ -343,16 +343,9 @@ def split_chunks(traced: TracedRule, tensors: Sequence[Tensor]) -> Iterator[slic
     yield slice(start, len(tensors))
 
 
-class ForeachEngine:
+class ForeachEngine(EngineProtocol):
     name = "foreach"
     advantage = "few calls for all tensors"
-    runs_graph = True
-    in_place = False
-    takes_rows = False
-    tensor_scalars: frozenset[str] = frozenset()
-
-    def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
-        return graph_obstacle(key)
 
     def bytes_per_element(self, bucket: Bucket) -> float | None:
         dtypes = bucket.key.dtypes
@@ -361,9 +354,6 @@ class ForeachEngine:
         # Tensors of another dtype than the work dtype are copied to it; parameters and states also back.
         copied = [dtype.itemsize + work for dtype in (*dtypes, *written) if dtype.itemsize != work]
         return count_list_accesses(bucket.graph) * work + sum(copied)
-
-    def address_reader(self) -> AddressReader | None:
-        return None
 
     def prepare(self, bucket: Bucket) -> Program:
         return _ForeachProgram(bucket)

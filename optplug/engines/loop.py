@@ -11,28 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug.engines.buffers import AddressReader, TensorsByRole, working_tensors, write_back
-from optplug.engines.protocol import Bucket, BucketKey, Program
+from optplug.engines.buffers import TensorsByRole, working_tensors, write_back
+from optplug.engines.protocol import Bucket, BucketKey, EngineProtocol, Program
 from optplug.engines.scalars import StepScalars, scalar_dtype
 from optplug.engines.sparse import as_dense
 from optplug.rules.trace import FIRST_STEP, RuleVariant, TracedRule
 
 
-class LoopEngine:
+class LoopEngine(EngineProtocol):
     name = "loop"
     advantage = "the rule itself"
     runs_graph = False
-    in_place = False
-    takes_rows = False
     tensor_scalars = frozenset({"differentiable", "capturable"})
 
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
-        return None
-
-    def bytes_per_element(self, bucket: Bucket) -> float | None:
-        return None
-
-    def address_reader(self) -> AddressReader | None:
         return None
 
     def prepare(self, bucket: Bucket) -> Program:

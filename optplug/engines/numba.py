@@ -19,6 +19,7 @@ from optplug.engines.buffers import AddressReader, TensorsByRole
 from optplug.engines.protocol import (
     Bucket,
     BucketKey,
+    EngineProtocol,
     Program,
     fused_bytes_per_element,
     graph_obstacle,
@@ -27,13 +28,11 @@ from optplug.engines.scalars import ScalarRow, StepScalars
 from optplug.rules.trace import TracedRule
 
 
-class NumbaEngine:
+class NumbaEngine(EngineProtocol):
     name = "numba"
     advantage = "one fused kernel"
-    runs_graph = True
     in_place = True
     takes_rows = True
-    tensor_scalars: frozenset[str] = frozenset()
 
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
         if obstacle := graph_obstacle(key):

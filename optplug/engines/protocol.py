@@ -141,15 +141,15 @@ class Program(Protocol):
 
 
 class EngineProtocol(Protocol):
-    """An engine: it updates the parameters of a bucket by a rule.
+    """An engine: it updates the parameters of a bucket by a rule. The defaults suit one that runs graphs in torch.
 
     Attributes:
         name: the value of `engine=`.
-        advantage: the reason in `engine_report` if the engine is chosen and no faster one exists.
+        advantage: the reason in `engine_report` if no faster engine was passed over.
         runs_graph: whether the engine runs the traced graph, on plain tensors that do not overlap. If False, it runs
             the rule itself, on any tensors, also in transforms of torch.
-        in_place: whether the engine accesses tensors through their addresses, so that `key.not_in_place_reason` is
-            needed and tensors that have one get another bucket.
+        in_place: whether the engine accesses tensors through their addresses. Tensors then have a
+            `not_in_place_reason` in their bucket key where this is impossible.
         takes_rows: whether the engine steps the rows of sparse gradients in place. If False, it steps copies of the
             rows (`sparse.as_dense`), and `engine="auto"` does not choose it for sparse gradients.
         tensor_scalars: the options among `differentiable` and `capturable` that the engine supports. With them
@@ -158,27 +158,31 @@ class EngineProtocol(Protocol):
 
     name: str
     advantage: str
-    runs_graph: bool
-    in_place: bool
-    takes_rows: bool
-    tensor_scalars: frozenset[str]
+    runs_graph: bool = True
+    in_place: bool = False
+    takes_rows: bool = False
+    tensor_scalars: frozenset[str] = frozenset()
 
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
         """Return why the engine cannot step the parameters of a bucket; None if it can.
 
         Args:
             key: the properties of the parameters.
-            traced: the graph of the rule; None if the engine does not run graphs.
+            traced: the graph of the rule; None if no engine in question runs graphs.
         """
+        return graph_obstacle(key)
 
     def bytes_per_element(self, bucket: Bucket) -> float | None:
         """Return how many bytes a step reads and writes per element of a parameter; None if unknown."""
+        return None
 
     def address_reader(self) -> AddressReader | None:
         """Return a fast function that reads the addresses of many tensors, if the engine needs addresses."""
+        return None
 
     def prepare(self, bucket: Bucket) -> Program:
         """Return what steps the bucket. This is called once per bucket, before its first step."""
+        ...
 
 
 def graph_obstacle(key: BucketKey) -> str | None:
