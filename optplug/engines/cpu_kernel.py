@@ -29,9 +29,11 @@ CHUNK_SIZE = 1 << 14
 """Maximum number of elements of a chunk. A chunk is a part of one tensor and uses one row of scalars."""
 
 BLOCK_SIZE = 1 << 18
-"""Maximum number of elements of a block. A thread takes one block at a time; long contiguous accesses are faster. The
-work is divided into at least 64 blocks, so that all threads finish at about the same time, but into none smaller than a
-chunk."""
+"""Maximum number of elements of a block. A thread takes one block at a time; long contiguous accesses are faster."""
+
+MIN_BLOCKS = 64
+"""The work is divided into at least so many blocks, so that all threads finish at about the same time, but into none
+smaller than a chunk."""
 
 ELEMENTS_PER_THREAD = 1 << 19
 """Number of elements for each additional thread. Updating this many elements takes longer than starting a thread."""
@@ -95,31 +97,34 @@ class ChunkTable:
         self._rows = np.zeros((len(sizes), ir.HEADER_COLUMNS + len(kernel.itemsizes)), np.int64)
         self._rows[:, 0] = sizes
         self._addresses: np.ndarray[Any, Any] | None = None
+        self._has_scalar_rows = False
         self._elements = int(lengths.sum())
-        block = (np.cumsum(sizes) - 1) // min(max(CHUNK_SIZE, self._elements // 64), BLOCK_SIZE)
+        block = (np.cumsum(sizes) - 1) // min(max(CHUNK_SIZE, self._elements // MIN_BLOCKS), BLOCK_SIZE)
         self._blocks = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(sizes))
+        self._pointers = (self._rows.ctypes.data, self._blocks.ctypes.data)
 
     def step(self, addresses: Any, scalars: Sequence[Sequence[float]], scalar_rows: Any = None) -> None:
         """Run the kernel on all tensors.
 
         Args:
-            addresses: the addresses of the tensors, one row for each role.
+            addresses: the addresses of the tensors, one row for each role. An array of int64 must not change later.
             scalars: one or several rows with the values of `traced.hoisted_scalars`.
             scalar_rows: for each tensor the index of its row of scalars. Default: row 0 for all tensors.
         """
-        current = np.array(addresses, np.int64)
+        current = np.asarray(addresses, np.int64)
         if self._addresses is None or not np.array_equal(current, self._addresses):
             self._rows[:, ir.HEADER_COLUMNS :] = current.T[self._tensor_of_chunk] + self._offsets
             self._addresses = current
-        self._rows[:, 1] = 0 if scalar_rows is None else np.asarray(scalar_rows)[self._tensor_of_chunk]
+        if scalar_rows is not None or self._has_scalar_rows:
+            self._rows[:, 1] = 0 if scalar_rows is None else np.asarray(scalar_rows)[self._tensor_of_chunk]
+            self._has_scalar_rows = scalar_rows is not None
         with np.errstate(all="ignore"):  # a scalar outside the range of float32 becomes inf, as in the other engines
             values = np.array(scalars, np.float64).astype(self._kernel.dtype)
-        next_block = np.zeros(1, np.int64)
-        arrays = (self._rows, self._blocks, values, next_block)
-        block_count = len(self._blocks) - 1
+        next_block = ctypes.c_int64(0)
+        arguments = (*self._pointers, values.ctypes.data, ctypes.addressof(next_block), len(self._blocks) - 1)
 
         def work() -> None:
-            self._kernel.run(*(array.ctypes.data for array in arrays), block_count)
+            self._kernel.run(*arguments)
 
         elements_per_thread = self._elements_per_thread or ELEMENTS_PER_THREAD
         threads.run_in_threads(work, min(torch.get_num_threads() - 1, self._elements // elements_per_thread))

@@ -74,9 +74,9 @@ class PackedScalars:
             first: for each parameter whether this is its first step; None if it is the first step of none.
         """
         first_column = [0.0] * self.length if first is None else [float(f) for f in first]
-        columns = [first_column, *(self.vectors[name].tolist() for name in self.names)]
+        columns = [first_column, *[self.vectors[name].tolist() for name in self.names]]
         if all(column.count(column[0]) == self.length for column in columns):
-            return {tuple(column[0] for column in columns): range(self.length)}
+            return {tuple([column[0] for column in columns]): range(self.length)}
         rows: dict[tuple[float, ...], list[int]] = {}
         for i, row in enumerate(zip(*columns, strict=True)):
             rows.setdefault(row, []).append(i)

@@ -256,9 +256,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         states = self._existing_states(group)
         return RuleVariant(
             rule=rule,
-            flags=tuple((flag, bool(group.get(flag))) for flag in signature.flags),
-            present_states=tuple(state.name for state in states),
-            scalar_states=tuple(state.name for state in states if state.scalar),
+            flags=tuple([(flag, bool(group.get(flag))) for flag in signature.flags]),
+            present_states=tuple([state.name for state in states]),
+            scalar_states=tuple([state.name for state in states if state.scalar]),
             maximize=group["maximize"],
             decay_kind="none" if not decays else "decoupled" if group.get("decoupled_weight_decay") else "coupled",
         )

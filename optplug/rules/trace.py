@@ -186,7 +186,11 @@ class TracedRule:
             if n in live and not n.is_elementwise and n.op != "const" and any(n in t.args for t in self.nodes)
         ]
         needed = _live_nodes([*self.hoisted_scalars, *self._scalar_outputs.values()])
-        self._scalar_program = [n for n in graph.nodes if n in needed]
+        self._scalar_inputs = [n for n in graph.nodes if n in needed and n.op == "input"]
+        self._scalar_constants = {n: n.value for n in graph.nodes if n in needed and n.op == "const"}
+        self._scalar_program = [
+            (n, FLOAT_OPERATIONS[n.op], n.args) for n in graph.nodes if n in needed and n.op not in ("input", "const")
+        ]
 
     def compute_scalars(self, values: Mapping[str, Any]) -> tuple[list[float], dict[str, float]]:
         """Return the values of the hoisted scalars and the new scalar states by name, computed in float64.
@@ -200,14 +204,11 @@ class TracedRule:
                 flat.update((f"{name}[{i}]", item) for i, item in enumerate(value))
             else:
                 flat[name] = value
-        computed: dict[Node, float] = {}
-        for node in self._scalar_program:
-            if node.op == "const":
-                computed[node] = node.value
-            elif node.op == "input":
-                computed[node] = flat[node.value]
-            else:
-                computed[node] = FLOAT_OPERATIONS[node.op](*(computed[a] for a in node.args))
+        computed: dict[Node, float] = dict(self._scalar_constants)
+        for node in self._scalar_inputs:
+            computed[node] = flat[node.value]
+        for node, operation, operands in self._scalar_program:
+            computed[node] = operation(*[computed[a] for a in operands])
         hoisted = [float(computed[n]) for n in self.hoisted_scalars]
         return hoisted, {name: float(computed[n]) for name, n in self._scalar_outputs.items()}
 

@@ -264,6 +264,18 @@ def test_parameters_with_different_step_counts_share_a_bucket(three_threads):
     assert_close("numba and loop", *results, 1.0, 1e-13)
 
 
+def test_step_counts_that_differ_temporarily_do_not_affect_later_steps():
+    results = []
+    for engine in ("numba", "loop"):
+        t = Training(engine)
+        for start, count in ((0, 0.0), (3, 40.0), (5, 5.0)):
+            if start:
+                t.optimizer.state[t.params[1]]["step"].fill_(count)
+            t.run_steps(start, start + 2 + (start == 0))
+        results.append(t.parameters_and_states())
+    assert_close("numba and loop", *results, 1.0, 1e-11)
+
+
 def test_sparse_gradients_of_parameters_with_different_step_counts():
     results = []
     for engine in ("numba", "loop"):

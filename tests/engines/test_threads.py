@@ -42,12 +42,12 @@ def test_exception_in_one_thread_is_raised_after_the_others_end(failing, error):
 
 
 def test_run_in_threads_does_not_wait_for_helpers_that_have_not_started():
-    release, started = threading.Event(), threading.Barrier(257)
-    busy = [threads._get_pool().submit(lambda: (started.wait(), release.wait())) for _ in range(256)]
+    size = max(3, threads._pool.size)
+    release, started = threading.Event(), threading.Barrier(size + 1)
+    threads._pool.submit(lambda: (started.wait(), release.wait()), size)
     started.wait()  # all threads of the pool are busy
     calls = []
     threads.run_in_threads(lambda: calls.append(threading.current_thread()), 3)
     assert calls == [threading.current_thread()]
+    assert threads._pool.size == size
     release.set()
-    for each in busy:
-        each.result()
