@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -22,6 +21,7 @@ from optplug.errors import (
     with_argument,
 )
 from optplug.optim.ranges import COMMON_RANGES, Range
+from optplug.registry.signature import constructor_signature
 
 EXTERNAL_GROUP_KEYS = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
@@ -38,8 +38,8 @@ def declared_defaults(cls: type) -> dict[str, Any]:
     Args:
         cls: the class of an optimizer. Constructors of other base classes, such as Lightning's wrapper, are ignored.
     """
-    of_optimizer = next(base for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, Optimizer))
-    parameters = inspect.signature(of_optimizer).parameters.values()
+    of_optimizer: type = next(base for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, Optimizer))
+    parameters = constructor_signature(of_optimizer).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
@@ -87,16 +87,11 @@ def check_hyperparameters(
         if key in references:
             errors = _value_errors(key, value, references[key], by_name.get(key), optimizer_name)
         else:
-            errors = iter([unknown_option_error(optimizer_name, key, references)])
+            hint = suggest(key, references, see=f"help({optimizer_name})")
+            errors = iter([HyperparameterError(f"{optimizer_name} has no option {key!r}{hint}")])
         for error in errors:
             collector.add(with_argument(key, error, error.inside))
     collector.raise_joined()
-
-
-def unknown_option_error(optimizer_name: str, key: str, known: Iterable[str]) -> HyperparameterError:
-    """Return the error for an unknown key of a parameter group."""
-    hint = suggest(key, known, see=f"help({optimizer_name})")
-    return with_argument(key, HyperparameterError(f"{optimizer_name} has no option {key!r}{hint}"))
 
 
 def _value_errors(

@@ -21,7 +21,7 @@ def check_group_params(group: dict[str, Any], number: int, optimizer_name: str, 
     Args:
         group: the options of the group and `params`, which may be a generator.
         number: index of the group.
-        owner: name of the optimizer, for messages.
+        optimizer_name: name of the optimizer, for messages.
         takes_complex: whether complex parameters are allowed.
 
     Raises:

@@ -32,7 +32,6 @@ from optplug.optim.hyperparameters import (
     declared_defaults,
     lists_to_tuples,
     reference_values,
-    unknown_option_error,
 )
 from optplug.optim.options import OPTION_DEFAULTS, RuleOptions, show_options
 from optplug.optim.parameters import Params, check_group_params
@@ -98,18 +97,21 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         if "weight_decay" not in defaults:
             del defaults["decoupled_weight_decay"]
         self._check_declaration(defaults)
+        engine, state_dtype = defaults.pop("engine"), defaults.pop("state_dtype")
+        defaults = lists_to_tuples(reference_values(type(self), defaults), defaults)
         collector = ErrorCollector()
-        self.engine = defaults.pop("engine")
+        self.engine = "auto"
         with collector.collect():
-            dispatch.check_engine(self.engine)
+            dispatch.check_engine(engine)
+            self.engine = engine
         with collector.collect():
-            self.state_dtype = dispatch.parse_state_dtype(defaults.pop("state_dtype"))
+            self.state_dtype = dispatch.parse_state_dtype(state_dtype)
+        with collector.collect():  # hyperparameters are checked before parameters, as in torch
+            self._check_group(defaults, defaults)
+        collector.raise_joined()
         self._packed_scalars = PackedScalarsCache()
         self._bucket_cache: dict[int, CachedBuckets] = {}
         self._last_reports: list[BucketReport] = []
-        # Hyperparameters are checked before parameters, as in torch.
-        defaults = lists_to_tuples(reference_values(type(self), defaults), defaults)
-        self._check_group(defaults, defaults, collector)
         # torch raises for a set, which has no order, only inside a group.
         super().__init__([{"params": params}] if isinstance(params, set) else params, defaults)
         if defaults["fused"]:
@@ -151,23 +153,18 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         about.
         """
 
-    def _check_group(self, group: dict[str, Any], defaults: dict[str, Any], collector: ErrorCollector) -> None:
-        """Check the options of a group, which override `defaults`, and raise all errors together.
-
-        Args:
-            group: the options of the group.
-            defaults: the options that the group overrides.
-            collector: the errors found so far.
-        """
-        optimizer_name = type(self).__name__
-        with collector.collect():
-            check_hyperparameters(reference_values(type(self), defaults), group, optimizer_name, self._ranges())
+    def _check_group(self, group: dict[str, Any], defaults: dict[str, Any]) -> None:
+        """Check the options of a group, which override `defaults`, and raise all errors together."""
         known = declared_defaults(type(self))
-        for key, value in group.items():  # `defaults` also has options that the constructor does not have
-            if key in OPTION_DEFAULTS and key not in known and value != defaults.get(key, value):
-                collector.add(unknown_option_error(optimizer_name, key, known))
-        collector.raise_joined()
+        # `defaults` also has options that the constructor lacks. A group may repeat them, as a copy of a group does.
+        references = {
+            key: reference
+            for key, reference in reference_values(type(self), defaults).items()
+            if key in known or key not in OPTION_DEFAULTS or group.get(key, defaults[key]) is defaults[key]
+        }
+        check_hyperparameters(references, group, type(self).__name__, self._ranges())
         merged = {**defaults, **group}
+        collector = ErrorCollector()
         with collector.collect():
             dispatch.check_engine_options(merged, self.engine)
         message = missing_hyperparameter_message(self._variant(merged), list(defaults))
@@ -196,7 +193,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 takes_complex="complex" in self.capabilities,
             )
             options = {k: v for k, v in param_group.items() if k not in EXTERNAL_GROUP_KEYS}
-            self._check_group(options, self.defaults, ErrorCollector())
+            self._check_group(options, self.defaults)
         super().add_param_group(param_group)
         self._last_reports = []
 

@@ -90,7 +90,7 @@ def constructor_signature(cls: type) -> inspect.Signature:
 
 def takes_untyped_options(cls: type) -> bool:
     """Whether the constructor of a class has `**options` that are not `Unpack` of a TypedDict."""
-    constructor = cls.__init__  # type: ignore[misc]  # only the signature of that of a subclass may differ
+    constructor = cls.__init__  # type: ignore[misc]  # it is not called
     options = [p.name for p in _parameters_of(constructor).values() if p.kind is p.VAR_KEYWORD]
     return bool(options) and _keys_of_typed_dict(_type_hints(constructor).get(options[0])) is None
 
@@ -116,7 +116,11 @@ def _parameters(constructors: list[type]) -> list[Parameter]:
     if keys is not None:
         passed_on = [p.replace(annotation=keys.pop(p.name)) for p in passed_on if p.name in keys]
         # The default of a key that no other constructor has is not known.
-        passed_on += [_keyword(name, type_, ...) for name, type_ in keys.items() if name not in names]
+        passed_on += [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=..., annotation=type_)
+            for name, type_ in keys.items()
+            if name not in names
+        ]
     return sorted([*own, *passed_on], key=lambda p: p.kind)
 
 
@@ -133,23 +137,19 @@ def _as_keyword(p: Parameter) -> Parameter:
     return p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY)
 
 
-def _keyword(name: str, type_: Any, default: Any) -> Parameter:
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=type_)
-
-
-def _type_hints(function: Any) -> dict[str, Any]:
-    """Return the types of a function's arguments; no types if the annotations cannot be resolved."""
+def _type_hints(annotated: Any) -> dict[str, Any]:
+    """Return the types of a function's arguments, or of the keys of a TypedDict; none if they cannot be resolved."""
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(annotated)
     except Exception:  # evaluating third-party annotations can raise anything
         return {}
 
 
 def _keys_of_typed_dict(hint: Any) -> dict[str, Any] | None:
-    """Return the keys and types of T for `Unpack[T]`; None for other types."""
+    """Return the keys and types of T for `Unpack[T]`; None for other types, and if T cannot be resolved."""
     # Compared by name: before Python 3.11 `Unpack` is in typing_extensions only.
     is_unpack = str(typing.get_origin(hint)).endswith(".Unpack")
-    return _type_hints(typing.get_args(hint)[0]) if is_unpack else None
+    return (_type_hints(typing.get_args(hint)[0]) or None) if is_unpack else None
 
 
 def configurable_type(annotation: Any) -> Any:

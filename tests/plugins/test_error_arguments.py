@@ -143,6 +143,11 @@ def test_error_about_several_options_names_the_one_to_change(name, options, erro
         construct(OPTIMIZERS[name], options)
 
 
+def test_group_option_that_the_constructor_lacks_has_one_error() -> None:
+    errors = errors_of(lambda: construct_group(OPTIMIZERS["sparse_adam"], {"capturable": "text", "lr": -1.0}))
+    assert errors == [("capturable", ()), ("lr", ())]
+
+
 def test_errors_of_all_groups_of_a_state_dict_are_reported() -> None:
     optimizer = OPTIMIZERS["adam"]([{"params": [parameter()]}, {"params": [parameter()]}])
     saved = copy.deepcopy(optimizer.state_dict())
