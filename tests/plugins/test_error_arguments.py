@@ -143,6 +143,10 @@ def test_error_about_several_options_names_the_one_to_change(name, options, erro
         construct(OPTIMIZERS[name], options)
 
 
+def test_each_wrong_item_of_a_tuple_has_an_error() -> None:
+    assert errors_of(lambda: construct(OPTIMIZERS["adam"], {"betas": (2, -1)})) == [("betas", (0,)), ("betas", (1,))]
+
+
 def test_group_option_that_the_constructor_lacks_has_one_error() -> None:
     errors = errors_of(lambda: construct_group(OPTIMIZERS["sparse_adam"], {"capturable": "text", "lr": -1.0}))
     assert errors == [("capturable", ()), ("lr", ())]
