@@ -1,4 +1,4 @@
-"""The two import names of Lightning, and the private attributes of Lightning's trainer, loops and modules.
+"""The two import names of Lightning, and the private names of Lightning's trainer, loops and modules.
 
 Other modules use these functions instead of private attributes. A function documents what it returns if a version of
 Lightning lacks the attribute.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 from optplug.errors import MissingLightningError
@@ -47,9 +47,17 @@ def loaded_checkpoint(trainer: Any) -> dict[str, Any] | None:
     return getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", None) or None
 
 
-def logged_results(trainer: Any) -> Iterable[Any]:
-    """Lightning's result objects for the metrics logged since its last reset, with torchmetrics objects in them."""
-    return (getattr(trainer, "_results", None) or {}).values()
+def logged_metric_objects(trainer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The torchmetrics objects logged since Lightning's last reset, each with the names of its value.
+
+    Nothing if a version of Lightning stores them in another way.
+    """
+    for result in (getattr(trainer, "_results", None) or {}).values():
+        meta = result.meta
+        has_suffix = meta.dataloader_idx is not None and meta.add_dataloader_idx
+        suffix = f"/dataloader_idx_{meta.dataloader_idx}" if has_suffix else ""
+        if not result.is_tensor:
+            yield (meta.name + suffix, meta.forked_name(False) + suffix), result.value
 
 
 def logging_step(trainer: Any) -> int:
@@ -73,3 +81,15 @@ def validation_is_due(trainer: Any) -> bool:
     loop = trainer.fit_loop
     should_validate = getattr(loop.epoch_loop, "_should_check_val_fx", None)
     return bool(trainer.enable_validation and should_validate is not None and should_validate(loop._data_fetcher))
+
+
+def cli_value(cli: Any, config: Any, key: str) -> Any:
+    """The value of a key in a configuration of LightningCLI, which nests the keys under its subcommand, if it has one.
+
+    Args:
+        cli: the LightningCLI.
+        config: one of its configurations, such as `cli.config_init`.
+        key: the key.
+    """
+    subcommand = str(cli.subcommand)
+    return config.get(subcommand, config).get(key)

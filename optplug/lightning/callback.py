@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from optplug.config.build import parse_and_check
+from optplug.config.model import Config
 from optplug.errors import ConfigTypeError
 from optplug.lightning._compat import attached_trainer
 from optplug.lightning.configure import remove_configure_optimizers, set_configure_optimizers
@@ -85,13 +86,26 @@ class ConfigureOptimizers(SteppingCallback):
             if not isinstance(flag, bool):
                 raise ConfigTypeError(f"{name}: must be True or False, got {flag!r} ({type(flag).__name__})")
         super().__init__(manage_third_party_plateaus=optimizer is None and scheduler is None, verbose=verbose)
-        self.config = None
+        self.config: Config | None = None
         self.override = override
         self._module: Any = None
         given = {"scheduler": scheduler, "param_groups": param_groups, "monitor": monitor, "mode": mode}
         given["on_resume"] = on_resume
         if optimizer is not None or any(value is not None for value in given.values()):
             self.config = parse_and_check(optimizer, **given)
+
+    @classmethod
+    def from_config(cls, config: Config, *, override: bool = False) -> ConfigureOptimizers:
+        """Create the callback from a configuration that has been checked already.
+
+        Args:
+            config: from `optplug.config.build.parse_and_check`.
+            override: as in the constructor. Default: False.
+        """
+        callback = cls(override=override)
+        callback.config = config
+        callback.manage_third_party_plateaus = False
+        return callback
 
     def _attach(self, module: Any) -> None:
         """Give the module its `configure_optimizers`, if the trainer is fitting it."""

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from optplug.config.param_groups import group_table
-from optplug.lightning.stepping_plan import optimizer_choices
+from optplug.lightning.fit_state import FitState
 
 METADATA_KEY = "optplug"
 """The key of the metadata in a checkpoint and in a logger's hyperparameters."""
 
 
-def collect_metadata(trainer: Any) -> dict[str, Any]:
+def collect_metadata(trainer: Any, state: FitState) -> dict[str, Any]:
     """Collect configuration, optimizer classes and parameter groups; only numbers, strings, lists and dicts."""
     classes = [type(optimizer).__name__ for optimizer in trainer.optimizers]
-    return {"config": config_dict(trainer), "classes": classes, "groups": group_tables(trainer)}
+    return {"config": config_dict(trainer, state), "classes": classes, "groups": group_tables(trainer, state)}
 
 
 def saved_metadata(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -24,30 +24,28 @@ def saved_metadata(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def config_dict(trainer: Any) -> dict[str, Any]:
+def config_dict(trainer: Any, state: FitState) -> dict[str, Any]:
     """The configuration of the trainer's optimizers as plain data; empty if optplug configured none of them."""
-    for optimizer in trainer.optimizers:
-        if optimizer in optimizer_choices:
-            return optimizer_choices[optimizer].config.to_dict()
+    for _, configured in state.configured(trainer):
+        return configured.config.to_dict()
     return {}
 
 
-def group_tables(trainer: Any) -> list[list[dict[str, Any]]]:
+def group_tables(trainer: Any, state: FitState) -> list[list[dict[str, Any]]]:
     """The table of parameter groups of each optimizer that optplug built or schedules, as rows of plain data."""
     return [
-        [row.to_dict() for row in group_table(optimizer, optimizer_choices[optimizer].parameter_infos)]
-        for optimizer in trainer.optimizers
-        if optimizer in optimizer_choices
+        [row.to_dict() for row in group_table(optimizer, configured.parameter_infos)]
+        for optimizer, configured in state.configured(trainer)
     ]
 
 
-def log_metadata(trainer: Any) -> None:
+def log_metadata(trainer: Any, state: FitState) -> None:
     """Log the configuration and, by group, the numbers of parameters and elements, lr and weight decay."""
     groups: dict[str, Any] = {}
-    for rows in group_tables(trainer):
+    for rows in group_tables(trainer, state):
         for row in rows:
             name = row["group"] if row["group"] not in groups else f"{row['group']} {len(groups)}"
             groups[name] = {**row, "parameters": len(row["parameters"])}
     if groups:
         for logger in trainer.loggers:
-            logger.log_hyperparams({METADATA_KEY: {**config_dict(trainer), "groups": groups}})
+            logger.log_hyperparams({METADATA_KEY: {**config_dict(trainer, state), "groups": groups}})

@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import re
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from optplug.config.build import parse_and_check
 from optplug.config.describe import describe_registration
 from optplug.config.form import SUBCOMMANDS
+from optplug.config.model import Config
 from optplug.errors import OptplugError, did_you_mean
-from optplug.lightning._compat import installed_import_names
+from optplug.lightning._compat import cli_value, installed_import_names
 from optplug.lightning.callback import ConfigureOptimizers
 from optplug.registry import registry
 
-CLI_KEYS: dict[str, tuple[Any, str]] = {
-    "optimizer": (
-        str | dict[str, Any] | list[dict[str, Any]] | None,
-        "A name, or {name: adam, lr: 1.0e-3, ...}, or a list of these; see `optplug list` and --optimizer.help NAME.",
-    ),
-    "scheduler": (
-        str | dict[str, Any] | None,
-        "A name, or {name: cosine_annealing_lr, T_max: auto, warmup_steps: 100, ...}; see --scheduler.help NAME.",
-    ),
-    "param_groups": (
-        str | list[str | dict[str, Any]] | None,
-        "Options of parameter groups: [no_decay, {match: 'head.*', lr_mult: 10}, ...].",
-    ),
-    "monitor": (str | None, "The metric that a plateau scheduler monitors; by default it is inferred."),
-    "mode": (str | None, "Whether a lower (min) or a higher (max) value of the metric is better."),
-    "on_resume": (
-        str | None,
-        "What a resumed run uses: keep (everything of the checkpoint), override_hparams, reset_scheduler or reset_all.",
-    ),
-    "override": (bool, "Replace the model's own configure_optimizers."),
-}
+CLI_KEYS: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "optimizer": (
+            str | dict[str, Any] | list[dict[str, Any]] | None,
+            "A name, or {name: adam, lr: 1.0e-3, ...}, or a list of these; see `optplug list`, --optimizer.help NAME.",
+        ),
+        "scheduler": (
+            str | dict[str, Any] | None,
+            "A name, or {name: cosine_annealing_lr, T_max: auto, warmup_steps: 100, ...}; see --scheduler.help NAME.",
+        ),
+        "param_groups": (
+            str | list[str | dict[str, Any]] | None,
+            "Options of parameter groups: [no_decay, {match: 'head.*', lr_mult: 10}, ...].",
+        ),
+        "monitor": (str | None, "The metric that a plateau scheduler monitors; by default it is inferred."),
+        "mode": (str | None, "Whether a lower (min) or a higher (max) value of the metric is better."),
+        "on_resume": (
+            str | None,
+            "What a resumed run uses: keep (all of the checkpoint), override_hparams, reset_scheduler or reset_all.",
+        ),
+        "override": (bool, "Replace the model's own configure_optimizers."),
+    }
+)
 """The keys that OptplugCLI adds, each with type and help text. `ConfigureOptimizers` has arguments of these names."""
 
 NAME_KEYS = ("optimizer", "scheduler")
@@ -116,6 +122,11 @@ def _has_optplug_keys(given: dict[str, Any]) -> bool:
     return any(value is not None for key, value in given.items() if key != "override")
 
 
+def _without_override(given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration; `override` is an option of the callback."""
+    return {key: value for key, value in given.items() if key != "override"}
+
+
 def _bare_name_as_mapping(word: str) -> str:
     """`adam` as `{"name": "adam"}`; YAML mappings, lists and null stay as they are."""
     return json.dumps({"name": word}) if re.fullmatch(r"[\w:-]+", word) and word not in ("null", "None") else word
@@ -136,6 +147,8 @@ class _OptplugCLI:
     parser_base: type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The values of the keys at parsing, and the configuration that they were parsed into.
+        self._checked: tuple[dict[str, Any], Config] | None = None
         kwargs["auto_configure_optimizers"] = False
         parser = kwargs.get("parser_class", self.parser_base)
         kwargs["parser_class"] = type("OptplugArgumentParser", (_BareNameParser, parser), {})
@@ -158,13 +171,20 @@ class _OptplugCLI:
         if not _has_optplug_keys(given):
             return
         try:
-            parse_and_check(**{key: value for key, value in given.items() if key != "override"})
+            parsed = parse_and_check(**_without_override(given))
         except OptplugError as error:
             parser.error(str(error))
+        self._checked = copy.deepcopy(given), parsed
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = super().instantiate_trainer(**kwargs)  # type: ignore[misc]
-        given = {key: self._get(self.config_init, key) for key in CLI_KEYS}  # type: ignore[attr-defined]
+        given = {key: cli_value(self, self.config_init, key) for key in CLI_KEYS}  # type: ignore[attr-defined]
         if _has_optplug_keys(given):
-            trainer.callbacks = [ConfigureOptimizers(**given), *trainer.callbacks]
+            # Code that runs between parsing and this call may edit the configuration.
+            if self._checked is not None and self._checked[0] == given:
+                config = self._checked[1]
+            else:
+                config = parse_and_check(**_without_override(given))
+            callback = ConfigureOptimizers.from_config(config, override=given["override"])
+            trainer.callbacks = [callback, *trainer.callbacks]
         return trainer

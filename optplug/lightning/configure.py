@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -28,8 +27,9 @@ from optplug.config.param_groups import parameter_infos
 from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer
+from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.monitor import infer_monitored_metric
-from optplug.lightning.stepping_plan import OptimizerChoice, SteppingPlan, optimizer_choices, stepping_plans
+from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import training_length
 from optplug.registry import registry
 from optplug.schedulers.lr import lrs_of, set_lr
@@ -48,7 +48,10 @@ def configure_optimizers(
     """Build the return value of `LightningModule.configure_optimizers`; call it from that hook.
 
     Args:
-        module: the LightningModule (`self`). Its trainable parameters are optimized.
+        module: the LightningModule (`self`). Its trainable parameters are optimized. A submodule that is a
+            LightningModule too is allowed if no trainable parameter of the whole module remains without an optimizer.
+            Any other module has no trainer: its optimizer is built like that of a plain training loop, and Lightning
+            steps its schedule.
         optimizer: one of
             - a name;
             - a mapping with `name` and hyperparameters;
@@ -96,14 +99,6 @@ def configure_optimizers(
             raise ConfigTypeError(
                 "optimizer: must be a name, a mapping with a name, or an optimizer, got None (NoneType)"
             )
-    # A submodule has no trainer, and optimizing it alone would leave the other parameters untrained. That `module` is a
-    # submodule can only be seen from the calling method.
-    caller = sys._getframe(1).f_locals.get("self")
-    if caller is not module and hasattr(caller, "lr_scheduler_step"):
-        raise WiringError(
-            f"configure_optimizers takes the LightningModule itself, got {type(module).__name__} from "
-            f"{type(caller).__name__}: pass self, and select parameters with param_groups"
-        )
     return build_from_config(module, config, prebuilt)
 
 
@@ -123,12 +118,13 @@ def build_from_config(module: Any, config: Config, prebuilt: Optimizer | None = 
     """
     check_optimization_mode(module, config)
     check_parameter_partition(module, config)
-    entries = [_build_entry(module, config, setup, prebuilt) for setup in config.setups]
+    built = [_build(module, config, setup, prebuilt) for setup in config.setups]
     trainer = attached_trainer(module)
     if trainer is not None:
         from optplug.lightning.stepping_callback import ensure_stepping_callback  # needs Lightning
 
-        ensure_stepping_callback(trainer)
+        ensure_stepping_callback(trainer).fit_state.record(built)
+    entries = [_lightning_entry(module, one) for one in built]
     return entries if config.has_optimizer_list else entries[0]
 
 
@@ -164,16 +160,17 @@ def check_optimization_mode(module: Any, config: Config) -> None:
         )
 
 
-def _build_entry(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimizer | None) -> dict[str, Any]:
-    """Build one optimizer and its schedule, as Lightning's dictionary."""
+def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimizer | None) -> BuiltOptimizer:
+    """Build one optimizer and its schedule."""
     trainer = attached_trainer(module)
     scheduler_loc = config.scheduler_loc(setup)
     given = scheduled = setup.scheduler
     monitored = length = None
     if scheduled is not None:
         if scheduled.takes_metric:
+            has_metric_objects = _has_metric_objects(module, scheduled)
             monitored = infer_monitored_metric(
-                trainer, scheduled.monitor, scheduled.mode, has_metric_objects=_has_metric_objects(module, scheduled)
+                trainer, scheduled.monitor, scheduled.mode, Reporter(), has_metric_objects=has_metric_objects
             )
         if depends_on_training_length(scheduled):
             length = training_length(trainer, module, len(config.setups))
@@ -183,40 +180,59 @@ def _build_entry(module: Any, config: Config, setup: OptimizerSetup, prebuilt: O
             f"scheduler: no optimizer is configured for {type(module).__name__}: add e.g. optimizer: adam"
         )
     optimizer = prebuilt if prebuilt is not None else build_optimizer(module, setup, config.loc(setup))
-    scheduler = None
-    if scheduled is not None:
+    scheduler = plan = None
+    if scheduled is not None and given is not None:
         scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None, scheduler_loc)
-    build_inputs = {"training_length": length, "links": resolve_links(module, config), "lrs": lrs_of(optimizer)}
-    setup = dataclasses.replace(setup, scheduler=scheduled)
-    choice = optimizer_choices[optimizer] = OptimizerChoice(
-        config, setup, scheduler_loc, parameter_infos(module), build_inputs=build_inputs
+        plan = _stepping_plan(given, scheduled, monitored)
+    configured = ConfiguredOptimizer(
+        config,
+        dataclasses.replace(setup, scheduler=scheduled),
+        scheduler_loc,
+        tuple(parameter_infos(module)),
+        plan,
+        training_length=length,
+        links=resolve_links(module, config),
+        lrs=lrs_of(optimizer),
+        submodule=type(module).__name__ if trainer is not None and trainer.lightning_module is not module else None,
     )
-    if scheduled is None or scheduler is None:
-        return {"optimizer": optimizer}
-    interval = "validation" if monitored else scheduled.interval
-    length_argument = scheduled.length_argument or ""
-    last_step = (
-        scheduled.arguments[length_argument]
-        if given is not None and given.arguments.get(length_argument) == AUTO
-        else None
-    )
-    name = "warmup" if scheduled.name is None else scheduled.registration.name
-    choice.plan = stepping_plans[scheduler] = SteppingPlan(
-        name,
-        interval,
+    return BuiltOptimizer(optimizer, scheduler, configured)
+
+
+def _stepping_plan(
+    given: SchedulerConfig, scheduled: SchedulerConfig, monitored: MonitoredMetric | None
+) -> SteppingPlan:
+    """The plan of a scheduler.
+
+    Args:
+        given: the configuration, in which lengths may be `auto`.
+        scheduled: the same with numbers.
+        monitored: the metric, if the scheduler takes one.
+    """
+    argument = scheduled.length_argument or ""
+    return SteppingPlan(
+        "warmup" if scheduled.name is None else scheduled.registration.name,
+        "validation" if monitored else scheduled.interval,
         scheduled.frequency,
         monitored,
-        last_step=last_step,
-        length_argument=length_argument,
+        last_step=scheduled.arguments[argument] if given.arguments.get(argument) == AUTO else None,
+        length_argument=argument,
         patience_unit=scheduled.patience_unit,
         on_nonfinite=scheduled.on_nonfinite,
     )
-    entry: dict[str, Any] = {"scheduler": scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
-    if monitored and getattr(module, "automatic_optimization", True):  # in manual mode Lightning warns about these keys
-        entry["reduce_on_plateau"] = monitored.monitor is not None
-        if monitored.monitor is not None:
-            entry["monitor"] = monitored.monitor
-    return {"optimizer": optimizer, "lr_scheduler": entry}
+
+
+def _lightning_entry(module: Any, built: BuiltOptimizer) -> dict[str, Any]:
+    """An optimizer and its schedule, as Lightning's dictionary."""
+    scheduled, plan = built.configured.setup.scheduler, built.configured.plan
+    if scheduled is None or plan is None:
+        return {"optimizer": built.optimizer}
+    entry = {"scheduler": built.scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
+    # In manual mode, Lightning warns about the other keys.
+    if plan.monitored is not None and getattr(module, "automatic_optimization", True):
+        entry["reduce_on_plateau"] = plan.monitored.monitor is not None
+        if plan.monitored.monitor is not None:
+            entry["monitor"] = plan.monitored.monitor
+    return {"optimizer": built.optimizer, "lr_scheduler": entry}
 
 
 def _has_metric_objects(module: Any, scheduled: SchedulerConfig) -> bool:

@@ -1,17 +1,18 @@
-"""The state that optplug's callback keeps for each scheduler it steps, and the step counters of optimizers."""
+"""The schedulers that optplug's callback steps, with plan, progress and history; the step counters of optimizers."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.config.form import PATIENCE_UNITS
+from optplug.errors import WiringError
+from optplug.lightning.fit_setup import MonitoredMetric, SteppingPlan
 from optplug.lightning.monitor import is_validation_metric, mode_from_name
-from optplug.lightning.stepping_plan import MonitoredMetric, SteppingPlan
-from optplug.schedulers.warmup import Warmup
+from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
 
 NEVER_STEPPED_BY_LIGHTNING = sys.maxsize
 """A frequency so high that Lightning, which tests `index % frequency`, never steps the scheduler."""
@@ -43,14 +44,14 @@ class PlateauHistory:
     source: str = ""
     patience_unit: str = PATIENCE_UNITS[0]
 
-    def summary(self, title: str, monitored: MonitoredMetric) -> str:
+    def summary(self, title: str, metric: MonitoredMetric) -> str:
         """The history in one line."""
         seen = _quantity(self.observed, "validation" if self.moment == "validation" else "epoch")
         ignored = f", {self.ignored} of them not finite and ignored" if self.ignored else ""
         cuts = _quantity(len(self.cuts), "cut")
         if self.cuts:
             cuts += f" (epoch{'s' * (len(self.cuts) > 1)} {', '.join(map(str, self.cuts))})"
-        return f"{title}: {seen} seen{ignored}, {cuts}, {monitored}"
+        return f"{title}: {seen} seen{ignored}, {cuts}, {metric}"
 
 
 def _quantity(number: int, noun: str) -> str:
@@ -63,12 +64,15 @@ class ManagedScheduler:
 
     Attributes:
         entry: the trainer's entry (`LRSchedulerConfig`).
-        plan: when to step the scheduler.
+        plan: when to step the scheduler. A resume may replace it.
+        adapter: gives access to the scheduler, whatever its family.
         original_frequency: the entry's own frequency, which is restored after the fit.
         steps_taken: number of steps of the scheduler after optplug's last step. A different number later shows that
             something else stepped the scheduler.
         step_counter: counts the steps of the scheduler's optimizer.
         optimizer_steps_handled: number of optimizer steps for which the scheduler and its warmup are up to date.
+        metric: the metric that is observed: as configured, until logged values or a checkpoint replace it.
+        metric_is_logged: whether a metric of exactly this name has been logged.
         last_step_epoch: the epoch in which a plateau scheduler was last stepped.
         search_ended: whether everything that could log the metric has run once.
         absence_reported: whether the user has been warned that the metric will not be logged.
@@ -78,10 +82,13 @@ class ManagedScheduler:
 
     entry: Any
     plan: SteppingPlan
+    adapter: SchedulerAdapter
     original_frequency: int
     steps_taken: int | None = None
     step_counter: StepCounter | GlobalStepCounter | None = None
     optimizer_steps_handled: int = 0
+    metric: MonitoredMetric | None = None
+    metric_is_logged: bool = False
     last_step_epoch: int | None = None
     search_ended: bool = False
     absence_reported: bool = False
@@ -91,11 +98,6 @@ class ManagedScheduler:
     @property
     def scheduler(self) -> Any:
         return self.entry.scheduler
-
-    @property
-    def inner_scheduler(self) -> Any:
-        """The scheduler without its warmup."""
-        return self.scheduler.scheduler if isinstance(self.scheduler, Warmup) else self.scheduler
 
     @property
     def name(self) -> str:
@@ -110,6 +112,48 @@ class ManagedScheduler:
         """Number of steps of the optimizer since the start of the training."""
         return 0 if self.step_counter is None else self.step_counter.count
 
+    @property
+    def was_stepped_elsewhere(self) -> bool:
+        """Whether something else has stepped the scheduler since optplug's last step."""
+        return self.adapter.step_count != self.steps_taken
+
+    def step(self, module: Any, value: float | None = None) -> None:
+        """Step the scheduler once through the module's `lr_scheduler_step`, unless it has reached its last step.
+
+        Args:
+            module: the LightningModule.
+            value: the value of the metric, for a plateau scheduler.
+
+        Raises:
+            WiringError: something else has stepped the scheduler too.
+        """
+        if self.was_stepped_elsewhere:
+            raise WiringError(self.stepped_twice_message(module))
+        plan, last = self.plan, self.adapter.last_step
+        if plan.last_step is not None:
+            # The schedule is as long as the training; a checkpoint may have restored another length.
+            last = self.adapter.length(plan.length_argument, plan.last_step)
+        if last is not None and self.steps_taken is not None and self.steps_taken >= last:
+            return
+        module.lr_scheduler_step(self.scheduler, value)
+        self.steps_taken = self.adapter.step_count
+
+    def stepped_twice_message(self, module: Any) -> str:
+        """The message for a scheduler that the module steps too."""
+        return (
+            f"{type(module).__name__} steps {self.name}, but optplug already steps it (also in manual optimization): "
+            "remove scheduler.step() from the module"
+        )
+
+    def set_position(self, epochs: int) -> None:
+        """Set the position of a plateau scheduler whose patience counts epochs or optimizer steps.
+
+        Args:
+            epochs: the number of epochs begun.
+        """
+        if self.plan.patience_unit != PATIENCE_UNITS[0]:
+            self.scheduler.at(epochs if self.plan.patience_unit == "epochs" else self.optimizer_steps)
+
 
 def manage(entry: Any, plan: SteppingPlan) -> ManagedScheduler:
     """Stop Lightning from stepping an entry, and return the entry as a managed scheduler.
@@ -118,20 +162,22 @@ def manage(entry: Any, plan: SteppingPlan) -> ManagedScheduler:
 
     Args:
         entry: an entry of `trainer.lr_scheduler_configs`.
-        plan: the plan of the entry's scheduler; updated in place.
+        plan: the plan of the entry's scheduler.
     """
     if plan.interval != "validation":
-        plan.interval, plan.frequency = entry.interval, entry.frequency
+        plan = replace(plan, interval=entry.interval, frequency=entry.frequency)
     elif entry.monitor is not None and plan.monitored is not None and entry.monitor != plan.monitored.monitor:
         configured = plan.monitored.mode_is_configured
-        plan.monitored = MonitoredMetric(
+        monitored = MonitoredMetric(
             entry.monitor,
             plan.monitored.mode if configured else mode_from_name(entry.monitor, required=False),
             "the module's configure_optimizers",
             mode_is_configured=configured,
             mode_is_inferred_from_name=not configured,
         )
-    managed = ManagedScheduler(entry, plan, entry.frequency, steps_taken=scheduler_step_count(entry.scheduler))
+        plan = replace(plan, monitored=monitored)
+    adapter = adapter_for(entry.scheduler)
+    managed = ManagedScheduler(entry, plan, adapter, entry.frequency, adapter.step_count, metric=plan.monitored)
     entry.frequency = NEVER_STEPPED_BY_LIGHTNING
     return managed
 
@@ -148,12 +194,6 @@ def plan_for_third_party_plateau(entry: Any) -> SteppingPlan | None:
         entry.monitor, entry.scheduler.mode, "the module's configure_optimizers", mode_is_configured=True
     )
     return SteppingPlan(type(entry.scheduler).__name__, "validation", 1, monitored)
-
-
-def scheduler_step_count(scheduler: Any) -> int | None:
-    """Number of steps that a scheduler has taken; None if the scheduler does not count its steps."""
-    count = getattr(scheduler, "last_epoch", None)
-    return count if isinstance(count, int) else None
 
 
 class StepCounter:

@@ -6,13 +6,13 @@ Inferred metrics and modes are reported. There is no default mode: a mode that c
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from optplug.errors import ConfigError, WiringError, listing, short_list
-from optplug.lightning._compat import logged_results
-from optplug.lightning.stepping_plan import MonitoredMetric
+from optplug.lightning._compat import logged_metric_objects
+from optplug.lightning.fit_setup import MonitoredMetric
+from optplug.lightning.reporter import Reporter
 
 _LOWER_IS_BETTER = re.compile(
     r"(^|[_/.-])(loss|nll|bce|cross_?entropy|err|error|error_rate|mse|rmse|mae|mape|smape|perplexity|ppl|wer|cer|eer|fid|"
@@ -36,7 +36,7 @@ def is_validation_metric(name: str | None) -> bool:
 
 
 def infer_monitored_metric(
-    trainer: Any, monitor: str | None, mode: str | None, has_metric_objects: bool = False
+    trainer: Any, monitor: str | None, mode: str | None, reporter: Reporter, *, has_metric_objects: bool = False
 ) -> MonitoredMetric:
     """Resolve metric and mode: from the configuration, else from EarlyStopping, else from ModelCheckpoint, else later.
 
@@ -44,6 +44,7 @@ def infer_monitored_metric(
         trainer: the Lightning trainer, or None.
         monitor: the configured metric, or None.
         mode: the configured mode, or None.
+        reporter: warns if a callback's mode contradicts the name of the metric.
         has_metric_objects: whether the module has torchmetrics objects, from which the mode may be inferred later.
 
     Returns:
@@ -83,9 +84,9 @@ def infer_monitored_metric(
     if modes:
         kind, callback_mode = modes[0]
         monitored = MonitoredMetric(monitor, callback_mode, source)
-        if name_mode not in (None, callback_mode) and (trainer is None or trainer.is_global_zero):
+        if name_mode not in (None, callback_mode):
             conflict = f"{kind} has mode {callback_mode}, but the name means {name_mode}"
-            warnings.warn(mode_conflict_message(monitored, conflict), UserWarning, stacklevel=2)
+            reporter.warn(trainer, mode_conflict_message(monitored, conflict))
         return monitored
     return MonitoredMetric(monitor, name_mode, source, mode_is_inferred_from_name=True)
 
@@ -124,15 +125,9 @@ def mode_from_metric_object(trainer: Any, name: str) -> str | None:
     Returns:
         `"min"` or `"max"`; None if there is no such object, or it does not define `higher_is_better`.
     """
-    for result in logged_results(trainer):
-        meta = result.meta
-        suffix = (
-            ""
-            if meta.dataloader_idx is None or not meta.add_dataloader_idx
-            else f"/dataloader_idx_{meta.dataloader_idx}"
-        )
-        higher_is_better = None if result.is_tensor else getattr(result.value, "higher_is_better", None)
-        if isinstance(higher_is_better, bool) and name in (meta.name + suffix, meta.forked_name(False) + suffix):
+    for names, value in logged_metric_objects(trainer):
+        higher_is_better = getattr(value, "higher_is_better", None)
+        if isinstance(higher_is_better, bool) and name in names:
             return "max" if higher_is_better else "min"
     return None
 

@@ -6,59 +6,45 @@ Each value is found by name, is new since the last observation, is used once, an
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.errors import WiringError, did_you_mean, listing, short_list
 from optplug.lightning import monitor
 from optplug.lightning._compat import logging_step
+from optplug.lightning.fit_setup import MonitoredMetric
+from optplug.lightning.fit_state import FitState
 from optplug.lightning.managed_scheduler import ManagedScheduler
-from optplug.lightning.stepping_plan import MonitoredMetric
+from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import reason_without_validation
 from optplug.schedulers.lr import lrs_of
 
 
+@dataclass(frozen=True)
 class PlateauObserver:
     """Observes the logged metrics of a fit and steps the plateau schedulers.
 
-    Args:
-        step: steps a managed scheduler with a metric value. With None as the value, it only excludes the time since the
-            last observation from patience.
-        verbose: whether to print each learning-rate cut on rank zero.
+    Attributes:
+        reporter: prints each learning-rate cut, and which metric is monitored.
 
     Metrics are observed at four moments: `"sanity"`, after the sanity check, when no scheduler is stepped;
     `"validation"`, after a validation; `"epoch"`, in the callback's `on_train_epoch_end`; `"late"`, after the module's
     own `on_train_epoch_end`.
     """
 
-    def __init__(self, step: Callable[[Any, ManagedScheduler, float | None], None], *, verbose: bool) -> None:
-        self.step = step
-        self.verbose = verbose
-        self.epoch = 0
-        self._before_epoch: dict[str, Any] = {}
-        self._before_validation: dict[str, Any] = {}
+    reporter: Reporter
 
-    def begin_epoch(self, trainer: Any) -> None:
-        """Store the current metric values. A value is new if it is a different object at the next observation."""
-        self.epoch = trainer.current_epoch
-        self._before_epoch = dict(trainer.callback_metrics)
-
-    def begin_validation(self, trainer: Any) -> None:
-        """Store the current metric values, as `begin_epoch` does."""
-        self._before_validation = dict(trainer.callback_metrics)
-
-    def observe(self, trainer: Any, managed_schedulers: Iterable[ManagedScheduler], moment: str) -> bool:
+    def observe(self, trainer: Any, state: FitState, moment: str) -> bool:
         """Step each plateau scheduler whose metric has a new value.
 
         Every rank must call this method at the same moments: it runs collectives.
 
         Args:
             trainer: the Lightning trainer.
-            managed_schedulers: the plateau schedulers.
+            state: the state of the fit.
             moment: one of the four moments; see the class.
 
         Returns:
@@ -71,95 +57,95 @@ class PlateauObserver:
         """
         if trainer.fast_dev_run:
             return False
-        stepped = False
-        before = self._before_validation if moment in ("sanity", "validation") else self._before_epoch
+        stepped, snapshots = False, state.snapshots
+        before = snapshots.before_validation if moment in ("sanity", "validation") else snapshots.before_epoch
         new_values = {name: value for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
-        for managed in managed_schedulers:
-            monitored = managed.plan.monitored
-            assert monitored is not None
-            if moment in ("epoch", "late") and managed.last_step_epoch == self.epoch:
+        for managed in state.current_plateaus(trainer):
+            if moment in ("epoch", "late") and managed.last_step_epoch == snapshots.epoch:
                 # At the end of an epoch, Lightning computes training metrics again: the value has been used already.
                 continue
-            if not monitored.has_been_logged:
-                self._resolve_metric(trainer, managed, monitored, new_values, moment)
+            if not managed.metric_is_logged:
+                self._find_metric(trainer, managed, new_values, moment)
             if moment == "sanity":
                 continue
-            mean = _mean_over_ranks(trainer, new_values.get(str(monitored.monitor)))
+            assert managed.metric is not None
+            mean = _mean_over_ranks(trainer, new_values.get(str(managed.metric.monitor)))
             if mean is not None:
-                self._step_with_value(trainer, managed, mean)
+                self._step(trainer, managed, mean, snapshots.epoch)
                 managed.history.moment = moment
-                managed.last_step_epoch, stepped = self.epoch, True
+                managed.last_step_epoch, stepped = snapshots.epoch, True
         return stepped
 
-    def expects_late_value(self, managed_schedulers: Iterable[ManagedScheduler]) -> bool:
+    def expects_late_value(self, trainer: Any, state: FitState) -> bool:
         """Whether the metric of any scheduler is logged in the module's `on_train_epoch_end`, which has not run yet."""
         return any(
-            managed.history.observed and managed.history.moment == "late" and managed.last_step_epoch != self.epoch
-            for managed in managed_schedulers
+            managed.history.observed
+            and managed.history.moment == "late"
+            and managed.last_step_epoch != state.snapshots.epoch
+            for managed in state.current_plateaus(trainer)
         )
 
     # ------------------------------------------------------------------ metric and mode
 
-    def _resolve_metric(
-        self,
-        trainer: Any,
-        managed: ManagedScheduler,
-        monitored: MonitoredMetric,
-        new_names: Iterable[str],
-        moment: str,
-    ) -> None:
+    def _find_metric(self, trainer: Any, managed: ManagedScheduler, new_names: Iterable[str], moment: str) -> None:
         """Find the metric among those logged on any rank, by its exact name or a near match; then resolve its mode."""
+        metric = managed.metric
+        assert metric is not None
         logged = sorted({name for names in _gather(trainer, list(new_names)) for name in names})
         in_validation = moment in ("sanity", "validation")
-        if monitored.monitor in logged:
-            monitored.has_been_logged = True
-        elif monitored.monitor is None:
+        found: str | None = None
+        if metric.monitor is None:
             losses = monitor.validation_losses(logged) if in_validation else []
             if losses or moment == "validation":
-                monitored.monitor, monitored.has_been_logged = monitor.only_validation_loss(logged), True
-                self.report(
-                    trainer, f"{managed.name} monitors {monitored.monitor} ({monitored.mode}), the only validation loss"
-                )
-        elif monitor.is_validation_metric(monitored.monitor) if in_validation else moment == "late":
-            matches = monitor.near_matches(monitored.monitor, logged)
-            subject = f"{managed.name} monitors {monitored.monitor!r} (from {monitored.source}), which is not logged"
+                found = monitor.only_validation_loss(logged)
+                text = f"{managed.name} monitors {found} ({metric.mode}), the only validation loss"
+                self.reporter.report(trainer, text)
+        elif metric.monitor in logged:
+            found = metric.monitor
+        elif monitor.is_validation_metric(metric.monitor) if in_validation else moment == "late":
+            matches = monitor.near_matches(metric.monitor, logged)
+            subject = f"{managed.name} monitors {metric.monitor!r} (from {metric.source}), which is not logged"
             if len(matches) > 1:
                 raise WiringError(f"{subject}; set scheduler.monitor to one of {listing(matches)}")
             if matches:
-                self.report(trainer, f"{subject}; using {matches[0]!r} instead")
-                monitored.monitor, monitored.has_been_logged = matches[0], True
-        if monitored.has_been_logged:
-            self._resolve_mode(trainer, managed, monitored)
+                found = matches[0]
+                self.reporter.report(trainer, f"{subject}; using {found!r} instead")
+        if found is None:
+            self._report_absence(trainer, managed, metric, moment)
         else:
-            self._report_absence(trainer, managed, monitored, moment)
+            managed.metric = self._with_mode(trainer, managed, replace(metric, monitor=found), found)
+            managed.metric_is_logged = True
+            self._restart_if_changed(trainer, managed, found, managed.metric)
 
-    def _resolve_mode(self, trainer: Any, managed: ManagedScheduler, monitored: MonitoredMetric) -> None:
-        """Resolve the mode, and discard the best value if it is of another metric or mode.
-
-        The mode of a logged torchmetrics object takes precedence over the mode inferred from the name.
-        """
-        name, history = str(monitored.monitor), managed.history
+    def _with_mode(
+        self, trainer: Any, managed: ManagedScheduler, metric: MonitoredMetric, name: str
+    ) -> MonitoredMetric:
+        """The metric with its mode. A logged torchmetrics object has precedence over the name."""
         modes = _gather(trainer, monitor.mode_from_metric_object(trainer, name))
         object_mode = next((mode for mode in modes if mode is not None), None)
-        if monitored.mode_is_inferred_from_name:
-            before = monitored.mode
-            monitored.mode = object_mode or before or monitor.mode_from_name(name)
-            if before != monitored.mode:
+        if metric.mode_is_inferred_from_name:
+            mode = object_mode or metric.mode or monitor.mode_from_name(name)
+            if mode != metric.mode:
                 source = "its higher_is_better" if object_mode else "its name"
-                self.report(trainer, f"{managed.name}: the mode of {name} is {monitored.mode}, from {source}")
-        elif not monitored.mode_is_configured and object_mode not in (None, monitored.mode):
-            conflict = f"a callback has mode {monitored.mode}, and the metric's higher_is_better means {object_mode}"
-            self.warn(trainer, monitor.mode_conflict_message(monitored, conflict))
-        scheduler = managed.inner_scheduler
-        has_changed = history.monitor is not None and (history.monitor, history.mode) != (name, monitored.mode)
-        if has_changed:
-            self.report(trainer, f"{managed.name}: its best value, of {history.monitor} ({history.mode}), is discarded")
-        if isinstance(scheduler, ReduceLROnPlateau) and (has_changed or scheduler.mode != monitored.mode):
-            scheduler._init_is_better(monitored.mode, scheduler.threshold, scheduler.threshold_mode)
-            scheduler.best, scheduler.num_bad_epochs = scheduler.mode_worse, 0
-        history.monitor, history.mode, history.source = name, monitored.mode, monitored.source
+                self.reporter.report(trainer, f"{managed.name}: the mode of {name} is {mode}, from {source}")
+            return replace(metric, mode=mode)
+        if not metric.mode_is_configured and object_mode not in (None, metric.mode):
+            conflict = f"a callback has mode {metric.mode}, and the metric's higher_is_better means {object_mode}"
+            self.reporter.warn(trainer, monitor.mode_conflict_message(metric, conflict))
+        return metric
 
-    def _report_absence(self, trainer: Any, managed: ManagedScheduler, monitored: MonitoredMetric, moment: str) -> None:
+    def _restart_if_changed(self, trainer: Any, managed: ManagedScheduler, name: str, metric: MonitoredMetric) -> None:
+        """Discard the best value if it is of another metric or mode than the one that is observed from now on."""
+        history, adapter = managed.history, managed.adapter
+        has_changed = history.monitor is not None and (history.monitor, history.mode) != (name, metric.mode)
+        if has_changed:
+            text = f"{managed.name}: its best value, of {history.monitor} ({history.mode}), is discarded"
+            self.reporter.report(trainer, text)
+        if has_changed or adapter.mode != metric.mode:
+            adapter.restart_with_mode(str(metric.mode))
+        history.monitor, history.mode, history.source = name, metric.mode, metric.source
+
+    def _report_absence(self, trainer: Any, managed: ManagedScheduler, metric: MonitoredMetric, moment: str) -> None:
         """Report a metric that a whole validation or epoch did not log: the scheduler might never be stepped.
 
         Raises:
@@ -170,25 +156,25 @@ class PlateauObserver:
         if moment == "late":
             is_due = managed.search_ended
         else:
-            is_due = moment != "epoch" and monitor.is_validation_metric(monitored.monitor)
+            is_due = moment != "epoch" and monitor.is_validation_metric(metric.monitor)
         if managed.absence_reported or managed.history.observed or not managed.entry.strict or not is_due:
             return
         known = {name for names in _gather(trainer, list(trainer.callback_metrics)) for name in names}
         available = monitor.monitorable_metrics(known)
         # The metric is logged elsewhere, or the module logs nothing at all in the sanity check: both are intended.
-        if monitored.monitor in known or (moment == "sanity" and not available):
+        if metric.monitor in known or (moment == "sanity" and not available):
             return
         where = " in the sanity check" if moment == "sanity" else ""
-        if monitored.monitor is None:
+        if metric.monitor is None:
             problem = f"{managed.name} needs a validation loss to monitor, and none is logged{where}"
         else:
-            subject = f"{managed.name} monitors {monitored.monitor!r} (from {monitored.source})"
+            subject = f"{managed.name} monitors {metric.monitor!r} (from {metric.source})"
             problem = f"{subject}, which is not logged{where}"
-        hint = "" if monitored.monitor is None else did_you_mean(monitored.monitor, available)
+        hint = "" if metric.monitor is None else did_you_mean(metric.monitor, available)
         message = problem + (hint or f"; logged metrics: {short_list(available)}; set scheduler.monitor")
         if moment != "sanity":
             raise WiringError(message)
-        self.report(trainer, message)
+        self.reporter.report(trainer, message)
 
     def warn_before_training(self, trainer: Any, managed: ManagedScheduler, lost_values: Mapping[str, str]) -> None:
         """Warn before the first batch about metric values that a plateau scheduler will not get.
@@ -199,68 +185,59 @@ class PlateauObserver:
             lost_values: why the resume loses a value, by the moment (`"validation"`, `"epoch"`, `"late"`) at which it
                 would be observed.
         """
-        name, monitored = managed.name, managed.plan.monitored
-        assert monitored is not None
+        name, metric = managed.name, managed.metric
+        assert metric is not None
         if trainer.fast_dev_run:
-            self.report(trainer, f"fast_dev_run: {name} is not stepped")
+            self.reporter.report(trainer, f"fast_dev_run: {name} is not stepped")
             return
-        from_validation = monitor.is_validation_metric(monitored.monitor)
+        from_validation = monitor.is_validation_metric(metric.monitor)
         expected_moment = "validation" if from_validation else "epoch"
         reason = lost_values.get(managed.history.moment if managed.history.observed else expected_moment)
         if reason is not None:
-            self.warn(trainer, f"{name} misses a value of {monitored.monitor or 'its metric'}: {reason}")
+            self.reporter.warn(trainer, f"{name} misses a value of {metric.monitor or 'its metric'}: {reason}")
         reason = reason_without_validation(trainer)
         if reason is not None and from_validation:
             when = "no longer" if managed.history.observed else "never"
-            metric = monitored.monitor or "a validation loss"
-            self.warn(trainer, f"{name} is {when} stepped, unless training itself logs {metric}: {reason}")
+            logged = metric.monitor or "a validation loss"
+            self.reporter.warn(trainer, f"{name} is {when} stepped, unless training itself logs {logged}: {reason}")
             managed.absence_reported = True
 
     # ------------------------------------------------------------------ steps
 
-    def _step_with_value(self, trainer: Any, managed: ManagedScheduler, value: float) -> None:
+    def _step(self, trainer: Any, managed: ManagedScheduler, value: float, epoch: int) -> None:
+        """Step a plateau scheduler with a value, according to `on_nonfinite` and `patience_unit`."""
         history, optimizer = managed.history, managed.scheduler.optimizer
-        name, is_finite = history.monitor, math.isfinite(value)
+        is_finite = math.isfinite(value)
         if not is_finite and managed.plan.on_nonfinite == "raise":
-            raise WiringError(f"epoch {self.epoch}: {name} is {value}, and {managed.name} has on_nonfinite: raise")
+            name = history.monitor
+            raise WiringError(f"epoch {epoch}: {name} is {value}, and {managed.name} has on_nonfinite: raise")
         history.observed += 1
+        managed.set_position(epoch + 1)
         if not is_finite and managed.plan.on_nonfinite == "ignore":
             history.ignored += 1
-            self.report(trainer, f"epoch {self.epoch}: {name} is {value}, which {managed.name} ignores")
-            self.step(trainer, managed, None)
+            text = f"epoch {epoch}: {history.monitor} is {value}, which {managed.name} ignores"
+            self.reporter.report(trainer, text)
             return
         before = lrs_of(optimizer)
         # NaN never counts as an improvement; infinity can.
-        self.step(trainer, managed, value if is_finite else math.nan)
+        managed.step(trainer.lightning_module, value if is_finite else math.nan)
         after = lrs_of(optimizer)
         if before != after:
+            history.cuts.append(epoch)
             self._report_cut(trainer, managed, value, before, after)
 
     def _report_cut(
         self, trainer: Any, managed: ManagedScheduler, value: float, before: list[float], after: list[float]
     ) -> None:
-        """Record a learning-rate cut, print it, and log the number of cuts."""
-        history = managed.history
-        history.cuts.append(self.epoch)
+        """Print a learning-rate cut, and log the number of cuts."""
+        history, best = managed.history, managed.adapter.best
         changes = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
-        best = getattr(managed.scheduler, "best", None)
-        than = f", not better than {best:.4g}" if isinstance(best, float) and math.isfinite(best) else ""
+        than = f", not better than {best:.4g}" if best is not None and math.isfinite(best) else ""
         of = "" if managed.optimizer_index is None else f" of optimizer {managed.optimizer_index}"
-        self.report(trainer, f"epoch {self.epoch}: {history.monitor} is {value:.4g}{than}: learning rate{of} {changes}")
+        subject = f"epoch {history.cuts[-1]}: {history.monitor} is {value:.4g}"
+        self.reporter.report(trainer, f"{subject}{than}: learning rate{of} {changes}")
         for logger in trainer.loggers:
             logger.log_metrics({f"{managed.name}/cuts": len(history.cuts)}, step=logging_step(trainer))
-
-    # ------------------------------------------------------------------ messages
-
-    def report(self, trainer: Any, text: str) -> None:
-        """Print a line on rank zero if `verbose`, without disturbing the progress bar."""
-        if self.verbose:
-            trainer.lightning_module.print(f"optplug: {text}")
-
-    def warn(self, trainer: Any, text: str) -> None:
-        """Emit a `UserWarning` on rank zero."""
-        if trainer.is_global_zero:
-            warnings.warn(text, UserWarning, stacklevel=2)
 
 
 def _gather(trainer: Any, value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Before training: rebuild optimizers whose build inputs have changed, and check the units of schedule lengths."""
+"""Before training: rebuild optimizers whose build inputs have changed; check optimized parameters and length units."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import Any
 
 from optplug.config.build import resolve_links
 from optplug.config.training_length import resolve_lengths
-from optplug.lightning.stepping_plan import OptimizerChoice, optimizer_choices
+from optplug.errors import WiringError
+from optplug.lightning.fit_setup import ConfiguredOptimizer
+from optplug.lightning.fit_state import FitState
 from optplug.lightning.trainer_info import training_length
+from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.lr import lrs_of
-from optplug.schedulers.reconfigure import set_base_lrs
 
 
-def rebuild_if_stale(trainer: Any, module: Any) -> None:
+def rebuild_if_stale(trainer: Any, module: Any, state: FitState) -> None:
     """Rebuild the optimizers if a link or the length of the training has changed since they were built.
 
     Lightning's learning-rate finder and batch-size finder are callbacks. They run after the optimizers are built. A
@@ -21,24 +23,43 @@ def rebuild_if_stale(trainer: Any, module: Any) -> None:
     Args:
         trainer: the Lightning trainer, before it restores a checkpoint and before optplug manages its schedulers.
         module: the LightningModule.
+        state: the state of the fit.
     """
     if trainer.fast_dev_run:
         return
-    if any(_is_stale(trainer, module, choice) for choice in _choices(trainer)):
+    found = state.configured(trainer)
+    if any(_is_stale(trainer, module, configured) for _, configured in found):
         trainer.strategy.setup_optimizers(trainer)
         return
-    for optimizer in trainer.optimizers:
+    for optimizer, configured in found:
         lrs = lrs_of(optimizer)
-        if optimizer not in optimizer_choices or lrs == optimizer_choices[optimizer].build_inputs["lrs"]:
+        if lrs == configured.lrs:
             continue
         # A warmup has scaled the learning rate before the finder set its own. The learning rate that the finder set
         # does not include the warmup factor.
         for entry in trainer.lr_scheduler_configs:
             if entry.scheduler.optimizer is optimizer:
-                set_base_lrs(entry.scheduler, lrs)
+                adapter_for(entry.scheduler).set_base_lrs(lrs)
 
 
-def check_length_units(trainer: Any, module: Any) -> None:
+def check_submodules(trainer: Any, module: Any, state: FitState) -> None:
+    """Check that no trainable parameter remains without an optimizer if an optimizer was built for a submodule.
+
+    Raises:
+        WiringError: `configure_optimizers` got a submodule in place of the LightningModule.
+    """
+    submodules = [configured.submodule for _, configured in state.configured(trainer) if configured.submodule]
+    if not submodules:
+        return
+    optimized = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    if any(p.requires_grad and id(p) not in optimized for p in module.parameters()):
+        raise WiringError(
+            f"configure_optimizers takes the LightningModule itself, got {submodules[0]} from {type(module).__name__}: "
+            "pass self, and select parameters with param_groups"
+        )
+
+
+def check_length_units(trainer: Any, module: Any, state: FitState) -> None:
     """Check that no schedule that is stepped in epochs has a length in steps, when both numbers are known.
 
     Raises:
@@ -46,19 +67,15 @@ def check_length_units(trainer: Any, module: Any) -> None:
     """
     if trainer.fast_dev_run:
         return
-    for choice in _choices(trainer):
-        scheduled = choice.setup.scheduler
+    for _, configured in state.configured(trainer):
+        scheduled = configured.setup.scheduler
         if scheduled is not None and scheduled.length_argument is not None:
-            resolve_lengths(scheduled, training_length(trainer, module, len(choice.config.setups)), choice.loc)
+            length = training_length(trainer, module, len(configured.config.setups))
+            resolve_lengths(scheduled, length, configured.loc)
 
 
-def _choices(trainer: Any) -> list[OptimizerChoice]:
-    """The choices of the optimizers that optplug has configured."""
-    return [optimizer_choices[optimizer] for optimizer in trainer.optimizers if optimizer in optimizer_choices]
-
-
-def _is_stale(trainer: Any, module: Any, choice: OptimizerChoice) -> bool:
-    if resolve_links(module, choice.config) != choice.build_inputs["links"]:
+def _is_stale(trainer: Any, module: Any, configured: ConfiguredOptimizer) -> bool:
+    if resolve_links(module, configured.config) != configured.links:
         return True
-    before = choice.build_inputs["training_length"]  # None if the schedule does not depend on it
-    return before is not None and training_length(trainer, module, len(choice.config.setups)) != before
+    before = configured.training_length  # None if the schedule does not depend on it
+    return before is not None and training_length(trainer, module, len(configured.config.setups)) != before

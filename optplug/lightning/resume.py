@@ -11,83 +11,69 @@ import copy
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
 from optplug.errors import Loc, WiringError, loc_text, short_list
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
-from optplug.lightning.stepping_plan import MonitoredMetric, optimizer_choices, stepping_plans
+from optplug.lightning.fit_setup import MonitoredMetric
+from optplug.lightning.fit_state import FitState, ResumeState
+from optplug.registry import registry
+from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.lr import set_lr
-from optplug.schedulers.reconfigure import apply_settings
 
 
-@dataclass
-class ResumeState:
-    """Data about a resumed run, for `finish_resume` and the summary that resumes from a checkpoint.
-
-    Attributes:
-        policy: one of `optplug.config.form.ON_RESUME`.
-        saved_config: the configuration in the checkpoint; empty for a checkpoint without one.
-        saved_histories: the `PlateauHistory` fields of each plateau, as the checkpoint has them.
-        configured_groups: for each optimizer, the options of its parameter groups before Lightning restores them.
-        configured_schedules: for each scheduler, its state before Lightning restores it.
-        messages: lines for the summary at the start of the training.
-    """
-
-    policy: str
-    saved_config: dict[str, Any] = field(default_factory=dict)
-    saved_histories: list[dict[str, Any]] = field(default_factory=list)
-    configured_groups: list[list[dict[str, Any]]] = field(default_factory=list)
-    configured_schedules: list[dict[str, Any]] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
-
-
-def prepare_resume(trainer: Any, checkpoint: dict[str, Any] | None, *, sharded: bool = False) -> ResumeState | None:
+def prepare_resume(
+    trainer: Any, state: FitState, checkpoint: dict[str, Any] | None, *, sharded: bool = False
+) -> ResumeState | None:
     """Compare the checkpoint with the configuration, before Lightning restores optimizers and schedulers.
 
     Args:
         trainer: the Lightning trainer, with the optimizers and schedulers of the configuration.
+        state: the state of the fit.
         checkpoint: the checkpoint to resume from, or None. For the policies that reset something, the states that must
             not be restored are removed from it.
         sharded: whether the strategy has already restored the optimizers itself.
 
     Returns:
-        The state for `finish_resume`; None without a checkpoint, or if optplug configured no optimizer.
+        The data for `finish_resume`; None without a checkpoint, or if optplug configured no optimizer.
 
     Raises:
         WiringError: the optimizers, parameter groups or schedules of the checkpoint differ from the configuration, and
             the policy keeps them; or the policy is impossible with the trainer's strategy.
     """
-    chosen = [optimizer_choices[optimizer] for optimizer in trainer.optimizers if optimizer in optimizer_choices]
-    if not chosen or not checkpoint:
+    found = state.configured(trainer)
+    if not found or not checkpoint:
         return None
-    policy = chosen[0].config.on_resume
+    policy = found[0][1].config.on_resume
     if sharded and policy != "keep":
         raise WiringError(
             f"on_resume: {policy} is not supported with {type(trainer.strategy).__name__}, which restores checkpoints "
             "itself: leave on_resume out, or start from the weights alone"
         )
     saved = saved_metadata(checkpoint)
-    state = ResumeState(policy, saved.get("config", {}), saved.get("plateau_histories", []))
+    resume = ResumeState(policy, saved.get("config", {}), saved.get("plateau_histories", []))
     if saved.get("config"):
-        current = collect_metadata(trainer)
+        current = collect_metadata(trainer, state)
         _check_compatible(trainer, saved, current, policy)
-        state.messages = list(_describe_differences(saved, current, policy))
-    state.configured_groups = [
+        resume.messages = list(_describe_differences(saved, current, policy))
+    resume.configured_groups = [
         [{key: copy.copy(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         for optimizer in trainer.optimizers
     ]
-    state.configured_schedules = [copy.deepcopy(entry.scheduler.state_dict()) for entry in trainer.lr_scheduler_configs]
+    resume.configured_schedules = [
+        copy.deepcopy(entry.scheduler.state_dict()) for entry in trainer.lr_scheduler_configs
+    ]
     if policy == "reset_all":
         checkpoint["optimizer_states"] = []
     if policy in ("reset_all", "reset_scheduler"):
         checkpoint["lr_schedulers"] = []  # Lightning restores only the states in this list
         # The new plateau continues the counts of values and cuts. The metric and the unit belong to the old plateau.
-        for history in state.saved_histories:
+        for history in resume.saved_histories:
             for key in ("monitor", "mode", "source", "patience_unit"):
                 history.pop(key, None)
-    return state
+    return resume
 
 
 def lost_values(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:
@@ -118,45 +104,48 @@ def lost_values(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:
     return reasons
 
 
-def finish_resume(trainer: Any, state: ResumeState) -> None:
+def finish_resume(trainer: Any, state: FitState) -> None:
     """Apply the policy after Lightning has restored optimizers and schedulers.
 
     Args:
         trainer: the Lightning trainer.
-        state: from `prepare_resume`. Messages for the summary are added to it.
+        state: the state of the fit, with the result of `prepare_resume`. Messages for the summary are added to it.
     """
-    if state.policy == "keep":
-        _restore_plans(trainer, state)
-    elif state.policy == "reset_scheduler":
-        _reset_lrs(trainer, state)
-    elif state.policy == "override_hparams":
-        _override_hyperparameters(trainer, state)
+    resume = state.resume
+    if resume is None:
+        return
+    if resume.policy == "keep":
+        _restore_plans(trainer, state, resume)
+    elif resume.policy == "reset_scheduler":
+        _reset_lrs(trainer, resume)
+    elif resume.policy == "override_hparams":
+        _override_hyperparameters(trainer, resume)
 
 
-def _reset_lrs(trainer: Any, state: ResumeState) -> None:
+def _reset_lrs(trainer: Any, resume: ResumeState) -> None:
     """Set the learning rates of the configuration, for schedules that start again."""
-    for optimizer, groups in zip(trainer.optimizers, state.configured_groups, strict=True):
+    for optimizer, groups in zip(trainer.optimizers, resume.configured_groups, strict=True):
         for group, configured in zip(optimizer.param_groups, groups, strict=False):
             set_lr(group, float(configured["lr"]))
             if "initial_lr" in configured:
                 group["initial_lr"] = configured["initial_lr"]
 
 
-def _override_hyperparameters(trainer: Any, state: ResumeState) -> None:
+def _override_hyperparameters(trainer: Any, resume: ResumeState) -> None:
     """Give the restored optimizers and schedulers the hyperparameters and settings of the configuration.
 
     A learning rate that a schedule has reached is scaled by the ratio of the new base learning rate to the old one.
     """
     base_lrs: dict[int, tuple[list[float], list[float]]] = {}  # by id of the optimizer: new values, ratios to the old
     entries = trainer.lr_scheduler_configs
-    for optimizer, groups in zip(trainer.optimizers, state.configured_groups, strict=True):
+    for optimizer, groups in zip(trainer.optimizers, resume.configured_groups, strict=True):
         bases, ratios = base_lrs.setdefault(id(optimizer), ([], []))
         names = _hyperparameter_names(optimizer) - {"lr"}
         # A finetuning callback may have added further groups. They have no configuration and stay as they are.
         for group, configured in zip(optimizer.param_groups, groups, strict=False):
             if "initial_lr" not in group and any(entry.scheduler.optimizer is optimizer for entry in entries):
                 # torch's plateau saves no base learning rate, and the cuts so far cannot be separated from it.
-                state.messages.append(
+                resume.messages.append(
                     f"the checkpoint has no base learning rate: the learning rate stays at {float(group['lr']):g}"
                 )
                 configured = {**configured, "initial_lr": group["lr"]}
@@ -167,11 +156,11 @@ def _override_hyperparameters(trainer: Any, state: ResumeState) -> None:
                 group["initial_lr"] = after
             bases.append(after)
             ratios.append(after / before if before else 1.0)
-    for entry, configured_state in zip(entries, state.configured_schedules, strict=False):
+    for entry, configured_state in zip(entries, resume.configured_schedules, strict=False):
         bases, ratios = base_lrs[id(entry.scheduler.optimizer)]
-        if not apply_settings(entry.scheduler, configured_state, bases, ratios):
+        if not adapter_for(entry.scheduler).apply_settings(configured_state, bases, ratios):
             name = type(entry.scheduler).__name__
-            state.messages.append(f"the settings of {name} come from the checkpoint: optplug cannot replace them")
+            resume.messages.append(f"the settings of {name} come from the checkpoint: optplug cannot replace them")
     for optimizer in trainer.optimizers:
         if not any(entry.scheduler.optimizer is optimizer for entry in entries):
             for group, base in zip(optimizer.param_groups, base_lrs[id(optimizer)][0], strict=False):
@@ -188,22 +177,27 @@ def _hyperparameter_names(optimizer: Any) -> set[str]:
     return names
 
 
-def _restore_plans(trainer: Any, state: ResumeState) -> None:
+def _restore_plans(trainer: Any, state: FitState, resume: ResumeState) -> None:
     """Restore the stepping plans of the checkpoint; they are not part of any scheduler's state."""
-    config = state.saved_config
+    config = resume.saved_config
     several = config.get("optimizer") if isinstance(config.get("optimizer"), list) else None
     schedules = [entry.get("scheduler") for entry in several] if several is not None else [config.get("scheduler")]
-    histories = iter(state.saved_histories)
+    histories = iter(resume.saved_histories)
     for entry, saved in zip(trainer.lr_scheduler_configs, [one for one in schedules if one], strict=False):
-        plan = stepping_plans.get(entry.scheduler)
-        if plan is not None and plan.interval != "validation" and "interval" in saved:
-            plan.interval, plan.frequency = saved["interval"], saved["frequency"]
-        elif plan is not None:
-            plan.patience_unit = saved.get("patience_unit", PATIENCE_UNITS[0])
-            plan.on_nonfinite = saved.get("on_nonfinite", ON_NONFINITE[0])
-            history = next(histories, {})
-            if plan.monitored is not None and history.get("monitor") is not None:
-                plan.monitored = _saved_metric(plan.monitored, history)
+        managed = next((managed for managed in state.managed if managed.entry is entry), None)
+        if managed is None:
+            continue
+        if managed.plan.interval != "validation" and "interval" in saved:
+            managed.plan = replace(managed.plan, interval=saved["interval"], frequency=saved["frequency"])
+            continue
+        managed.plan = replace(
+            managed.plan,
+            patience_unit=saved.get("patience_unit", PATIENCE_UNITS[0]),
+            on_nonfinite=saved.get("on_nonfinite", ON_NONFINITE[0]),
+        )
+        history = next(histories, {})
+        if managed.metric is not None and history.get("monitor") is not None:
+            managed.metric, managed.metric_is_logged = _saved_metric(managed.metric, history), False
 
 
 def _saved_metric(current: MonitoredMetric, history: Mapping[str, Any]) -> MonitoredMetric:
@@ -277,8 +271,6 @@ def _parameters_by_group(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def _canonical_names(config: Mapping[str, Any], kind: str) -> list[str]:
     """The canonical names of the optimizers or of the schedules (`kind`) of a saved configuration."""
-    from optplug.registry import registry
-
     given = config.get(kind)
     if kind == "optimizer":
         given = given["combine"] if isinstance(given, dict) and "combine" in given else given

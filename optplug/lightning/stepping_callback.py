@@ -6,8 +6,9 @@ from typing import Any
 
 from optplug.lightning._compat import callback_classes, loaded_checkpoint, restore_data_loaders
 from optplug.lightning.checkpoint_metadata import log_metadata
-from optplug.lightning.rebuild_optimizers import check_length_units, rebuild_if_stale
-from optplug.lightning.resume import ResumeState, finish_resume, prepare_resume
+from optplug.lightning.fit_state import FitState
+from optplug.lightning.rebuild_optimizers import check_length_units, check_submodules, rebuild_if_stale
+from optplug.lightning.resume import finish_resume, prepare_resume
 from optplug.lightning.scheduler_stepper import SchedulerStepper
 from optplug.lightning.summary import summary_lines
 
@@ -26,33 +27,33 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
 
     def __init__(self, *, manage_third_party_plateaus: bool = False, verbose: bool = True) -> None:
         super().__init__(manage_third_party_plateaus=manage_third_party_plateaus, verbose=verbose)
-        self._resume_state: ResumeState | None = None
         self._added_for_this_fit = False
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Tuning callbacks, such as a learning-rate finder, have run by now.
-        rebuild_if_stale(trainer, pl_module)
-        self._resume_state = prepare_resume(trainer, loaded_checkpoint(trainer))
+        state = self.fit_state = FitState(self.fit_state.built)
+        rebuild_if_stale(trainer, pl_module, state)
+        check_submodules(trainer, pl_module, state)
+        state.resume = prepare_resume(trainer, state, loaded_checkpoint(trainer))
         super().on_fit_start(trainer, pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         if trainer.strategy.restore_checkpoint_after_setup:  # a sharded strategy has no checkpoint before this hook
-            self._resume_state = prepare_resume(trainer, checkpoint, sharded=True)
+            self.fit_state.resume = prepare_resume(trainer, self.fit_state, checkpoint, sharded=True)
 
     def _resume(self, trainer: Any) -> None:
-        if self._resume_state is not None:
-            finish_resume(trainer, self._resume_state)
+        finish_resume(trainer, self.fit_state)
         super()._resume(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         # Resolving `auto` reads the training length, which sets up the data loaders before the checkpoint is loaded.
         restore_data_loaders(trainer)
         super().on_train_start(trainer, pl_module)
-        check_length_units(trainer, pl_module)
-        log_metadata(trainer)
-        for line in summary_lines(trainer, self._resume_state):
-            self._plateau_observer.report(trainer, line)
+        check_length_units(trainer, pl_module, self.fit_state)
+        log_metadata(trainer, self.fit_state)
+        for line in summary_lines(trainer, self.fit_state):
+            self._reporter.report(trainer, line)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
@@ -64,14 +65,16 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
 
     def _restore(self, trainer: Any) -> None:
         """Restore the trainer to its state before the fit."""
-        self._resume_state = None
         if self._added_for_this_fit:  # a new list, because the trainer is iterating over the old one
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]
 
 
-def ensure_stepping_callback(trainer: Any) -> None:
-    """Add a `SteppingCallback` to the trainer for this fit, if the trainer has none."""
-    if not any(isinstance(callback, SchedulerStepper) for callback in trainer.callbacks):
-        callback = SteppingCallback()
-        callback._added_for_this_fit = True
-        trainer.callbacks = [callback, *trainer.callbacks]  # a new list, because the user may own the old one
+def ensure_stepping_callback(trainer: Any) -> SchedulerStepper:
+    """Return optplug's callback of a trainer. A `SteppingCallback` is added for this fit if the trainer has none."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, SchedulerStepper):
+            return callback
+    added = SteppingCallback()
+    added._added_for_this_fit = True
+    trainer.callbacks = [added, *trainer.callbacks]  # a new list, because the user may own the old one
+    return added

@@ -3,80 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any
 
 from optplug.config.param_groups import group_table
 from optplug.config.training_length import length_warnings
+from optplug.lightning.fit_setup import ConfiguredOptimizer
+from optplug.lightning.fit_state import FitState
 from optplug.lightning.monitor import is_validation_metric
-from optplug.lightning.resume import ResumeState
-from optplug.lightning.stepping_plan import OptimizerChoice, optimizer_choices
 from optplug.lightning.trainer_info import training_length
+from optplug.schedulers.adapters import adapter_for
 
-_POLICY_DESCRIPTIONS = {
-    "keep": "learning rates, options and counters come from the checkpoint, not from the configuration",
-    "override_hparams": "options come from the configuration, states and counters from the checkpoint",
-    "reset_scheduler": "the schedule restarts, states and options come from the checkpoint",
-    "reset_all": "optimizer and schedule restart, the weights come from the checkpoint",
-}
+_POLICY_DESCRIPTIONS = MappingProxyType(
+    {
+        "keep": "learning rates, options and counters come from the checkpoint, not from the configuration",
+        "override_hparams": "options come from the configuration, states and counters from the checkpoint",
+        "reset_scheduler": "the schedule restarts, states and options come from the checkpoint",
+        "reset_all": "optimizer and schedule restart, the weights come from the checkpoint",
+    }
+)
 
 
-def summary_lines(trainer: Any, resume_state: ResumeState | None = None) -> Iterator[str]:
+def summary_lines(trainer: Any, state: FitState) -> Iterator[str]:
     """The lines of the summary.
 
     Args:
         trainer: the Lightning trainer.
-        resume_state: of a run that resumes from a checkpoint.
+        state: the state of the fit.
 
     Yields:
         For each optimizer: name, plugin, parameter groups, engine, schedule, monitor and its source. After a resume:
         the policy, and the differences between configuration and checkpoint.
     """
-    for optimizer in trainer.optimizers:
-        choice = optimizer_choices.get(optimizer)
-        if choice is not None:
-            yield from _optimizer_lines(optimizer, choice, trainer)
-    if resume_state is not None:
-        yield f"resumed with on_resume: {resume_state.policy}: {_POLICY_DESCRIPTIONS[resume_state.policy]}"
-        for message in resume_state.messages:
+    for optimizer, configured in state.configured(trainer):
+        yield from _optimizer_lines(trainer, state, optimizer, configured)
+    if state.resume is not None:
+        yield f"resumed with on_resume: {state.resume.policy}: {_POLICY_DESCRIPTIONS[state.resume.policy]}"
+        for message in state.resume.messages:
             yield f"  {message}"
 
 
-def _optimizer_lines(optimizer: Any, choice: OptimizerChoice, trainer: Any) -> Iterator[str]:
-    for optimizer_entry in choice.setup.entries:
+def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: ConfiguredOptimizer) -> Iterator[str]:
+    for optimizer_entry in configured.setup.entries:
         registration = optimizer_entry.optimizer.registration
         yield f"optimizer {registration.name} from plugin {registration.plugin}"
-    if not choice.setup.entries:
+    if not configured.setup.entries:
         yield f"optimizer {type(optimizer).__name__}, built by the module"
-    for line in str(group_table(optimizer, choice.parameter_infos)).splitlines():
+    for line in str(group_table(optimizer, configured.parameter_infos)).splitlines():
         yield f"  {line}"
     if hasattr(optimizer, "engine_report"):
         for report in optimizer.engine_report():
             yield f"  engine of {report}"
-    scheduled, plan = choice.setup.scheduler, choice.plan
+    scheduled, plan = configured.setup.scheduler, configured.plan
     if scheduled is None or plan is None:
         yield "no schedule: the learning rate is constant"
         return
+    managed = next((managed for managed in state.current(trainer) if managed.scheduler.optimizer is optimizer), None)
+    metric = plan.monitored
+    if managed is not None:  # the module may have changed the plan, a checkpoint or logged values the metric
+        plan, metric = managed.plan, managed.metric
     warmup = "" if scheduled.warmup is None else f"a warmup of {scheduled.warmup.length} steps"
     if scheduled.name is None:
         yield f"{warmup or 'no warmup'}, then the learning rate is constant"
         return
     every = plan.interval if plan.frequency == 1 else f"{plan.frequency} {plan.interval}s"
     when = f"every {every}"
-    if plan.monitored is not None:
-        when = (
-            "each completed validation" if is_validation_metric(plan.monitored.monitor) else "when the metric is logged"
-        )
+    if metric is not None:
+        when = "each completed validation" if is_validation_metric(metric.monitor) else "when the metric is logged"
     registration = scheduled.registration
     after = f", after {warmup}" if warmup else ""
     yield f"scheduler {registration.name} from plugin {registration.plugin}, stepped {when}{after}"
     if plan.last_step is not None:
         entry = next(entry for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
-        length = getattr(entry.scheduler, plan.length_argument, plan.last_step)
+        length = adapter_for(entry.scheduler).length(plan.length_argument, plan.last_step)
         restored = f"from the checkpoint; this training has {plan.last_step}"
         source = "as long as the training" if length == plan.last_step else restored
         yield f"  {scheduled.length_argument} is {length}: {source}"
-    if plan.monitored is not None:
-        yield f"  {plan.monitored}"
-    length_of_training = training_length(trainer, trainer.lightning_module, len(choice.config.setups))
+    if metric is not None:
+        yield f"  {metric}"
+    length_of_training = training_length(trainer, trainer.lightning_module, len(configured.config.setups))
     for warning in length_warnings(scheduled, length_of_training):
         yield f"  {warning}"

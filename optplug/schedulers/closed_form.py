@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import ConfigError, HyperparameterError
 from optplug.optim.strict_kwargs import StrictKwargs
+from optplug.schedulers.adapters import TorchAdapter, adapter_for
 from optplug.schedulers.checks import ArgumentChecks, check_state, warn_get_lr_outside_step
 from optplug.schedulers.late_groups import follow_groups
-from optplug.schedulers.lr import clone_tensor
+from optplug.schedulers.lr import clone_tensor, set_lr
 
 
 class ClosedFormLR(ArgumentChecks, StrictKwargs, LRScheduler):
@@ -174,3 +175,27 @@ class Unscheduled(ClosedFormLR):
 
     def multiplier(self, t: int) -> float:
         return 1.0
+
+
+class ClosedFormAdapter(TorchAdapter):
+    """The adapter of closed-form schedules; see `optplug.schedulers.adapters`."""
+
+    @property
+    def _floor(self) -> float:
+        return float(self.scheduler.floor)
+
+    def _initial_lrs(self, base_lrs: Sequence[float]) -> Sequence[Any]:
+        return self.scheduler._get_closed_form_lr()  # type: ignore[no-any-return]
+
+    def apply_settings(self, new_state: Mapping[str, Any], base_lrs: Sequence[float], ratios: Sequence[float]) -> bool:
+        super().apply_settings(new_state, base_lrs, ratios)
+        self._load_settings(new_state)
+        groups = self.scheduler.optimizer.param_groups
+        if len(groups) == len(self.scheduler.base_lrs):
+            for group, lr in zip(groups, self.scheduler._get_closed_form_lr(), strict=True):
+                set_lr(group, float(lr))
+        self._update_last_lr()
+        return True
+
+
+adapter_for.register(ClosedFormLR, ClosedFormAdapter)

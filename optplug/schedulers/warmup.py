@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, number_hint, with_argument
+from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
 from optplug.schedulers.checks import check_state, whole_hint
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import clone_tensor, set_lr
@@ -158,6 +159,59 @@ class Warmup(LRScheduler):
         if name == "scheduler" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.scheduler, name)
+
+
+class WarmupAdapter(SchedulerAdapter):
+    """The adapter of a warmup; see `optplug.schedulers.adapters`. The inner scheduler provides most answers."""
+
+    scheduler: Warmup
+
+    def __init__(self, scheduler: Warmup) -> None:
+        super().__init__(scheduler)
+        self._inner = adapter_for(scheduler.scheduler)
+
+    @property
+    def step_count(self) -> int | None:
+        return self._inner.step_count
+
+    @property
+    def last_step(self) -> int | None:
+        return self._inner.last_step
+
+    def length(self, argument: str, default: int) -> int:
+        return self._inner.length(argument, default)
+
+    def warmup_step(self) -> None:
+        self.scheduler.warmup_step()
+
+    @property
+    def best(self) -> float | None:
+        return self._inner.best
+
+    @property
+    def mode(self) -> str | None:
+        return self._inner.mode
+
+    def restart_with_mode(self, mode: str) -> None:
+        self._inner.restart_with_mode(mode)
+
+    def set_base_lrs(self, base_lrs: Sequence[float]) -> None:
+        warmup = self.scheduler
+        warmup._lrs_without_warmup = list(base_lrs)
+        warmup._lrs_with_warmup = [float(group["lr"]) for group in warmup.optimizer.param_groups]
+        with warmup._without_warmup():
+            self._inner.set_base_lrs(base_lrs)
+
+    def apply_settings(self, new_state: Mapping[str, Any], base_lrs: Sequence[float], ratios: Sequence[float]) -> bool:
+        warmup = self.scheduler
+        with warmup._without_warmup():
+            applied = self._inner.apply_settings(new_state["scheduler"], base_lrs, ratios)
+            warmup.warmup_steps = new_state["warmup"]["steps"]
+            warmup.start_factor = new_state["warmup"]["start_factor"]
+        return applied
+
+
+adapter_for.register(Warmup, WarmupAdapter)
 
 
 def check_warmup(steps: Any, start_factor: Any) -> None:

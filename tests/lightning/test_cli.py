@@ -12,7 +12,8 @@ import yaml
 from torch import nn
 
 import optplug
-from optplug.errors import WiringError
+from optplug.config import build
+from optplug.errors import HyperparameterError, WiringError
 
 # LightningCLI warns if both `args` and sys.argv are given, and sys.argv has the arguments of pytest.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
@@ -625,3 +626,64 @@ def test_printed_configuration_without_optplug_keys_has_empty_values(
     read = yaml.safe_load(printed)
     assert [read[key] for key in ("optimizer", "scheduler", "param_groups", "override")] == [None, None, None, False]
     assert not [key for key in read if "help" in key]
+
+
+# -------------------------------------------------------------------------------------------- how often it is checked
+
+
+@pytest.fixture
+def count_checks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The arguments of each call of `parse_and_check`, through whichever module."""
+    calls: list[Any] = []
+    original = build.parse_and_check
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append((args, kwargs))
+        return original(*args, **kwargs)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("optplug") and getattr(module, "parse_and_check", None) is original:
+            monkeypatch.setattr(module, "parse_and_check", counted)
+    return calls
+
+
+@pytest.mark.both_import_names
+def test_configuration_is_checked_once_between_file_and_optimizer(
+    cli: Any, write_config: Any, count_checks: list[Any]
+) -> None:
+    plateau = {"name": "reduce_lr_on_plateau", "patience": 0}
+    config = write_config(optimizer={"name": "sgd", "lr": 0.5}, scheduler=plateau, monitor="val_loss")
+    made = cli(["--config", config, "--override", "true"])
+    assert len(count_checks) == 1
+    assert only_param_group(made)["lr"] < 0.5
+    assert made.trainer.callbacks[0].override
+
+
+def test_configuration_edited_after_parsing_is_used(
+    optplug_lightning: Any, cli: Any, write_config: Any, count_checks: list[Any]
+) -> None:
+    class Edited(optplug_lightning.OptplugCLI):
+        def before_instantiate_classes(self) -> None:
+            self.config["optimizer"]["lr"] = 0.25
+
+    made = cli(["--config", write_config(optimizer={"name": "sgd", "lr": 0.5})], base=Edited)
+    assert only_param_group(made)["lr"] == 0.25
+    assert len(count_checks) == 2
+
+
+def test_configuration_added_after_parsing_is_used(optplug_lightning: Any, cli: Any, write_config: Any) -> None:
+    class Added(optplug_lightning.OptplugCLI):
+        def before_instantiate_classes(self) -> None:
+            self.config["optimizer"] = {"name": "sgd", "lr": 0.25}
+
+    made = cli(["--config", write_config()], base=Added)
+    assert only_param_group(made)["lr"] == 0.25
+
+
+def test_invalid_configuration_edited_after_parsing_raises(optplug_lightning: Any, cli: Any, write_config: Any) -> None:
+    class Edited(optplug_lightning.OptplugCLI):
+        def before_instantiate_classes(self) -> None:
+            self.config["optimizer"]["lr"] = -1.0
+
+    with pytest.raises(HyperparameterError):
+        cli(["--config", write_config(optimizer={"name": "sgd", "lr": 0.5})], base=Edited)

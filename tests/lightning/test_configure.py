@@ -53,24 +53,63 @@ def test_changes_to_the_returned_dictionary_take_effect(scripted_module: type, t
     assert fitted.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
-def test_submodule_in_place_of_the_lightning_module_raises(pl: Any, trainer: Any):
-    class PassesSubmodule(pl.LightningModule):
-        def __init__(self):
+def module_with_inner_module(pl: Any, inner: Any, configure: Any) -> Any:
+    """A LightningModule that contains another one, and a layer outside of it.
+
+    Args:
+        pl: Lightning.
+        inner: the class of the inner module.
+        configure: the function that is called with the outer module as its `configure_optimizers`.
+    """
+
+    class Outer(pl.LightningModule):
+        def __init__(self) -> None:
             super().__init__()
-            self.net = torch.nn.Linear(4, 1)
+            self.inner, self.head = inner(), nn.Linear(1, 1)
 
-        def training_step(self, batch):
-            return self.net(batch[0]).mean()
+        def training_step(self, batch: Any) -> Any:
+            return self.head(self.inner.layer(batch[0])).mean()
 
-        def configure_optimizers(self):
-            return optplug.configure_optimizers(self.net, "adam", COSINE)
+        def configure_optimizers(self) -> Any:
+            return configure(self)
 
-    with pytest.raises(WiringError) as caught:
-        trainer().fit(PassesSubmodule(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 4))))
-    assert str(caught.value) == (
-        "configure_optimizers takes the LightningModule itself, got Linear from PassesSubmodule: pass self, and select "
-        "parameters with param_groups"
+        def train_dataloader(self) -> Any:
+            return self.inner.train_dataloader()
+
+    return Outer()
+
+
+@pytest.mark.both_import_names
+@pytest.mark.parametrize("scheduler", [None, COSINE], ids=["no schedule", "cosine"])
+@pytest.mark.parametrize("explicit", [False, True], ids=["no callback", "callback"])
+def test_submodule_in_place_of_the_lightning_module_raises(
+    pl: Any, scripted_module: type, trainer: Any, quiet_callback: Any, scheduler: Any, explicit: bool
+):
+    module = module_with_inner_module(
+        pl, scripted_module, lambda outer: optplug.configure_optimizers(outer.inner, "adam", scheduler)
     )
+    with pytest.raises(WiringError) as caught:
+        trainer(callbacks=[quiet_callback()] * explicit).fit(module)
+    assert str(caught.value) == (
+        f"configure_optimizers takes the LightningModule itself, got {scripted_module.__name__} from Outer: pass self, "
+        "and select parameters with param_groups"
+    )
+
+
+def test_inner_modules_that_configure_themselves_are_allowed_if_all_parameters_are_optimized(
+    pl: Any, self_configured_module: type, trainer: Any
+):
+    def inner() -> Any:
+        return self_configured_module({"optimizer": SGD, "scheduler": COSINE})
+
+    module = module_with_inner_module(pl, inner, lambda outer: outer.inner.configure_optimizers())
+    with pytest.raises(WiringError, match="takes the LightningModule itself"):
+        trainer().fit(module)
+    module = module_with_inner_module(pl, inner, lambda outer: outer.inner.configure_optimizers())
+    module.head.requires_grad_(False)
+    fitted = trainer()
+    fitted.fit(module)
+    assert fitted.lr_scheduler_configs[0].scheduler.last_epoch == 3
 
 
 # ----------------------------------------------------------- The callback that configure_optimizers adds to the trainer
@@ -273,12 +312,3 @@ def test_on_resume_and_monitor_without_optimizer_raise(optplug_lightning: Any, g
     module = nn.Linear(1, 1)
     with pytest.raises(ConfigError):
         optplug.configure_optimizers(module, torch.optim.SGD(module.parameters()), **given)
-
-
-def test_submodule_without_schedule_raises(scripted_module: type, trainer: Any) -> None:
-    class Wrong(scripted_module):
-        def configure_optimizers(self) -> Any:
-            return optplug.configure_optimizers(self.layer, "sgd")
-
-    with pytest.raises(WiringError, match="takes the LightningModule itself, got Linear from Wrong: pass self"):
-        trainer().fit(Wrong())

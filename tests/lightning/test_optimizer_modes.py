@@ -12,7 +12,7 @@ from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from torch import nn
 
 import optplug
-from optplug.lightning import optimizer_modes
+from optplug.lightning.optimizer_modes import OptimizerModes
 from optplug.optim.combined import Combined
 
 # Some resumed runs save into the folder of the checkpoint that they resume from.
@@ -434,10 +434,11 @@ def test_optimizers_without_both_methods_are_not_switched():
     for half in ("train", "eval"):  # only one of the two methods
         plain.append(type("Half", (torch.optim.SGD,), {half: lambda self: pytest.fail("called")})(net.parameters()))
     trainer, checkpoint = SimpleNamespace(optimizers=plain), {"state_dict": net.state_dict()}
+    modes = OptimizerModes(trainer.optimizers)
     for mode in ("train", "eval", "train"):
-        optimizer_modes.set_mode(trainer.optimizers, mode)
+        modes.switch(mode)
     before = dict(checkpoint)
-    optimizer_modes.save_eval_weights(trainer, checkpoint)  # raises if it used the strategy, which this trainer lacks
+    modes.save_eval_weights(trainer, checkpoint)  # raises if it used the strategy, which this trainer lacks
     assert checkpoint == before
 
 

@@ -170,7 +170,9 @@ def train_sharded(pl: Any, optplug_lightning: Any, scripted_module: type, rank: 
         class Sharded(scripted_module):
             def on_train_end(self) -> None:
                 (optimizer,) = self.trainer.optimizers
-                result["groups"] = {row["group"]: row["parameters"] for row in group_tables(self.trainer)[0]}
+                result["groups"] = {
+                    row["group"]: row["parameters"] for row in group_tables(self.trainer, callback.fit_state)[0]
+                }
                 result["sharded"] = all(isinstance(p, DTensor) for g in optimizer.param_groups for p in g["params"])
                 # Not the module's parameters: FSDP leaves them unsharded after a validation.
                 result["weights"] = [p.full_tensor().tolist() for g in optimizer.param_groups for p in g["params"]]

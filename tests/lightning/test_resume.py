@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from optplug.errors import WiringError
-from optplug.lightning.stepping_plan import stepping_plans
 from support import PLATEAU, RISING_LOSSES, SGD, final_lrs
 
 BATCHES = 4
@@ -300,11 +299,17 @@ def test_policy_keep_restores_the_monitored_metric_and_its_best_value(
 def test_patience_unit_and_on_nonfinite_follow_the_policy(
     fit: Any, scripted_module: type, saved: Any, policy: str
 ) -> None:
+    plans: list[Any] = []
+
+    class RecordsPlan(scripted_module):
+        def on_train_end(self) -> None:
+            plans.extend(managed.plan for managed in self.trainer.callbacks[0].fit_state.managed)
+
     before = {"scheduler": {**PLATEAU, "patience_unit": "epochs", "on_nonfinite": "ignore"}, "monitor": "val_loss"}
     _, _, path = saved(SGD, module=scripted_module(val=RISING_LOSSES), **before)
     now = {**before, "scheduler": {**PLATEAU, "patience_unit": "steps"}}
-    made, _ = fit(SGD, module=scripted_module(val=RISING_LOSSES), ckpt_path=path, max_epochs=3, on_resume=policy, **now)
-    plan = stepping_plans[made.lr_scheduler_configs[0].scheduler]
+    fit(SGD, module=RecordsPlan(val=RISING_LOSSES), ckpt_path=path, max_epochs=3, on_resume=policy, **now)
+    (plan,) = plans
     assert (plan.patience_unit, plan.on_nonfinite) == (("epochs", "ignore") if policy == "keep" else ("steps", "bad"))
 
 

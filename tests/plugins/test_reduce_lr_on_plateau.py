@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 import optplug
-from optplug.schedulers.reconfigure import apply_settings
+from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.warmup import Warmup
 
 ReduceLROnPlateau = optplug.get_scheduler("reduce_lr_on_plateau")
@@ -242,7 +242,7 @@ def test_apply_settings_keeps_the_position():
     for plateau, position in ((fresh, 2), (restored, 9)):
         plateau.step(1.0)
         plateau.at(position)
-    apply_settings(restored, fresh.state_dict(), [0.1], [1.0])
+    adapter_for(restored).apply_settings(fresh.state_dict(), [0.1], [1.0])
     assert (restored.patience, restored.position, restored.elapsed) == (7, 9, 9)
 
 

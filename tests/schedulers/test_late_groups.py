@@ -17,9 +17,9 @@ import optplug
 from optplug.config.expressions import resolve_function_arguments
 from optplug.config.param_groups import ParameterInfo, name_groups, parameter_infos
 from optplug.optim.combined import Combined
+from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.closed_form import ClosedFormLR
 from optplug.schedulers.late_groups import follow_groups
-from optplug.schedulers.reconfigure import apply_settings
 from optplug.schedulers.warmup import Warmup
 
 BASES = (0.1, 0.02)
@@ -434,7 +434,7 @@ def test_apply_settings_extends_lists_for_added_groups():
         fresh = copy.deepcopy(scheduler.state_dict())
         optimizer.add_param_group(group(0.01))
         scheduler.load_state_dict(saved.state_dict())
-        assert apply_settings(scheduler, fresh, list(BASES), [1.0, 1.0])
+        assert adapter_for(scheduler).apply_settings(fresh, list(BASES), [1.0, 1.0])
         assert scheduler.lr_lambdas == [decaying] * 3 if name else scheduler.min_lrs == [1, 2, 2]
 
 

@@ -1,29 +1,28 @@
-"""The settings of each optimizer and scheduler that optplug built, stored outside their state dicts."""
+"""What a fit was set up with: the configuration and the build of each optimizer. Nothing here changes during a fit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
 from optplug.config.model import Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
+from optplug.config.training_length import TrainingLength
 from optplug.errors import Loc
 
 
-@dataclass
+@dataclass(frozen=True)
 class MonitoredMetric:
     """The metric that a scheduler monitors, its mode, and where both were configured.
 
     Attributes:
-        monitor: name of the metric. None until the first validation shows it.
-        mode: `"min"` or `"max"`. None until the metric is logged.
+        monitor: name of the metric. None: the only validation loss of the first validation.
+        mode: `"min"` or `"max"`. None: the mode of the logged metric object.
         source: what determined the metric, such as `EarlyStopping`; for messages.
         mode_is_configured: whether the configuration sets the mode.
         mode_is_inferred_from_name: whether the mode comes from the metric's name. The mode of the logged metric object
             then takes precedence.
-        has_been_logged: whether a metric of exactly this name has been logged.
     """
 
     monitor: str | None
@@ -31,13 +30,12 @@ class MonitoredMetric:
     source: str
     mode_is_configured: bool = False
     mode_is_inferred_from_name: bool = False
-    has_been_logged: bool = False
 
     def __str__(self) -> str:
         return f"monitor {self.monitor or 'not yet known'} ({self.mode or 'mode not yet known'}) from {self.source}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class SteppingPlan:
     """When optplug's callback steps a scheduler.
 
@@ -45,7 +43,7 @@ class SteppingPlan:
         name: the scheduler's name, for messages.
         interval: `"step"`, `"epoch"` or, for a scheduler that takes a metric, `"validation"`.
         frequency: number of intervals per scheduler step.
-        monitored: the metric; only with interval `"validation"`.
+        monitored: the metric as configured; only with interval `"validation"`.
         last_step: the scheduler's last step; only if its length is that of the training (`auto`).
         length_argument: the scheduler argument that holds the length.
         patience_unit: one of `PATIENCE_UNITS`.
@@ -62,9 +60,9 @@ class SteppingPlan:
     on_nonfinite: str = ON_NONFINITE[0]
 
 
-@dataclass
-class OptimizerChoice:
-    """Everything that was chosen for one optimizer. The summary at the start of a fit is made from it.
+@dataclass(frozen=True)
+class ConfiguredOptimizer:
+    """Everything that was chosen for one optimizer, and what its construction depended on. It holds plain data only.
 
     Attributes:
         config: the whole configuration.
@@ -72,19 +70,33 @@ class OptimizerChoice:
         loc: location of this optimizer's schedule in the configuration.
         parameter_infos: the module's parameters when the optimizer was built.
         plan: the plan of the optimizer's scheduler, if it has one.
-        build_inputs: values read from the trainer and the module at construction; a tuner may have changed them since.
+        training_length: the length of the training at construction; None if the schedule does not depend on it.
+        links: the values of the configuration's links at construction.
+        lrs: the learning rates after construction. A tuner may have changed them since.
+        submodule: the class name of the module whose parameters are optimized, if it is not the trainer's module.
     """
 
     config: Config
     setup: OptimizerSetup
     loc: Loc
-    parameter_infos: list[ParameterInfo]
-    plan: SteppingPlan | None = None
-    build_inputs: dict[str, Any] = field(default_factory=dict)
+    parameter_infos: tuple[ParameterInfo, ...]
+    plan: SteppingPlan | None
+    training_length: TrainingLength | None
+    links: dict[str, Any]
+    lrs: list[float]
+    submodule: str | None = None
 
 
-stepping_plans: WeakKeyDictionary[Any, SteppingPlan] = WeakKeyDictionary()
-"""The plan of each scheduler that optplug built."""
+@dataclass(frozen=True, eq=False)
+class BuiltOptimizer:
+    """An optimizer that optplug built or schedules.
 
-optimizer_choices: WeakKeyDictionary[Any, OptimizerChoice] = WeakKeyDictionary()
-"""The choice for each optimizer that optplug built or schedules."""
+    Attributes:
+        optimizer: the optimizer.
+        scheduler: its scheduler, or None.
+        configured: what was chosen for it.
+    """
+
+    optimizer: Any
+    scheduler: Any
+    configured: ConfiguredOptimizer

@@ -1,0 +1,144 @@
+"""`FitState`: the state of one fit, held by optplug's callback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, SteppingPlan
+from optplug.lightning.managed_scheduler import GlobalStepCounter, ManagedScheduler, PlateauHistory, StepCounter
+from optplug.lightning.optimizer_modes import OptimizerModes
+
+
+@dataclass
+class MetricSnapshots:
+    """The logged metric values at two earlier times. A value is new if it is a different object now.
+
+    Attributes:
+        epoch: the epoch to which the observed values belong.
+        before_epoch: the values at the start of the epoch.
+        before_validation: the values at the start of the validation.
+    """
+
+    epoch: int = 0
+    before_epoch: dict[str, Any] = field(default_factory=dict)
+    before_validation: dict[str, Any] = field(default_factory=dict)
+
+    def begin_epoch(self, trainer: Any) -> None:
+        self.epoch, self.before_epoch = trainer.current_epoch, dict(trainer.callback_metrics)
+
+    def begin_validation(self, trainer: Any) -> None:
+        self.before_validation = dict(trainer.callback_metrics)
+
+
+@dataclass
+class ResumeState:
+    """Data about a run that resumes from a checkpoint, for `finish_resume` and the summary.
+
+    Attributes:
+        policy: one of `optplug.config.model.ON_RESUME`.
+        saved_config: the configuration in the checkpoint; empty for a checkpoint without one.
+        saved_histories: the `PlateauHistory` fields of each plateau, as the checkpoint has them.
+        configured_groups: for each optimizer, the options of its parameter groups before Lightning restores them.
+        configured_schedules: for each scheduler, its state before Lightning restores it.
+        messages: lines for the summary at the start of the training.
+    """
+
+    policy: str
+    saved_config: dict[str, Any] = field(default_factory=dict)
+    saved_histories: list[dict[str, Any]] = field(default_factory=list)
+    configured_groups: list[list[dict[str, Any]]] = field(default_factory=list)
+    configured_schedules: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FitState:
+    """The state of one fit. `built` is the setup, and its elements are immutable; the other attributes are progress.
+
+    Attributes:
+        built: the optimizers that optplug built or schedules.
+        checkpoint_metadata: optplug's metadata in the checkpoint from which the run resumes.
+        resume: data about the resume; None for a run that does not resume.
+        is_resumed: whether the callback's own state has been restored.
+        managed: the schedulers that the callback steps.
+        histories: the history of each plateau scheduler, including replaced ones.
+        step_counters: the step counter of each optimizer of the trainer.
+        group_counts: the number of parameter groups of each optimizer of the trainer.
+        modes: the modes of the optimizers with `train()` and `eval()`.
+        snapshots: earlier metric values.
+        epoch_ended: whether an epoch has ended, and the next one has not started.
+        after_batch: whether a batch has ended, and neither the next batch nor a validation has started.
+        after_validation: whether a validation epoch has ended, and its metrics have not been observed yet.
+    """
+
+    built: tuple[BuiltOptimizer, ...] = ()
+    checkpoint_metadata: dict[str, Any] = field(default_factory=dict)
+    resume: ResumeState | None = None
+    is_resumed: bool = False
+    managed: list[ManagedScheduler] = field(default_factory=list)
+    histories: list[PlateauHistory] = field(default_factory=list)
+    step_counters: list[StepCounter | GlobalStepCounter] = field(default_factory=list)
+    group_counts: list[int] = field(default_factory=list)
+    modes: OptimizerModes = field(default_factory=OptimizerModes)
+    snapshots: MetricSnapshots = field(default_factory=MetricSnapshots)
+    epoch_ended: bool = False
+    after_batch: bool = False
+    after_validation: bool = False
+    _configured_at_end: list[ConfiguredOptimizer | None] | None = None
+
+    # ------------------------------------------------------------------ setup
+
+    def record(self, built: Iterable[BuiltOptimizer]) -> None:
+        """Add optimizers that a call of the module's `configure_optimizers` built."""
+        self.built = (*self.built, *built)
+
+    def forget_replaced(self, trainer: Any) -> None:
+        """Forget the built optimizers that the trainer no longer uses."""
+        used = [*trainer.optimizers, *(entry.scheduler for entry in trainer.lr_scheduler_configs)]
+        self.built = tuple(
+            built for built in self.built if any(one is built.optimizer or one is built.scheduler for one in used)
+        )
+
+    def configured(self, trainer: Any) -> list[tuple[Any, ConfiguredOptimizer]]:
+        """The optimizers of the trainer that optplug built or schedules, each with what was chosen for it."""
+        chosen = self._configured_at_end
+        if chosen is None:
+            chosen = self._configured_of(trainer)
+        pairs = zip(trainer.optimizers, chosen, strict=False)
+        return [(optimizer, configured) for optimizer, configured in pairs if configured is not None]
+
+    def _configured_of(self, trainer: Any) -> list[ConfiguredOptimizer | None]:
+        return [
+            next((built.configured for built in self.built if built.optimizer is optimizer), None)
+            for optimizer in trainer.optimizers
+        ]
+
+    def plan_of(self, scheduler: Any) -> SteppingPlan | None:
+        """The plan of a scheduler that optplug built; None for other schedulers."""
+        return next((built.configured.plan for built in self.built if built.scheduler is scheduler), None)
+
+    # ------------------------------------------------------------------ progress
+
+    def current(self, trainer: Any) -> list[ManagedScheduler]:
+        """The managed schedulers whose entries the trainer still has."""
+        entries = trainer.lr_scheduler_configs
+        return [managed for managed in self.managed if any(managed.entry is entry for entry in entries)]
+
+    def current_plateaus(self, trainer: Any) -> list[ManagedScheduler]:
+        """The managed plateau schedulers whose entries the trainer still has."""
+        return [managed for managed in self.current(trainer) if managed.plan.monitored is not None]
+
+    def release(self, trainer: Any) -> None:
+        """Let Lightning step the schedulers again, and drop all references to optimizers and schedulers.
+
+        Step counts, histories and choices stay: the user may save a checkpoint after the fit.
+        """
+        for counter in self.step_counters:
+            counter.detach()
+        for managed in self.managed:
+            managed.entry.frequency = managed.original_frequency
+        if self._configured_at_end is None:
+            self._configured_at_end = self._configured_of(trainer)
+        self.built, self.managed, self.modes, self.resume = (), [], OptimizerModes(), None
