@@ -124,11 +124,12 @@ class FitState:
     def current(self, trainer: Any) -> list[ManagedScheduler]:
         """The managed schedulers whose entries the trainer still has."""
         entries = trainer.lr_scheduler_configs
-        return [managed for managed in self.managed if any(managed.entry is entry for entry in entries)]
+        return [managed for managed in self.managed if managed.entry in entries]
 
     def current_plateaus(self, trainer: Any) -> list[ManagedScheduler]:
         """The managed plateau schedulers whose entries the trainer still has."""
-        return [managed for managed in self.current(trainer) if managed.plan.monitored is not None]
+        entries = trainer.lr_scheduler_configs
+        return [managed for managed in self.managed if managed.metric is not None and managed.entry in entries]
 
     def release(self, trainer: Any) -> None:
         """Let Lightning step the schedulers again, and drop all references to optimizers and schedulers.

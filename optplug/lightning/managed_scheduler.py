@@ -112,11 +112,6 @@ class ManagedScheduler:
         """Number of steps of the optimizer since the start of the training."""
         return 0 if self.step_counter is None else self.step_counter.count
 
-    @property
-    def was_stepped_elsewhere(self) -> bool:
-        """Whether something else has stepped the scheduler since optplug's last step."""
-        return self.adapter.step_count != self.steps_taken
-
     def step(self, module: Any, value: float | None = None) -> None:
         """Step the scheduler once through the module's `lr_scheduler_step`, unless it has reached its last step.
 
@@ -127,7 +122,7 @@ class ManagedScheduler:
         Raises:
             WiringError: something else has stepped the scheduler too.
         """
-        if self.was_stepped_elsewhere:
+        if self.adapter.step_count != self.steps_taken:
             raise WiringError(self.stepped_twice_message(module))
         plan, last = self.plan, self.adapter.last_step
         if plan.last_step is not None:

@@ -79,7 +79,7 @@ class SchedulerStepper:
                 self._attach_step_counter(trainer, managed)
                 if plan.monitored is not None:
                     state.histories.append(managed.history)
-        plateaus = [managed for managed in state.managed if managed.plan.monitored is not None]
+        plateaus = [managed for managed in state.managed if managed.metric is not None]
         for managed in plateaus if len(plateaus) > 1 else ():
             indices = [i for i, optimizer in enumerate(trainer.optimizers) if optimizer is managed.scheduler.optimizer]
             managed.optimizer_index = indices[0] if indices else None
@@ -179,7 +179,8 @@ class SchedulerStepper:
     # ------------------------------------------------------------------ training
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._observe(trainer, "late")  # metrics that the module logged in its own on_train_epoch_end
+        # Metrics that the module logged in its own on_train_epoch_end.
+        self._observer.observe(trainer, self.fit_state, "late")
         self._update_managed_schedulers(trainer)
         self._begin_epoch(trainer)
 
@@ -215,12 +216,9 @@ class SchedulerStepper:
                 managed.step(pl_module)
         state.after_batch = True
 
-    def _observe(self, trainer: Any, moment: str) -> bool:
-        return self._observer.observe(trainer, self.fit_state, moment)
-
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self.fit_state.modes.switch("eval")
-        self._observe(trainer, "epoch")
+        self._observer.observe(trainer, self.fit_state, "epoch")
         self.fit_state.after_batch, self.fit_state.epoch_ended = False, True
 
     # ------------------------------------------------------------------ validation
@@ -238,7 +236,8 @@ class SchedulerStepper:
         if trainer.state.fn == "fit":
             self.fit_state.after_validation = False
             self.fit_state.modes.switch("eval")  # the module may have changed the mode
-            self._observe(trainer, "sanity" if trainer.sanity_checking else "validation")
+            moment = "sanity" if trainer.sanity_checking else "validation"
+            self._observer.observe(trainer, self.fit_state, moment)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -248,7 +247,7 @@ class SchedulerStepper:
         # epoch start raises the error again.
         state = self.fit_state
         with contextlib.suppress(OptplugError):
-            if state.epoch_ended and self._observe(trainer, "late"):
+            if state.epoch_ended and self._observer.observe(trainer, state, "late"):
                 checkpoint["lr_schedulers"] = [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs]
                 checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
         state.modes.save_eval_weights(trainer, checkpoint)
@@ -265,12 +264,12 @@ class SchedulerStepper:
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         try:
-            self._observe(trainer, "late")
+            self._observer.observe(trainer, self.fit_state, "late")
         except OptplugError as error:  # an error would discard a training that is complete
             self._reporter.warn(trainer, str(error))
         self.fit_state.modes.switch("eval")
         for managed in self.fit_state.managed:
-            if managed.was_stepped_elsewhere:
+            if managed.adapter.step_count != managed.steps_taken:
                 self._reporter.warn(trainer, managed.stepped_twice_message(pl_module))
         for managed in () if trainer.fast_dev_run else self.fit_state.current_plateaus(trainer):
             if not managed.history.observed and managed.entry.strict and not managed.absence_reported:

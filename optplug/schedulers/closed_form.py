@@ -77,7 +77,8 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, LRScheduler):
         return [1.0 if f == b else f / b if b else None for f, b in zip(now, before, strict=True)]
 
     def _update_lr(self, epoch: int | None = None) -> None:
-        follow_groups(self)
+        if len(self.base_lrs) < len(self.optimizer.param_groups):
+            follow_groups(self)
         super()._update_lr(epoch)
 
     def get_lr(self) -> list[float | Tensor]:

@@ -159,8 +159,9 @@ class ReduceLROnPlateau(ArgumentChecks, StrictKwargs, lr_scheduler.ReduceLROnPla
         return value < bound if self.mode == "min" else value > bound
 
     def _reduce_lr(self, epoch: int) -> None:
-        follow_groups(self)
         groups = self.optimizer.param_groups
+        if len(groups) > len(self.min_lrs):
+            follow_groups(self)
         if len(groups) < len(self.min_lrs):  # groups were removed
             if self.default_min_lr is None:
                 raise WiringError(

@@ -41,7 +41,9 @@ def test_module_has_no_mutable_containers(name: str) -> None:
     assert [key for key, value in found.items() if key[:2] != "__" and is_mutable_container(value)] == []
 
 
-@pytest.mark.parametrize("value", [{}, [], set(), weakref.WeakSet(), weakref.WeakKeyDictionary()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [{}, [], set(), weakref.WeakSet(), weakref.WeakKeyDictionary()], ids=lambda value: type(value).__name__
+)
 def test_mutable_containers_are_recognized(value: Any) -> None:
     assert is_mutable_container(value)
 
@@ -171,6 +173,40 @@ def test_module_may_configure_each_optimizer_on_its_own(two_optimizer_module: ty
     made.fit(module)
     assert [first for first, _ in module.lrs] == pytest.approx([1.0, 0.933, 0.75, 0.5], abs=1e-3)
     assert {second for _, second in module.lrs} == {1.0}
+
+
+class WrappingOptimizer:
+    """The optimizer of a strategy such as DeepSpeed, around that of `configure_optimizers`. It has no step hooks."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("optimizer", "register_step_post_hook"):
+            raise AttributeError(name)
+        return getattr(self.optimizer, name)
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+@pytest.mark.parametrize("schedule", [COSINE_BY_STEP, PLATEAU], ids=["cosine", "plateau"])
+def test_schedule_of_an_optimizer_that_the_strategy_wraps_is_stepped(
+    pl: Any, scripted_module: type, trainer: Any, quiet_callback: Any, schedule: Any
+) -> None:
+    class Wrapping(pl.strategies.SingleDeviceStrategy):
+        def setup_optimizers(self, trainer: Any) -> None:
+            super().setup_optimizers(trainer)
+            self.optimizers = [WrappingOptimizer(optimizer) for optimizer in self.optimizers]
+
+    configure = quiet_callback(ADAM, schedule)
+    strategy = Wrapping(device="cpu")
+    made = trainer(callbacks=[configure], strategy=strategy)
+    module = scripted_module(val=RISING)
+    made.fit(module)
+    assert scheduler_of(made).last_epoch == (12 if schedule is COSINE_BY_STEP else 3)
+    assert module.lrs[-1] < 1.0
+    assert configure.fit_state.configured(made) == []  # as without optplug's optimizer: there is no group table
 
 
 # ----------------------------------------------------------------------------------------------- copies during a fit
