@@ -434,6 +434,19 @@ def test_mode_that_cannot_be_inferred_raises(scripted_module: type, trainer: Any
     assert module.lrs == []
 
 
+def test_mode_that_cannot_be_inferred_while_saving_raises_in_the_next_epoch(
+    fit: Any, scripted_module: type, optplug_lightning: Any, save_every_checkpoint: Any, tmp_path: Any
+) -> None:
+    module = scripted_module(late={"quality": range(9)})
+    module.metric = Score()  # because of this object, the mode is not required when the scheduler is built
+    callback = optplug_lightning.ConfigureOptimizers(SGD, PLATEAU, monitor="quality")
+    saver = save_every_checkpoint("{epoch}", save_on_train_epoch_end=True)
+    with pytest.raises(ConfigError, match="cannot infer from the name 'quality'"):
+        fit(None, module=module, callbacks=[callback, saver], enable_checkpointing=True)
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["epoch=0.ckpt"]
+    assert module.scheduler_steps == []
+
+
 def test_mode_that_cannot_be_inferred_raises_before_training(fit_plateau: Any, scripted_module: type) -> None:
     module = scripted_module(val={"val_score": [1.0]})
     with pytest.raises(ConfigError) as caught:

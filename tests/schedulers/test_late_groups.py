@@ -132,6 +132,9 @@ TORCH_SCHEDULERS = {
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.ConstantLR(o, 0.1, 4), lr_scheduler.ExponentialLR(o, 0.9)], [4]
     ),
+    "SequentialLR, eta_min in the second": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1, 4), lr_scheduler.CosineAnnealingLR(o, 9, 0.005)], [6]
+    ),
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.LinearLR(o, 0.2, 1.0, 5), lr_scheduler.MultiplicativeLR(o, lambda t: 0.9)]
     ),
