@@ -219,10 +219,12 @@ class GlobalStepCounter:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+        self._count_at_end = 0
 
     @property
     def count(self) -> int:
-        return int(self._trainer.global_step)
+        return self._count_at_end if self._trainer is None else int(self._trainer.global_step)
 
     def detach(self) -> None:
-        """Do nothing: this counter has no hook."""
+        """Drop the reference to the trainer. `count` keeps its value."""
+        self._count_at_end, self._trainer = self.count, None

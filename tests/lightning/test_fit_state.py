@@ -206,6 +206,7 @@ def test_schedule_of_an_optimizer_that_the_strategy_wraps_is_stepped(
     made.fit(module)
     assert scheduler_of(made).last_epoch == (12 if schedule is COSINE_BY_STEP else 3)
     assert module.lrs[-1] < 1.0
+    assert [counter.count for counter in configure.fit_state.step_counters] == [12]
     assert configure.fit_state.configured(made) == []  # as without optplug's optimizer: there is no group table
 
 
