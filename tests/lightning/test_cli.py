@@ -296,7 +296,7 @@ def test_class_has_the_right_module_and_base(optplug_lightning: Any, pl: Any):
         (["--param_groups", "no_decay"], "param_groups: requires an optimizer: add e.g. optimizer: adam"),
         (
             ["--optimizer", "adam", "--param_groups", "no_dcay"],
-            "param_groups[0]",
+            "param_groups: there is no preset 'no_dcay'; did you mean 'no_decay'?",
         ),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
