@@ -26,14 +26,15 @@ from optplug.engines.compiler import CompiledFunction
 from optplug.rules.trace import TracedRule
 
 CHUNK_SIZE = 1 << 14
-"""Maximum number of elements of a chunk. A chunk is a part of one tensor and uses one row of scalars."""
+"""Number of elements of a chunk, at least. A chunk is a part of one tensor and uses one row of scalars."""
 
 BLOCK_SIZE = 1 << 18
-"""Maximum number of elements of a block. A thread takes one block at a time; long contiguous accesses are faster."""
+"""Number of elements of a chunk or block, at most. A thread takes one block of chunks at a time; long contiguous
+accesses are faster."""
 
 MIN_BLOCKS = 64
 """The work is divided into at least so many blocks, so that all threads finish at about the same time, but into none
-smaller than a chunk."""
+smaller than `CHUNK_SIZE`."""
 
 ELEMENTS_PER_THREAD = 1 << 19
 """Number of elements for each additional thread. Updating this many elements takes longer than starting a thread."""
@@ -82,13 +83,15 @@ class ChunkTable:
         lengths = np.asarray(lengths, np.int64)
         tensor_of_chunk: Any = slice(None)
         sizes, offsets = lengths, np.zeros((1, 1), np.int64)
+        elements = int(lengths.sum())
+        size = min(max(CHUNK_SIZE, elements // MIN_BLOCKS), BLOCK_SIZE)
         # Where all tensors fit into one chunk, as rows of sparse gradients mostly do, chunks and tensors are the same.
-        if lengths.size and not (lengths.min() > 0 and lengths.max() <= CHUNK_SIZE):
-            chunk_counts = -(-lengths // CHUNK_SIZE)
+        if lengths.size and not (lengths.min() > 0 and lengths.max() <= size):
+            chunk_counts = -(-lengths // size)
             tensor_of_chunk = np.repeat(np.arange(len(lengths)), chunk_counts)
             first_chunks = np.repeat(np.cumsum(chunk_counts) - chunk_counts, chunk_counts)
-            starts = (np.arange(len(tensor_of_chunk)) - first_chunks) * CHUNK_SIZE
-            sizes = np.minimum(CHUNK_SIZE, lengths[tensor_of_chunk] - starts)
+            starts = (np.arange(len(tensor_of_chunk)) - first_chunks) * size
+            sizes = np.minimum(size, lengths[tensor_of_chunk] - starts)
             offsets = starts[:, None] * np.asarray(kernel.itemsizes)
         self._kernel = kernel
         self._elements_per_thread = elements_per_thread
@@ -98,8 +101,8 @@ class ChunkTable:
         self._rows[:, 0] = sizes
         self._addresses: np.ndarray[Any, Any] | None = None
         self._has_scalar_rows = False
-        self._elements = int(lengths.sum())
-        block = (np.cumsum(sizes) - 1) // min(max(CHUNK_SIZE, self._elements // MIN_BLOCKS), BLOCK_SIZE)
+        self._elements = elements
+        block = (np.cumsum(sizes) - 1) // size
         self._blocks = np.append(np.flatnonzero(np.diff(block, prepend=-1)), len(sizes))
         self._pointers = (self._rows.ctypes.data, self._blocks.ctypes.data)
 
