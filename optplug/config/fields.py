@@ -5,6 +5,7 @@ A kind reads a value, which checks it, and describes the allowed values as JSON 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -71,9 +72,14 @@ class Field:
 
     def schema(self) -> Schema:
         """The JSON Schema of the field: description, allowed values and default."""
-        return {"description": self.words.replace("`", ""), **self.value_schema(), **self._default_schema()}
+        return {"description": self.plain_words, **self._value_schema(), **self._default_schema()}
 
-    def value_schema(self) -> Schema:
+    @property
+    def plain_words(self) -> str:
+        """What the key means, without Markdown."""
+        return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", self.words).replace("`", "")
+
+    def _value_schema(self) -> Schema:
         schema = self.kind.schema()
         if not self.is_nullable:
             return schema

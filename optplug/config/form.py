@@ -268,7 +268,7 @@ TOP_LEVEL = table(
     Field(
         "on_resume",
         Choice(ON_RESUME),
-        "what is restored from the checkpoint when training resumes, see [below](#on_resume)",
+        "what is restored from the checkpoint when training resumes; see [on_resume](#on_resume)",
         ON_RESUME[0],
         is_nullable=True,
     ),

@@ -14,37 +14,26 @@ from typing import Any
 
 from optplug.config.build import parse_and_check
 from optplug.config.describe import describe_registration
-from optplug.config.form import SUBCOMMANDS
+from optplug.config.fields import Field
+from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL
 from optplug.config.model import Config
 from optplug.errors import OptplugError, did_you_mean
 from optplug.lightning._compat import cli_value, installed_import_names
 from optplug.lightning.callback import ConfigureOptimizers
 from optplug.registry import registry
 
-CLI_KEYS: Mapping[str, tuple[Any, str]] = MappingProxyType(
+CLI_KEYS: Mapping[str, Field] = MappingProxyType({**TOP_LEVEL, OVERRIDE.name: OVERRIDE})
+"""The keys that OptplugCLI adds. `ConfigureOptimizers` has arguments of these names."""
+
+_TYPES: Mapping[str, Any] = MappingProxyType(
     {
-        "optimizer": (
-            str | dict[str, Any] | list[dict[str, Any]] | None,
-            "A name, or {name: adam, lr: 1.0e-3, ...}, or a list of these; see `optplug list`, --optimizer.help NAME.",
-        ),
-        "scheduler": (
-            str | dict[str, Any] | None,
-            "A name, or {name: cosine_annealing_lr, T_max: auto, warmup_steps: 100, ...}; see --scheduler.help NAME.",
-        ),
-        "param_groups": (
-            str | list[str | dict[str, Any]] | None,
-            "Options of parameter groups: [no_decay, {match: 'head.*', lr_mult: 10}, ...].",
-        ),
-        "monitor": (str | None, "The metric that a plateau scheduler monitors; by default it is inferred."),
-        "mode": (str | None, "Whether a lower (min) or a higher (max) value of the metric is better."),
-        "on_resume": (
-            str | None,
-            "What a resumed run uses: keep (all of the checkpoint), override_hparams, reset_scheduler or reset_all.",
-        ),
-        "override": (bool, "Replace the model's own configure_optimizers."),
+        "optimizer": str | dict[str, Any] | list[dict[str, Any]] | None,
+        "scheduler": str | dict[str, Any] | None,
+        "param_groups": str | list[str | dict[str, Any]] | None,
+        "override": bool,
     }
 )
-"""The keys that OptplugCLI adds, each with type and help text. `ConfigureOptimizers` has arguments of these names."""
+"""The types that jsonargparse reads; text for the other keys."""
 
 NAME_KEYS = ("optimizer", "scheduler")
 """The keys whose value may be a name."""
@@ -157,11 +146,12 @@ class _OptplugCLI:
     def add_default_arguments_to_parser(self, parser: Any) -> None:
         # Not in add_arguments_to_parser, which users override without calling super.
         super().add_default_arguments_to_parser(parser)  # type: ignore[misc]
-        for key, (kind, description) in CLI_KEYS.items():
+        for key, field in CLI_KEYS.items():
             if key in NAME_KEYS:
                 help_text = f"Show the arguments and the documentation of the {key} NAME, and exit."
                 parser.add_argument(f"--{key}.help", action=_DescribeAction, kind=key, help=help_text)
-            parser.add_argument(f"--{key}", type=kind, default=False if kind is bool else None, help=description)
+            default = field.default if key == "override" else None
+            parser.add_argument(f"--{key}", type=_TYPES.get(key, str | None), default=default, help=field.plain_words)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         super().parse_arguments(parser, args)  # type: ignore[misc]
