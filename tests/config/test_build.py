@@ -10,7 +10,8 @@ import yaml
 from torch import nn
 
 import optplug
-from optplug.config.build import build_scheduler, parse_and_check
+from optplug.config import arguments, build
+from optplug.config.build import build_optimizer, build_scheduler, parse_and_check
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -20,6 +21,7 @@ from optplug.errors import (
     OptplugError,
     loc_text,
 )
+from optplug.registry import Registration
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
 PLATEAU = {"name": "reduce_lr_on_plateau"}
@@ -169,3 +171,27 @@ def test_patience_unit_requires_method_at(warmup: dict[str, int]):
         for name in ("positioned_metric_scheduler", "reduce_lr_on_plateau"):
             assert callable(build(name, patience_unit=unit).at)
     assert not hasattr(build("metric_scheduler", patience_unit="validations", on_nonfinite="raise"), "at")
+
+
+# ----------------------------------------------------------------------------------------------- number of checks
+
+
+def test_names_are_checked_once_and_values_by_one_construction(monkeypatch: pytest.MonkeyPatch):
+    checked, constructed = [], []
+    argument_errors, construct = arguments.argument_errors, build._construct_optimizer
+
+    def count_checks(registration: Registration, *rest: Any) -> Any:
+        checked.append(registration.name)
+        return argument_errors(registration, *rest)
+
+    def count_constructions(name: str, params: Any, hyperparameters: Any) -> Any:
+        constructed.append(name)
+        return construct(name, params, hyperparameters)
+
+    monkeypatch.setattr(arguments, "argument_errors", count_checks)
+    monkeypatch.setattr(build, "_construct_optimizer", count_constructions)
+    config = parse_and_check({"name": "adam", "lr": 0.1}, {**COSINE, "interval": "step"})
+    assert (checked, constructed) == (["adam", "cosine_annealing_lr"], ["adam"])
+    optimizer = build_optimizer(torch.nn.Linear(1, 1), config.setup)
+    build_scheduler(optimizer, config.scheduler)
+    assert (checked, constructed) == (["adam", "cosine_annealing_lr"], ["adam", "adam"])
