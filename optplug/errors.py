@@ -7,7 +7,7 @@ The functions below the classes build the texts of messages. This file imports t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 Loc = tuple["str | int", ...]
 """A location in a configuration: the keys and indices from the outside to the inside, `("param_groups", 0, "lr")`."""
@@ -16,6 +16,12 @@ Loc = tuple["str | int", ...]
 class OptplugError(Exception):
     """Base class of all exceptions that optplug raises. `str(error)` is the location, if it is known, and the message.
 
+    Args:
+        message: the message, without the location.
+        loc: as the attribute. Default: unknown.
+        argument: as the attribute. Default: None.
+        inside: as the attribute. Default: the whole value.
+
     Attributes:
         loc: the location in a configuration, such as `("param_groups", 0, "lr")`. Empty when it is not known.
         argument: the name of the argument with the wrong value; None if the error is not about a single argument.
@@ -23,10 +29,13 @@ class OptplugError(Exception):
         errors: all errors that this error reports. Usually only the error itself.
     """
 
-    loc: Loc = ()
-    argument: str | None = None
-    inside: Loc = ()
     _joined: tuple[OptplugError, ...] = ()
+
+    def __init__(self, message: str = "", *, loc: Loc = (), argument: str | None = None, inside: Loc = ()) -> None:
+        super().__init__(message)
+        self.loc = loc
+        self.argument = argument
+        self.inside = inside
 
     @property
     def errors(self) -> tuple[OptplugError, ...]:
@@ -73,9 +82,9 @@ class ConfigErrors(ConfigError):  # noqa: N818  # the plural distinguishes it fr
     """
 
     def __init__(self, errors: Sequence[OptplugError]) -> None:
-        self._joined = tuple(errors)
         lines = "".join(f"\n  {error}" for error in errors)
         super().__init__(f"the configuration has {len(errors)} errors:{lines}")
+        self._joined = tuple(errors)
 
     def __reduce__(self) -> tuple[type, tuple[Sequence[OptplugError]]]:
         return type(self), (self.errors,)
@@ -123,21 +132,6 @@ class SparseGradientError(OptplugError, RuntimeError):
 
 class WiringError(OptplugError, RuntimeError):
     """The trainer, the module and the configuration do not fit together."""
-
-
-Error = TypeVar("Error", bound=OptplugError)
-
-
-def with_loc(loc: Loc, error: Error) -> Error:
-    """Set the location of an error and return the error."""
-    error.loc = loc
-    return error
-
-
-def with_argument(argument: str, error: Error, inside: Loc = ()) -> Error:
-    """Set the argument that an error is about, and the location inside its value, and return the error."""
-    error.argument, error.inside = argument, inside
-    return error
 
 
 def loc_text(loc: Loc) -> str:
@@ -198,8 +192,9 @@ class ErrorCollector:
         """
         if len(self.errors) > 1:
             first = self.errors[0]
-            joined = type(first)("\n".join(error.message for error in self.errors))
-            joined.argument, joined.inside, joined._joined = first.argument, first.inside, tuple(self.errors)
+            message = "\n".join(error.message for error in self.errors)
+            joined = type(first)(message, argument=first.argument, inside=first.inside)
+            joined._joined = tuple(self.errors)
             raise joined
         for error in self.errors:
             raise error

@@ -21,7 +21,7 @@ from optplug.config.form import (
     SELECTORS,
 )
 from optplug.config.value_schema import numbers_from_text, schema_of_type
-from optplug.errors import ConfigError, ErrorCollector, Loc, did_you_mean, listing, short_list, with_argument
+from optplug.errors import ConfigError, ErrorCollector, Loc, did_you_mean, listing, short_list
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments, configurable_type, constructor_arguments
 from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
@@ -112,7 +112,7 @@ def argument_errors(
     known, is_complete = constructor_arguments(registry.get(registration.spec.kind, registration.qualified_name))
     for key in arguments if is_complete else ():
         if key not in known:
-            yield with_argument(key, _unknown_argument(registration, key, known, keys))
+            yield _unknown_argument(registration, key, known, keys)
     missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
     if missing:
         length = length_argument(registration)
@@ -131,7 +131,7 @@ def _unknown_argument(
         hint = f"; it has {short_list(sorted(known), f'optplug info {registration.name}')}"
         hint += f", and in a configuration {short_list(keys)}" if keys else ""
     noun = "argument" if kind == "scheduler" else "option"
-    return ConfigError(f"{registration.name} has no {noun} {key!r}{hint}")
+    return ConfigError(f"{registration.name} has no {noun} {key!r}{hint}", argument=key)
 
 
 def _hint_for_misplaced_key(kind: str, key: str, keys: Collection[str]) -> str:

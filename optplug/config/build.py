@@ -38,7 +38,6 @@ from optplug.errors import (
     loc_text,
     one_line,
     short_list,
-    with_loc,
 )
 from optplug.optim.combined import Combined
 from optplug.optim.strict_kwargs import StrictKwargs
@@ -133,7 +132,8 @@ def build_optimizer(module: nn.Module, setup: OptimizerSetup, loc: Loc = ("optim
     try:
         return Combined([_build_entry(module, entry, entry_loc, entry_loc) for entry, entry_loc in located])
     except OptplugError as error:
-        raise with_loc(error.loc or loc, error) from error.__cause__
+        error.loc = error.loc or loc
+        raise
 
 
 def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: Loc, groups_loc: Loc) -> torch.optim.Optimizer:

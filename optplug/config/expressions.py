@@ -20,7 +20,6 @@ from optplug.errors import (
     did_you_mean,
     listing,
     one_line,
-    with_argument,
 )
 from optplug.registry import registry
 
@@ -287,5 +286,6 @@ def _resolve_item(collector: ErrorCollector, name: str, inside: Loc, value: Any)
     try:
         return resolve_function(value)
     except OptplugError as error:
-        collector.add(with_argument(name, error, inside), (name, *inside))
+        error.argument, error.inside = name, inside
+        collector.add(error, (name, *inside))
         return None

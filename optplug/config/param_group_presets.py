@@ -13,7 +13,6 @@ from optplug.config.param_selection import ModuleAttribute, ModuleParameter, com
 from optplug.errors import (
     ConfigError,
     short_list,
-    with_loc,
 )
 
 GroupAssignment = tuple[str, list[ModuleParameter], dict[str, Any]]
@@ -117,10 +116,10 @@ class LayerDecay:
                 message = (
                     f"{glob!r} matches no parameter that the previous layers do not match; the parameters are {names}"
                 )
-                raise with_loc(("layers", i), ConfigError(message))
+                raise ConfigError(message, loc=("layers", i))
         if unmatched:
             message = f"no layer matches {short_list(unmatched)}; add '*' as the last layer for all other parameters"
-            raise with_loc(("layers",), ConfigError(message))
+            raise ConfigError(message, loc=("layers",))
         return {_fill_numbers(self.layers[i], numbers): ordered[i, numbers] for i, numbers in sorted(ordered)}
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from optplug.config.form import MULTIPLIERS
 from optplug.config.param_group_presets import GroupAssignment, LayerDecay, NoDecay
 from optplug.config.param_selection import ModuleParameter, Selector, check_selector, module_parameters
 from optplug.config.plain_data import to_serializable
-from optplug.errors import ConfigError, ErrorCollector, Loc, with_loc
+from optplug.errors import ConfigError, ErrorCollector, Loc
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def build_param_groups(
         collector.raise_collected()
     for name, count in Counter(group["name"] for group in groups.values()).items():
         if count > 1:  # for example a rule named "default", or a rule named "a + b" and rules named "a" and "b"
-            error = ConfigError(f"two groups would be named {name!r}: give the rule of this name another name")
-            raise with_loc(("param_groups",), error)
+            message = f"two groups would be named {name!r}: give the rule of this name another name"
+            raise ConfigError(message, loc=("param_groups",))
     return list(groups.values())
 
 
@@ -162,7 +162,7 @@ def apply_multipliers(
             value = result.get(key, base.get(key))
             if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
                 message = f"{multiplier} multiplies {key}, which is {value!r}: give the optimizer a number for {key}"
-                raise with_loc(locs.get(multiplier, ()), ConfigError(message))
+                raise ConfigError(message, loc=locs.get(multiplier, ()))
             result[key] = value * options[multiplier]
     return result
 

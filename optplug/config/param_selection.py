@@ -14,7 +14,7 @@ from fnmatch import translate
 
 from torch import Tensor, nn
 
-from optplug.errors import ConfigError, listing, suggest, with_loc
+from optplug.errors import ConfigError, listing, suggest
 
 WRAPPER_PREFIXES = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 """Parts that wrappers add to parameter names. Patterns match names without them."""
@@ -173,7 +173,7 @@ def check_selector(selector: Selector, parameters: Sequence[ModuleParameter], mo
             known = [attribute.name for p in parameters for attribute in p.attributes]
             intro = "its parameters are"
         hint = suggest(pattern, known, intro=intro)
-        raise with_loc((key,), ConfigError(f"{pattern!r} matches no parameter of {type(module).__name__}{hint}"))
+        raise ConfigError(f"{pattern!r} matches no parameter of {type(module).__name__}{hint}", loc=(key,))
     if not any(selector.selects(parameter) for parameter in parameters):
         conditions = listing(f"{key} {pattern!r}" for key, pattern in selector.patterns())
         raise ConfigError(f"no parameter of {type(module).__name__} is selected by {conditions} together")

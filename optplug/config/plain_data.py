@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from optplug.errors import ConfigError, Loc, OptplugError, one_line, with_loc
+from optplug.errors import ConfigError, Loc, OptplugError, one_line
 
 MAX_NESTING_DEPTH = 30
 """Allowed levels of nested mappings and lists. A deeper value is assumed to contain itself."""
@@ -46,9 +46,10 @@ def _convert_item(loc: Loc, get: Callable[[], Any], depth: int) -> Any:
         return to_builtins(get(), depth + 1)
     except OptplugError as error:
         inner = loc if depth < 5 else ()  # keep the location short where a value contains itself
-        raise with_loc((*inner, *error.loc), error) from None
+        error.loc = (*inner, *error.loc)
+        raise error from None
     except Exception as error:  # OmegaConf raises many types
-        raise with_loc(loc, ConfigError(f"cannot be read: {one_line(error)}")) from error
+        raise ConfigError(f"cannot be read: {one_line(error)}", loc=loc) from error
 
 
 def to_serializable(value: Any) -> Any:

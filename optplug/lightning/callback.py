@@ -83,8 +83,10 @@ class ConfigureOptimizers(SteppingCallback):
         verbose: bool = True,
     ) -> None:
         for name, flag in (("override", override), ("verbose", verbose)):
-            if not isinstance(flag, bool):
-                raise ConfigTypeError(f"{name}: must be True or False, got {flag!r} ({type(flag).__name__})")
+            value: object = flag
+            if not isinstance(value, bool):
+                message = f"must be True or False, got {value!r} ({type(value).__name__})"
+                raise ConfigTypeError(message, loc=(name,))
         super().__init__(manage_third_party_plateaus=optimizer is None and scheduler is None, verbose=verbose)
         self.config: Config | None = None
         self.override = override

@@ -89,7 +89,8 @@ def configure_optimizers(
     if prebuilt is not None:
         if param_groups is not None:
             raise ConfigError(
-                "param_groups: not allowed with an optimizer object: pass the optimizer's name and options instead"
+                "not allowed with an optimizer object: pass the optimizer's name and options instead",
+                loc=("param_groups",),
             )
         alone = scheduler is None and all(value is None for value in given.values())
         config = Config((OptimizerSetup(),)) if alone else parse_and_check(None, scheduler, **given)
@@ -97,7 +98,7 @@ def configure_optimizers(
         config = parse_and_check(optimizer, scheduler, param_groups=param_groups, **given)
         if not config.setups[0].entries:
             raise ConfigTypeError(
-                "optimizer: must be a name, a mapping with a name, or an optimizer, got None (NoneType)"
+                "must be a name, a mapping with a name, or an optimizer, got None (NoneType)", loc=("optimizer",)
             )
     return build_from_config(module, config, prebuilt)
 
@@ -154,9 +155,10 @@ def check_optimization_mode(module: Any, config: Config) -> None:
     """
     if len(config.setups) > 1 and getattr(module, "automatic_optimization", False):
         raise WiringError(
-            f"optimizer: automatic optimization steps one optimizer, but {len(config.setups)} are configured: set "
+            f"automatic optimization steps one optimizer, but {len(config.setups)} are configured: set "
             f"self.automatic_optimization = False in {type(module).__name__}.__init__ and step each in training_step, "
-            "or combine them into one: optimizer: {combine: [...]}"
+            "or combine them into one: optimizer: {combine: [...]}",
+            loc=("optimizer",),
         )
 
 
@@ -177,7 +179,7 @@ def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimiz
         scheduled = resolve_lengths(scheduled, length or TrainingLength(), scheduler_loc)
     if prebuilt is None and not setup.entries:
         raise WiringError(
-            f"scheduler: no optimizer is configured for {type(module).__name__}: add e.g. optimizer: adam"
+            f"no optimizer is configured for {type(module).__name__}: add e.g. optimizer: adam", loc=("scheduler",)
         )
     optimizer = prebuilt if prebuilt is not None else build_optimizer(module, setup, config.loc(setup))
     scheduler = plan = None
@@ -275,13 +277,15 @@ def _build_own_optimizer(module: Any, *, override: bool) -> Optimizer:
         found = found.get("optimizer")
     if not isinstance(found, Optimizer):
         raise WiringError(
-            f"scheduler: {name}.configure_optimizers must return one optimizer for the configured schedule, "
-            f"got {type(returned).__name__}: configure the optimizer too"
+            f"{name}.configure_optimizers must return one optimizer for the configured schedule, "
+            f"got {type(returned).__name__}: configure the optimizer too",
+            loc=("scheduler",),
         )
     if schedule and not override:
         raise WiringError(
-            f"scheduler: {name}.configure_optimizers returns a schedule, and the configuration has one too: "
-            "remove one, or pass override=True to replace the module's own"
+            f"{name}.configure_optimizers returns a schedule, and the configuration has one too: "
+            "remove one, or pass override=True to replace the module's own",
+            loc=("scheduler",),
         )
     if schedule:  # its constructor has set the learning rates of its first step
         for group in found.param_groups:
@@ -324,8 +328,8 @@ def set_configure_optimizers(
     if not config.setups[0].entries:
         if not own:
             raise WiringError(
-                f"scheduler: no optimizer is configured, and {name} defines no configure_optimizers: "
-                "add e.g. optimizer: adam"
+                f"no optimizer is configured, and {name} defines no configure_optimizers: add e.g. optimizer: adam",
+                loc=("scheduler",),
             )
     elif not override and (bound is not None or own):
         raise WiringError(

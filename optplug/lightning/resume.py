@@ -49,8 +49,9 @@ def prepare_resume(
     policy = found[0][1].config.on_resume
     if sharded and policy != "keep":
         raise WiringError(
-            f"on_resume: {policy} is not supported with {type(trainer.strategy).__name__}, which restores checkpoints "
-            "itself: leave on_resume out, or start from the weights alone"
+            f"{policy} is not supported with {type(trainer.strategy).__name__}, which restores checkpoints "
+            "itself: leave on_resume out, or start from the weights alone",
+            loc=("on_resume",),
         )
     saved = saved_metadata(checkpoint)
     resume = ResumeState(policy, saved.get("config", {}), saved.get("plateau_histories", []))

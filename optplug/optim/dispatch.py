@@ -19,7 +19,6 @@ from optplug.errors import (
     RuleError,
     listing,
     suggest,
-    with_argument,
 )
 from optplug.rules.trace import RuleVariant, TracedRule, trace
 
@@ -36,10 +35,10 @@ def check_engine(engine: Any) -> None:
     available = engines.engine_names()
     if engine in engines.PLANNED:
         message = f"engine {engine!r} is not part of this version; there are {listing(available)}"
-        raise with_argument("engine", EngineError(message))
+        raise EngineError(message, argument="engine")
     if engine not in available:
         message = f"no engine named {engine!r}{suggest(engine, available, intro='there are')}"
-        raise with_argument("engine", EngineError(message))
+        raise EngineError(message, argument="engine")
 
 
 def parse_state_dtype(dtype: Any) -> torch.dtype | None:
@@ -53,7 +52,7 @@ def parse_state_dtype(dtype: Any) -> torch.dtype | None:
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
     message = f"state_dtype must be a floating-point torch.dtype or None, got {dtype!r}"
-    raise with_argument("state_dtype", HyperparameterTypeError(message))
+    raise HyperparameterTypeError(message, argument="state_dtype")
 
 
 def check_engine_options(options: Mapping[str, Any], engine: str) -> None:
@@ -69,15 +68,15 @@ def check_engine_options(options: Mapping[str, Any], engine: str) -> None:
     """
     foreach, fused, differentiable = options["foreach"], options["fused"], options["differentiable"]
     if fused and differentiable:
-        raise with_argument("fused", EngineError("`fused` does not support `differentiable`"))
+        raise EngineError("`fused` does not support `differentiable`", argument="fused")
     if fused and foreach:
-        raise with_argument("fused", EngineError("`fused` and `foreach` cannot be `True` together."))
+        raise EngineError("`fused` and `foreach` cannot be `True` together.", argument="fused")
     if foreach is not None and engine not in ("auto", engines.ENGINE_OF_FOREACH[foreach]):
-        raise with_argument("foreach", EngineError(f"foreach={foreach} contradicts engine={engine!r}"))
+        raise EngineError(f"foreach={foreach} contradicts engine={engine!r}", argument="foreach")
     requested = engines.ENGINE_OF_FOREACH[foreach] if foreach is not None else engine
     if differentiable and requested not in ("auto", *_names_with("differentiable")):
         message = f"_foreach ops don't support autograd: differentiable=True {_needs('differentiable')}"
-        raise with_argument("differentiable", RecordingError(message))
+        raise RecordingError(message, argument="differentiable")
 
 
 def _names_with(option: str) -> list[str]:

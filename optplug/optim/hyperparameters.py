@@ -18,7 +18,6 @@ from optplug.errors import (
     OptplugError,
     number_hint,
     suggest,
-    with_argument,
 )
 from optplug.optim.ranges import COMMON_RANGES, Range
 from optplug.registry.signature import constructor_signature
@@ -90,7 +89,8 @@ def check_hyperparameters(
             hint = suggest(key, references, see=f"help({optimizer_name})")
             errors = iter([HyperparameterError(f"{optimizer_name} has no option {key!r}{hint}")])
         for error in errors:
-            collector.add(with_argument(key, error, error.inside))
+            error.argument = key
+            collector.add(error)
     collector.raise_joined()
 
 
@@ -128,7 +128,8 @@ def _tuple_errors(
         error = _number_error(f"{key}[{i}]", item, indexed, optimizer_name)
         if error is not None:
             items_are_valid = False
-            yield with_argument(key, error, (i,))
+            error.inside = (i,)
+            yield error
     if items_are_valid and len({isinstance(item, Tensor) for item in value}) > 1:
         yield HyperparameterError(f"{key} must be either both floats or both Tensors, got {value!r}")
 

@@ -149,8 +149,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def check_options(self, options: dict[str, Any]) -> None:
         """Check options that constrain each other. Subclasses override this and raise `HyperparameterError`.
 
-        It is called if each option by itself is valid. `optplug.errors.with_argument` states which option an error is
-        about.
+        It is called if each option by itself is valid. `argument` of the error is the option at fault.
         """
 
     def _check_group(self, group: dict[str, Any], defaults: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from optplug.errors import ErrorCollector, HyperparameterTypeError, suggest, with_argument
+from optplug.errors import ErrorCollector, HyperparameterTypeError, suggest
 from optplug.registry.signature import constructor_signature, takes_untyped_options
 
 if TYPE_CHECKING:
@@ -52,5 +52,5 @@ def check_keywords(cls: type, keywords: Iterable[str], known: Collection[str]) -
         if key not in known:
             hint = suggest(key, known, see=f"help({name})")
             message = f"{name}.__init__() got an unexpected keyword argument {key!r}{hint}"
-            collector.add(with_argument(key, HyperparameterTypeError(message)))
+            collector.add(HyperparameterTypeError(message, argument=key))
     collector.raise_joined()

@@ -21,7 +21,6 @@ from optplug.errors import (
     OptplugError,
     listing,
     number_hint,
-    with_argument,
 )
 
 
@@ -82,7 +81,8 @@ class ArgumentChecks:
             index: index of the wrong value in a list. Default: None, the error is about the whole argument.
         """
         errors = vars(self).setdefault("_argument_errors", ErrorCollector())
-        errors.add(with_argument(name, error, () if index is None else (index,)))
+        error.argument, error.inside = name, () if index is None else (index,)
+        errors.add(error)
         return math.nan
 
     def raise_argument_errors(self) -> None:

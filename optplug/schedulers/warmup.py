@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, number_hint, with_argument
+from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, number_hint
 from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
 from optplug.schedulers.checks import check_state, whole_hint
 from optplug.schedulers.late_groups import follow_groups
@@ -242,11 +242,11 @@ def check_warmup_steps(steps: Any, least: int = 1) -> None:
     """
     if isinstance(steps, bool) or not isinstance(steps, int):
         message = f"warmup steps must be a whole number of optimizer steps, got {steps!r}{whole_hint(steps)}"
-        raise with_argument("steps", ConfigTypeError(message))
+        raise ConfigTypeError(message, argument="steps")
     if steps < least:
         hint = "; to train without warmup, omit it" * least
         message = f"warmup steps must be at least {least}, got {steps}{hint}"
-        raise with_argument("steps", ConfigError(message))
+        raise ConfigError(message, argument="steps")
 
 
 def check_start_factor(start_factor: Any) -> None:
@@ -260,7 +260,7 @@ def check_start_factor(start_factor: Any) -> None:
         return
     if isinstance(start_factor, bool) or not isinstance(start_factor, (int, float)):
         message = f"warmup start_factor must be a number, got {start_factor!r}{number_hint(start_factor)}"
-        raise with_argument("start_factor", ConfigTypeError(message))
+        raise ConfigTypeError(message, argument="start_factor")
     if not 0 < start_factor <= 1 or not math.isfinite(start_factor):
         message = f"warmup start_factor must be above 0 and at most 1, got {start_factor}"
-        raise with_argument("start_factor", ConfigError(message))
+        raise ConfigError(message, argument="start_factor")

@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from optplug import Params, RuleOptimizer, RuleOptions, State
-from optplug.errors import HyperparameterError, with_argument
+from optplug.errors import HyperparameterError
 from optplug.ops import lerp, maximum, sqrt
 
 
@@ -67,9 +67,9 @@ class Adam(RuleOptimizer):
             return
         reason = "as a Tensor is not supported for capturable=False and foreach=True"
         if isinstance(options["lr"], Tensor):
-            raise with_argument("lr", HyperparameterError(f"lr {reason}"))
+            raise HyperparameterError(f"lr {reason}", argument="lr")
         if isinstance(options["betas"][0], Tensor):
-            raise with_argument("betas", HyperparameterError(f"betas[0] {reason}"))
+            raise HyperparameterError(f"betas[0] {reason}", argument="betas")
 
     @staticmethod
     def rule(p, g, step, exp_avg, exp_avg_sq, max_exp_avg_sq, *, lr, betas, eps, amsgrad=False):  # type: ignore[no-untyped-def]

@@ -22,7 +22,6 @@ from optplug.errors import (
     did_you_mean,
     listing,
     short_list,
-    with_argument,
 )
 from optplug.optim import hyperparameters
 from optplug.optim.parameters import Params, check_group_params
@@ -178,7 +177,7 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
             near = did_you_mean(name, ["strong_wolfe"])
             message = f"only 'strong_wolfe' is supported, or None for fixed steps; got {name!r}{near}"
-            collector.add(with_argument("line_search_fn", LineSearchError(message)))
+            collector.add(LineSearchError(message, argument="line_search_fn"))
         collector.raise_joined()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

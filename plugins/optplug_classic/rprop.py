@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from optplug import Params, RuleOptimizer, State
-from optplug.errors import ErrorCollector, HyperparameterError, with_argument
+from optplug.errors import ErrorCollector, HyperparameterError
 from optplug.ops import maximum, minimum, sign, where
 from optplug.optim.options import OptionsWithoutDecay
 from optplug.optim.ranges import at_least
@@ -61,10 +61,10 @@ class Rprop(RuleOptimizer):
         collector = ErrorCollector()
         if wrong := [i for i, is_valid in enumerate((0 < minus < 1, plus > 1)) if not is_valid]:
             message = f"Invalid eta values: {minus}, {plus} (Rprop: 0 < etas[0] < 1 < etas[1])"
-            collector.add(with_argument("etas", HyperparameterError(message), tuple(wrong) if len(wrong) == 1 else ()))
+            collector.add(HyperparameterError(message, argument="etas", inside=tuple(wrong) if len(wrong) == 1 else ()))
         if low > high:
             message = f"Invalid step sizes: {low}, {high} (Rprop: step_sizes[0] <= step_sizes[1])"
-            collector.add(with_argument("step_sizes", HyperparameterError(message)))
+            collector.add(HyperparameterError(message, argument="step_sizes"))
         collector.raise_joined()
 
     @staticmethod

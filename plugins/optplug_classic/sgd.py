@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from optplug import Params, RuleOptimizer, RuleOptions, State
-from optplug.errors import HyperparameterError, with_argument
+from optplug.errors import HyperparameterError
 
 
 class SGD(RuleOptimizer):
@@ -71,7 +71,7 @@ class SGD(RuleOptimizer):
     def check_options(self, options: dict[str, Any]) -> None:
         if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
             message = "Nesterov momentum requires a momentum and zero dampening"
-            raise with_argument("nesterov", HyperparameterError(message))
+            raise HyperparameterError(message, argument="nesterov")
 
     @staticmethod
     def rule(p, g, momentum_buffer, *, lr, momentum, dampening, first, nesterov=False):  # type: ignore[no-untyped-def]
