@@ -156,13 +156,14 @@ class ErrorCollector:
         Args:
             error: the error. Its `loc` is relative to `loc`.
             loc: the location of the value that was checked.
-            argument_loc: the location of an argument, relative to `loc`. None if `loc` is a constructor's argument or
-                contains no arguments.
+            argument_loc: returns the location of an argument, for errors about an argument. Default: `loc` applies to
+                all errors.
         """
         for each in error.errors:
             if argument_loc is not None and each.argument is not None:
                 each.loc = (*argument_loc(each.argument), *each.inside)
-            each.loc = (*loc, *each.loc)
+            else:
+                each.loc = (*loc, *each.loc)
             self.errors.append(each)
 
     def collect(self, loc: Loc = ()) -> _Collecting:
@@ -293,15 +294,9 @@ def listing(words: Iterable[object]) -> str:
 
 
 def number_hint(value: object) -> str:
-    """Return a hint for text that looks like a number, to be appended to an error; else an empty string.
-
-    YAML reads `1e-3`, without a decimal point, as text: the hint is then `; YAML reads 1e-3 as text, write 1.0e-3`.
-    """
+    """Return `; write 0.001` for text that is a number; else an empty string."""
     try:
-        float(value if isinstance(value, str) else "none")
+        number = float(value if isinstance(value, str) else "none")
     except ValueError:
         return ""
-    mantissa, e, exponent = str(value).lower().partition("e")
-    if e and "." not in mantissa:
-        return f"; YAML reads {value} as text, write {mantissa}.0e{exponent}"
-    return "; write it without quotes"
+    return f"; write {number:g}"

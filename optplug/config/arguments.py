@@ -126,7 +126,7 @@ def _unknown_argument(
     kind = registration.spec.kind
     hint = _hint_for_misplaced_key(kind, key, keys) or did_you_mean(key, [*known, *(k for k in keys if k != ARGS)])
     if key in keys:
-        hint = f"; write {key} directly in {kind}, not under {ARGS}"
+        hint = f"; write {key} beside name, not under {ARGS}"
     if not hint:
         hint = f"; it has {short_list(sorted(known), f'optplug info {registration.name}')}"
         hint += f", and in a configuration {short_list(keys)}" if keys else ""
@@ -146,7 +146,8 @@ def _hint_for_misplaced_key(kind: str, key: str, keys: Collection[str]) -> str:
     if key in SELECTORS:
         return f"; {key} belongs to an entry of param_groups, or to an entry in a list of optimizers"
     if key in ENTRY:
-        return f"; {key} belongs to the top level of the configuration, or to an entry in a list of optimizers"
+        entry = "" if "match" in keys else ", or to an entry in a list of optimizers"
+        return f"; {key} belongs to the top level of the configuration{entry}"
     return ""
 
 
@@ -160,8 +161,10 @@ def check_arguments(registration: Registration, arguments: Mapping[str, Any]) ->
     Raises:
         ConfigError: an argument is unknown, with the nearest match; or a required argument is missing.
     """
+    collector = ErrorCollector()
     for error in argument_errors(registration, arguments):
-        raise error
+        collector.add(error)
+    collector.raise_joined()
 
 
 def group_options(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from optplug.config.arguments import argument_loc, check_arguments
+from optplug.config.arguments import check_arguments
 from optplug.config.form import AUTO, MULTIPLIERS
 from optplug.config.model import (
     LINK_PATTERN,
@@ -111,13 +111,12 @@ def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments:
 # -------------------------------------------------------------------------- from a configuration
 
 
-def build_optimizer(module: nn.Module, setup: OptimizerSetup, loc: Loc = ("optimizer",)) -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, setup: OptimizerSetup) -> torch.optim.Optimizer:
     """Build the optimizer of a setup on the current parameters of a module.
 
     Args:
         module: the module whose trainable parameters are optimized.
         setup: from `optplug.config.parse.parse`, with at least one entry.
-        loc: the location of the optimizer in the configuration.
 
     Raises:
         ConfigError: an error that depends on the module: a pattern matches no parameter, or a link cannot be resolved;
@@ -126,44 +125,37 @@ def build_optimizer(module: nn.Module, setup: OptimizerSetup, loc: Loc = ("optim
         OptplugError: whatever the optimizer class raises.
     """
     if not setup.is_combined:
-        entry = setup.entries[0]
-        return _build_entry(module, entry, loc, loc if entry.select is not None else ())
-    located = [(entry, (*loc, "combine", entry.index)) for entry in setup.entries]
+        return _build_entry(module, setup.entries[0])
+    members = [_build_entry(module, entry) for entry in setup.entries]
     try:
-        return Combined([_build_entry(module, entry, entry_loc, entry_loc) for entry, entry_loc in located])
+        return Combined(members)
     except OptplugError as error:
-        error.loc = error.loc or loc
+        error.loc = ("optimizer",)
         raise
 
 
-def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: Loc, groups_loc: Loc) -> torch.optim.Optimizer:
-    """Build the optimizer of an entry.
-
-    Args:
-        module: the module.
-        entry: the optimizer and its parameters.
-        loc: the location of the entry.
-        groups_loc: the location of the mapping that contains the entry's `param_groups`; empty for the top level.
-    """
+def _build_entry(module: nn.Module, entry: OptimizerEntry) -> torch.optim.Optimizer:
+    """Build the optimizer of an entry."""
     optimizer_config, collector = entry.optimizer, ErrorCollector()
-    hyperparameters = _resolve_links(collector, module, optimizer_config.hyperparameters, loc, optimizer_config.nested)
+    hyperparameters = _replace_links(collector, module, optimizer_config.hyperparameters, optimizer_config.argument_loc)
     rules: list[AnyGroupRule] = []
     for i, rule in enumerate(entry.param_groups):
         if isinstance(rule, GroupRule):
-            options = _resolve_links(collector, module, rule.options, (*groups_loc, "param_groups", i))
+            loc = (*entry.groups_loc, i)
+            options = _replace_links(collector, module, rule.options, _keys_at(loc))
             rule = dataclasses.replace(rule, options=options)
         rules.append(rule)
     collector.raise_collected()
     optimizer_config = dataclasses.replace(optimizer_config, hyperparameters=hyperparameters)
     resolved = dataclasses.replace(entry, optimizer=optimizer_config, param_groups=tuple(rules))
     if resolved != entry:  # the values of links have not been checked yet
-        _dry_run_entry(collector, resolved, loc, (*groups_loc, "param_groups"))
+        _dry_run_entry(collector, resolved)
         collector.raise_collected()
-    with collector.collect(groups_loc):
+    with collector.collect(entry.groups_loc[:-1]):
         groups = build_param_groups(module, rules, _base_options(optimizer_config, hyperparameters), entry.select)
     collector.raise_collected()
     params: list[Any] = groups if rules else groups[0]["params"]
-    with _construction(optimizer_config, hyperparameters, loc):
+    with _construction(optimizer_config, hyperparameters):
         optimizer = _construct_optimizer(optimizer_config.name, params, hyperparameters)
     # Schedulers write into tensors. Clone them, so that no group shares one with the configuration or another group.
     for group in optimizer.param_groups:
@@ -174,38 +166,42 @@ def _build_entry(module: nn.Module, entry: OptimizerEntry, loc: Loc, groups_loc:
 def _base_options(optimizer_config: OptimizerConfig, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The given hyperparameters and the constructor's defaults of the others."""
     known = configurable_arguments(optimizer_config.registration)
-    defaults = {k: p.default for k, p in known.items() if p.default is not p.empty}
+    defaults = {k: p.default for k, p in known.items() if p.default not in (p.empty, ...)}
     return {**defaults, **hyperparameters}
 
 
 @contextmanager
-def _construction(config: OptimizerConfig | SchedulerConfig, arguments: Mapping[str, Any], loc: Loc) -> Iterator[None]:
+def _construction(config: OptimizerConfig | SchedulerConfig, arguments: Mapping[str, Any]) -> Iterator[None]:
     """Wrap exceptions raised by third-party constructors, and set the locations of the errors.
 
     Args:
         config: the optimizer or scheduler that is constructed.
         arguments: the constructor arguments.
-        loc: the location of the optimizer or scheduler.
     """
     try:
         with third_party_errors(config.registration.spec.name, arguments):
             yield
     except OptplugError as error:
         collector = ErrorCollector()
-        collector.add(error, loc, config.argument_loc)
+        collector.add(error, config.loc, config.argument_loc)
         collector.raise_collected()
 
 
-def _resolve_links(
-    collector: ErrorCollector, module: nn.Module, options: Mapping[str, Any], loc: Loc, nested: Collection[str] = ()
+def _replace_links(
+    collector: ErrorCollector, module: nn.Module, options: Mapping[str, Any], loc_of: Callable[[str], Loc]
 ) -> dict[str, Any]:
-    """Options in which each link is replaced by its value; those in `nested` are written under `args`."""
+    """Options in which each link is replaced by its value; `loc_of` returns the location of an option."""
     result = dict(options)
     for key, value in options.items():
         if is_link(value):
-            with collector.collect((*loc, *argument_loc(key, nested))):
+            with collector.collect(loc_of(key)):
                 result[key] = to_builtins(resolve_link(module, value))
     return result
+
+
+def _keys_at(loc: Loc) -> Callable[[str], Loc]:
+    """A function that returns the location of a key of the mapping at a location."""
+    return lambda key: (*loc, key)
 
 
 def is_link(value: Any) -> bool:
@@ -257,7 +253,6 @@ def build_scheduler(
     optimizer: torch.optim.Optimizer,
     scheduler_config: SchedulerConfig,
     mode: str | None = None,
-    loc: Loc = ("scheduler",),
 ) -> LRScheduler:
     """Build the scheduler of an optimizer, with its warmup.
 
@@ -266,7 +261,6 @@ def build_scheduler(
         scheduler_config: from `optplug.config.parse.parse`, with all lengths resolved
             (`optplug.config.training_length.resolve_lengths`).
         mode: `"min"` or `"max"`; passed to a scheduler that takes a metric and has an argument `mode`.
-        loc: the location of the scheduler in the configuration.
 
     Raises:
         ConfigError: an error raised by a third-party class.
@@ -279,7 +273,7 @@ def build_scheduler(
         arguments = dict(scheduler_config.arguments)
         if mode is not None and scheduler_config.takes_metric and "mode" in configurable_arguments(registration):
             arguments["mode"] = mode
-        with _construction(scheduler_config, arguments, loc):
+        with _construction(scheduler_config, arguments):
             scheduler = _construct_scheduler(scheduler_config.name, optimizer, arguments)
     for group in optimizer.param_groups:  # ReduceLROnPlateau does not store base learning rates
         group.setdefault("initial_lr", float(group["lr"]))
@@ -299,11 +293,7 @@ def check_parameter_partition(module: nn.Module, config: Config) -> None:
         ConfigError: two optimizers select the same parameter, or no optimizer selects a parameter; with the names.
         ConfigErrors: several of these errors.
     """
-    located = [
-        (config.loc(setup) if config.has_optimizer_list else ("optimizer", "combine", entry.index), entry)
-        for setup in config.setups
-        for entry in setup.entries
-    ]
+    located = [(entry.optimizer.loc, entry) for setup in config.setups for entry in setup.entries]
     if all(entry.select is None for _, entry in located):
         return
     collector = ErrorCollector()
@@ -360,19 +350,13 @@ def parse_and_check(optimizer: Any = None, scheduler: Any = None, **options: Any
 def _dry_run(collector: ErrorCollector, config: Config) -> None:
     """Build everything once on dummy parameters, so that invalid values are found before there is a model."""
     for setup in config.setups:
-        loc = config.loc(setup)
         for entry in setup.entries:
-            entry_loc = (*loc, "combine", entry.index) if setup.is_combined else loc
-            # A single optimizer has its param_groups at the top level, an entry of a list has its own.
-            is_nested = config.has_optimizer_list or setup.is_combined
-            _dry_run_entry(
-                collector, entry, entry_loc, (*entry_loc, "param_groups") if is_nested else ("param_groups",)
-            )
+            _dry_run_entry(collector, entry)
         if setup.scheduler is not None and setup.scheduler.name is not None:
-            _dry_run_scheduler(collector, setup, setup.scheduler, config.scheduler_loc(setup))
+            _dry_run_scheduler(collector, setup, setup.scheduler)
 
 
-def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: Loc, groups_loc: Loc) -> None:
+def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
     optimizer_config = entry.optimizer
     registration = optimizer_config.registration
     # A third-party constructor may be slow or have side effects.
@@ -385,11 +369,11 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: Loc, g
             _construct_optimizer(optimizer_config.name, [group], arguments)
 
     given = _without_links(optimizer_config.hyperparameters)
-    accepted = _accepted_arguments(collector, construct, given, loc, optimizer_config.argument_loc)
+    accepted = _accepted_arguments(collector, construct, given, optimizer_config.loc, optimizer_config.argument_loc)
     if accepted is None:
         return
     for i, rule in enumerate(entry.param_groups):
-        rule_loc = (*groups_loc, i)
+        rule_loc = (*entry.groups_loc, i)
         if isinstance(rule, LayerDecay) and "lr" not in configurable_arguments(registration):
             collector.add(ConfigError(f"{registration.name} has no lr for layer_decay to multiply"), rule_loc)
         if not isinstance(rule, GroupRule):
@@ -401,12 +385,11 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry, loc: Loc, g
                 collector.add(ConfigError(message), (*rule_loc, multiplier))
         options = {k: v for k, v in _without_links(rule.options).items() if k not in MULTIPLIERS}
         if options:
-            _accepted_arguments(collector, functools.partial(construct, accepted), options, rule_loc)
+            construct_group = functools.partial(construct, accepted)
+            _accepted_arguments(collector, construct_group, options, rule_loc, _keys_at(rule_loc))
 
 
-def _dry_run_scheduler(
-    collector: ErrorCollector, setup: OptimizerSetup, scheduler_config: SchedulerConfig, loc: Loc
-) -> None:
+def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, scheduler_config: SchedulerConfig) -> None:
     assert scheduler_config.name is not None
     name = scheduler_config.name
     cls = registry.get("scheduler", name)
@@ -440,7 +423,7 @@ def _dry_run_scheduler(
     required = [key for key, p in constructor_arguments(cls)[0].items() if p.default is p.empty]
     cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", None) or ({},)
     valid = {key: value for key, value in cases[0].items() if key in required}
-    _accepted_arguments(collector, construct, given, loc, scheduler_config.argument_loc, valid)
+    _accepted_arguments(collector, construct, given, scheduler_config.loc, scheduler_config.argument_loc, valid)
 
 
 def _dummy_parameters(count: int) -> list[torch.Tensor]:
@@ -456,10 +439,10 @@ def _accepted_arguments(
     construct: Callable[[Mapping[str, Any]], None],
     given: Mapping[str, Any],
     loc: Loc,
-    argument_loc: Callable[[str], Loc] = lambda name: (name,),
+    argument_loc: Callable[[str], Loc],
     substitutes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
-    """Collect the errors that a constructor raises, omitting the arguments at fault until it raises none.
+    """Collect the errors that a constructor raises, omitting the wrong arguments until it raises none.
 
     Combinations of arguments are checked only when each argument is valid. So several calls may be necessary.
 
@@ -468,7 +451,7 @@ def _accepted_arguments(
         construct: calls the constructor.
         given: the arguments.
         loc: the location of the mapping that has the arguments.
-        argument_loc: the location of an argument in that mapping.
+        argument_loc: returns the location of an argument.
         substitutes: valid values for required arguments.
 
     Returns:

@@ -76,7 +76,7 @@ def _argument_lines(registration: Registration, target: Any) -> Iterator[str]:
     if not arguments:
         return
     rows = [("argument", "type", "default")]
-    rows += [(a.name, type_text(a.type), "required" if a.required else repr(a.default)) for a in arguments]
+    rows += [(a.name, type_text(a.type), _default_text(a)) for a in arguments]
     name_width, type_width = (max(len(row[i]) for row in rows if len(row[i]) <= 40) for i in (0, 1))
     lines = [f"{name:<{name_width}}  {type_:<{type_width}}  {default}" for name, type_, default in rows]
     yield lines[0]
@@ -85,6 +85,12 @@ def _argument_lines(registration: Registration, target: Any) -> Iterator[str]:
         text = argument_text(argument, ranges.get(argument.name))
         yield from textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
     yield ""
+
+
+def _default_text(argument: Argument) -> str:
+    if argument.required:
+        return "required"
+    return "" if argument.default is ... else repr(argument.default)  # `...`: an option with an unknown default
 
 
 def _key_lines(registration: Registration) -> Iterator[str]:

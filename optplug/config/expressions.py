@@ -277,7 +277,7 @@ def resolve_function_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[
             result[name] = items
         elif name in arguments:
             result[name] = _resolve_item(collector, name, (), value)
-    collector.raise_collected()
+    collector.raise_joined()
     return result
 
 

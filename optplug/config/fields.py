@@ -193,7 +193,7 @@ class Number:
         return f"{self.noun}, {self.range_.words}"
 
 
-NUMBER_PATTERN = r"^\s*[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?\s*$"
+NUMBER_PATTERN = r"^\s*[-+]?(\d+(_\d+)*(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*$"
 NUMBER_TEXT: Schema = {"$ref": "#/$defs/number_text"}
 """The schema of text that is a number, such as `1e-3`, which many YAML readers read as text."""
 
@@ -205,15 +205,15 @@ def number_from_text(value: Any, *, whole: bool = False) -> Any:
         value: any value.
         whole: whether a whole number is required. `"1e3"` is then the int 1000.
     """
-    if not isinstance(value, str) or not any(map(str.isdigit, value)):  # "nan" and "inf" stay text
+    if not isinstance(value, str) or not re.match(NUMBER_PATTERN, value, re.ASCII):
         return value
-    try:
-        number = float(value)
-        if whole:
-            return int(value) if value.strip("+- _").isdigit() else int(number) if number.is_integer() else value
-    except (ValueError, OverflowError):
-        return value
-    return number
+    number = float(value)
+    if not whole:
+        return number
+    digits = value.strip()
+    if digits.lstrip("+-").replace("_", "").isdigit():
+        return int(digits)  # exact, also above 2**53
+    return int(number) if number.is_integer() else value
 
 
 @dataclass(frozen=True)

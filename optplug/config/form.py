@@ -20,6 +20,7 @@ AUTO = "auto"
 """The value of a schedule's length that stands for the length of the training."""
 
 NAME_OR_MAPPING = "a name or a mapping with a name"
+OPTIMIZER_FORMS = "a name, a mapping with a name, or a list of such mappings"
 
 
 def _check_metric_name(name: str) -> None:
@@ -260,8 +261,16 @@ PRESETS = {
 """The presets of parameter groups, each with its keys beside `preset`."""
 
 TOP_LEVEL = table(
-    Field("optimizer", Nested("optimizer", NAME_OR_MAPPING), "a name, or `{name: ..., lr: ...}`, or a list of these"),
-    Field("scheduler", Nested("scheduler", NAME_OR_MAPPING), "a name, or `{name: ..., warmup_steps: ...}`"),
+    Field(
+        "optimizer",
+        Nested("optimizer", OPTIMIZER_FORMS),
+        "`adam`, `{name: adam, lr: 0.001}`, a list of these, or `{combine: [...]}`",
+    ),
+    Field(
+        "scheduler",
+        Nested("scheduler", NAME_OR_MAPPING),
+        "`step_lr`, or `{name: step_lr, step_size: 10}`, or `{warmup_steps: 100}`",
+    ),
     PARAM_GROUPS,
     dataclasses.replace(SCHEDULER["monitor"], words="as `scheduler.monitor`"),
     dataclasses.replace(SCHEDULER["mode"], words="as `scheduler.mode`"),

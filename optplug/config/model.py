@@ -32,15 +32,17 @@ class OptimizerConfig:
         name: the name.
         hyperparameters: the hyperparameters.
         nested: the hyperparameters that were written under `args`.
+        loc: the location of the optimizer in the configuration.
     """
 
     name: str
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     nested: frozenset[str] = field(default=frozenset(), compare=False)
+    loc: Loc = field(default=("optimizer",), compare=False)
 
     def argument_loc(self, name: str) -> Loc:
-        """The location of a hyperparameter, relative to the location of the optimizer."""
-        return argument_loc(name, self.nested)
+        """The location of a hyperparameter in the configuration."""
+        return (*self.loc, *argument_loc(name, self.nested))
 
     @property
     def registration(self) -> Registration:
@@ -84,6 +86,7 @@ class SchedulerConfig:
         patience_unit: one of `PATIENCE_UNITS`, for a scheduler with a metric.
         on_nonfinite: one of `ON_NONFINITE`, for a scheduler with a metric.
         nested: the arguments that were written under `args`.
+        loc: the location of the scheduler in the configuration.
     """
 
     name: str | None
@@ -96,10 +99,11 @@ class SchedulerConfig:
     patience_unit: str = SCHEDULER["patience_unit"].default
     on_nonfinite: str = SCHEDULER["on_nonfinite"].default
     nested: frozenset[str] = field(default=frozenset(), compare=False)
+    loc: Loc = field(default=("scheduler",), compare=False)
 
     def argument_loc(self, name: str) -> Loc:
-        """The location of an argument, relative to the location of the scheduler."""
-        return argument_loc(name, self.nested)
+        """The location of an argument in the configuration."""
+        return (*self.loc, *argument_loc(name, self.nested))
 
     @property
     def registration(self) -> Registration:
@@ -134,13 +138,13 @@ class OptimizerEntry:
         optimizer: the name and the hyperparameters.
         param_groups: the rules of its parameter groups.
         select: selects parameters of the module; None selects all.
-        index: the index in the list of the configuration; 0 if there is no list.
+        groups_loc: the location of `param_groups` in the configuration.
     """
 
     optimizer: OptimizerConfig
     param_groups: tuple[AnyGroupRule, ...] = ()
     select: Selector | None = None
-    index: int = field(default=0, compare=False)
+    groups_loc: Loc = field(default=("param_groups",), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as an element of a list of optimizers."""
@@ -177,14 +181,6 @@ class Config:
     setups: tuple[OptimizerSetup, ...]
     has_optimizer_list: bool = False
     on_resume: str = ON_RESUME[0]
-
-    def loc(self, setup: OptimizerSetup) -> Loc:
-        """The location of an optimizer in the configuration."""
-        return ("optimizer", setup.entries[0].index) if self.has_optimizer_list and setup.entries else ("optimizer",)
-
-    def scheduler_loc(self, setup: OptimizerSetup) -> Loc:
-        """The location of an optimizer's scheduler in the configuration."""
-        return (*self.loc(setup), "scheduler") if self.has_optimizer_list else ("scheduler",)
 
     @property
     def setup(self) -> OptimizerSetup:

@@ -222,7 +222,7 @@ def _parse_optimizer(collector: ErrorCollector, given: Any, loc: Loc, fields: Ta
     named = _parse_named(collector, "optimizer", given, fields, loc)
     if named is None or named.registration is None:
         return None
-    return OptimizerConfig(named.name, named.arguments, named.nested)
+    return OptimizerConfig(named.name, named.arguments, named.nested, loc)
 
 
 def _parse_single(collector: ErrorCollector, given: Mapping[str, Any]) -> list[OptimizerEntry]:
@@ -264,12 +264,13 @@ def _parse_entries(
         select = parse_selector(entry, collector, entry_loc) if SELECTORS.keys() & entry.keys() else None
         if select is None and len(given) > 1 and "name" in entry:
             collector.add(ConfigError(f"needs one of {listing(SELECTORS)} to select its parameters"), entry_loc)
-        rules = _parse_param_groups(collector, entry.get("param_groups"), (*entry_loc, "param_groups"), optimizer)
+        groups_loc = (*entry_loc, "param_groups")
+        rules = _parse_param_groups(collector, entry.get("param_groups"), groups_loc, optimizer)
         scheduler = None
         if "scheduler" in fields:
             scheduler = _parse_scheduler(collector, entry.get("scheduler"), (*entry_loc, "scheduler"))
         if optimizer is not None:
-            found.append((OptimizerEntry(optimizer, rules, select, i), scheduler))
+            found.append((OptimizerEntry(optimizer, rules, select, groups_loc), scheduler))
     return found
 
 
@@ -308,7 +309,8 @@ def _parse_scheduler(
         return None
     times = _parse_times(collector, named.registration, named.mapping, loc)
     metric_options = _parse_metric_options(collector, named, loc, top_level)
-    return SchedulerConfig(named.name, named.arguments, **times, warmup=warmup, **metric_options, nested=named.nested)
+    options = {**times, **metric_options, "warmup": warmup, "nested": named.nested, "loc": loc}
+    return SchedulerConfig(named.name, named.arguments, **options)
 
 
 def _parse_warmup_only(
@@ -326,7 +328,7 @@ def _parse_warmup_only(
         message = "requires a scheduler that takes a metric, and only a warmup is configured"
         collector.add(ConfigError(message), (key,))
     warmup = _parse_warmup(collector, given, loc)
-    return SchedulerConfig(None, warmup=warmup or WarmupConfig(0), interval="step")
+    return SchedulerConfig(None, warmup=warmup or WarmupConfig(0), interval="step", loc=loc)
 
 
 def _parse_times(

@@ -9,7 +9,7 @@ from typing import Any
 
 from optplug.config.form import AUTO
 from optplug.config.model import SchedulerConfig
-from optplug.errors import ConfigError, ErrorCollector, Loc
+from optplug.errors import ConfigError, ErrorCollector
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,12 @@ class TrainingLength:
     processes: int = 1
 
 
-def resolve_lengths(
-    scheduler_config: SchedulerConfig, training: TrainingLength, loc: Loc = ("scheduler",)
-) -> SchedulerConfig:
+def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength) -> SchedulerConfig:
     """Replace `auto` by a number, and convert the length of the warmup to optimizer steps.
 
     Args:
         scheduler_config: the parsed scheduler.
         training: the length of the training.
-        loc: the location of the scheduler in the configuration.
 
     Raises:
         ConfigError: a length depends on an unknown length of the training; or a length in optimizer steps is given
@@ -51,14 +48,14 @@ def resolve_lengths(
     collector = ErrorCollector()
     length, warmup = scheduler_config.length_argument, scheduler_config.warmup
     arguments = dict(scheduler_config.arguments)
-    if length is not None and arguments.get(length) == AUTO:
-        with collector.collect((*loc, length)):
-            arguments[length] = _auto_length(scheduler_config, training)
-    elif length is not None:
-        with collector.collect((*loc, length)):
-            _check_length_unit(scheduler_config, training)
+    if length is not None:
+        with collector.collect(scheduler_config.argument_loc(length)):
+            if arguments.get(length) == AUTO:
+                arguments[length] = _auto_length(scheduler_config, training)
+            else:
+                _check_length_unit(scheduler_config, training)
     if warmup is not None and warmup.unit != "steps":
-        with collector.collect((*loc, "warmup", warmup.unit)):
+        with collector.collect((*scheduler_config.loc, "warmup", warmup.unit)):
             whole = training.steps if warmup.unit == "ratio" else training.steps_per_epoch
             if whole is None:
                 raise ConfigError(f"{training.unknown_reason}: give the warmup in steps")

@@ -1,7 +1,7 @@
 """Engines: each engine runs the traced graph of a rule, or the rule itself, on tensors.
 
-This package contains no optimizer, no parameter groups and no single rule, and not the choice of an engine, which is in
-`optplug.optim.dispatch`. It has the list of engines. `optplug.engines.protocol` describes what an engine is.
+This package has the list of engines; `optplug.engines.protocol` describes what an engine is. It contains no optimizer, no
+parameter groups and no single rule. The choice of an engine is in `optplug.optim.dispatch`.
 """
 
 from __future__ import annotations

@@ -26,15 +26,15 @@ from optplug.engines.compiler import CompiledFunction
 from optplug.rules.trace import TracedRule
 
 CHUNK_SIZE = 1 << 14
-"""Number of elements of a chunk, at least. A chunk is a part of one tensor and uses one row of scalars."""
+"""The smallest limit on the elements of a chunk. A chunk is a part of one tensor and uses one row of scalars."""
 
 BLOCK_SIZE = 1 << 18
-"""Number of elements of a chunk or block, at most. A thread takes one block of chunks at a time; long contiguous
-accesses are faster."""
+"""The largest limit on the elements of a chunk. A thread takes one block of chunks at a time; long contiguous accesses
+are faster."""
 
 MIN_BLOCKS = 64
-"""The work is divided into at least so many blocks, so that all threads finish at about the same time, but into none
-smaller than `CHUNK_SIZE`."""
+"""The limit is chosen so that there are at least so many blocks, and all threads finish at about the same time. It is
+at least `CHUNK_SIZE`."""
 
 ELEMENTS_PER_THREAD = 1 << 19
 """Number of elements for each additional thread. Updating this many elements takes longer than starting a thread."""

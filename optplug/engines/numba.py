@@ -113,7 +113,7 @@ def _row_of_each(rows: list[ScalarRow], count: int) -> Tensor | None:
 
 
 def _increment_versions(graph: TracedRule, roles: TensorsByRole) -> None:
-    """Tell autograd that the outputs were modified in place."""
+    """Increment the version counters of the outputs, which autograd checks."""
     torch.autograd.graph.increment_version(list(chain(*(roles[role] for role in graph.outputs))))
 
 

@@ -1,4 +1,4 @@
-"""The protocol of engines, and what an engine learns about the parameters that it steps."""
+"""The protocol of engines, and the description of the parameters that an engine steps."""
 
 from __future__ import annotations
 
@@ -25,15 +25,22 @@ class GroupSettings(NamedTuple):
     """The setting that requests the engine, such as `"foreach=True"`."""
 
     variant: RuleVariant
+    """The rule with its static choices."""
+
     lengths: tuple[tuple[str, int], ...]
     """The name of each hyperparameter and 0 for a number, n for a tuple of n numbers."""
 
     differentiable: bool
+    """The option `differentiable` of the group."""
+
     capturable: bool
+    """The option `capturable` of the group."""
+
     transform: str | None
     """The transform of torch that is active during the step, in words; None if there is none."""
 
     state_dtype: torch.dtype | None
+    """The dtype of the element-wise states; None for that of the parameter."""
 
     @property
     def tensor_scalars(self) -> bool:

@@ -143,7 +143,7 @@ class StepScalars:
         states: the state dict of each parameter.
         pack: returns the packed scalar states.
 
-    Attributes: as the arguments.
+    Attributes: as the arguments except `pack`.
     """
 
     def __init__(

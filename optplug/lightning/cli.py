@@ -124,9 +124,8 @@ def _bare_name_as_mapping(word: str) -> str:
 class _OptplugCLI:
     """LightningCLI that takes optimizers, schedules and parameter groups by name.
 
-    Adds the keys `optimizer`, `scheduler`, `param_groups`, `monitor`, `mode`, `on_resume` and `override` to the
-    configuration. The keys have the same form as in `optplug.configure_optimizers`; the
-    saved configuration uses this form too. The constructor's arguments are those of LightningCLI.
+    Adds the keys of `CLI_KEYS` to the configuration. They have the same form as in `optplug.configure_optimizers`, also
+    in the saved configuration. The constructor's arguments are those of LightningCLI.
 
     With any of these keys, a `ConfigureOptimizers` callback is added to the trainer. With `scheduler` and without
     `optimizer`, the schedule is for the optimizer that the model's own `configure_optimizers` builds. Without the keys,

@@ -144,7 +144,7 @@ def build_optimizers(module: Any, config: Config, *, override: bool = False) -> 
     if not config.setups[0].entries:
         return [_build_own_optimizer(module, override=override)]
     check_parameter_partition(module, config)
-    return [build_optimizer(module, setup, config.loc(setup)) for setup in config.setups]
+    return [build_optimizer(module, setup) for setup in config.setups]
 
 
 def check_optimization_mode(module: Any, config: Config) -> None:
@@ -165,7 +165,6 @@ def check_optimization_mode(module: Any, config: Config) -> None:
 def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimizer | None) -> BuiltOptimizer:
     """Build one optimizer and its schedule."""
     trainer = attached_trainer(module)
-    scheduler_loc = config.scheduler_loc(setup)
     given = scheduled = setup.scheduler
     monitored = length = None
     if scheduled is not None:
@@ -176,20 +175,19 @@ def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimiz
             )
         if depends_on_training_length(scheduled):
             length = training_length(trainer, module, len(config.setups))
-        scheduled = resolve_lengths(scheduled, length or TrainingLength(), scheduler_loc)
+        scheduled = resolve_lengths(scheduled, length or TrainingLength())
     if prebuilt is None and not setup.entries:
         raise WiringError(
             f"no optimizer is configured for {type(module).__name__}: add e.g. optimizer: adam", loc=("scheduler",)
         )
-    optimizer = prebuilt if prebuilt is not None else build_optimizer(module, setup, config.loc(setup))
+    optimizer = prebuilt if prebuilt is not None else build_optimizer(module, setup)
     scheduler = plan = None
     if scheduled is not None and given is not None:
-        scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None, scheduler_loc)
+        scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None)
         plan = _stepping_plan(given, scheduled, monitored)
     configured = ConfiguredOptimizer(
         config,
         dataclasses.replace(setup, scheduler=scheduled),
-        scheduler_loc,
         tuple(parameter_infos(module)),
         plan,
         training_length=length,

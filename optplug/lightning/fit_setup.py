@@ -9,7 +9,6 @@ from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
 from optplug.config.model import Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
 from optplug.config.training_length import TrainingLength
-from optplug.errors import Loc
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class ConfiguredOptimizer:
     Attributes:
         config: the whole configuration.
         setup: the part of the configuration for this optimizer, with numbers in place of `auto`.
-        loc: location of this optimizer's schedule in the configuration.
         parameter_infos: the module's parameters when the optimizer was built.
         plan: the plan of the optimizer's scheduler, if it has one.
         training_length: the length of the training at construction; None if the schedule does not depend on it.
@@ -78,7 +76,6 @@ class ConfiguredOptimizer:
 
     config: Config
     setup: OptimizerSetup
-    loc: Loc
     parameter_infos: tuple[ParameterInfo, ...]
     plan: SteppingPlan | None
     training_length: TrainingLength | None

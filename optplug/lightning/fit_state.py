@@ -37,7 +37,7 @@ class ResumeState:
     """Data about a run that resumes from a checkpoint, for `finish_resume` and the summary.
 
     Attributes:
-        policy: one of `optplug.config.model.ON_RESUME`.
+        policy: one of `optplug.config.form.ON_RESUME`.
         saved_config: the configuration in the checkpoint; empty for a checkpoint without one.
         saved_histories: the `PlateauHistory` fields of each plateau, as the checkpoint has them.
         configured_groups: for each optimizer, the options of its parameter groups before Lightning restores them.
@@ -55,7 +55,8 @@ class ResumeState:
 
 @dataclass
 class FitState:
-    """The state of one fit. `built` is the setup, and its elements are immutable; the other attributes are progress.
+    """The state of one fit. `built` is the immutable setup; `checkpoint_metadata` and `resume` describe the checkpoint;
+    the other attributes are progress.
 
     Attributes:
         built: the optimizers that optplug built or schedules.
@@ -134,7 +135,7 @@ class FitState:
     def release(self, trainer: Any) -> None:
         """Let Lightning step the schedulers again, and drop all references to optimizers and schedulers.
 
-        Step counts, histories and choices stay: the user may save a checkpoint after the fit.
+        Step counts, histories and what was configured stay: the user may save a checkpoint after the fit.
         """
         for counter in self.step_counters:
             counter.detach()

@@ -71,7 +71,7 @@ def check_length_units(trainer: Any, module: Any, state: FitState) -> None:
         scheduled = configured.setup.scheduler
         if scheduled is not None and scheduled.length_argument is not None:
             length = training_length(trainer, module, len(configured.config.setups))
-            resolve_lengths(scheduled, length, configured.loc)
+            resolve_lengths(scheduled, length)
 
 
 def _is_stale(trainer: Any, module: Any, configured: ConfiguredOptimizer) -> bool:

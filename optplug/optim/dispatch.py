@@ -146,7 +146,7 @@ def find_candidates(settings: GroupSettings) -> Candidates:
 
     Raises:
         EngineError: the user requested an engine that cannot step the group.
-        BranchingError: the chosen engine runs graphs, but the rule branches on element-wise values.
+        BranchingError: an engine in question runs graphs, and the rule branches on element-wise values.
     """
     if settings.requested != "auto":
         engine = engines.get_engine(settings.requested)
@@ -202,7 +202,7 @@ def choose_engine(candidates: Candidates, key: BucketKey) -> tuple[EngineProtoco
             return engine, candidates.settings.reason if is_requested else f"auto: {why}"
         obstacles.append(obstacle)
     if is_requested:
-        raise EngineError(
-            f"engine {candidates.settings.requested!r} cannot take a parameter: {obstacles[0]}; use engine='auto'"
-        )
+        settings = candidates.settings
+        remedy = "use engine='auto'" if settings.reason.startswith("engine") else f"omit {settings.reason}"
+        raise EngineError(f"engine {settings.requested!r} cannot take a parameter: {obstacles[0]}; {remedy}")
     raise EngineError(f"no engine can take a parameter: {'; '.join(dict.fromkeys(obstacles))}")

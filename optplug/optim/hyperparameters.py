@@ -39,7 +39,7 @@ def declared_defaults(cls: type) -> dict[str, Any]:
     """
     of_optimizer: type = next(base for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, Optimizer))
     parameters = constructor_signature(of_optimizer).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {p.name: p.default for p in parameters if p.default not in (p.empty, ...)}
 
 
 def reference_values(cls: type, defaults: Mapping[str, Any]) -> dict[str, Any]:

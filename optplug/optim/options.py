@@ -25,7 +25,7 @@ class EngineOptions(TypedDict, total=False):
 
 
 class StepOptions(TypedDict, total=False):
-    """Further keywords of every algorithm, except `foreach`."""
+    """Further keywords that most algorithms have."""
 
     maximize: bool
     capturable: bool

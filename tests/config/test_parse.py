@@ -92,9 +92,12 @@ def test_parsing_does_not_modify_its_input():
 def test_value_that_is_neither_name_nor_mapping_raises(error_message: Any):
     assert (
         error_message(ConfigTypeError, None)
-        == "optimizer: must be a name or a mapping with a name, got None (NoneType)"
+        == "optimizer: must be a name, a mapping with a name, or a list of such mappings, got None (NoneType)"
     )
-    assert error_message(ConfigTypeError, 3) == "optimizer: must be a name or a mapping with a name, got 3 (int)"
+    assert (
+        error_message(ConfigTypeError, 3)
+        == "optimizer: must be a name, a mapping with a name, or a list of such mappings, got 3 (int)"
+    )
     assert (
         error_message(ConfigTypeError, "adam", 3) == "scheduler: must be a name or a mapping with a name, got 3 (int)"
     )

@@ -300,5 +300,5 @@ def test_patience_unit_and_on_nonfinite_require_a_scheduler_with_metric(key: str
         f"{key}: a configuration has no key {key!r}; it has optimizer, scheduler"
     )
     assert error_message(ConfigError, "adam", {**PLATEAU, "args": {key: value}}).endswith(
-        f"; write {key} directly in scheduler, not under args"
+        f"; write {key} beside name, not under args"
     )

@@ -83,7 +83,7 @@ def test_tensor_lr_with_foreach_is_accepted_where_torch_accepts_it():
     ("options", "error", "message"),
     [
         ({"lr": "1e-3"}, HyperparameterTypeError,
-         "Adam: lr must be a number, got '1e-3' (str); YAML reads 1e-3 as text, write 1.0e-3"),
+         "Adam: lr must be a number, got '1e-3' (str); write 0.001"),
         ({"lr": "fast"}, HyperparameterTypeError, "Adam: lr must be a number, got 'fast' (str)"),
         ({"lr": None}, HyperparameterTypeError, "Adam: lr must be a number, got None (NoneType)"),
         ({"lr": True}, HyperparameterTypeError, "Adam: lr must be a number, got True (bool)"),
@@ -92,7 +92,7 @@ def test_tensor_lr_with_foreach_is_accepted_where_torch_accepts_it():
         ({"betas": (0.9, 0.99, 0.999)}, HyperparameterError, "Adam: betas must be 2 numbers, got (0.9, 0.99, 0.999)"),
         ({"betas": 0.9}, HyperparameterTypeError, "Adam: betas must be 2 numbers, got 0.9"),
         ({"betas": ("0.9", 0.99)}, HyperparameterTypeError,
-         "Adam: betas[0] must be a number, got '0.9' (str); write it without quotes"),
+         "Adam: betas[0] must be a number, got '0.9' (str); write 0.9"),
         ({"amsgrad": 1}, HyperparameterTypeError, "Adam: amsgrad must be True or False, got 1 (int)"),
         ({"foreach": "yes"}, HyperparameterTypeError, "Adam: foreach must be True, False or None, got 'yes'"),
         ({"state_dtype": torch.int8}, HyperparameterTypeError,

@@ -301,8 +301,8 @@ def invalid_numbers(name: str, range_: Range | None) -> Iterator[Value]:
         if range_ is not None and not range_.holds(-1.0):
             yield torch.tensor(-1.0), *OUT, (range_.message_start, ": -1.0 (", name, range_.words)
         yield 10**400, *OUT, ("Invalid", name, "must be")
-    yield "1e-3", *TYPE, (name, "must be a number", "'1e-3' (str)", "YAML reads 1e-3 as text, write 1.0e-3")
-    yield "0.5", *TYPE, (name, "must be a number", "'0.5' (str)", "write it without quotes")
+    yield "1e-3", *TYPE, (name, "must be a number", "'1e-3' (str)", "; write 0.001")
+    yield "0.5", *TYPE, (name, "must be a number", "'0.5' (str)", "; write 0.5")
     yield "fast", *TYPE, (name, "must be a number", "'fast' (str)")
     yield None, *TYPE, (name, "must be a number", "None (NoneType)")
     yield True, *TYPE, (name, "must be a number", "True (bool)")

@@ -276,7 +276,7 @@ def test_message_begins_with_text_of_torch(name, action, error, text):
         ("StepLR", {"zzz": 3}, "got an unexpected keyword argument 'zzz'; it has optimizer, step_size, gamma, "),
         ("StepLR", {"step_size": "3"}, "StepLR: step_size must be a whole number, got '3'; write 3"),
         ("StepLR", {"step_size": 0}, "StepLR: step_size must be at least 1, got 0"),
-        ("ExponentialLR", {"gamma": "1e-3"}, "ExponentialLR: gamma must be a number, got '1e-3'; YAML reads 1e-3 as"),
+        ("ExponentialLR", {"gamma": "1e-3"}, "ExponentialLR: gamma must be a number, got '1e-3'; write 0.001"),
         ("ExponentialLR", {"gama": 0.1}, "did you mean 'gamma'?"),
         ("ExponentialLR", {"gamma": math.inf}, "ExponentialLR: gamma must be finite, got inf"),
         ("ExponentialLR", {"gamma": 1, "last_epoch": -2}, "ExponentialLR: last_epoch must be at least -1, got -2"),

@@ -304,7 +304,7 @@ def test_attributes_of_the_inner_scheduler_can_be_read_from_the_warmup():
         (1, 0.0, ConfigError, "warmup start_factor must be above 0 and at most 1, got 0.0"),
         (1, 1.5, ConfigError, "warmup start_factor must be above 0 and at most 1, got 1.5"),
         (1, math.nan, ConfigError, "warmup start_factor must be above 0 and at most 1, got nan"),
-        (1, "0.5", ConfigTypeError, "warmup start_factor must be a number, got '0.5'; write it without quotes"),
+        (1, "0.5", ConfigTypeError, "warmup start_factor must be a number, got '0.5'; write 0.5"),
     ],
 )
 def test_invalid_warmup_arguments_raise(steps: Any, start: Any, error: type[Exception], message: str):
