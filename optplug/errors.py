@@ -26,9 +26,11 @@ class OptplugError(Exception):
         loc: the location in a configuration, such as `("param_groups", 0, "lr")`. Empty when it is not known.
         argument: the name of the argument with the wrong value; None if the error is not about a single argument.
         inside: the location inside the value of the argument, such as `(1,)` for `betas[1]`.
+        is_contradiction: whether each argument is valid by itself, and the arguments contradict each other.
         errors: all errors that this error reports. Usually only the error itself.
     """
 
+    is_contradiction = False
     _joined: tuple[OptplugError, ...] = ()
 
     def __init__(self, message: str = "", *, loc: Loc = (), argument: str | None = None, inside: Loc = ()) -> None:

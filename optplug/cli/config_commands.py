@@ -69,6 +69,7 @@ def _load(path: Path) -> tuple[ConfigFile, ConfigSection, Any]:
     """Read and check a configuration file. If it has errors, the command exits and prints them with their lines."""
     from optplug.cli.config_files import ConfigFile, key_errors, read_config_file
     from optplug.config.build import parse_and_check
+    from optplug.config.form import OVERRIDE
 
     file = ConfigFile(path, None, None)
     loc: Loc = ()
@@ -79,9 +80,8 @@ def _load(path: Path) -> tuple[ConfigFile, ConfigSection, Any]:
         collector = ErrorCollector()
         for key, error in key_errors(section):
             collector.add(error, (key,))
-        override = section.values.get("override", False)
-        if not isinstance(override, bool):
-            collector.add(ConfigError(f"must be true or false, got {override!r}"), ("override",))
+        with collector.collect(("override",)):
+            OVERRIDE.read(section.values.get("override", False))
         with collector.collect():
             given = {key: value for key, value in section.values.items() if key != "override"}
             if not given and set(section.mapping) <= {"verbose"} and not collector.errors:

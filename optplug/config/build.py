@@ -369,7 +369,11 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
             _construct_optimizer(optimizer_config.name, [group], arguments)
 
     given = _without_links(optimizer_config.hyperparameters)
-    accepted = _accepted_arguments(collector, construct, given, optimizer_config.loc, optimizer_config.argument_loc)
+    loc = optimizer_config.loc
+    accepted = _accepted_arguments(collector, construct, given, loc, optimizer_config.argument_loc)
+    is_valid = not _has_errors(collector, loc)
+    if not is_valid:  # the groups are checked with arguments that do not contradict each other
+        accepted = next((a for a in (accepted, {}) if a is not None and _is_accepted(construct, a)), None)
     if accepted is None:
         return
     for i, rule in enumerate(entry.param_groups):
@@ -386,7 +390,22 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
         options = {k: v for k, v in _without_links(rule.options).items() if k not in MULTIPLIERS}
         if options:
             construct_group = functools.partial(construct, accepted)
-            _accepted_arguments(collector, construct_group, options, rule_loc, _keys_at(rule_loc))
+            _accepted_arguments(
+                collector, construct_group, options, rule_loc, _keys_at(rule_loc), report_contradictions=is_valid
+            )
+
+
+def _is_accepted(construct: Callable[[Mapping[str, Any]], None], arguments: Mapping[str, Any]) -> bool:
+    try:
+        construct(arguments)
+    except OptplugError:
+        return False
+    return True
+
+
+def _has_errors(collector: ErrorCollector, loc: Loc) -> bool:
+    """Whether an error of the mapping at a location, or of a value in it, has been collected."""
+    return any(error.loc[: len(loc)] == loc for error in collector.errors)
 
 
 def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, scheduler_config: SchedulerConfig) -> None:
@@ -441,34 +460,31 @@ def _accepted_arguments(
     loc: Loc,
     argument_loc: Callable[[str], Loc],
     substitutes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    report_contradictions: bool = True,
 ) -> dict[str, Any] | None:
-    """Collect the errors that a constructor raises, omitting the wrong arguments until it raises none.
-
-    Combinations of arguments are checked only when each argument is valid. So several calls may be necessary.
+    """Collect the errors that a constructor raises.
 
     Args:
-        collector: collects the errors.
+        collector: collects the errors. If it has an error at `loc`, arguments are missing in `given`. Contradictions
+            are not reported then: a missing argument may be their cause.
         construct: calls the constructor.
         given: the arguments.
         loc: the location of the mapping that has the arguments.
         argument_loc: returns the location of an argument.
         substitutes: valid values for required arguments.
+        report_contradictions: False if the arguments on which those in `given` depend may be wrong.
 
     Returns:
-        The accepted arguments; None after an error that is not about one of the given arguments.
+        The arguments without the wrong ones; None after an error that is not about one of the given arguments.
     """
-    remaining = {**substitutes, **given}
-    suspects = set(given)
-    while True:
-        try:
-            construct(remaining)
-        except OptplugError as error:
-            collector.add(error, loc, argument_loc)
-            faulty = {each.argument for each in error.errors}
-            if not faulty <= suspects:
-                return None
-            suspects -= faulty
-            remaining = {key: value for key, value in remaining.items() if key not in faulty}
-            remaining |= {key: value for key, value in substitutes.items() if key in faulty}
-        else:
-            return remaining
+    report_contradictions = report_contradictions and not _has_errors(collector, loc)
+    faulty: set[str | None] = set()
+    try:
+        construct({**substitutes, **given})
+    except OptplugError as joined:
+        for error in joined.errors:
+            faulty.add(error.argument)
+            if report_contradictions or not error.is_contradiction:
+                collector.add(error, loc, argument_loc)
+    return {key: value for key, value in given.items() if key not in faulty} if faulty <= set(given) else None

@@ -178,10 +178,9 @@ class Number:
     noun: str = "a number"
 
     def read(self, value: Any) -> float:
-        number = number_from_text(value, whole=self.is_whole)
+        number = read_number(value, whole=self.is_whole)
         if isinstance(number, bool) or not isinstance(number, int if self.is_whole else (int, float)):
-            hint = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
-            raise ConfigTypeError(f"must be {self.noun}, got {value!r}{hint}")
+            raise ConfigTypeError(f"must be {self.noun}, got {value!r}")
         if not self.range_.holds(number):
             raise ConfigError(f"must be {self.range_.words}, got {str(value)[:20]}")
         return number
@@ -198,22 +197,22 @@ NUMBER_TEXT: Schema = {"$ref": "#/$defs/number_text"}
 """The schema of text that is a number, such as `1e-3`, which many YAML readers read as text."""
 
 
-def number_from_text(value: Any, *, whole: bool = False) -> Any:
+def read_number(value: Any, *, whole: bool = False) -> Any:
     """The number that a text is; other values unchanged.
 
     Args:
         value: any value.
-        whole: whether a whole number is required. `"1e3"` is then the int 1000.
+        whole: whether a whole number is required. `"1e3"` and the float 1000.0, which some YAML readers return for 1e3,
+            are then the int 1000.
     """
-    if not isinstance(value, str) or not re.match(NUMBER_PATTERN, value, re.ASCII):
-        return value
-    number = float(value)
-    if not whole:
-        return number
-    digits = value.strip()
-    if digits.lstrip("+-").replace("_", "").isdigit():
-        return int(digits)  # exact, also above 2**53
-    return int(number) if number.is_integer() else value
+    number = value
+    if isinstance(value, str) and re.match(NUMBER_PATTERN, value, re.ASCII):
+        digits = value.strip()
+        is_integer = digits.lstrip("+-").replace("_", "").isdigit()
+        number = int(digits) if whole and is_integer else float(digits)  # integers stay exact above 2**53
+    if whole and isinstance(number, float):
+        return int(number) if number.is_integer() else value
+    return number
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _time_field(name: str, kind: Kind, words: str, default: str | int) -> Field:
     refusal = (
         "{name} steps once per completed validation (or per epoch, for a training metric): omit {key}, got {value!r}"
     )
-    words += ". Not for plateau schedulers, which are stepped once after each completed validation"
+    words += ". Not for plateau schedulers"
     return Field(name, kind, words, default, False, "time", default, refusal)
 
 
@@ -191,7 +191,7 @@ SCHEDULER = table(
     Field(
         ARGS,
         Nested("arguments", "a mapping of arguments", is_mapping=True),
-        "a mapping with arguments of the scheduler, as for `optimizer`",
+        "a mapping with arguments of the scheduler. Needed only if an argument has the same name as a key above",
         is_nullable=True,
     ),
 )
@@ -206,7 +206,7 @@ TABLES = {"optimizer": OPTIMIZER, "scheduler": SCHEDULER}
 PARAM_GROUPS = Field(
     "param_groups",
     Nested("param_groups", "the name of a preset, or a list of group rules and presets"),
-    "the rules and presets of the parameter groups",
+    "the rules and presets of the parameter groups, see [param_groups](#param_groups)",
     is_nullable=True,
 )
 
@@ -228,10 +228,11 @@ GROUP_RULE = {
         Field(
             "name",
             Text("a non-empty string"),
-            "the name of the rule, used in the name of the group. Default: the patterns, separated by spaces",
+            "the name of the rule, used in the name of the group; each rule has another. Default: the patterns, separated "
+            "by spaces",
         ),
-        Field("lr_mult", FACTOR, "a factor for the learning rate"),
-        Field("wd_mult", FACTOR, "a factor for the weight decay"),
+        Field("lr_mult", FACTOR, "a factor for the learning rate; not together with `lr`"),
+        Field("wd_mult", FACTOR, "a factor for the weight decay; not together with `weight_decay`"),
     ),
 }
 """A group rule, beside the options of the optimizer."""
@@ -243,7 +244,7 @@ PRESETS = {
     "no_decay": table(
         Field(
             "of",
-            ListOf(Choice(tuple(PARAMETER_KINDS)), f"a list with some of {listing(PARAMETER_KINDS)}"),
+            ListOf(Choice(tuple(PARAMETER_KINDS)), f"one of {listing(PARAMETER_KINDS)}, or a list of them"),
             "the kinds of parameters without weight decay",
             tuple(PARAMETER_KINDS),
         ),
@@ -272,8 +273,8 @@ TOP_LEVEL = table(
         "`step_lr`, or `{name: step_lr, step_size: 10}`, or `{warmup_steps: 100}`",
     ),
     PARAM_GROUPS,
-    dataclasses.replace(SCHEDULER["monitor"], words="as `scheduler.monitor`"),
-    dataclasses.replace(SCHEDULER["mode"], words="as `scheduler.mode`"),
+    dataclasses.replace(SCHEDULER["monitor"], words="as `monitor` in `scheduler`; give it once"),
+    dataclasses.replace(SCHEDULER["mode"], words="as `mode` in `scheduler`; give it once"),
     Field(
         "on_resume",
         Choice(ON_RESUME),

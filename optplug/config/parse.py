@@ -194,6 +194,10 @@ def _string_keys(collector: ErrorCollector, given: Mapping[Any, Any], loc: Loc) 
 
 def _report_missing_name(collector: ErrorCollector, kind: str, given: Mapping[str, Any], loc: Loc) -> None:
     hint = ""
+    if "combine" in given:
+        message = "is not allowed in a list of optimizers: write optimizer: {combine: [...]}"
+        collector.add(ConfigError(message), (*loc, "combine"))
+        return
     for word in ("combine", "name") if kind == "optimizer" else ("warmup_steps", "warmup", "name"):
         misspelled = next((key for key in given if nearest(key, [word])), None)
         if word == "name" and misspelled is None:

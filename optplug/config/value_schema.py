@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optplug.config.fields import Schema, number_from_text
+from optplug.config.fields import Schema, read_number
 
 
 def any_of(*schemas: Schema) -> Schema:
@@ -80,18 +80,20 @@ def json_value(value: Any) -> Any:
 
 
 def numbers_from_text(schema: Schema, value: Any) -> Any:
-    """A value with numbers in place of text, where a schema allows a number and no text.
+    """A value with numbers in place of text where a schema allows a number and no text.
+
+    Where it allows whole numbers only, a whole float becomes an int.
 
     Args:
         schema: from `schema_of_type`.
         value: the value; the items of lists and mappings are converted too.
     """
     allowed = schema.get("anyOf", [schema])
-    if isinstance(value, str):
+    if isinstance(value, (str, float)):
         names = {part.get("type") for part in allowed}
         has_words = "string" in names or any("enum" in part for part in allowed)
         is_number = bool(names & {"integer", "number"}) and not has_words
-        return number_from_text(value, whole="number" not in names) if is_number else value
+        return read_number(value, whole="number" not in names) if is_number else value
     for part in allowed:
         if isinstance(value, (list, tuple)) and part.get("type") == "array":
             schemas = part.get("prefixItems", [])

@@ -1,7 +1,7 @@
 """Engines: each engine runs the traced graph of a rule, or the rule itself, on tensors.
 
-This package has the list of engines; `optplug.engines.protocol` describes what an engine is. It contains no optimizer, no
-parameter groups and no single rule. The choice of an engine is in `optplug.optim.dispatch`.
+This package has the list of engines; `optplug.engines.protocol` describes what an engine is. It contains no optimizer,
+no parameter groups and no single rule. The choice of an engine is in `optplug.optim.dispatch`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from optplug.engines.loop import LoopEngine
 from optplug.engines.numba import NumbaEngine
 from optplug.engines.protocol import EngineProtocol
 
-Engine = Literal["auto", "loop", "foreach", "numba", "triton"]
+Engine = Literal["auto", "loop", "foreach", "numba"]
 """The names of engines, for type checkers."""
 
 ENGINES: list[EngineProtocol] = [NumbaEngine(), ForeachEngine(), LoopEngine()]

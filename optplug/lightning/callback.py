@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from optplug.config.build import parse_and_check
+from optplug.config.form import OVERRIDE
 from optplug.config.model import Config
-from optplug.errors import ConfigTypeError
+from optplug.errors import ErrorCollector
 from optplug.lightning._compat import attached_trainer
 from optplug.lightning.configure import remove_configure_optimizers, set_configure_optimizers
 from optplug.lightning.stepping_callback import SteppingCallback
@@ -82,11 +83,11 @@ class ConfigureOptimizers(SteppingCallback):
         override: bool = False,
         verbose: bool = True,
     ) -> None:
+        collector = ErrorCollector()
         for name, flag in (("override", override), ("verbose", verbose)):
-            value: object = flag
-            if not isinstance(value, bool):
-                message = f"must be True or False, got {value!r} ({type(value).__name__})"
-                raise ConfigTypeError(message, loc=(name,))
+            with collector.collect((name,)):
+                OVERRIDE.read(flag)
+        collector.raise_collected()
         super().__init__(manage_third_party_plateaus=optimizer is None and scheduler is None, verbose=verbose)
         self.config: Config | None = None
         self.override = override

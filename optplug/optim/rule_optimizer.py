@@ -90,6 +90,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
 
     @show_options
     def __init__(self, params: Params, defaults: Mapping[str, Any], **options: Unpack[RuleOptions]) -> None:
+        if any(value is self for value in defaults.values()):
+            name = type(self).__name__
+            raise RuleError(f"{name} passes its locals(): pass a dict of its hyperparameters, and **options")
         if not options.keys() <= OPTION_DEFAULTS.keys():
             check_keywords(type(self), options, [*defaults, *OPTION_DEFAULTS])
         # The algorithm's hyperparameters come first, because they are checked in this order.
@@ -171,6 +174,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             raise RuleError(message)
         with collector.collect():
             self.check_options(merged)
+        for error in collector.errors:
+            error.is_contradiction = True
         collector.raise_joined()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,7 @@ class Warmup(LRScheduler):
         self.warmup_steps = steps
         self.start_factor = 1 / steps if start_factor is None else float(start_factor)
         self.steps_taken = 0
+        self._steps_without_warmup_step = 0
         self._lrs_without_warmup = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._lrs_with_warmup = list(self._lrs_without_warmup)
         for group in self.optimizer.param_groups:  # a plateau scheduler does not store base learning rates
@@ -84,7 +86,18 @@ class Warmup(LRScheduler):
                 self.steps_taken += 1
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler."""
+        """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler.
+
+        A warning is issued if the warmup does not advance, because nothing calls `warmup_step`.
+        """
+        self._steps_without_warmup_step += 1
+        if self.is_warming_up and not self.steps_taken and self._steps_without_warmup_step == 2:
+            warnings.warn(
+                "the warmup does not advance: step() was called twice, and warmup_step() never. Call warmup_step() "
+                "after each optimizer step; in Lightning, pass the LightningModule itself to optplug.configure_optimizers",
+                UserWarning,
+                stacklevel=2,
+            )
         with self._without_warmup(), self._pause_bad_value_count():
             self.scheduler.step(*args, **kwargs)
 
