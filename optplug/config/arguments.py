@@ -22,8 +22,14 @@ from optplug.config.form import (
 )
 from optplug.config.value_schema import numbers_from_text, schema_of_type
 from optplug.errors import ConfigError, ErrorCollector, Loc, did_you_mean, listing, short_list
+from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import Registration, registry
-from optplug.registry.signature import configurable_arguments, configurable_type, constructor_arguments
+from optplug.registry.signature import (
+    configurable_arguments,
+    configurable_type,
+    constructor_arguments,
+    takes_untyped_options,
+)
 from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
 
 
@@ -109,7 +115,10 @@ def argument_errors(
     Yields:
         The errors. An error about an unknown argument has its name in `argument`.
     """
-    known, is_complete = constructor_arguments(registry.get(registration.spec.kind, registration.qualified_name))
+    cls = registry.get(registration.spec.kind, registration.qualified_name)
+    known, is_complete = constructor_arguments(cls)
+    # A constructor with untyped `**options` of a class that rejects unknown keywords itself may have further ones.
+    is_complete = is_complete and not (issubclass(cls, StrictKwargs) and takes_untyped_options(cls))
     for key in arguments if is_complete else ():
         if key not in known:
             yield _unknown_argument(registration, key, known, keys)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.config.arguments import check_arguments
-from optplug.config.form import AUTO, MULTIPLIERS
+from optplug.config.form import MULTIPLIERS, is_auto
 from optplug.config.model import (
     LINK_PATTERN,
     Config,
@@ -365,8 +365,10 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
 
     def construct(arguments: Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> None:
         with third_party_errors(registration.spec.name, {**arguments, **options}):
-            group = {"params": _dummy_parameters(1), **options}
-            _construct_optimizer(optimizer_config.name, [group], arguments)
+            groups = [{"params": _dummy_parameters(1)}]
+            if options:
+                groups.append({"params": _dummy_parameters(1), **options})
+            _construct_optimizer(optimizer_config.name, groups, arguments)
 
     given = _without_links(optimizer_config.hyperparameters)
     loc = optimizer_config.loc
@@ -416,7 +418,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
         return
     given = dict(scheduler_config.arguments)
     length = scheduler_config.length_argument
-    if length is not None and given.get(length) == AUTO:
+    if length is not None and is_auto(given.get(length)):
         given[length] = ASSUMED_LENGTH
     group_counts = {1}
     if any(entry.param_groups for entry in setup.entries) or len(setup.entries) != 1:
@@ -480,11 +482,19 @@ def _accepted_arguments(
     """
     report_contradictions = report_contradictions and not _has_errors(collector, loc)
     faulty: set[str | None] = set()
+
+    def given_loc(name: str) -> Loc:
+        """The location of an argument. If it is not given, it contradicts the only given one, or several."""
+        given_name = name if name in given else next(iter(given)) if len(given) == 1 else None
+        return loc if given_name is None else argument_loc(given_name)
+
     try:
         construct({**substitutes, **given})
     except OptplugError as joined:
         for error in joined.errors:
             faulty.add(error.argument)
             if report_contradictions or not error.is_contradiction:
-                collector.add(error, loc, argument_loc)
+                if error.argument not in given:
+                    error.inside = ()
+                collector.add(error, loc, given_loc)
     return {key: value for key, value in given.items() if key not in faulty} if faulty <= set(given) else None

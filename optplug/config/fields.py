@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, Loc, did_you_mean, listing
@@ -96,8 +97,8 @@ Table = Mapping[str, Field]
 
 
 def table(*fields: Field) -> Table:
-    """The fields by key."""
-    return {each.name: each for each in fields}
+    """The fields by key, as an immutable mapping."""
+    return MappingProxyType({each.name: each for each in fields})
 
 
 def read_fields(
@@ -210,8 +211,8 @@ def read_number(value: Any, *, whole: bool = False) -> Any:
         digits = value.strip()
         is_integer = digits.lstrip("+-").replace("_", "").isdigit()
         number = int(digits) if whole and is_integer else float(digits)  # integers stay exact above 2**53
-    if whole and isinstance(number, float):
-        return int(number) if number.is_integer() else value
+    if whole and isinstance(number, float) and number.is_integer():
+        return int(number)
     return number
 
 

@@ -19,6 +19,12 @@ ARGS = "args"
 AUTO = "auto"
 """The value of a schedule's length that stands for the length of the training."""
 
+
+def is_auto(value: object) -> bool:
+    """Whether a value is `AUTO`. Arrays and tensors have no single truth value when compared with text."""
+    return isinstance(value, str) and value == AUTO
+
+
 NAME_OR_MAPPING = "a name or a mapping with a name"
 OPTIMIZER_FORMS = "a name, a mapping with a name, or a list of such mappings"
 
@@ -63,17 +69,19 @@ ON_NONFINITE = ("bad", "ignore", "raise")
 """
 
 METRIC_NAME = Checked(Text("the name of a metric"), _check_metric_name, {"pattern": "^(?!lr-)"})
-STEPS = Number(at_least(0, ""), True, "a whole number of optimizer steps")
 FRACTION = Number(
     Range("", "above 0 and at most 1", lambda x: 0 < x <= 1, bounds={"exclusiveMinimum": 0, "maximum": 1})
 )
 FACTOR = Number(Range("", "at least 0 and finite", lambda x: 0 <= x <= sys.float_info.max, bounds={"minimum": 0}))
 
 
-def _between(low: float, high: float) -> Number:
+def _between(low: float, high: float) -> Range:
     """Numbers from `low` to `high`, both included."""
-    words = f"at least {low} and at most {high:g}"
-    return Number(Range("", words, lambda x: low <= x <= high, bounds={"minimum": low, "maximum": high}))
+    words = f"at least {low} and at most {high:,}"
+    return Range("", words, lambda x: low <= x <= high, bounds={"minimum": low, "maximum": high})
+
+
+STEPS = Number(_between(0, 10**12), True, "a whole number of optimizer steps")
 
 
 def _metric_field(name: str, kind: Kind, words: str, default: str | None = None) -> Field:
@@ -115,8 +123,8 @@ SELECTORS = table(
 
 WARMUP = table(
     Field("steps", STEPS, "the length in optimizer steps"),
-    Field("epochs", _between(0, 1e9), "the length in epochs"),
-    Field("ratio", _between(0, 1), "the length as a fraction of all optimizer steps of the training"),
+    Field("epochs", Number(_between(0, 10**9)), "the length in epochs"),
+    Field("ratio", Number(_between(0, 1)), "the length as a fraction of all optimizer steps of the training"),
     Field(
         "start_factor",
         FRACTION,
@@ -210,31 +218,27 @@ PARAM_GROUPS = Field(
     is_nullable=True,
 )
 
-ENTRY = {
-    **SELECTORS,
-    **table(
-        PARAM_GROUPS,
-        Field("scheduler", Nested("scheduler", "a scheduler"), "the scheduler of this optimizer", is_nullable=True),
-    ),
-}
+ENTRY = table(
+    *SELECTORS.values(),
+    PARAM_GROUPS,
+    Field("scheduler", Nested("scheduler", "a scheduler"), "the scheduler of this optimizer", is_nullable=True),
+)
 """Additional keys of an optimizer in a list of optimizers."""
 
 MULTIPLIERS = {"lr_mult": "lr", "wd_mult": "weight_decay"}
 """Keys of a group rule that multiply an option of the optimizer, each with the option that is multiplied."""
 
-GROUP_RULE = {
-    **SELECTORS,
-    **table(
-        Field(
-            "name",
-            Text("a non-empty string"),
-            "the name of the rule, used in the name of the group; each rule has another. Default: the patterns, separated "
-            "by spaces",
-        ),
-        Field("lr_mult", FACTOR, "a factor for the learning rate; not together with `lr`"),
-        Field("wd_mult", FACTOR, "a factor for the weight decay; not together with `weight_decay`"),
+GROUP_RULE = table(
+    *SELECTORS.values(),
+    Field(
+        "name",
+        Text("a non-empty string"),
+        "the name of the rule, used in the name of the group; each rule has another. Default: the patterns, separated "
+        "by spaces",
     ),
-}
+    Field("lr_mult", FACTOR, "a factor for the learning rate; not together with `lr`"),
+    Field("wd_mult", FACTOR, "a factor for the weight decay; not together with `weight_decay`"),
+)
 """A group rule, beside the options of the optimizer."""
 
 OPTIMIZER_WIDE_OPTIONS = ("engine", "state_dtype")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.config.form import AUTO
+from optplug.config.form import is_auto
 from optplug.config.model import SchedulerConfig
 from optplug.errors import ConfigError, ErrorCollector
 
@@ -50,7 +50,7 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
     arguments = dict(scheduler_config.arguments)
     if length is not None:
         with collector.collect(scheduler_config.argument_loc(length)):
-            if arguments.get(length) == AUTO:
+            if is_auto(arguments.get(length)):
                 arguments[length] = _auto_length(scheduler_config, training)
             else:
                 _check_length_unit(scheduler_config, training)
@@ -69,7 +69,7 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
 def depends_on_training_length(scheduler_config: SchedulerConfig) -> bool:
     """Whether the schedule's length is `auto`, or its warmup is given in epochs or as a ratio."""
     length, warmup = scheduler_config.length_argument, scheduler_config.warmup
-    return (length is not None and scheduler_config.arguments.get(length) == AUTO) or (
+    return (length is not None and is_auto(scheduler_config.arguments.get(length))) or (
         warmup is not None and warmup.unit != "steps"
     )
 

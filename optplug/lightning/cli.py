@@ -150,7 +150,11 @@ class _OptplugCLI:
                 help_text = f"Show the arguments and the documentation of the {key} NAME, and exit."
                 parser.add_argument(f"--{key}.help", action=_DescribeAction, kind=key, help=help_text)
             default = field.default if key == "override" else None
-            parser.add_argument(f"--{key}", type=_TYPES.get(key, str | None), default=default, help=field.plain_words)
+            pointers = f"; see `optplug list` and --{key}.help NAME" if key in NAME_KEYS else ""
+            kind = _TYPES.get(key, str | None)
+            parser.add_argument(
+                f"--{key}", type=kind, default=default, help=f"{field.kind}: {field.plain_words}{pointers}"
+            )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         super().parse_arguments(parser, args)  # type: ignore[misc]

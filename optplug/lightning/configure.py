@@ -21,7 +21,7 @@ from optplug.config.build import (
     parse_and_check,
     resolve_links,
 )
-from optplug.config.form import AUTO
+from optplug.config.form import is_auto
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
 from optplug.config.param_groups import parameter_infos
 from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
@@ -33,6 +33,7 @@ from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import training_length
 from optplug.registry import registry
 from optplug.schedulers.lr import lrs_of, set_lr
+from optplug.schedulers.warmup import Warmup
 
 
 def configure_optimizers(
@@ -185,6 +186,8 @@ def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimiz
     if scheduled is not None and given is not None:
         scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None)
         plan = _stepping_plan(given, scheduled, monitored)
+        if trainer is None and isinstance(scheduler, Warmup):  # a plain training loop, or a submodule within a fit
+            scheduler.warns_if_stuck = True
     configured = ConfiguredOptimizer(
         config,
         dataclasses.replace(setup, scheduler=scheduled),
@@ -214,7 +217,7 @@ def _stepping_plan(
         "validation" if monitored else scheduled.interval,
         scheduled.frequency,
         monitored,
-        last_step=scheduled.arguments[argument] if given.arguments.get(argument) == AUTO else None,
+        last_step=scheduled.arguments[argument] if is_auto(given.arguments.get(argument)) else None,
         length_argument=argument,
         patience_unit=scheduled.patience_unit,
         on_nonfinite=scheduled.on_nonfinite,

@@ -33,10 +33,11 @@ CAPTURABLE_DEVICES = _torch_compat.capturable_device_types()
 def check_engine(engine: Any) -> None:
     """Raise EngineError if `engine` is not the name of an available engine."""
     available = engines.engine_names()
-    if engine in engines.PLANNED:
+    name = engine if isinstance(engine, str) else ""
+    if name in engines.PLANNED:
         message = f"engine {engine!r} is not part of this version; there are {listing(available)}"
         raise EngineError(message, argument="engine")
-    if engine not in available:
+    if name not in available:
         message = f"no engine named {engine!r}{suggest(engine, available, intro='there are')}"
         raise EngineError(message, argument="engine")
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from optplug.errors import ErrorCollector, HyperparameterTypeError, suggest
+from optplug.optim.options import OPTION_DEFAULTS
 from optplug.registry.signature import constructor_signature, takes_untyped_options
 
 if TYPE_CHECKING:
@@ -17,7 +18,14 @@ class _CompleteSignature:
     """The `__signature__` of a class, which `inspect.signature` and `help` read."""
 
     def __get__(self, _: object, cls: type) -> inspect.Signature:
-        return constructor_signature(cls)
+        signature = constructor_signature(cls)
+        parameters = [
+            p.replace(default=OPTION_DEFAULTS.get(p.name, ...)) if p.default is ... else p
+            for p in signature.parameters.values()
+        ]
+        if takes_untyped_options(cls) and all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            parameters.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD))
+        return signature.replace(parameters=parameters)
 
 
 class StrictKwargs:
@@ -33,8 +41,9 @@ class StrictKwargs:
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         # A constructor with untyped `**options` may use some of them itself: it passes on or rejects the others.
-        if not cls.__signature__.parameters.keys() >= keywords.keys() and not takes_untyped_options(cls):
-            check_keywords(cls, keywords, cls.__signature__.parameters)
+        known: Collection[str] = cls.__signature__.parameters
+        if not set(keywords) <= set(known) and not takes_untyped_options(cls):
+            check_keywords(cls, keywords, known)
         return super().__new__(cls)
 
 

@@ -85,7 +85,14 @@ def constructor_signature(cls: type) -> inspect.Signature:
     last constructor has it too: the class may then accept further arguments. Annotations are types if they can be
     resolved, and otherwise text.
     """
-    return inspect.Signature(_parameters([base for base in cls.__mro__ if "__init__" in vars(base)]))
+    constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
+    # The abstract base classes of torch take no options of an algorithm.
+    return inspect.Signature(_parameters([base for base in constructors if not _is_abstract_base(base)] or [cls]))
+
+
+def _is_abstract_base(cls: type) -> bool:
+    # Compared by name: this file does not import torch.
+    return cls.__module__.startswith("torch.optim.") and cls.__name__ in ("Optimizer", "LRScheduler")
 
 
 def takes_untyped_options(cls: type) -> bool:

@@ -40,6 +40,8 @@ class Warmup(LRScheduler):
         ConfigTypeError: a value has the wrong type.
     """
 
+    warns_if_stuck = False  # True where the caller cannot know whether `warmup_step` will be called
+
     def __init__(self, scheduler: LRScheduler, steps: int, start_factor: float | None = None) -> None:
         # LRScheduler.__init__ is not called: the inner scheduler has already prepared the optimizer.
         check_warmup(steps, start_factor)
@@ -48,7 +50,7 @@ class Warmup(LRScheduler):
         self.warmup_steps = steps
         self.start_factor = 1 / steps if start_factor is None else float(start_factor)
         self.steps_taken = 0
-        self._steps_without_warmup_step = 0
+        self._step_calls = 0
         self._lrs_without_warmup = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._lrs_with_warmup = list(self._lrs_without_warmup)
         for group in self.optimizer.param_groups:  # a plateau scheduler does not store base learning rates
@@ -88,13 +90,13 @@ class Warmup(LRScheduler):
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler.
 
-        A warning is issued if the warmup does not advance, because nothing calls `warmup_step`.
+        With `warns_if_stuck`, a warning is issued if the warmup does not advance, because nothing calls `warmup_step`.
         """
-        self._steps_without_warmup_step += 1
-        if self.is_warming_up and not self.steps_taken and self._steps_without_warmup_step == 2:
+        self._step_calls += 1
+        if self.warns_if_stuck and self.is_warming_up and not self.steps_taken and self._step_calls == 2:
             warnings.warn(
                 "the warmup does not advance: step() was called twice, and warmup_step() never. Call warmup_step() "
-                "after each optimizer step; in Lightning, pass the LightningModule itself to optplug.configure_optimizers",
+                "after each optimizer step; in Lightning, pass the LightningModule to optplug.configure_optimizers",
                 UserWarning,
                 stacklevel=2,
             )

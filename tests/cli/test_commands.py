@@ -172,7 +172,7 @@ def test_validate_prints_every_error_with_its_line(run: Any) -> None:
             "optimizer: adam\nfit: {optimizer: sgd}\n",
             "optplug is configured in several places: the top, fit",
         ),
-        ("optimizer: adam\noverride: 3\n", "config.yaml:2: override: must be true or false, got 3"),
+        ("optimizer: adam\noverride: 3\n", "config.yaml:2: override: must be True or False, got 3 (int)"),
         (
             "optimizer: {name: adam, lr: '${nothing}'}\n",
             "config.yaml: an interpolation cannot be resolved: ",

@@ -173,6 +173,48 @@ def test_patience_unit_requires_method_at(warmup: dict[str, int]):
     assert not hasattr(build("metric_scheduler", patience_unit="validations", on_nonfinite="raise"), "at")
 
 
+# ----------------------------------------------------------------------------------------------- exact locations
+
+
+@pytest.mark.parametrize(
+    ("config", "locs"),
+    [
+        ({"optimizer": {"name": "sgd", "momentun": 0.9, "nesterov": True}}, ["optimizer.momentun"]),
+        ({"optimizer": {"name": "sgd", "momentum": -0.9, "nesterov": True}}, ["optimizer.momentum"]),
+        (
+            {
+                "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True},
+                "param_groups": [{"match": "a", "momentum": 0}],
+            },
+            ["param_groups[0].momentum"],
+        ),
+        (
+            {"optimizer": {"name": "adam", "fused": True}, "param_groups": [{"match": "a", "lr": 1, "foreach": True}]},
+            ["param_groups[0]"],
+        ),
+        ({"optimizer": "lbfgs", "param_groups": [{"match": "a", "lr": 1.0}]}, ["param_groups[0]"]),
+        (
+            {"optimizer": {"name": "sgd", "momentun": 1, "nesterov": True}, "param_groups": [{"match": "a", "lr": -1}]},
+            ["optimizer.momentun", "param_groups[0].lr"],
+        ),
+        ({"optimizer": [{"combine": [{"name": "adam"}]}]}, ["optimizer[0].combine"]),
+        ({"optimizer": {"name": "adam", "engine": [1.0, 2.0]}}, ["optimizer.engine"]),
+    ],
+    ids=str,
+)
+def test_errors_have_exactly_these_locations(config: Any, locs: list[str]):
+    with pytest.raises(OptplugError) as caught:
+        parse_and_check(**config)
+    assert [loc_text(error.loc) for error in caught.value.errors] == locs
+
+
+def test_error_of_a_pattern_in_a_list_with_one_optimizer_has_its_location():
+    config = parse_and_check([{"name": "adam", "param_groups": [{"match": "nope", "lr": 1e-3}]}])
+    with pytest.raises(ConfigError) as caught:
+        build_optimizer(nn.Linear(1, 1), config.setups[0])
+    assert caught.value.loc == ("optimizer", 0, "param_groups", 0, "match")
+
+
 # ----------------------------------------------------------------------------------------------- number of checks
 
 

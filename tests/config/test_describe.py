@@ -90,7 +90,7 @@ def test_description_of_a_scheduler():
     rows = [re.split(" {2,}", line) for line in lines[start : lines.index("", start)]]
     assert rows == [
         ["key in a configuration", "value", "default"],
-        ["warmup_steps", "a whole number of optimizer steps, at least 0"],
+        ["warmup_steps", "a whole number of optimizer steps, at least 0 and at most 1,000,000,000,000"],
         ["warmup", "a mapping such as {steps: 100}"],
         ["monitor", "the name of a metric"],
         ["mode", "'min' or 'max'"],

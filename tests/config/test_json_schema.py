@@ -547,14 +547,12 @@ UNDETECTABLE = (
 
 UNDETECTABLE_CONFIGS = [
     {"optimizer": {"name": "adam", "lr": float("inf")}},
-    {"optimizer": {"name": "adam", "engine": "triton"}},
     {"optimizer": {"name": "adam", "engine": "numba", "foreach": True}},
     {"optimizer": {"name": "adam", "state_dtype": "int8"}},
     {"optimizer": {"name": "sgd", "nesterov": True}},
     {"optimizer": {"name": "lbfgs", "max_iter": 0}},
     {"optimizer": {"name": "lbfgs", "line_search_fn": "wolfe"}},
     {"optimizer": "adam", "scheduler": {**COSINE, "T_max": 0}},
-    {"optimizer": "adam", "scheduler": {**COSINE, "warmup_steps": 3.0}},
     {"optimizer": "adam", "scheduler": {**PLATEAU, "factor": 1.5}},
     {"optimizer": "adam", "scheduler": {**PLATEAU, "min_lr": [0.1, 0.2]}},
     {"optimizer": "adam", "scheduler": {**PLATEAU, "mode": "min", "args": {"mode": "max"}}},

@@ -184,8 +184,8 @@ def test_unknown_argument_without_near_match_raises_with_short_list(error_messag
 
 def test_reserved_key_under_args_raises(error_message: Any):
     assert error_message(ConfigError, "adam", {**COSINE, "args": {"interval": "step"}}) == (
-        "scheduler.args.interval: cosine_annealing_lr has no argument 'interval'; write interval directly in "
-        "scheduler, not under args"
+        "scheduler.args.interval: cosine_annealing_lr has no argument 'interval'; write interval beside "
+        "name, not under args"
     )
 
 

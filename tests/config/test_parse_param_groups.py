@@ -135,7 +135,7 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
         (
             [{"preset": "no_decay", "of": []}],
             ConfigTypeError,
-            "[0].of: must be a list with some of norms, biases, embeddings, got []",
+            "[0].of: must be one of norms, biases, embeddings, or a list of them, got []",
         ),
         (
             [{"preset": "layer_decay", "layers": ["*"]}],

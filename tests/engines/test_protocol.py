@@ -132,7 +132,7 @@ def test_engine_is_removed_with_its_entry():
 
 
 def test_type_of_engine_names_equals_the_list():
-    assert {*typing.get_args(engines.Engine)} == {*engines.engine_names(), *engines.PLANNED}
+    assert {*typing.get_args(engines.Engine)} == {*engines.engine_names()}
     assert engines.engine_names() == ["auto", "loop", "foreach", "numba"]
 
 

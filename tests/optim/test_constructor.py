@@ -169,13 +169,13 @@ def test_signatures_of_third_party_constructors_are_complete():
     def names(cls):
         return list(inspect.signature(cls).parameters)
 
-    assert names(WithOptions) == ["params", "lr", "factor", *FRAMEWORK]
+    assert names(WithOptions) == ["params", "lr", "factor", *FRAMEWORK, "options"]
     assert names(WithoutOptions) == ["params", "lr"]
     assert names(Typed) == ["params", "lr", "foreach", "warmth"]
     assert Typed([parameter()], warmth=4).warmth == 4
     with pytest.raises(HyperparameterTypeError, match="unexpected keyword argument 'maximize'"):
         Typed([parameter()], maximize=True)
-    assert names(PassingEverything) == [*names(Adam)[:6], "extra", *names(Adam)[6:]]
+    assert names(PassingEverything) == [*names(Adam)[:6], "extra", *names(Adam)[6:], "options"]
     assert PassingEverything([parameter()], 0.5, extra=2).defaults["lr"] == 0.5
     assert PassingEverything(params=[parameter()]).defaults["lr"] == 1e-3
 
@@ -187,6 +187,18 @@ def test_constructor_may_use_keywords_of_untyped_options():
             super().__init__(params, **options)
 
     assert Warm([parameter()], warmth=4, lr=0.5).warmth == 4
+    inspect.signature(Warm).bind([parameter()], warmth=4)  # does not raise
+    with pytest.raises(HyperparameterTypeError, match="unexpected keyword argument 'wramth'"):
+        Warm([parameter()], wramth=4)
+
+
+def test_constructor_that_passes_its_locals_raises():
+    class OldForm(WithoutOptions):
+        def __init__(self, params, lr=1.0):
+            RuleOptimizer.__init__(self, params, locals())
+
+    with pytest.raises(RuleError, match=r"OldForm passes its locals\(\): pass a dict of its hyperparameters"):
+        OldForm([parameter()])
 
 
 CORRECT_CALLS = """
