@@ -96,6 +96,18 @@ def test_submodule_in_place_of_the_lightning_module_raises(
     )
 
 
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_warmup_of_a_plain_submodule_warns_that_it_does_not_advance(
+    pl: Any, scripted_module: type, trainer: Any, interval: str
+):
+    scheduler = {**COSINE, "interval": interval, "warmup_steps": 100}
+    module = module_with_inner_module(
+        pl, scripted_module, lambda outer: optplug.configure_optimizers(outer.inner.layer, "adam", scheduler)
+    )
+    with pytest.warns(UserWarning, match="the warmup does not advance.* pass the LightningModule"):
+        trainer().fit(module)
+
+
 def test_inner_modules_that_configure_themselves_are_allowed_if_all_parameters_are_optimized(
     pl: Any, self_configured_module: type, trainer: Any
 ):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import optplug
 
-ENGINES = ("loop", "foreach")
+ENGINES = ("loop", "foreach", "auto")
 LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}
 TORCH = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "sparse_adam": torch.optim.SparseAdam}
 WITHOUT_SPARSE_SUPPORT = {
@@ -284,6 +284,23 @@ def test_embeddings_train_like_with_torch(name, options, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_rows_of_parameters_with_different_step_counts_use_their_own_scalars(engine):
+    def train(cls: Any, **more: Any) -> list[Tensor]:
+        params = [torch.ones(6, 2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        optimizer = cls(params, lr=0.1, **more)
+        for step in range(5):
+            params[0].grad = rows((6, 2), [step, 5, 2], step)
+            params[1].grad = rows((6, 2), [1, 3, step], 50 + step) if step >= 2 else None  # stepped fewer times
+            optimizer.step()
+        return [p.detach() for p in params]
+
+    for ours, theirs in zip(
+        train(optplug.get_optimizer("sparse_adam"), engine=engine), train(torch.optim.SparseAdam), strict=True
+    ):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "options"), WITH_DENSE_SUPPORT)
 def test_group_may_mix_sparse_and_dense_gradients(name, options, engine):
     def train(cls: Any, **more: Any) -> list[Tensor]:
@@ -333,7 +350,7 @@ def test_complex_sparse_gradients_step_like_dense_ones_in_torch(name, options, e
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["loop", "foreach"])  # `auto` uses different engines for dense and sparse gradients
 @pytest.mark.parametrize(("name", "options"), NAMES_AND_OPTIONS)
 def test_half_precision_rows_step_like_dense_parameters(name, options, engine, dtype):
     # With a mantissa of 8 bits, 1 - 1e-3 rounds to 1; in float16, 1e-8 rounds to 0.
