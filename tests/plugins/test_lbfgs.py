@@ -770,7 +770,7 @@ INVALID_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lr": -1.0}, HyperparameterError, "Invalid learning rate: -1.0"),
     ({"lr": math.nan}, HyperparameterError, "Invalid learning rate: nan"),
     ({"lr": torch.ones(2)}, HyperparameterError, "Tensor lr must be 1-element"),
-    ({"lr": "1e-3"}, HyperparameterTypeError, "LBFGS: lr must be a number, got '1e-3' (str); YAML"),
+    ({"lr": "1e-3"}, HyperparameterTypeError, "LBFGS: lr must be a number, got '1e-3' (str); write 0.001"),
     ({"max_iter": 0}, HyperparameterError, "Invalid max_iter value: 0 (LBFGS: max_iter must be a whole number, at"),
     ({"max_iter": 2.5}, HyperparameterTypeError, "LBFGS: max_iter must be a whole number, at least 1, got 2.5"),
     ({"max_iter": "20"}, HyperparameterTypeError, "LBFGS: max_iter must be a number, got '20'"),
