@@ -35,6 +35,8 @@ bench: $(INSTALLED)
 	wc -l plugins/optplug_classic/*.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png
+	$(BIN)/python benchmarks/fused.py --rounds 41 --threads 1
+	$(BIN)/python benchmarks/fused.py --rounds 41 --threads 2
 	$(BIN)/python benchmarks/training.py --rounds 15
 	$(BIN)/python benchmarks/sparse.py
 	$(BIN)/python benchmarks/lbfgs.py

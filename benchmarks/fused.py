@@ -5,7 +5,7 @@
 Both optimizers step the same parameters in alternating order. Times are medians of rounds; the ratio is optplug's time
 divided by torch's. The other options change one property of the kernel, to find out what a difference is caused by:
 
-    --chunk-size N      elements of a chunk (default: `cpu_kernel.CHUNK_SIZE`)
+    --chunk-size N      smallest limit on the elements of a chunk (default: `cpu_kernel.CHUNK_SIZE`)
     --static            one block per thread instead of blocks from a counter
     --vector-width N    elements of a vector register that LLVM's vectorizer uses
     --interleave N      iterations that LLVM's vectorizer executes together
