@@ -83,8 +83,12 @@ def _argument_lines(registration: Registration, target: Any) -> Iterator[str]:
     for argument, line in zip(arguments, lines[1:], strict=True):
         yield line
         text = argument_text(argument, ranges.get(argument.name))
-        yield from textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+        yield from _indented(text)
     yield ""
+
+
+def _indented(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _default_text(argument: Argument) -> str:
@@ -99,13 +103,15 @@ def _key_lines(registration: Registration) -> Iterator[str]:
         return
     from optplug.config.arguments import scheduler_fields  # a local import: it imports torch, `optplug list` does not
 
+    fields = [field for field in scheduler_fields(registration).values() if field.name not in ("name", "args")]
     rows = [("key in a configuration", "value", "default")]
-    for field in scheduler_fields(registration).values():
-        if field.name not in ("name", "args"):
-            rows.append((field.name, str(field.kind), "" if field.default is None else str(field.default)))
+    rows += [(f.name, str(f.kind), "" if f.default is None else str(f.default)) for f in fields]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    for key, value, default in rows:
-        yield f"{key:<{widths[0]}}  {value:<{widths[1]}}  {default}".rstrip()
+    lines = [f"{key:<{widths[0]}}  {value:<{widths[1]}}  {default}".rstrip() for key, value, default in rows]
+    yield lines[0]
+    for field, line in zip(fields, lines[1:], strict=True):
+        yield line
+        yield from _indented(field.plain_words)
     yield ""
 
 

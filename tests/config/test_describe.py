@@ -87,7 +87,7 @@ def test_description_of_a_scheduler():
     assert "  interval      validation" in described_lines("scheduler", "reduce_lr_on_plateau")
     lines = described_lines("scheduler", "reduce_lr_on_plateau")
     start = lines.index(next(line for line in lines if line.startswith("key in a configuration")))
-    rows = [re.split(" {2,}", line) for line in lines[start : lines.index("", start)]]
+    rows = [re.split(" {2,}", line) for line in lines[start : lines.index("", start)] if line[0] != " "]
     assert rows == [
         ["key in a configuration", "value", "default"],
         ["warmup_steps", "a whole number of optimizer steps, at least 0 and at most 1,000,000,000,000"],
