@@ -6,6 +6,7 @@ The functions below the classes build the texts of messages. This file imports t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -296,9 +297,9 @@ def listing(words: Iterable[object]) -> str:
 
 
 def number_hint(value: object) -> str:
-    """Return `; write 0.001` for text that is a number; else an empty string."""
+    """Return `; write 0.001` for text that is a finite number; else an empty string."""
     try:
         number = float(value if isinstance(value, str) else "none")
     except ValueError:
         return ""
-    return f"; write {number:g}"
+    return f"; write {number!r}" if math.isfinite(number) else ""

@@ -28,6 +28,7 @@ from optplug.registry.signature import (
     configurable_arguments,
     configurable_type,
     constructor_arguments,
+    function_arguments,
     takes_untyped_options,
 )
 from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
@@ -222,7 +223,7 @@ def read_numbers(registration: Registration, arguments: Mapping[str, Any]) -> di
     Many YAML readers read `1e-3` as text.
     """
     declared = configurable_arguments(registration)
-    functions = _functions(registration)
+    functions = function_arguments(registry.get(registration.spec.kind, registration.qualified_name))
     converted = dict(arguments)
     for key, value in arguments.items():
         if key in declared and key not in functions:
@@ -236,9 +237,3 @@ def _type_of(parameter: inspect.Parameter) -> Any:
     if hint is not Any:
         return hint
     return tuple[tuple(map(type, default))] if isinstance(default, tuple) else type(default)  # type: ignore[misc]
-
-
-def _functions(registration: Registration) -> Collection[str]:
-    """The arguments that are functions of the epoch: their text is an expression."""
-    functions = getattr(registry.get(registration.spec.kind, registration.qualified_name), "functions", ())
-    return functions if isinstance(functions, (tuple, list)) else ()

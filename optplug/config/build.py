@@ -42,7 +42,7 @@ from optplug.errors import (
 from optplug.optim.combined import Combined
 from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import registry
-from optplug.registry.signature import configurable_arguments, constructor_arguments
+from optplug.registry.signature import configurable_arguments, constructor_arguments, function_arguments
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.warmup import Warmup
 
@@ -100,7 +100,7 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
 
 def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments: Mapping[str, Any]) -> LRScheduler:
     cls = registry.get("scheduler", name)
-    if getattr(cls, "functions", ()):
+    if function_arguments(cls):
         from optplug.config.expressions import resolve_function_arguments
 
         arguments = resolve_function_arguments(cls, arguments)

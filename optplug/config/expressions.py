@@ -22,6 +22,7 @@ from optplug.errors import (
     one_line,
 )
 from optplug.registry import registry
+from optplug.registry.signature import function_arguments
 
 CONSTANTS = {"e": math.e, "pi": math.pi}
 NAMES = ("epoch", *CONSTANTS)
@@ -268,13 +269,11 @@ def resolve_function_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[
         OptplugError: as `resolve_function`, with the name of the argument as location; several errors are raised
             together.
     """
-    declared = getattr(cls, "functions", ())
     result, collector = dict(arguments), ErrorCollector()
-    for name in declared if isinstance(declared, (tuple, list)) else ():
+    for name in function_arguments(cls):
         value = arguments.get(name)
         if isinstance(value, (list, tuple)):
-            items = [_resolve_item(collector, name, (i,), item) for i, item in enumerate(value)]
-            result[name] = items
+            result[name] = [_resolve_item(collector, name, (i,), item) for i, item in enumerate(value)]
         elif name in arguments:
             result[name] = _resolve_item(collector, name, (), value)
     collector.raise_joined()

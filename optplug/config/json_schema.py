@@ -32,7 +32,7 @@ from optplug.config.value_schema import any_of, json_value, schema_of_type, unio
 from optplug.errors import PluginError
 from optplug.optim.ranges import Range, declared_ranges
 from optplug.registry import Registration, registry
-from optplug.registry.signature import Argument, constructor_arguments, documented_arguments
+from optplug.registry.signature import Argument, constructor_arguments, documented_arguments, function_arguments
 from optplug.registry.specs import lookup_key
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -119,10 +119,6 @@ class _RegisteredClass:
         return self.registration.spec.kind
 
     @property
-    def takes_metric(self) -> bool:
-        return "metric" in self.registration.spec.capabilities
-
-    @property
     def required(self) -> list[str]:
         return [argument.name for argument in self.arguments if argument.required]
 
@@ -165,7 +161,7 @@ class _RegisteredClass:
             bounds = {} if range_ is None else range_.bounds
             return any_of({"type": "integer" if range_ is not None and range_.whole else type_, **bounds}, NUMBER_TEXT)
 
-        if argument.name in _sequence(getattr(self.cls, "functions", ())):
+        if argument.name in function_arguments(self.cls):
             schema = _function()
         else:
             schema = schema_of_type(argument.type, number)
@@ -246,11 +242,6 @@ def _spelling_pattern(name: str) -> str:
         cases = sorted({c, *(u for u in (c.upper(),) if len(u) == 1)})
         letters.append(f"[{''.join(cases)}]" if len(cases) > 1 else re.sub(r"([\\^$.*+?()[\]{}|/])", r"\\\1", c))
     return "[-_]*" + "".join(f"{letter}[-_]*" for letter in letters)
-
-
-def _sequence(value: Any) -> tuple[Any, ...]:
-    """A list or tuple as a tuple; an empty tuple for other values."""
-    return tuple(value) if isinstance(value, (tuple, list)) else ()
 
 
 def _function() -> Schema:

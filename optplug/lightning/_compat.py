@@ -81,15 +81,3 @@ def validation_is_due(trainer: Any) -> bool:
     loop = trainer.fit_loop
     should_validate = getattr(loop.epoch_loop, "_should_check_val_fx", None)
     return bool(trainer.enable_validation and should_validate is not None and should_validate(loop._data_fetcher))
-
-
-def cli_value(cli: Any, config: Any, key: str) -> Any:
-    """The value of a key in a configuration of LightningCLI, which nests the keys under its subcommand, if it has one.
-
-    Args:
-        cli: the LightningCLI.
-        config: one of its configurations, such as `cli.config_init`.
-        key: the key.
-    """
-    subcommand = str(cli.subcommand)
-    return config.get(subcommand, config).get(key)

@@ -18,7 +18,7 @@ from optplug.config.fields import Field
 from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL
 from optplug.config.model import Config
 from optplug.errors import OptplugError, did_you_mean
-from optplug.lightning._compat import cli_value, installed_import_names
+from optplug.lightning._compat import installed_import_names
 from optplug.lightning.callback import ConfigureOptimizers
 from optplug.registry import registry
 
@@ -106,6 +106,12 @@ class _DescribeAction(argparse.Action):
         parser.exit()
 
 
+def _optplug_keys(config: Any) -> dict[str, Any]:
+    """The values of `CLI_KEYS` in a configuration of LightningCLI, which nests them under its subcommand, if any."""
+    section = config.get(str(config.get("subcommand")), config)
+    return {key: section.get(key) for key in CLI_KEYS}
+
+
 def _has_optplug_keys(given: dict[str, Any]) -> bool:
     """Whether a configuration has any of the keys; `override` always has a value."""
     return any(value is not None for key, value in given.items() if key != "override")
@@ -158,9 +164,7 @@ class _OptplugCLI:
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         super().parse_arguments(parser, args)  # type: ignore[misc]
-        config = self.config  # type: ignore[attr-defined]
-        config = config.get(str(config.get("subcommand")), config)
-        given = {key: config.get(key) for key in CLI_KEYS}
+        given = _optplug_keys(self.config)  # type: ignore[attr-defined]
         if not _has_optplug_keys(given):
             return
         try:
@@ -171,7 +175,7 @@ class _OptplugCLI:
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = super().instantiate_trainer(**kwargs)  # type: ignore[misc]
-        given = {key: cli_value(self, self.config_init, key) for key in CLI_KEYS}  # type: ignore[attr-defined]
+        given = _optplug_keys(self.config_init)  # type: ignore[attr-defined]
         if _has_optplug_keys(given):
             # Code that runs between parsing and this call may edit the configuration.
             if self._checked is not None and self._checked[0] == given:

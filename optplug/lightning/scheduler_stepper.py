@@ -47,7 +47,6 @@ class SchedulerStepper:
 
     def __init__(self, *, manage_third_party_plateaus: bool = False, verbose: bool = True) -> None:
         self.manage_third_party_plateaus = manage_third_party_plateaus
-        self.verbose = verbose
         self.fit_state = FitState()
         self._reporter = Reporter(verbose)
         self._observer = PlateauObserver(self._reporter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,19 @@ class _CompleteSignature:
     """The `__signature__` of a class, which `inspect.signature` and `help` read."""
 
     def __get__(self, _: object, cls: type) -> inspect.Signature:
-        signature = constructor_signature(cls)
-        parameters = [
-            p.replace(default=OPTION_DEFAULTS.get(p.name, ...)) if p.default is ... else p
-            for p in signature.parameters.values()
-        ]
-        if takes_untyped_options(cls) and all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            parameters.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD))
-        return signature.replace(parameters=parameters)
+        return _complete_signature(cls)
+
+
+@functools.lru_cache(maxsize=1024)
+def _complete_signature(cls: type) -> inspect.Signature:
+    signature = constructor_signature(cls)
+    parameters = [
+        p.replace(default=OPTION_DEFAULTS.get(p.name, ...)) if p.default is ... else p
+        for p in signature.parameters.values()
+    ]
+    if takes_untyped_options(cls) and all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        parameters.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD))
+    return signature.replace(parameters=parameters)
 
 
 class StrictKwargs:

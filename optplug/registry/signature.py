@@ -61,6 +61,12 @@ def constructor_arguments(cls: type) -> tuple[dict[str, Parameter], bool]:
     return found, is_complete
 
 
+def function_arguments(cls: type) -> tuple[str, ...]:
+    """Return the arguments of a scheduler class that are functions of the epoch: its attribute `functions`."""
+    declared = getattr(cls, "functions", ())
+    return tuple(declared) if isinstance(declared, (tuple, list)) else ()
+
+
 def documented_arguments(registration: Registration) -> list[Argument]:
     """Return the arguments of `configurable_arguments` with types and descriptions, in the order of the constructor.
 

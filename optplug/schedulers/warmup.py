@@ -244,23 +244,18 @@ def check_warmup(steps: Any, start_factor: Any) -> None:
     collector.raise_joined()
 
 
-def check_warmup_steps(steps: Any, least: int = 1) -> None:
-    """Check the length of a warmup.
-
-    Args:
-        steps: the length in optimizer steps.
-        least: the lower bound, 0 or 1. Default: 1.
+def check_warmup_steps(steps: Any) -> None:
+    """Check the length of a warmup in optimizer steps.
 
     Raises:
-        ConfigError: the length is below `least`.
+        ConfigError: the length is below 1.
         ConfigTypeError: the length is not a whole number.
     """
     if isinstance(steps, bool) or not isinstance(steps, int):
         message = f"warmup steps must be a whole number of optimizer steps, got {steps!r}{whole_hint(steps)}"
         raise ConfigTypeError(message, argument="steps")
-    if steps < least:
-        hint = "; to train without warmup, omit it" * least
-        message = f"warmup steps must be at least {least}, got {steps}{hint}"
+    if steps < 1:
+        message = f"warmup steps must be at least 1, got {steps}; to train without warmup, omit it"
         raise ConfigError(message, argument="steps")
 
 

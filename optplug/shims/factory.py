@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from optplug.config.third_party import third_party_errors
 from optplug.errors import ConfigError, ConfigTypeError, one_line
 from optplug.registry import Registration, registry
-from optplug.registry.signature import Argument, documented_arguments
+from optplug.registry.signature import Argument, documented_arguments, function_arguments
 from optplug.registry.specs import LENGTH_ARGUMENTS
 
 MONITOR = Argument("monitor", str, inspect.Parameter.empty, "the metric to monitor")
@@ -139,8 +139,7 @@ class SchedulerBuilder(OptimizerBuilder):
     def parser_type(self, argument: Argument) -> Any:
         if argument is MONITOR:
             return argument.type
-        functions = getattr(registry.get("scheduler", self.registration.qualified_name), "functions", ())
-        if isinstance(functions, (tuple, list)) and argument.name in functions:
+        if argument.name in function_arguments(registry.get("scheduler", self.registration.qualified_name)):
             return str | float | list[str | float]
         if argument.name in (getattr(self.registration.spec, "length", ""), *LENGTH_ARGUMENTS):
             return Length if argument.type in (int, Any) else typing.Union[argument.type, Length]  # noqa: UP007

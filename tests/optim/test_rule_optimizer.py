@@ -85,6 +85,7 @@ def test_tensor_lr_with_foreach_is_accepted_where_torch_accepts_it():
         ({"lr": "1e-3"}, HyperparameterTypeError,
          "Adam: lr must be a number, got '1e-3' (str); write 0.001"),
         ({"lr": "fast"}, HyperparameterTypeError, "Adam: lr must be a number, got 'fast' (str)"),
+        ({"lr": "nan"}, HyperparameterTypeError, "Adam: lr must be a number, got 'nan' (str)"),
         ({"lr": None}, HyperparameterTypeError, "Adam: lr must be a number, got None (NoneType)"),
         ({"lr": True}, HyperparameterTypeError, "Adam: lr must be a number, got True (bool)"),
         ({"lr": math.inf}, HyperparameterError, "Invalid learning rate: inf (Adam: lr must be finite)"),
