@@ -2,7 +2,8 @@
 
 Only this package uses a trainer. `ConfigureOptimizers` works with `lightning.pytorch` and `pytorch_lightning`.
 `OptplugCLI` is for `lightning.pytorch`, or for `pytorch_lightning` if only that is installed. Both are imported on
-first use, because `optplug.configure_optimizers` imports this package in environments without Lightning.
+first use, because `optplug.configure_optimizers` imports this package in environments without Lightning. Only
+`OptplugCLI` imports Lightning.
 """
 
 from __future__ import annotations
@@ -17,18 +18,31 @@ if TYPE_CHECKING:
 __all__ = ["ConfigureOptimizers", "OptplugCLI"]
 
 
-def __getattr__(name: str) -> Any:
-    value: type
-    if name == "ConfigureOptimizers":
-        from optplug.lightning import callback
+def load_public_name(name: str, import_name: str, module: str) -> Any:
+    """Import a public name of `optplug.lightning` or `optplug.pytorch_lightning`.
 
-        value = callback.ConfigureOptimizers
-    elif name == "OptplugCLI":
+    Args:
+        name: `"ConfigureOptimizers"` or `"OptplugCLI"`.
+        import_name: the import name of Lightning that the module is for.
+        module: the name of the module.
+
+    Raises:
+        AttributeError: the module has no such name.
+        MissingLightningError: Lightning is not installed under either name.
+    """
+    if name == "ConfigureOptimizers":
+        from optplug.lightning.callback import ConfigureOptimizers
+
+        return ConfigureOptimizers
+    if name == "OptplugCLI":
         from optplug.lightning.cli import make_cli_class
 
-        value = make_cli_class("lightning.pytorch", __name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return make_cli_class(import_name, module)
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
+def __getattr__(name: str) -> Any:
+    value = load_public_name(name, "lightning.pytorch", __name__)
     globals()[name] = value
     return value
 

@@ -6,14 +6,16 @@ Lightning lacks the attribute.
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from optplug.errors import MissingLightningError
 
 IMPORT_NAMES = ("lightning.pytorch", "pytorch_lightning")
+_PACKAGES = tuple(name.split(".")[0] for name in IMPORT_NAMES)
 
 
 def installed_import_names() -> list[str]:
@@ -28,9 +30,36 @@ def installed_import_names() -> list[str]:
     return found
 
 
-def callback_classes() -> tuple[type, ...]:
-    """Lightning's class `Callback` of each installed import name."""
-    return tuple(importlib.import_module(name).Callback for name in installed_import_names())
+def imported_callback_classes() -> tuple[type, ...]:
+    """Lightning's class `Callback` of each import name that has been imported. Nothing is imported."""
+    classes = (getattr(sys.modules.get(f"{name}.callbacks"), "Callback", None) for name in IMPORT_NAMES)
+    return tuple(cls for cls in classes if cls is not None)
+
+
+class CallbackInheritance:
+    """Makes a class a subclass of Lightning's `Callback`, under each import name that is imported now or later.
+
+    An import of Lightning changes the logger that all packages of Lightning share. optplug therefore never imports a
+    package of Lightning that the user has not imported. The object is an entry of `sys.meta_path`. It finds no module;
+    Python calls it before each import, and Lightning imports further modules after `Callback`.
+
+    Args:
+        cls: the class. It has a base class other than `object`.
+    """
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.split(".")[0] in _PACKAGES:
+            self.update()
+
+    def update(self) -> None:
+        """Add the classes that have been imported since the last call."""
+        for callback in imported_callback_classes():
+            if not issubclass(self.cls, callback):
+                with contextlib.suppress(TypeError):  # no consistent method resolution order for a user's subclass
+                    self.cls.__bases__ += (callback,)
 
 
 def attached_trainer(module: Any) -> Any:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from abc import ABCMeta
 from typing import Any
 
-from optplug.lightning._compat import callback_classes, loaded_checkpoint, restore_data_loaders
+from optplug.errors import WiringError
+from optplug.lightning._compat import (
+    CallbackInheritance,
+    imported_callback_classes,
+    installed_import_names,
+    loaded_checkpoint,
+    restore_data_loaders,
+)
 from optplug.lightning.checkpoint_metadata import log_metadata
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.rebuild_optimizers import check_length_units, check_submodules, rebuild_if_stale
@@ -12,10 +21,26 @@ from optplug.lightning.resume import finish_resume, prepare_resume
 from optplug.lightning.scheduler_stepper import SchedulerStepper
 from optplug.lightning.summary import summary_lines
 
-_Callbacks: Any = callback_classes()
+installed_import_names()  # raises an error without Lightning
+_Callbacks: Any = imported_callback_classes()
 
 
-class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
+class _CallbackMeta(ABCMeta):
+    """The metaclass of optplug's callbacks: detects a class in the place of a callback.
+
+    It derives from ABCMeta, so that users can combine a callback with abstract base classes.
+    """
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        if name in ("log", "log_dict"):  # the trainer sets them on each of its callbacks
+            raise WiringError(
+                f"the trainer's callbacks contain the class {cls.__name__}, not an object: add the parentheses, "
+                f"callbacks=[{cls.__name__}(...)]"
+            )
+        super().__setattr__(name, value)
+
+
+class SteppingCallback(SchedulerStepper, *_Callbacks, metaclass=_CallbackMeta):  # type: ignore[misc]
     """Resumes optimizers and schedulers, prints and logs the configuration, and steps the schedulers.
 
     `optplug.configure_optimizers` adds one to the trainer if there is no `ConfigureOptimizers` among its callbacks.
@@ -59,7 +84,9 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
         super().teardown(trainer, pl_module, stage)
         self._restore(trainer)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException | None = None) -> None:
+        if exception is None:  # called on a class in place of a callback, after the error of the metaclass
+            return
         super().on_exception(trainer, pl_module, exception)
         self._restore(trainer)
 
@@ -67,6 +94,16 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
         """Restore the trainer to its state before the fit."""
         if self._added_for_this_fit:  # a new list, because the trainer is iterating over the old one
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]
+
+
+def _follow_lightning_imports() -> None:
+    """Make `SteppingCallback` a subclass of every `Callback` that is imported later."""
+    inheritance: Any = CallbackInheritance(SteppingCallback)
+    inheritance.update()
+    sys.meta_path.insert(0, inheritance)  # before the finders that find Lightning
+
+
+_follow_lightning_imports()
 
 
 def ensure_stepping_callback(trainer: Any) -> SchedulerStepper:

@@ -414,3 +414,21 @@ def test_summary_accepts_optimizer_without_learning_rate(
 def test_verbose_false_prints_nothing(scripted_module: type, trainer: Any, quiet_callback: Any, capsys: Any):
     trainer(callbacks=quiet_callback(SGD, PLATEAU)).fit(scripted_module(val=RISING))
     assert "optplug" not in capsys.readouterr().out
+
+
+@pytest.mark.both_import_names
+def test_class_in_place_of_a_callback_is_an_error_and_later_fits_work(
+    scripted_module: type, trainer: Any, optplug_lightning: Any, quiet_callback: Any
+):
+    cls = optplug_lightning.ConfigureOptimizers
+    subclass = type("MyCallback", (cls,), {})
+    before = {one: set(vars(one)) for parent in (cls, subclass) for one in parent.__mro__}
+    for listed in (cls, subclass):
+        with pytest.raises(
+            WiringError, match=rf"the class {listed.__name__}.*callbacks=\[{listed.__name__}\(\.\.\.\)\]"
+        ):
+            trainer(callbacks=[listed]).fit(scripted_module())
+    assert {one: set(vars(one)) for one in before} == before
+    module = scripted_module()
+    trainer(callbacks=[quiet_callback("sgd")]).fit(module)
+    assert module.lrs

@@ -23,23 +23,16 @@ def find_spec_unless_hidden(name, path=None, target=None):
 importlib.machinery.PathFinder.find_spec = find_spec_unless_hidden
 """
 
-FIT_PROGRAM = """
+FIT_FUNCTION = """
 import importlib
 
+import optplug
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-for name in ("lightning", "pytorch_lightning"):
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
-        assert name in hidden
-    else:
-        assert name not in hidden
 
-
-def lrs_of_fit(import_name, callback):
-    \"\"\"The learning rate of each epoch.\"\"\"
+def lrs_of_fit(import_name, callback=None):
+    \"\"\"The learning rate of each epoch. Without a callback, the module configures itself.\"\"\"
     pl = importlib.import_module(import_name)
 
     class Module(pl.LightningModule):
@@ -56,13 +49,29 @@ def lrs_of_fit(import_name, callback):
         def on_train_epoch_start(self):
             self.lrs.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
+    class SelfConfiguredModule(Module):
+        def configure_optimizers(self):
+            return optplug.configure_optimizers(self, "sgd")
+
     data = DataLoader(TensorDataset(torch.ones(4, 4)), batch_size=2)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    module = Module()
+    module = SelfConfiguredModule() if callback is None else Module()
     trainer = pl.Trainer(accelerator="cpu", devices=1, max_epochs=4, callbacks=callback, **quiet)
     trainer.fit(module, data, data)
     assert "configure_optimizers" not in vars(module)
     return module.lrs
+"""
+
+FIT_PROGRAM = (
+    FIT_FUNCTION
+    + """
+for name in ("lightning", "pytorch_lightning"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        assert name in hidden
+    else:
+        assert name not in hidden
 
 
 def callback_of(name):
@@ -74,6 +83,7 @@ def callback_of(name):
 EXPECTED_LRS = [0.1, 0.1, 0.05, 0.025]
 IMPORT_NAMES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 """
+)
 
 
 def run(program: str, *hidden: str) -> subprocess.CompletedProcess[str]:
@@ -151,3 +161,84 @@ for name in ("lightning", "pytorch_lightning"):
     for line in ran.stdout.splitlines():
         assert "lightning" in line
         assert "install" in line
+
+
+IMPORT_ORDERS = [
+    ("lightning.pytorch", "optplug"),
+    ("pytorch_lightning", "optplug"),
+    ("optplug", "lightning.pytorch"),
+    ("optplug", "pytorch_lightning"),
+    ("optplug", "pytorch_lightning", "lightning.pytorch"),
+    ("lightning.pytorch", "optplug", "pytorch_lightning"),
+]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param(order, marks=() if i < 2 else pytest.mark.slow) for i, order in enumerate(IMPORT_ORDERS)],
+    ids="-".join,
+)
+def test_optplug_imports_no_other_lightning_and_keeps_its_logger(order: tuple[str, ...]) -> None:
+    names = [name for name in order if name != "optplug"]
+    ran = run(
+        f"""{FIT_FUNCTION}
+import logging
+
+for name in {order!r}:
+    if name == "optplug":
+        from optplug.lightning import ConfigureOptimizers
+        from optplug.pytorch_lightning import ConfigureOptimizers as SameClass
+
+        class Subclass(ConfigureOptimizers):
+            pass
+
+        early = Subclass("sgd", verbose=False)
+    else:
+        importlib.import_module(name)
+        logging.getLogger(name).setLevel(logging.ERROR)
+assert ConfigureOptimizers is SameClass
+
+import lightning_utilities.core.rank_zero
+
+
+def check():
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        assert (name in sys.modules) == (name in {names!r}), name
+    assert lightning_utilities.core.rank_zero.log.name == {names[-1]!r} + ".utilities.rank_zero"
+    assert lightning_utilities.core.rank_zero.log.getEffectiveLevel() == logging.ERROR
+
+
+check()
+for name in {names!r}:
+    for callback in (early, ConfigureOptimizers("sgd", verbose=False)):
+        assert isinstance(callback, importlib.import_module(name).Callback)
+        assert len(lrs_of_fit(name, callback)) == 4
+    lrs_of_fit(name)
+    check()
+"""
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "available" not in ran.stderr  # Lightning's lines about devices
+
+
+@pytest.mark.slow
+def test_command_line_accepts_a_callback_class_that_was_imported_before_lightning() -> None:
+    ran = run(
+        """
+from optplug.lightning import ConfigureOptimizers
+
+
+class Subclass(ConfigureOptimizers):
+    pass
+
+
+import pytorch_lightning
+from pytorch_lightning.cli import LightningCLI
+
+callbacks = [{"class_path": "__main__.Subclass", "init_args": {"optimizer": "sgd"}}]
+made = LightningCLI(pytorch_lightning.LightningModule, run=False, args={"trainer": {"callbacks": callbacks}})
+assert any(isinstance(callback, Subclass) for callback in made.trainer.callbacks)
+assert "lightning.pytorch" not in sys.modules
+"""
+    )
+    assert ran.returncode == 0, ran.stderr
