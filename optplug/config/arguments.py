@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from optplug.config.dialects import foreign_key_hint, group_rule_key
 from optplug.config.fields import Choice, Table
 from optplug.config.form import (
     ARGS,
@@ -122,7 +123,7 @@ def argument_errors(
     is_complete = is_complete and not (issubclass(cls, StrictKwargs) and takes_untyped_options(cls))
     for key in arguments if is_complete else ():
         if key not in known:
-            yield _unknown_argument(registration, key, known, keys)
+            yield _unknown_argument(registration, key, arguments[key], known, keys)
     missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
     if missing:
         length = length_argument(registration)
@@ -131,10 +132,14 @@ def argument_errors(
 
 
 def _unknown_argument(
-    registration: Registration, key: str, known: Collection[str], keys: Collection[str]
+    registration: Registration, key: str, value: Any, known: Collection[str], keys: Collection[str]
 ) -> ConfigError:
     kind = registration.spec.kind
-    hint = _hint_for_misplaced_key(kind, key, keys) or did_you_mean(key, [*known, *(k for k in keys if k != ARGS)])
+    hint = _hint_for_misplaced_key(kind, key, value, keys)
+    if not hint and keys:
+        length = length_argument(registration)
+        hint = foreign_key_hint(kind, key, value, arguments=known, keys=keys, length=length)
+    hint = hint or did_you_mean(key, [*known, *(k for k in keys if k != ARGS)])
     if key in keys:
         hint = f"; write {key} beside name, not under {ARGS}"
     if not hint:
@@ -144,11 +149,11 @@ def _unknown_argument(
     return ConfigError(f"{registration.name} has no {noun} {key!r}{hint}", argument=key)
 
 
-def _hint_for_misplaced_key(kind: str, key: str, keys: Collection[str]) -> str:
+def _hint_for_misplaced_key(kind: str, key: str, value: Any, keys: Collection[str]) -> str:
     """Where a key of the configuration belongs if it is not an option of the optimizer; empty for other keys."""
     if kind != "optimizer" or not keys:
         return ""
-    if key == "params":
+    if key == "params" and not isinstance(value, Mapping):
         where = "" if "match" in keys else " in an entry of param_groups, or in an entry in a list of optimizers"
         return f"; select parameters by {listing(SELECTORS)}{where}"
     if key in SCHEDULER and key not in OPTIMIZER:
@@ -205,7 +210,8 @@ def group_options(
                 raise ConfigError(f"{key} applies to the whole optimizer: set it in optimizer, not in a group")
             elif key not in known and (is_complete or key in OPTIMIZER_WIDE_OPTIONS):
                 keys = [key for key in GROUP_RULE if key not in MULTIPLIERS or key in multipliers]
-                hint = did_you_mean(key, [*known, *keys])
+                meant = group_rule_key(key, [key for key in keys if key not in options])
+                hint = did_you_mean(key, [*known, *keys]) if meant is None else f"; did you mean {meant!r}?"
                 if not hint:
                     shown = short_list(sorted(known), f"optplug info {name}")
                     hint = f"; it has {shown}, and in an entry of param_groups {listing(keys)}"

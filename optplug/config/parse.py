@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from optplug.config.arguments import group_options, own_arguments, scheduler_fields
+from optplug.config.dialects import group_rule_key, is_name_key, warmup_form
 from optplug.config.fields import Table, read_fields
 from optplug.config.form import (
     ARGS,
@@ -37,6 +39,7 @@ from optplug.config.param_group_presets import LayerDecay, NoDecay
 from optplug.config.param_groups import AnyGroupRule, GroupRule
 from optplug.config.param_selection import Selector
 from optplug.config.plain_data import to_builtins
+from optplug.config.stray_keys import stray_key_hint
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -106,7 +109,7 @@ def _read_top_level(collector: ErrorCollector, options: Mapping[str, Any]) -> di
     given: dict[str, Any] = {}
     for key, value in options.items():
         if key not in TOP_LEVEL:
-            collector.add(ConfigError(f"a configuration has no key {key!r}{suggest(key, TOP_LEVEL)}"), (key,))
+            collector.add(ConfigError(f"a configuration has no key {key!r}{stray_key_hint(key, options)}"), (key,))
         elif value is not None:
             with collector.collect((key,)):
                 given[key] = to_builtins(value)
@@ -160,12 +163,12 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         loc: the location of `given`.
     """
     if not isinstance(given, (str, Mapping)):
-        message = f"must be {TOP_LEVEL[kind].kind}, got {given!r} ({type(given).__name__})"
-        collector.add(ConfigTypeError(message), loc)
+        message = f"must be {TOP_LEVEL[kind].kind}, got {_shortened(given)} ({type(given).__name__})"
+        collector.add(ConfigTypeError(message + _list_hint(kind, given)), loc)
         return None
     mapping = {"name": given} if isinstance(given, str) else _string_keys(collector, given, loc)
     if "name" not in mapping:
-        _report_missing_name(collector, kind, mapping, loc)
+        _report_missing_name(collector, kind, mapping, fields, loc)
         return None
     name = str(mapping["name"])
     registration = None
@@ -184,6 +187,21 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
     return _Named(name, registration, valid, frozenset(nested), mapping)
 
 
+def _list_hint(kind: str, given: Any) -> str:
+    """What to write instead of a list of schedulers; empty for other values."""
+    if kind != "scheduler" or not isinstance(given, (list, tuple)):
+        return ""
+    hint = "; an optimizer has one scheduler"
+    if len(given) == 1:
+        return f"{hint}: write it without the list"
+    return f"{hint}; a warmup before it is its key warmup_steps, and optimizers in a list have a scheduler each"
+
+
+def _shortened(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def _string_keys(collector: ErrorCollector, given: Mapping[Any, Any], loc: Loc) -> dict[str, Any]:
     """The part of a mapping whose keys are strings; an error is collected for each other key."""
     for key in given:
@@ -192,31 +210,58 @@ def _string_keys(collector: ErrorCollector, given: Mapping[Any, Any], loc: Loc) 
     return {key: value for key, value in given.items() if isinstance(key, str)}
 
 
-def _report_missing_name(collector: ErrorCollector, kind: str, given: Mapping[str, Any], loc: Loc) -> None:
-    hint = ""
+def _report_missing_name(
+    collector: ErrorCollector, kind: str, given: Mapping[str, Any], fields: Table, loc: Loc
+) -> None:
     if "combine" in given:
         message = "is not allowed in a list of optimizers: write optimizer: {combine: [...]}"
         collector.add(ConfigError(message), (*loc, "combine"))
         return
+    unknown = {key: value for key, value in given.items() if key not in fields}
+    wrong_key, hint = _missing_name_hint(kind, unknown)
+    message = f"needs a name; it has {listing(given)}{hint}"
+    collector.add(ConfigError(message), loc if wrong_key is None else (*loc, wrong_key))
+
+
+def _missing_name_hint(kind: str, given: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The hint for a mapping without a name, and the key that is wrong; None if it is not a single key.
+
+    Args:
+        kind: `"optimizer"` or `"scheduler"`.
+        given: the values of the keys that may be arguments or mistakes.
+    """
+    path = next((given[key] for key in ("class_path", "_target_") if key in given), None)
+    if path is not None or "init_args" in given:
+        name = _registered_name(kind, path) or "..."
+        example = "lr: ..." if kind == "optimizer" else "..."
+        return None, f": write {{name: {name}, {example}}}; optplug looks up registered names and does not import paths"
+    foreign_warmup = next((key for key in given if warmup_form(key, given[key])), None)
     for word in ("combine", "name") if kind == "optimizer" else ("warmup_steps", "warmup", "name"):
         misspelled = next((key for key in given if nearest(key, [word])), None)
-        if word == "name" and misspelled is None:
-            misspelled = next((key for key, value in given.items() if _is_registered(kind, value)), None)
-        if misspelled is not None:
-            loc, hint = (*loc, misspelled), f"; did you mean {word!r} instead of {misspelled!r}?"
-            break
-    if {"class_path", "init_args", "_target_"} & set(given):
-        example = "lr: ..." if kind == "optimizer" else "..."
-        hint = f": write {{name: ..., {example}}}; optplug looks up registered names and does not import paths"
-    collector.add(ConfigError(f"needs a name; it has {listing(given)}{hint}"), loc)
+        if word == "name":
+            by_value = (key for key, value in given.items() if _registered_name(kind, value))
+            misspelled = misspelled or next(by_value, None) or next(filter(is_name_key, given), None)
+        if misspelled is not None and isinstance(given[misspelled], Mapping) and word == "name":
+            return misspelled, f"; write its keys one level up, directly in {kind}"
+        if misspelled is not None and misspelled != foreign_warmup:
+            return misspelled, f"; did you mean {word!r} instead of {misspelled!r}?"
+    if kind == "scheduler" and foreign_warmup is not None:
+        return foreign_warmup, f"; for a warmup write {warmup_form(foreign_warmup, given[foreign_warmup])}"
+    for key, value in given.items():
+        registered = _registered_name(kind, key)
+        if registered is not None:
+            arguments = listing(f"{option}: ..." for option in value) if isinstance(value, Mapping) and value else "..."
+            return key, f"; write {{name: {registered}, {arguments}}}"
+    return None, ""
 
 
-def _is_registered(kind: str, value: Any) -> bool:
-    try:
-        registry.resolve(kind, value if isinstance(value, str) else "")
-    except OptplugError:
-        return False
-    return True
+def _registered_name(kind: str, text: Any) -> str | None:
+    """The name that a text is, or that the last part of an import path is; None for other values."""
+    if not isinstance(text, str):
+        return None
+    with suppress(OptplugError):
+        return registry.resolve(kind, text.rpartition(".")[2]).name
+    return None
 
 
 # ---------------------------------------------------------------------------------- optimizers
@@ -428,7 +473,10 @@ def _parse_param_groups(
         return ()
     entries = [given] if isinstance(given, str) else given
     if not isinstance(entries, (list, tuple)):
-        collector.add(ConfigTypeError(f"must be {PARAM_GROUPS.kind}, got {given!r}"), loc)
+        preset = next((key for key in given if key in PRESETS), None) if isinstance(given, Mapping) else None
+        item = preset or _shortened(given)
+        hint = f"; write a list: [{item}]" if isinstance(given, Mapping) else ""
+        collector.add(ConfigTypeError(f"must be {PARAM_GROUPS.kind}, got {_shortened(given)}{hint}"), loc)
         return ()
     rules: list[AnyGroupRule] = []
     for i, entry in enumerate(entries):
@@ -463,7 +511,8 @@ def _parse_group_rule(
     read = read_fields(collector, entry, GROUP_RULE.values(), loc)
     if not SELECTORS.keys() & entry.keys():
         message = f"needs one of {listing(SELECTORS)} to select parameters; it has {listing(entry)}"
-        misspelled = next((key for key in options if nearest(key, [*SELECTORS, "preset"])), None)
+        meant = {key: _selector_key(key) for key in options}
+        misspelled = next((key for key in options if meant[key]), None)
         preset = next((key for key in options if key in PRESETS), None)
         if preset is not None:
             keys = listing(f"{key}: ..." for key in PRESETS[preset])
@@ -471,7 +520,7 @@ def _parse_group_rule(
             collector.add(ConfigError(message), (*loc, preset))
             return None
         if misspelled is not None:
-            correct = nearest(misspelled, [*SELECTORS, "preset"])[0]
+            correct = meant[misspelled]
             message += f"; did you mean {correct!r} instead of {misspelled!r}?"
             collector.add(ConfigError(message), (*loc, misspelled))
             if correct == "preset":
@@ -484,6 +533,12 @@ def _parse_group_rule(
     options = {key: read.get(key, value) for key, value in options.items()}
     select = Selector(**{key: value for key, value in read.items() if key in SELECTORS})
     return GroupRule(select, read.get("name", str(select)), options) if select != Selector() else None
+
+
+def _selector_key(key: str) -> str:
+    """The key of a group rule that is meant by a misspelled key or by a key of another format; empty for other keys."""
+    keys = [*SELECTORS, "preset"]
+    return group_rule_key(key, keys) or next(iter(nearest(key, keys)), "")
 
 
 def _parse_preset(

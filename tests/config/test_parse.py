@@ -129,9 +129,10 @@ def test_unknown_name_raises_with_nearest_match(error_message: Any):
 )
 def test_class_path_raises(key: str, given: Any, error_message: Any):
     args, example = ((given,), "lr: ...") if key == "optimizer" else (("adam", given), "...")
+    name = "adam" if key == "optimizer" and given.get("class_path") == "torch.optim.Adam" else "..."
     assert error_message(ConfigError, *args) == (
-        f"{key}: needs a name; it has {', '.join(given)}: write {{name: ..., {example}}}; optplug looks up registered "
-        "names and does not import paths"
+        f"{key}: needs a name; it has {', '.join(given)}: write {{name: {name}, {example}}}; optplug looks up "
+        "registered names and does not import paths"
     )
 
 

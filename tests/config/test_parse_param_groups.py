@@ -46,7 +46,8 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
         (
             {"match": "*"},
             ConfigTypeError,
-            ": must be the name of a preset, or a list of group rules and presets, got {'match': '*'}",
+            ": must be the name of a preset, or a list of group rules and presets, got {'match': '*'}; write a list: "
+            "[{'match': '*'}]",
         ),
         (
             [5],

@@ -296,7 +296,7 @@ def test_patience_unit_and_on_nonfinite_require_a_scheduler_with_metric(key: str
         f"scheduler.{key}: cosine_annealing_lr takes no metric: {key}={value!r} has no effect"
     )
     assert error_message(ConfigError, "adam", PLATEAU, **{key: value}).startswith(
-        f"{key}: a configuration has no key {key!r}; it has optimizer, scheduler"
+        f"{key}: a configuration has no key {key!r}; it belongs to scheduler: write scheduler: {{name: "
     )
     assert error_message(ConfigError, "adam", {**PLATEAU, "args": {key: value}}).endswith(
         f"; write {key} beside name, not under args"
