@@ -50,6 +50,9 @@ ON_RESUME = ("keep", "override_hparams", "reset_scheduler", "reset_all")
 - `reset_all`: as `keep`, but optimizer and scheduler come from the configuration and start from the beginning.
 """
 
+RESTARTING = ("reset_scheduler", "reset_all")
+"""The values of `ON_RESUME` with which the schedule starts anew."""
+
 PATIENCE_UNITS = ("validations", "epochs", "steps")
 """What the patience of a scheduler with a metric counts since the last improvement.
 

@@ -79,6 +79,7 @@ class SchedulerConfig:
         name: None if there is only a warmup.
         arguments: the constructor arguments.
         interval: `"epoch"` or `"step"`. A scheduler with a metric ignores it and steps after each validation.
+        interval_is_given: whether the configuration sets the interval; if not, the plugin's default is used.
         frequency: the scheduler steps once every `frequency` intervals.
         warmup: None for no warmup.
         monitor: the name of the metric; None to infer it.
@@ -98,6 +99,7 @@ class SchedulerConfig:
     mode: str | None = None
     patience_unit: str = SCHEDULER["patience_unit"].default
     on_nonfinite: str = SCHEDULER["on_nonfinite"].default
+    interval_is_given: bool = field(default=False, compare=False)
     nested: frozenset[str] = field(default=frozenset(), compare=False)
     loc: Loc = field(default=("scheduler",), compare=False)
 

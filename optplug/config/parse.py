@@ -391,6 +391,8 @@ def _parse_times(
         if key in known:
             found[key] = known[key].default
             found |= read_fields(collector, given, [known[key]], loc)
+            if key == "interval":
+                found["interval_is_given"] = given.get(key) is not None
         elif given.get(key, field.inert) != field.inert:
             message = field.refusal.format(name=registration.name, key=key, value=given[key])
             collector.add(ConfigError(message), (*loc, key))

@@ -76,6 +76,26 @@ def loaded_checkpoint(trainer: Any) -> dict[str, Any] | None:
     return getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", None) or None
 
 
+def saved_epochs(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """The number of epochs that are over in a checkpoint, and the number of batches of an incomplete epoch after them.
+
+    The number of batches is 0 if a version of Lightning stores the progress of its loops in another way.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    try:
+        epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
+        is_incomplete = epochs["processed"] < epochs["ready"]
+        return int(epochs["processed"]), int(batches["processed"]) if is_incomplete else 0
+    except (KeyError, TypeError):
+        return int(checkpoint.get("epoch", 0)), 0
+
+
+def is_lightning_callback(callback: Any, name: str) -> bool:
+    """Whether a callback is an instance of Lightning's class of a name, such as `Timer`, under either import name."""
+    modules = [sys.modules[f"{name}.callbacks"] for name in IMPORT_NAMES if f"{name}.callbacks" in sys.modules]
+    return isinstance(callback, tuple(getattr(module, name) for module in modules if hasattr(module, name)))
+
+
 def logged_metric_objects(trainer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """The torchmetrics objects logged since Lightning's last reset, each with the names of its value.
 

@@ -30,7 +30,7 @@ from optplug.lightning._compat import attached_trainer
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.monitor import infer_monitored_metric
 from optplug.lightning.reporter import Reporter
-from optplug.lightning.trainer_info import training_length
+from optplug.lightning.trainer_info import BEGINNING, schedule_start, training_length
 from optplug.registry import registry
 from optplug.schedulers.lr import lrs_of, set_lr
 from optplug.schedulers.warmup import Warmup
@@ -168,6 +168,7 @@ def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimiz
     trainer = attached_trainer(module)
     given = scheduled = setup.scheduler
     monitored = length = None
+    start = BEGINNING if trainer is None else schedule_start(trainer, config.on_resume)
     if scheduled is not None:
         if scheduled.takes_metric:
             has_metric_objects = _has_metric_objects(module, scheduled)
@@ -175,7 +176,7 @@ def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimiz
                 trainer, scheduled.monitor, scheduled.mode, Reporter(), has_metric_objects=has_metric_objects
             )
         if depends_on_training_length(scheduled):
-            length = training_length(trainer, module, len(config.setups))
+            length = training_length(trainer, module, len(config.setups), start)
         scheduled = resolve_lengths(scheduled, length or TrainingLength())
     if prebuilt is None and not setup.entries:
         raise WiringError(
@@ -193,6 +194,7 @@ def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimiz
         dataclasses.replace(setup, scheduler=scheduled),
         tuple(parameter_infos(module)),
         plan,
+        start,
         training_length=length,
         links=resolve_links(module, config),
         lrs=lrs_of(optimizer),

@@ -9,6 +9,7 @@ from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
 from optplug.config.model import Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
 from optplug.config.training_length import TrainingLength
+from optplug.lightning.trainer_info import TrainingPosition
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class ConfiguredOptimizer:
         setup: the part of the configuration for this optimizer, with numbers in place of `auto`.
         parameter_infos: the module's parameters when the optimizer was built.
         plan: the plan of the optimizer's scheduler, if it has one.
+        start: where in the training the schedule starts.
         training_length: the length of the training at construction; None if the schedule does not depend on it.
         links: the values of the configuration's links at construction.
         lrs: the learning rates after construction. A tuner may have changed them since.
@@ -78,6 +80,7 @@ class ConfiguredOptimizer:
     setup: OptimizerSetup
     parameter_infos: tuple[ParameterInfo, ...]
     plan: SteppingPlan | None
+    start: TrainingPosition
     training_length: TrainingLength | None
     links: dict[str, Any]
     lrs: list[float]

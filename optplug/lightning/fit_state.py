@@ -127,6 +127,10 @@ class FitState:
         entries = trainer.lr_scheduler_configs
         return [managed for managed in self.managed if managed.entry in entries]
 
+    def managed_of(self, trainer: Any, optimizer: Any) -> ManagedScheduler | None:
+        """The managed scheduler of an optimizer, if there is one."""
+        return next((managed for managed in self.current(trainer) if managed.scheduler.optimizer is optimizer), None)
+
     def current_plateaus(self, trainer: Any) -> list[ManagedScheduler]:
         """The managed plateau schedulers whose entries the trainer still has."""
         entries = trainer.lr_scheduler_configs

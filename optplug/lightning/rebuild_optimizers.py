@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from optplug.config.build import resolve_links
-from optplug.config.training_length import resolve_lengths
+from optplug.config.training_length import possibly_wrong_unit, resolve_lengths
 from optplug.errors import WiringError
 from optplug.lightning.fit_setup import ConfiguredOptimizer
 from optplug.lightning.fit_state import FitState
+from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import training_length
 from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.lr import lrs_of
@@ -59,23 +60,35 @@ def check_submodules(trainer: Any, module: Any, state: FitState) -> None:
         )
 
 
-def check_length_units(trainer: Any, module: Any, state: FitState) -> None:
+def check_length_units(trainer: Any, module: Any, state: FitState, reporter: Reporter) -> None:
     """Check that no schedule that is stepped in epochs has a length in steps, when both numbers are known.
+
+    In a trial of a longer training, both numbers may be equal by coincidence: this is a warning.
 
     Raises:
         ConfigError: with the setting to use instead.
     """
     if trainer.fast_dev_run:
         return
-    for _, configured in state.configured(trainer):
+    for optimizer, configured in state.configured(trainer):
         scheduled = configured.setup.scheduler
-        if scheduled is not None and scheduled.length_argument is not None:
-            length = training_length(trainer, module, len(configured.config.setups))
-            resolve_lengths(scheduled, length)
+        if scheduled is None or scheduled.length_argument is None:
+            continue
+        managed = state.managed_of(trainer, optimizer)
+        if managed is not None and managed.plan.interval != scheduled.interval:  # the module has changed it
+            continue
+        length = training_length(trainer, module, len(configured.config.setups), configured.start)
+        resolve_lengths(scheduled, length)
+        warning = possibly_wrong_unit(scheduled, length)
+        if warning is not None:
+            reporter.warn(trainer, warning)
 
 
 def _is_stale(trainer: Any, module: Any, configured: ConfiguredOptimizer) -> bool:
     if resolve_links(module, configured.config) != configured.links:
         return True
     before = configured.training_length  # None if the schedule does not depend on it
-    return before is not None and training_length(trainer, module, len(configured.config.setups)) != before
+    return (
+        before is not None
+        and training_length(trainer, module, len(configured.config.setups), configured.start) != before
+    )

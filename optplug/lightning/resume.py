@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
+from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS, RESTARTING
 from optplug.errors import Loc, WiringError, loc_text, short_list
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.fit_setup import MonitoredMetric
@@ -68,7 +68,7 @@ def prepare_resume(
     ]
     if policy == "reset_all":
         checkpoint["optimizer_states"] = []
-    if policy in ("reset_all", "reset_scheduler"):
+    if policy in RESTARTING:
         checkpoint["lr_schedulers"] = []  # Lightning restores only the states in this list
         # The new plateau continues the counts of values and cuts. The metric and the unit belong to the old plateau.
         for history in resume.saved_histories:

@@ -75,7 +75,7 @@ class SteppingCallback(SchedulerStepper, *_Callbacks, metaclass=_CallbackMeta): 
         # Resolving `auto` reads the training length, which sets up the data loaders before the checkpoint is loaded.
         restore_data_loaders(trainer)
         super().on_train_start(trainer, pl_module)
-        check_length_units(trainer, pl_module, self.fit_state)
+        check_length_units(trainer, pl_module, self.fit_state, self._reporter)
         log_metadata(trainer, self.fit_state)
         for line in summary_lines(trainer, self.fit_state):
             self._reporter.report(trainer, line)

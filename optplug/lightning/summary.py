@@ -11,7 +11,7 @@ from optplug.config.training_length import length_warnings
 from optplug.lightning.fit_setup import ConfiguredOptimizer
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.monitor import is_validation_metric
-from optplug.lightning.trainer_info import training_length
+from optplug.lightning.trainer_info import BEGINNING, training_length
 from optplug.schedulers.adapters import adapter_for
 
 _POLICY_DESCRIPTIONS = MappingProxyType(
@@ -58,7 +58,7 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
     if scheduled is None or plan is None:
         yield "no schedule: the learning rate is constant"
         return
-    managed = next((managed for managed in state.current(trainer) if managed.scheduler.optimizer is optimizer), None)
+    managed = state.managed_of(trainer, optimizer)
     metric = plan.monitored
     if managed is not None:  # the module may have changed the plan, a checkpoint or logged values the metric
         plan, metric = managed.plan, managed.metric
@@ -77,10 +77,12 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
         entry = next(entry for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
         length = adapter_for(entry.scheduler).length(plan.length_argument, plan.last_step)
         restored = f"from the checkpoint; this training has {plan.last_step}"
-        source = "as long as the training" if length == plan.last_step else restored
+        whole = "the training" if configured.start == BEGINNING else "the rest of the training"
+        source = f"as long as {whole}" if length == plan.last_step else restored
         yield f"  {scheduled.length_argument} is {length}: {source}"
     if metric is not None:
         yield f"  {metric}"
-    length_of_training = training_length(trainer, trainer.lightning_module, len(configured.config.setups))
+    optimizers = len(configured.config.setups)
+    length_of_training = training_length(trainer, trainer.lightning_module, optimizers, configured.start)
     for warning in length_warnings(scheduled, length_of_training):
         yield f"  {warning}"

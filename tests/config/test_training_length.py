@@ -8,10 +8,10 @@ import pytest
 
 from optplug.config.model import WarmupConfig
 from optplug.config.parse import parse
-from optplug.config.training_length import TrainingLength, resolve_lengths
+from optplug.config.training_length import EpochSteps, TrainingLength, resolve_lengths
 from optplug.errors import ConfigError, loc_text
 
-TRAINING = TrainingLength(steps=40, epochs=4, steps_per_epoch=10)
+TRAINING = TrainingLength(steps=40, epochs=4, epoch_steps=EpochSteps(((0, 10),)))
 
 
 def resolved_warmup(given: Any, training: TrainingLength = TRAINING) -> WarmupConfig | None:
@@ -44,7 +44,7 @@ def test_warmup_of_less_than_half_a_step_is_none():
 
 @pytest.mark.parametrize(
     ("unit", "training"),
-    [("epochs", TrainingLength(steps=40)), ("ratio", TrainingLength(epochs=4, steps_per_epoch=10))],
+    [("epochs", TrainingLength(steps=40)), ("ratio", TrainingLength(epochs=4, epoch_steps=EpochSteps(((0, 10),))))],
 )
 def test_unknown_training_length_raises(unit: str, training: TrainingLength):
     with pytest.raises(ConfigError) as caught:

@@ -108,6 +108,8 @@ FALLBACKS: dict[str, tuple[Callable[[], Any], Any]] = {
         ),
         7,
     ),
+    "saved_epochs, no loops": (lambda: _compat.saved_epochs({"epoch": 3}), (3, 0)),
+    "saved_epochs, other loops": (lambda: _compat.saved_epochs({"epoch": 3, "loops": {"fit_loop": {}}}), (3, 0)),
     "restore_data_loaders": (
         lambda: _compat.restore_data_loaders(SimpleNamespace(fit_loop=SimpleNamespace())),
         None,
@@ -125,3 +127,15 @@ FALLBACKS: dict[str, tuple[Callable[[], Any], Any]] = {
 def test_fallback_if_lightning_lacks_the_private_name(name: str) -> None:
     call, expected = FALLBACKS[name]
     assert call() == expected
+
+
+@pytest.mark.both_import_names
+def test_callback_is_recognized_by_its_class(pl: Any) -> None:
+    class Subclass(pl.callbacks.Timer):
+        pass
+
+    class Timer:
+        pass
+
+    assert _compat.is_lightning_callback(Subclass(), "Timer")
+    assert not _compat.is_lightning_callback(Timer(), "Timer")

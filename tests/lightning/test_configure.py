@@ -218,16 +218,6 @@ def test_steps_of_an_unwrapped_optimizer_are_counted_in_manual_optimization(fit:
     assert module.lrs == [1.0, 0.5, 0.25, 0.125]
 
 
-def test_auto_length_with_changing_accumulation_raises(
-    pl: Any, optplug_lightning: Any, scripted_module: type, trainer: Any
-) -> None:
-    changing = pl.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
-    cosine = {"name": "cosine_annealing_lr", "T_max": "auto", "interval": "step"}
-    callbacks = [changing, optplug_lightning.ConfigureOptimizers(SGD, cosine, verbose=False)]
-    with pytest.raises(ConfigError, match="is auto, and accumulation changes from epoch to epoch"):
-        trainer(callbacks=callbacks).fit(scripted_module())
-
-
 @pytest.mark.parametrize(("frequency", "length"), [(1, 12), (5, 2), (12, 1), (13, 1)])
 def test_auto_length_is_divided_by_the_frequency(fit: Any, frequency: int, length: int) -> None:
     cosine = {"name": "cosine_annealing_lr", "T_max": "auto", "interval": "step", "frequency": frequency}

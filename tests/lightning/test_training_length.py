@@ -37,10 +37,10 @@ def test_length_in_optimizer_steps_at_interval_epoch_raises(fit: Any, scripted_m
     assert module.lrs == []
     assert str(caught.value) == (
         "scheduler.T_max: is 12, which is the number of optimizer steps of this training, but the schedule steps "
-        "once every epoch, and the training has 3 epochs: set interval: step, or T_max: auto"
+        "once every epoch, and the training has 3 epochs: set interval: step, or T_max: auto; or, if 12 is a number of "
+        "epochs, interval: epoch"
     )
     for wrong in (
-        {"scheduler": {"T_max": 3 * BATCHES_PER_EPOCH, "interval": "epoch"}},
         {"scheduler": {"T_max": 3 * BATCHES_PER_EPOCH - 2, "warmup_steps": 2}},
         {"scheduler": {"T_max": 3 * BATCHES_PER_EPOCH // 2}, "accumulate_grad_batches": 2},
         # The number of batches.
@@ -51,9 +51,65 @@ def test_length_in_optimizer_steps_at_interval_epoch_raises(fit: Any, scripted_m
             fit(ADAM, {"name": COSINE, **given}, **wrong)
 
 
-@pytest.mark.parametrize("right", [{"T_max": 3}, {"T_max": 50}, {"T_max": 12, "interval": "step"}, {"T_max": "auto"}])
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"T_max": 3},
+        {"T_max": 50},
+        {"T_max": 12, "interval": "step"},
+        {"T_max": 12, "interval": "epoch"},
+        {"T_max": "auto"},
+    ],
+)
 def test_length_in_the_unit_of_the_interval_or_auto_is_accepted(fit: Any, right: Any) -> None:
     fit(ADAM, {"name": COSINE, **right})
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps", "epochs"),
+    [
+        ({"max_epochs": 1}, 4, "1 epoch"),
+        ({"max_epochs": 3, "limit_train_batches": 2}, 6, "3 epochs"),
+        ({"max_epochs": 3, "limit_train_batches": 0.5}, 6, "3 epochs"),
+        ({"max_epochs": 3, "overfit_batches": 2}, 6, "3 epochs"),
+        ({"max_epochs": -1, "max_steps": 10}, 10, "3 epochs"),
+        ({"max_epochs": 3, "max_steps": 10}, 10, "3 epochs"),
+    ],
+    ids=str,
+)
+def test_length_equal_to_the_steps_of_a_trial_warns(
+    fit: Any, scripted_module: type, limits: Any, steps: int, epochs: str
+) -> None:
+    module = scripted_module()
+    with pytest.warns(UserWarning, match="interval: step") as caught:
+        fit(ADAM, {"name": COSINE, "T_max": steps}, module=module, **limits)
+    assert len(module.lrs) == steps
+    assert [str(warning.message) for warning in caught if "T_max" in str(warning.message)] == [
+        f"scheduler.T_max: is {steps}, which is the number of optimizer steps of this training, but the schedule steps "
+        f"once every epoch, and the training has {epochs}: set interval: step, or T_max: auto; or, if {steps} is a "
+        "number of epochs, interval: epoch"
+    ]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_epochs": 1}, {"max_epochs": 3}, {"max_steps": 10}, {"fast_dev_run": 4}], ids=str
+)
+def test_given_interval_is_used_without_a_warning(fit: Any, recwarn: pytest.WarningsRecorder, limits: Any) -> None:
+    for length in (4, 10, 12):
+        fit(ADAM, {"name": COSINE, "T_max": length, "interval": "epoch"}, **limits)
+    assert [str(warning.message) for warning in recwarn if "T_max" in str(warning.message)] == []
+
+
+def test_interval_set_by_the_module_is_used(scripted_module: type, trainer: Any) -> None:
+    class Module(scripted_module):
+        def configure_optimizers(self) -> Any:
+            entry = optplug.configure_optimizers(self, ADAM, {"name": COSINE, "T_max": 3 * BATCHES_PER_EPOCH})
+            entry["lr_scheduler"]["interval"] = "step"
+            return entry
+
+    fitted = trainer()
+    fitted.fit(Module())
+    assert scheduler_of(fitted).last_epoch == 3 * BATCHES_PER_EPOCH
 
 
 # -------------------------------------------------------------------------------------- Lengths from the trainer (auto)
