@@ -33,6 +33,46 @@ class MetricSnapshots:
 
 
 @dataclass
+class EpochCount:
+    """Which epochs have counted for the schedules that are stepped in epochs.
+
+    An epoch counts once, after its last batch or, if it ends early, when it ends. An epoch without a batch does not
+    count. Checkpoints store the attributes as plain data.
+
+    Attributes:
+        last_counted: the last epoch that counted.
+        is_open: whether a batch of the current epoch has begun, and the epoch has not counted yet.
+        states_before: for each managed scheduler, its `snapshot` before the last epoch counted, empty if it is not
+            stepped in epochs. Only if that epoch ended early, and until the next one starts: a training with
+            `max_steps` resumes within the epoch in which it stopped.
+    """
+
+    last_counted: int = -1
+    is_open: bool = False
+    states_before: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.is_open = False
+        if epoch > self.last_counted:  # after some resumes, Lightning starts an epoch again that ended early
+            self.states_before = []
+
+    def begin_batch(self, epoch: int) -> list[dict[str, Any]]:
+        """Open the epoch.
+
+        Returns:
+            The states of the schedulers that must be restored: an epoch that has ended early, and counted, goes on.
+        """
+        states: list[dict[str, Any]] = []
+        if epoch == self.last_counted and self.states_before:
+            states, self.states_before, self.last_counted = self.states_before, [], epoch - 1
+        self.is_open = epoch > self.last_counted
+        return states
+
+    def count(self, epoch: int) -> None:
+        self.is_open, self.last_counted = False, epoch
+
+
+@dataclass
 class ResumeState:
     """Data about a run that resumes from a checkpoint, for `finish_resume` and the summary.
 
@@ -69,9 +109,11 @@ class FitState:
         group_counts: the number of parameter groups of each optimizer of the trainer.
         modes: the modes of the optimizers with `train()` and `eval()`.
         snapshots: earlier metric values.
+        epochs: the epochs that have counted.
+        has_batch: whether a batch of the current epoch has begun. Optimizer steps before it do not count.
         epoch_ended: whether an epoch has ended, and the next one has not started.
         after_batch: whether a batch has ended, and neither the next batch nor a validation has started.
-        after_validation: whether a validation epoch has ended, and its metrics have not been observed yet.
+        in_validation: whether a validation has started, and its metrics have not been observed yet.
     """
 
     built: tuple[BuiltOptimizer, ...] = ()
@@ -84,9 +126,11 @@ class FitState:
     group_counts: list[int] = field(default_factory=list)
     modes: OptimizerModes = field(default_factory=OptimizerModes)
     snapshots: MetricSnapshots = field(default_factory=MetricSnapshots)
+    epochs: EpochCount = field(default_factory=EpochCount)
+    has_batch: bool = False
     epoch_ended: bool = False
     after_batch: bool = False
-    after_validation: bool = False
+    in_validation: bool = False
     _configured_at_end: list[ConfiguredOptimizer | None] | None = None
 
     # ------------------------------------------------------------------ setup
@@ -135,6 +179,11 @@ class FitState:
         """The managed plateau schedulers whose entries the trainer still has."""
         entries = trainer.lr_scheduler_configs
         return [managed for managed in self.managed if managed.metric is not None and managed.entry in entries]
+
+    def count_steps(self, enabled: bool) -> None:
+        """Set whether optimizer steps count from now on; those before the first batch or in a validation do not."""
+        for counter in self.step_counters:
+            counter.is_enabled = enabled
 
     def release(self, trainer: Any) -> None:
         """Let Lightning step the schedulers again, and drop all references to optimizers and schedulers.

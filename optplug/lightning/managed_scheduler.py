@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.config.form import PATIENCE_UNITS
@@ -14,8 +15,15 @@ from optplug.lightning.fit_setup import MonitoredMetric, SteppingPlan
 from optplug.lightning.monitor import is_validation_metric, mode_from_name
 from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
 
-NEVER_STEPPED_BY_LIGHTNING = sys.maxsize
-"""A frequency so high that Lightning, which tests `index % frequency`, never steps the scheduler."""
+
+class ManagedFrequency(int):
+    """The frequency of an entry that optplug's callback steps: the entry's own, but Lightning never steps the entry.
+
+    Lightning steps an entry if `index % frequency == 0`. Other code, such as StochasticWeightAveraging, reads it.
+    """
+
+    def __rmod__(self, index: int) -> int:
+        return 1
 
 
 @dataclass
@@ -33,6 +41,7 @@ class PlateauHistory:
         mode: `"min"` or `"max"`, of the observed metric.
         source: what determined the metric; see `MonitoredMetric`.
         patience_unit: the unit in which patience was counted.
+        last_step_epoch: the epoch of the last observation.
     """
 
     observed: int = 0
@@ -43,6 +52,7 @@ class PlateauHistory:
     mode: str | None = None
     source: str = ""
     patience_unit: str = PATIENCE_UNITS[0]
+    last_step_epoch: int | None = None
 
     def summary(self, title: str, metric: MonitoredMetric) -> str:
         """The history in one line."""
@@ -73,7 +83,6 @@ class ManagedScheduler:
         optimizer_steps_handled: number of optimizer steps for which the scheduler and its warmup are up to date.
         metric: the metric that is observed: as configured, until logged values or a checkpoint replace it.
         metric_is_logged: whether a metric of exactly this name has been logged.
-        last_step_epoch: the epoch in which a plateau scheduler was last stepped.
         search_ended: whether everything that could log the metric has run once.
         absence_reported: whether the user has been warned that the metric will not be logged.
         history: what a plateau scheduler did.
@@ -89,7 +98,6 @@ class ManagedScheduler:
     optimizer_steps_handled: int = 0
     metric: MonitoredMetric | None = None
     metric_is_logged: bool = False
-    last_step_epoch: int | None = None
     search_ended: bool = False
     absence_reported: bool = False
     history: PlateauHistory = field(default_factory=PlateauHistory)
@@ -133,6 +141,29 @@ class ManagedScheduler:
         module.lr_scheduler_step(self.scheduler, value)
         self.steps_taken = self.adapter.step_count
 
+    def snapshot(self) -> dict[str, Any]:
+        """The state of the scheduler and the values that it may set in the parameter groups, as plain data."""
+        groups = [
+            {
+                key: copy.deepcopy(value)
+                for key, value in group.items()
+                if isinstance(value, (int, float, tuple, Tensor))
+            }
+            for group in self.scheduler.optimizer.param_groups
+        ]
+        return {"scheduler": copy.deepcopy(self.scheduler.state_dict()), "groups": groups}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Restore the state of a `snapshot`."""
+        self.scheduler.load_state_dict(copy.deepcopy(snapshot["scheduler"]))
+        for group, saved in zip(self.scheduler.optimizer.param_groups, snapshot["groups"], strict=False):
+            for key, value in saved.items():
+                if isinstance(group.get(key), Tensor):
+                    group[key].copy_(value)  # a tensor is changed in place: kernels and graphs may hold it
+                else:
+                    group[key] = value
+        self.steps_taken = self.adapter.step_count
+
     def stepped_twice_message(self, module: Any) -> str:
         """The message for a scheduler that the module steps too."""
         return (
@@ -173,7 +204,7 @@ def manage(entry: Any, plan: SteppingPlan) -> ManagedScheduler:
         plan = replace(plan, monitored=monitored)
     adapter = adapter_for(entry.scheduler)
     managed = ManagedScheduler(entry, plan, adapter, entry.frequency, adapter.step_count, metric=plan.monitored)
-    entry.frequency = NEVER_STEPPED_BY_LIGHTNING
+    entry.frequency = ManagedFrequency(entry.frequency)
     return managed
 
 
@@ -192,18 +223,24 @@ def plan_for_third_party_plateau(entry: Any) -> SteppingPlan | None:
 
 
 class StepCounter:
-    """Counts the steps of an optimizer. A step that a gradient scaler skips does not count.
+    """Counts the training steps of an optimizer. A step that a gradient scaler skips does not count.
 
     Args:
         optimizer: an optimizer with torch's step hooks.
         count: number of steps taken before.
+
+    Attributes:
+        is_enabled: whether steps count now.
     """
 
     def __init__(self, optimizer: Any, count: int = 0) -> None:
         self.count = count
+        self.is_enabled = False
         self._handle = optimizer.register_step_post_hook(self)
 
     def __call__(self, optimizer: Any, *_: Any) -> None:
+        if not self.is_enabled:
+            return
         # A gradient scaler calls a fused optimizer in any case; the optimizer skips the step itself.
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is None or not float(overflow):
@@ -216,6 +253,8 @@ class StepCounter:
 
 class GlobalStepCounter:
     """Reports the trainer's `global_step`, for optimizers without step hooks."""
+
+    is_enabled = False  # not used
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer

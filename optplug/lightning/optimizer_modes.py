@@ -36,6 +36,14 @@ class OptimizerModes:
             getattr(optimizer, mode)()
         self._in_train_mode = mode == "train"
 
+    def set_to_eval(self) -> None:
+        """Set the mode to `"eval"` without a change of the weights: they have been loaded from a checkpoint."""
+        tensors = list(self._tensors())
+        loaded_values = [tensor.clone() for tensor in tensors]
+        self.switch("eval")
+        for tensor, value in zip(tensors, loaded_values, strict=True):
+            tensor.copy_(value)
+
     def save_eval_weights(self, trainer: Any, checkpoint: dict[str, Any]) -> None:
         """Put evaluation weights and the matching optimizer states into a checkpoint that is written during training.
 

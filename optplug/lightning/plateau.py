@@ -61,7 +61,7 @@ class PlateauObserver:
         before = snapshots.before_validation if moment in ("sanity", "validation") else snapshots.before_epoch
         new_values = {name: value for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
         for managed in state.current_plateaus(trainer):
-            if moment in ("epoch", "late") and managed.last_step_epoch == snapshots.epoch:
+            if moment in ("epoch", "late") and managed.history.last_step_epoch == snapshots.epoch:
                 # At the end of an epoch, Lightning computes training metrics again: the value has been used already.
                 continue
             if not managed.metric_is_logged:
@@ -73,7 +73,7 @@ class PlateauObserver:
             if mean is not None:
                 self._step(trainer, managed, mean, snapshots.epoch)
                 managed.history.moment = moment
-                managed.last_step_epoch, stepped = snapshots.epoch, True
+                managed.history.last_step_epoch, stepped = snapshots.epoch, True
         return stepped
 
     def expects_late_value(self, trainer: Any, state: FitState) -> bool:
@@ -81,7 +81,7 @@ class PlateauObserver:
         return any(
             managed.history.observed
             and managed.history.moment == "late"
-            and managed.last_step_epoch != state.snapshots.epoch
+            and managed.history.last_step_epoch != state.snapshots.epoch
             for managed in state.current_plateaus(trainer)
         )
 

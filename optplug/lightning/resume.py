@@ -90,8 +90,8 @@ def lost_values(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:
     reasons = {}
     if saved.get("validation_due"):
         reasons["validation"] = (
-            "the checkpoint was written after a batch and before the validation that was due, and Lightning does not "
-            "run this validation when it resumes"
+            "the checkpoint was written after a batch and before the validation that was due was complete, and "
+            "Lightning does not run this validation when it resumes"
         )
     if not saved.get("epoch_over", True):
         reasons["epoch"] = (

@@ -3,7 +3,8 @@
 Lightning steps a plateau scheduler after writing the checkpoint that should contain the step, skips one step at every
 resume, and lets the learning rates of ranks diverge. The callback therefore disables Lightning's stepping and steps the
 schedulers itself: a plateau scheduler when a validation that logged its metric is complete, before checkpoints are
-written; any other scheduler after the optimizer step or after the last batch of the epoch.
+written; any other scheduler after the optimizer step or after the last batch of the epoch. An epoch that ends early is
+an epoch too: its end is known only in `on_train_epoch_end`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from optplug.config.param_groups import name_groups, parameter_infos
 from optplug.errors import OptplugError, WiringError, listing, short_list
 from optplug.lightning._compat import loaded_checkpoint, validation_is_due
 from optplug.lightning.checkpoint_metadata import METADATA_KEY, collect_metadata, saved_metadata
-from optplug.lightning.fit_state import FitState
+from optplug.lightning.fit_state import EpochCount, FitState
 from optplug.lightning.managed_scheduler import (
-    NEVER_STEPPED_BY_LIGHTNING,
     GlobalStepCounter,
+    ManagedFrequency,
     ManagedScheduler,
     StepCounter,
     manage,
@@ -30,6 +31,7 @@ from optplug.lightning.optimizer_modes import OptimizerModes
 from optplug.lightning.plateau import PlateauObserver
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.resume import lost_values
+from optplug.lightning.trainer_info import last_batch_is_done
 from optplug.schedulers.late_groups import follow_groups
 
 
@@ -68,7 +70,7 @@ class SchedulerStepper:
             )
         state.forget_replaced(trainer)
         for entry in entries:
-            if entry.frequency == NEVER_STEPPED_BY_LIGHTNING:  # already managed, possibly by another callback
+            if isinstance(entry.frequency, ManagedFrequency):  # already managed, possibly by another callback
                 continue
             plan = state.plan_of(entry.scheduler)
             if plan is None and self.manage_third_party_plateaus and trainer.lightning_module.automatic_optimization:
@@ -107,6 +109,9 @@ class SchedulerStepper:
                 # The unit has changed since the checkpoint: patience counts from the current position.
                 managed.history.patience_unit = managed.plan.patience_unit
                 managed.set_position(trainer.current_epoch)
+        handled = state.checkpoint_metadata.get("steps_handled", [])
+        for managed, steps in zip(state.managed, handled, strict=False):
+            managed.optimizer_steps_handled = min(steps, managed.optimizer_steps)
 
     def _attach_step_counter(self, trainer: Any, managed: ManagedScheduler) -> None:
         counters = zip(trainer.optimizers, self.fit_state.step_counters, strict=False)
@@ -150,8 +155,17 @@ class SchedulerStepper:
         self._update_managed_schedulers(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        # A sharded strategy restores after on_fit_start.
-        self.fit_state.checkpoint_metadata = saved_metadata(checkpoint)
+        state = self.fit_state
+        if state.is_resumed:  # a tuner restores the state before its trial run
+            state.snapshots.begin_epoch(trainer)  # the metrics that the trial run logged do not count
+            state.snapshots.begin_validation(trainer)
+            state.modes.set_to_eval()
+            counts = saved_metadata(checkpoint).get("steps", [])
+            for counter, count in zip(state.step_counters, counts, strict=False):
+                if isinstance(counter, StepCounter):
+                    counter.count = count
+        else:  # a sharded strategy restores after on_fit_start
+            state.checkpoint_metadata = saved_metadata(checkpoint)
 
     def _resume(self, trainer: Any) -> None:
         """Restore the callback's state, once per fit, after Lightning has restored the checkpoint."""
@@ -167,9 +181,22 @@ class SchedulerStepper:
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
         self._resume_once(trainer)  # the sanity check observes metrics, also in a resumed run
 
+    def _resume_epochs(self, trainer: Any) -> None:
+        """Restore the count of epochs, after Lightning has set the epoch in which the training resumes."""
+        saved = self.fit_state.checkpoint_metadata.get("epochs")
+        if (
+            saved is None
+        ):  # Lightning steps the schedules of an epoch after its last batch, and never when it ends early
+            saved = {"last_counted": trainer.current_epoch - 1, "is_open": not last_batch_is_done(trainer)}
+        self.fit_state.epochs = EpochCount(**saved)
+        resume = self.fit_state.resume
+        if resume is not None and resume.policy != "keep":
+            self.fit_state.epochs.states_before = []
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._resume_once(trainer)
         self._start_counting(trainer)
+        self._resume_epochs(trainer)
         lost = lost_values(self.fit_state.checkpoint_metadata, trainer.current_epoch)
         for managed in self.fit_state.current_plateaus(trainer):
             self._observer.warn_before_training(trainer, managed, lost)
@@ -181,16 +208,26 @@ class SchedulerStepper:
         # Metrics that the module logged in its own on_train_epoch_end.
         self._observer.observe(trainer, self.fit_state, "late")
         self._update_managed_schedulers(trainer)
+        self.fit_state.epochs.begin_epoch(trainer.current_epoch)
         self._begin_epoch(trainer)
 
     def _begin_epoch(self, trainer: Any) -> None:
-        self.fit_state.snapshots.begin_epoch(trainer)
-        self.fit_state.epoch_ended = False
+        state = self.fit_state
+        state.snapshots.begin_epoch(trainer)
+        state.has_batch, state.epoch_ended = False, False
+        state.count_steps(False)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.fit_state.after_batch = False
-        self.fit_state.modes.switch("train")
+        state = self.fit_state
+        state.has_batch, state.after_batch = True, False
+        state.count_steps(True)
+        for managed, saved in zip(state.managed, state.epochs.begin_batch(trainer.current_epoch), strict=False):
+            if saved:
+                managed.restore(saved)
+        state.modes.switch("train")
         self._follow_groups(trainer)  # groups that callbacks added; named before LearningRateMonitor logs them
+        for managed in state.managed:
+            managed.adapter.apply_changed_lrs()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._follow_groups(trainer)  # groups that the training step added
@@ -208,14 +245,27 @@ class SchedulerStepper:
                 managed.adapter.warmup_step()
                 if plan.interval == "step" and step % plan.frequency == 0:
                     managed.step(pl_module)
-            epoch_ends = plan.interval == "epoch" and (
-                trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
-            )
-            if epoch_ends and (trainer.current_epoch + 1) % plan.frequency == 0:
-                managed.step(pl_module)
+        if last_batch_is_done(trainer):
+            self._count_epoch(trainer)
         state.after_batch = True
 
+    def _count_epoch(self, trainer: Any) -> None:
+        """Step the schedules that are stepped in epochs, unless the epoch has counted or has no batch."""
+        state, epoch = self.fit_state, trainer.current_epoch
+        if not state.epochs.is_open:
+            return
+        state.epochs.count(epoch)
+        for managed in state.current(trainer):
+            if managed.plan.interval == "epoch" and (epoch + 1) % managed.plan.frequency == 0:
+                managed.step(trainer.lightning_module)
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        epochs = self.fit_state.epochs
+        if epochs.is_open:  # the epoch has ended before its last batch
+            epochs.states_before = [
+                managed.snapshot() if managed.plan.interval == "epoch" else {} for managed in self.fit_state.managed
+            ]
+            self._count_epoch(trainer)
         self.fit_state.modes.switch("eval")
         self._observer.observe(trainer, self.fit_state, "epoch")
         self.fit_state.after_batch, self.fit_state.epoch_ended = False, True
@@ -224,16 +274,15 @@ class SchedulerStepper:
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
-            self.fit_state.after_batch = False
+            self.fit_state.after_batch, self.fit_state.in_validation = False, not trainer.sanity_checking
+            self.fit_state.count_steps(False)
             self.fit_state.modes.switch("eval")
             self.fit_state.snapshots.begin_validation(trainer)
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.fit_state.after_validation = trainer.state.fn == "fit" and not trainer.sanity_checking
-
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.state.fn == "fit":
-            self.fit_state.after_validation = False
+            self.fit_state.in_validation = False
+            self.fit_state.count_steps(self.fit_state.has_batch)
             self.fit_state.modes.switch("eval")  # the module may have changed the mode
             moment = "sanity" if trainer.sanity_checking else "validation"
             self._observer.observe(trainer, self.fit_state, moment)
@@ -253,10 +302,13 @@ class SchedulerStepper:
         checkpoint[METADATA_KEY] = {
             **collect_metadata(trainer, state),
             "steps": [counter.count for counter in state.step_counters],
+            "steps_handled": [managed.optimizer_steps_handled for managed in state.managed],
             "plateau_histories": [asdict(history) for history in state.histories],
-            "validation_due": state.after_validation or (state.after_batch and validation_is_due(trainer)),
-            "late_due": state.epoch_ended and self._observer.expects_late_value(trainer, state),
+            "validation_due": state.in_validation or (state.after_batch and validation_is_due(trainer)),
+            "late_due": (state.epoch_ended or (state.after_batch and last_batch_is_done(trainer)))
+            and self._observer.expects_late_value(trainer, state),
             "epoch_over": state.epoch_ended,
+            "epochs": asdict(state.epochs),
         }
 
     # ------------------------------------------------------------------ end

@@ -64,7 +64,9 @@ class SteppingCallback(SchedulerStepper, *_Callbacks, metaclass=_CallbackMeta): 
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        if trainer.strategy.restore_checkpoint_after_setup:  # a sharded strategy has no checkpoint before this hook
+        if (
+            not self.fit_state.is_resumed and trainer.strategy.restore_checkpoint_after_setup
+        ):  # a sharded strategy has no checkpoint before this hook
             self.fit_state.resume = prepare_resume(trainer, self.fit_state, checkpoint, sharded=True)
 
     def _resume(self, trainer: Any) -> None:

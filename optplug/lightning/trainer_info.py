@@ -133,6 +133,11 @@ def _accumulation(trainer: Any, module: Any) -> tuple[Callable[[int], int], list
     return lambda epoch: int(trainer.accumulate_grad_batches), []
 
 
+def last_batch_is_done(trainer: Any) -> bool:
+    """Whether the current batch is the last of its epoch, as far as Lightning knows it before the epoch ends."""
+    return bool(trainer.is_last_batch) or trainer.fit_loop.batch_idx + 1 == trainer.num_training_batches
+
+
 def _reason_for_unknown_length(trainer: Any) -> str:
     """Why the length of the training may be unknown."""
     if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):

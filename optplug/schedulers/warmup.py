@@ -87,6 +87,12 @@ class Warmup(LRScheduler):
             with self._without_warmup():
                 self.steps_taken += 1
 
+    def apply_changed_lrs(self) -> None:
+        """Multiply learning rates that other code has set since the last step by the current factor."""
+        if self.is_warming_up:
+            with self._without_warmup():
+                pass  # `_without_warmup` reads them
+
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler.
 
@@ -127,13 +133,12 @@ class Warmup(LRScheduler):
     def _without_warmup(self) -> Iterator[None]:
         """Within this context, the groups have the learning rates without warmup."""
         groups = self.optimizer.param_groups
-        factor = self.factor(self.steps_taken)
         for i, group in enumerate(groups):
             lr = float(group["lr"])
             if i == len(self._lrs_without_warmup):  # a new group, whose lr is the one without warmup
                 self._lrs_without_warmup.append(lr)
-            elif lr != self._lrs_with_warmup[i]:  # other code has set the lr: that is the one with warmup
-                self._lrs_without_warmup[i] = lr / factor
+            elif lr != self._lrs_with_warmup[i]:  # other code has set the lr: it is the one without warmup from now on
+                self._lrs_without_warmup[i] = lr
             set_lr(group, self._lrs_without_warmup[i])
         try:
             follow_groups(self.scheduler)
@@ -198,6 +203,9 @@ class WarmupAdapter(SchedulerAdapter):
 
     def warmup_step(self) -> None:
         self.scheduler.warmup_step()
+
+    def apply_changed_lrs(self) -> None:
+        self.scheduler.apply_changed_lrs()
 
     @property
     def best(self) -> float | None:

@@ -13,7 +13,7 @@ from torch import nn
 
 import optplug
 from optplug.errors import ConfigError, WiringError
-from optplug.lightning.managed_scheduler import NEVER_STEPPED_BY_LIGHTNING
+from optplug.lightning.managed_scheduler import ManagedFrequency
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import OptimizerSpec
 from support import ADAM, BATCHES_PER_EPOCH, COSINE, PLATEAU, RISING, SGD, cosine, rounded, scheduler_of
@@ -284,7 +284,7 @@ def test_module_and_trainer_are_restored_after_fit_and_exception(
             fitted.fit(module)
     else:
         fitted.fit(module)
-    assert recorder.frequencies == [NEVER_STEPPED_BY_LIGHTNING]
+    assert [type(frequency) for frequency in recorder.frequencies] == [ManagedFrequency]
     assert [entry.frequency for entry in fitted.lr_scheduler_configs] == [1]
     assert "configure_optimizers" not in vars(module)
     assert set(vars(module)) - set(before) <= {"_trainer", "_example_input_array", "_hparams"}

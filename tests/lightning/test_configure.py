@@ -12,7 +12,7 @@ from torch import nn
 import optplug
 from optplug.config.build import parse_and_check
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
-from optplug.lightning.managed_scheduler import NEVER_STEPPED_BY_LIGHTNING
+from optplug.lightning.managed_scheduler import ManagedFrequency
 from optplug.lightning.scheduler_stepper import SchedulerStepper
 from support import ADAM, COSINE, PLATEAU, RISING, RISING_LOSSES, SGD, cosine, final_lrs
 
@@ -140,7 +140,7 @@ def test_stepping_callback_is_added_for_one_fit(
             fitted.fit(module)
     else:
         fitted.fit(module)
-    assert callbacks[0].frequencies == [NEVER_STEPPED_BY_LIGHTNING]
+    assert [type(frequency) for frequency in callbacks[0].frequencies] == [ManagedFrequency]
     assert len(callbacks) == 1
     assert fitted.callbacks == before
     assert [entry.frequency for entry in fitted.lr_scheduler_configs] == [1]

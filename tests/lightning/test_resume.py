@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optplug.errors import WiringError
-from support import PLATEAU, RISING_LOSSES, SGD, final_lrs
+from support import PLATEAU, RISING, RISING_LOSSES, SGD, final_lrs
 
 BATCHES = 4
 """The number of batches in an epoch of `scripted_module`."""
@@ -436,3 +436,24 @@ def test_resume_with_an_added_warmup_raises(fit: Any, saved: Any) -> None:
     _, _, path = saved(SGD, {"name": "step_lr", "step_size": 9})
     with pytest.raises(WiringError, match="is step_lr, but the configuration has step_lr with a warmup; on_resume: "):
         fit(SGD, {"name": "step_lr", "step_size": 9, "warmup_steps": 3}, ckpt_path=path)
+
+
+@pytest.mark.filterwarnings("ignore:.*fit.ckpt_path=:UserWarning")  # Lightning resumes OnExceptionCheckpoint by itself
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_epoch_start", "validation_step"])
+def test_checkpoint_of_an_exception_within_a_validation_warns_about_the_lost_value(
+    pl: Any, scripted_module: type, trainer: Any, quiet_callback: Any, tmp_path: Any, hook: str
+) -> None:
+    def fail(module: Any, *args: Any) -> None:
+        if module.trainer.current_epoch == 1:
+            raise ZeroDivisionError
+        return getattr(scripted_module, hook)(module, *args)
+
+    failing = type("Failing", (scripted_module,), {hook: fail})
+    saver = pl.callbacks.OnExceptionCheckpoint(tmp_path)
+    made = trainer(callbacks=[quiet_callback(SGD, PLATEAU), saver], enable_checkpointing=True)
+    with pytest.raises(ZeroDivisionError):
+        made.fit(failing(val=RISING))
+    with pytest.warns(UserWarning, match=r"reduce_lr_on_plateau misses a value of val_loss: .* Lightning does not run"):
+        trainer(callbacks=quiet_callback(SGD, PLATEAU)).fit(
+            scripted_module(val=RISING), ckpt_path=tmp_path / "on_exception.ckpt"
+        )

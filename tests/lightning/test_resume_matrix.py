@@ -157,6 +157,29 @@ SETTINGS = {
     "value lost: saved by a callback within a validation": Setting(
         {"every_n_epochs": 9}, 8, save_hook="on_validation_epoch_end", warning="before the validation that was due"
     ),
+    **{
+        f"value lost: saved in {hook}": Setting(
+            {"every_n_epochs": 9}, 8, save_hook=hook, warning="before the validation that was due"
+        )
+        for hook in ("on_validation_start", "on_validation_batch_start", "on_validation_batch_end")
+    },
+    "value lost: saved in on_validation_start, within an epoch": Setting(
+        {"every_n_epochs": 9},
+        6,
+        trainer=VALIDATE_TWICE_PER_EPOCH,
+        resumable_data=True,
+        save_hook="on_validation_start",
+        warning="before the validation that was due",
+    ),
+    "value lost: metric of on_train_epoch_end, after the last batch": Setting(
+        {"every_n_train_steps": 4}, 8, metric="late", warning="before the module's on_train_epoch_end"
+    ),
+    "metric of on_train_epoch_end, validation start": Setting(
+        {"every_n_epochs": 9}, 8, metric="late", save_hook="on_validation_start"
+    ),
+    "value lost: training metric, validation start": Setting(
+        {"every_n_epochs": 9}, 8, metric="train", save_hook="on_validation_start", warning="within epoch 1"
+    ),
     "value lost: saved by a callback before on_train_epoch_end": Setting(
         {"every_n_epochs": 9},
         8,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import optplug
-from optplug.lightning.managed_scheduler import NEVER_STEPPED_BY_LIGHTNING
+from optplug.lightning.managed_scheduler import ManagedFrequency
 from support import BATCHES_PER_EPOCH, COSINE, RISING, SGD
 
 
@@ -19,7 +19,7 @@ def test_plateau_is_managed_during_fit_and_released_after(
     module = torch_module(val=RISING, entry={"monitor": "val_loss"})
     fitted = trainer(callbacks=[quiet_callback(), recorder := frequency_recorder()], val_check_interval=0.5)
     fitted.fit(module)
-    assert recorder.frequencies == [NEVER_STEPPED_BY_LIGHTNING]
+    assert [type(frequency) for frequency in recorder.frequencies] == [ManagedFrequency]
     assert [entry.frequency for entry in fitted.lr_scheduler_configs] == [1]
     assert module.step_values == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert fitted.optimizers[0].param_groups[0]["lr"] == 0.5**5
@@ -31,7 +31,7 @@ def test_plateau_with_interval_step_steps_once_per_validation(
 ):
     module = torch_module(val=RISING, entry={"monitor": "val_loss", "interval": "step", "frequency": frequency})
     trainer(callbacks=[quiet_callback(), recorder := frequency_recorder()], val_check_interval=0.5).fit(module)
-    assert recorder.frequencies == [NEVER_STEPPED_BY_LIGHTNING]
+    assert [type(frequency) for frequency in recorder.frequencies] == [ManagedFrequency]
     assert module.step_values == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 

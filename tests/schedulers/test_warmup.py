@@ -254,18 +254,25 @@ def test_group_added_later_warms_up_to_its_own_base_lr():
     assert lrs_of(optimizer) == pytest.approx([0.05, 0.01], rel=1e-15)
 
 
-def test_lr_set_by_other_code_is_the_lr_with_warmup():
+@pytest.mark.parametrize("inner", ["optplug's cosine", "plateau"])
+def test_lr_set_by_other_code_is_the_lr_without_warmup(inner: str):
     optimizer = sgd(0.5, 0.1)
-    warmup = Warmup(make_plateau(optimizer), 4, 0.5)
+    warmup = Warmup(make_plateau(optimizer) if inner == "plateau" else SCHEDULERS[inner](optimizer), 4, 0.5)
     optimizer.param_groups[0]["lr"] = 1.0
-    warmup.step(1.0)
-    assert lrs_of(optimizer) == [1.0, 0.05]
-    for _ in range(4):
+    warmup.apply_changed_lrs()
+    assert lrs_of(optimizer) == [0.5, 0.05]
+    warmup.apply_changed_lrs()
+    assert lrs_of(optimizer) == [0.5, 0.05]
+    for factor in (0.625, 0.75, 0.875, 1.0):
+        optimizer.step()
         warmup.warmup_step()
-    assert lrs_of(optimizer) == [2.0, 0.1]
+        assert lrs_of(optimizer) == [factor, 0.1 * factor]
     optimizer.param_groups[1]["lr"] = 0.3
-    warmup.step(1.0)
-    assert lrs_of(optimizer) == [2.0, 0.3]
+    warmup.apply_changed_lrs()
+    assert lrs_of(optimizer) == [1.0, 0.3]
+    if inner == "plateau":
+        warmup.step(1.0)
+        assert lrs_of(optimizer) == [1.0, 0.3]
 
 
 @pytest.mark.parametrize("name", ["optplug's cosine", "plateau"])
