@@ -36,6 +36,12 @@ def imported_callback_classes() -> tuple[type, ...]:
     return tuple(cls for cls in classes if cls is not None)
 
 
+def imported_module_classes() -> tuple[Any, ...]:
+    """Lightning's class `LightningModule` of each import name that has been imported. Nothing is imported."""
+    classes = (getattr(sys.modules.get(name), "LightningModule", None) for name in IMPORT_NAMES)
+    return tuple(cls for cls in classes if cls is not None)
+
+
 class CallbackInheritance:
     """Makes a class a subclass of Lightning's `Callback`, under each import name that is imported now or later.
 

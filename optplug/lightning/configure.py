@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -26,7 +27,7 @@ from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
 from optplug.config.param_groups import parameter_infos
 from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
-from optplug.lightning._compat import attached_trainer
+from optplug.lightning._compat import attached_trainer, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.monitor import infer_monitored_metric
 from optplug.lightning.reporter import Reporter
@@ -252,7 +253,7 @@ def _has_metric_objects(module: Any, scheduled: SchedulerConfig) -> bool:
 
 # A partial of a plain function, for two reasons: Lightning's `is_overridden` reads the function's `__code__`, and
 # pickle and deepcopy copy a partial together with the module that it refers to.
-def _run_configured(config: Config, override: bool, module: Any) -> Any:
+def _run_configured(config: Config, override: bool, module: Any, replaced: Any) -> Any:
     prebuilt = None if config.setups[0].entries else _build_own_optimizer(module, override=override)
     return build_from_config(module, config, prebuilt)
 
@@ -269,7 +270,8 @@ def _build_own_optimizer(module: Any, *, override: bool) -> Optimizer:
             optimizer.
     """
     name = type(module).__name__
-    returned = type(module).configure_optimizers(module)
+    own = own_configure_optimizers(module)
+    returned = None if own is None else own()
     found = returned[0] if isinstance(returned, (list, tuple)) and len(returned) == 1 else returned
     schedule: Any = None
     if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[0], (list, tuple)):
@@ -318,41 +320,53 @@ def set_configure_optimizers(
             - the configuration of another callback is attached;
             - several optimizers are configured for automatic optimization.
     """
-    bound = module.__dict__.get("configure_optimizers")
-    name = type(module).__name__
-    if _is_set_by_optplug(bound):
-        if bound.args[0] is config:
+    name, replaced = type(module).__name__, module.__dict__.get("configure_optimizers")
+    if _is_set_by_optplug(replaced):
+        if replaced.args[0] is config:
             return False
-        if any(bound.args[0] is other for other in others):
+        if any(replaced.args[0] is other for other in others):
             raise WiringError(f"two ConfigureOptimizers callbacks configure {name}: keep one")
-        bound = None  # not of this fit: the module is a deep copy that was made during another fit
+        remove_configure_optimizers(module)  # not of this fit: the module is a deep copy made during another fit
+        replaced = module.__dict__.get("configure_optimizers")
     check_optimization_mode(module, config)
-    own = defines_configure_optimizers(type(module))
+    own = own_configure_optimizers(module)
     if not config.setups[0].entries:
-        if not own:
+        if own is None:
             raise WiringError(
                 f"no optimizer is configured, and {name} defines no configure_optimizers: add e.g. optimizer: adam",
                 loc=("scheduler",),
             )
-    elif not override and (bound is not None or own):
+    elif not override and own is not None:
         raise WiringError(
             f"{name} defines configure_optimizers, and the configuration has an optimizer too: "
             "remove one, or pass override=True to replace the module's own"
         )
-    module.__dict__["configure_optimizers"] = functools.partial(_run_configured, config, override, module)
+    module.__dict__["configure_optimizers"] = functools.partial(_run_configured, config, override, module, replaced)
     return True
 
 
 def remove_configure_optimizers(module: Any) -> None:
-    """Remove the `configure_optimizers` that `set_configure_optimizers` set."""
-    if _is_set_by_optplug(module.__dict__.get("configure_optimizers")):
+    """Remove the `configure_optimizers` that `set_configure_optimizers` set, and restore the instance's own."""
+    bound = module.__dict__.get("configure_optimizers")
+    if _is_set_by_optplug(bound):
         del module.__dict__["configure_optimizers"]
+        if bound.args[3] is not None:
+            module.__dict__["configure_optimizers"] = bound.args[3]
 
 
-def defines_configure_optimizers(cls: type) -> bool:
-    """Whether a LightningModule class overrides Lightning's `configure_optimizers`."""
-    definer = next((c for c in cls.__mro__ if "configure_optimizers" in c.__dict__), None)
-    return definer is not None and definer.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
+def own_configure_optimizers(module: Any) -> Callable[[], Any] | None:
+    """The module's own `configure_optimizers`, of the instance or its class; None if it is that of LightningModule."""
+    hook = module.__dict__.get("configure_optimizers")
+    if _is_set_by_optplug(hook):
+        hook = hook.args[3]
+    if hook is None:
+        static = inspect.getattr_static(type(module), "configure_optimizers", None)
+        hook = static.__get__(module, type(module)) if hasattr(static, "__get__") else static
+        if hook is None:
+            return None
+    function = inspect.unwrap(getattr(hook, "__func__", hook))
+    inherited = [inspect.unwrap(cls.configure_optimizers) for cls in imported_module_classes()]
+    return None if any(function is one for one in inherited) else hook
 
 
 def _is_set_by_optplug(bound: Any) -> bool:
