@@ -120,6 +120,20 @@ def logging_step(trainer: Any) -> int:
     return int(getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step))
 
 
+def logs_hyperparameters(trainer: Any, key: str) -> bool:
+    """Whether optplug may log its configuration under a key, as a hyperparameter.
+
+    Not if `Trainer(enable_autolog_hparams=False)` or, for the module, `save_hyperparameters(logger=False)` asks for no
+    hyperparameters in the logs, and not if module or data module have a hyperparameter of this name.
+    """
+    module, data = trainer.lightning_module, getattr(trainer, "datamodule", None)
+    if not getattr(trainer, "enable_autolog_hparams", True):
+        return False
+    if module.hparams and not getattr(module, "_log_hyperparams", True):
+        return False
+    return key not in module.hparams and key not in getattr(data, "hparams", ())
+
+
 def restore_data_loaders(trainer: Any) -> None:
     """Load the checkpoint's states into stateful data loaders.
 

@@ -37,15 +37,3 @@ def group_tables(trainer: Any, state: FitState) -> list[list[dict[str, Any]]]:
         [row.to_dict() for row in group_table(optimizer, configured.parameter_infos)]
         for optimizer, configured in state.configured(trainer)
     ]
-
-
-def log_metadata(trainer: Any, state: FitState) -> None:
-    """Log the configuration and, by group, the numbers of parameters and elements, lr and weight decay."""
-    groups: dict[str, Any] = {}
-    for rows in group_tables(trainer, state):
-        for row in rows:
-            name = row["group"] if row["group"] not in groups else f"{row['group']} {len(groups)}"
-            groups[name] = {**row, "parameters": len(row["parameters"])}
-    if groups:
-        for logger in trainer.loggers:
-            logger.log_hyperparams({METADATA_KEY: {**config_dict(trainer, state), "groups": groups}})

@@ -29,6 +29,7 @@ from optplug.config.training_length import TrainingLength, depends_on_training_l
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
+from optplug.lightning.logger_names import rename_unloggable_groups
 from optplug.lightning.monitor import infer_monitored_metric
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import BEGINNING, schedule_start, training_length
@@ -183,7 +184,10 @@ def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimiz
         raise WiringError(
             f"no optimizer is configured for {type(module).__name__}: add e.g. optimizer: adam", loc=("scheduler",)
         )
-    optimizer = prebuilt if prebuilt is not None else build_optimizer(module, setup)
+    optimizer = prebuilt
+    if optimizer is None:
+        optimizer = build_optimizer(module, setup)
+        rename_unloggable_groups(optimizer)
     scheduler = plan = None
     if scheduled is not None and given is not None:
         scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None)

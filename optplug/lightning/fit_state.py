@@ -114,6 +114,7 @@ class FitState:
         epoch_ended: whether an epoch has ended, and the next one has not started.
         after_batch: whether a batch has ended, and neither the next batch nor a validation has started.
         in_validation: whether a validation has started, and its metrics have not been observed yet.
+        failed_loggers: the `id` of each logger that has raised an exception.
     """
 
     built: tuple[BuiltOptimizer, ...] = ()
@@ -131,6 +132,7 @@ class FitState:
     epoch_ended: bool = False
     after_batch: bool = False
     in_validation: bool = False
+    failed_loggers: set[int] = field(default_factory=set)
     _configured_at_end: list[ConfiguredOptimizer | None] | None = None
 
     # ------------------------------------------------------------------ setup

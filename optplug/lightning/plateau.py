@@ -14,9 +14,9 @@ import torch
 
 from optplug.errors import WiringError, did_you_mean, listing, short_list
 from optplug.lightning import monitor
-from optplug.lightning._compat import logging_step
 from optplug.lightning.fit_setup import MonitoredMetric
 from optplug.lightning.fit_state import FitState
+from optplug.lightning.loggers import log_cuts
 from optplug.lightning.managed_scheduler import ManagedScheduler
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import reason_without_validation
@@ -71,7 +71,7 @@ class PlateauObserver:
             assert managed.metric is not None
             mean = _mean_over_ranks(trainer, new_values.get(str(managed.metric.monitor)))
             if mean is not None:
-                self._step(trainer, managed, mean, snapshots.epoch)
+                self._step(trainer, state, managed, mean)
                 managed.history.moment = moment
                 managed.history.last_step_epoch, stepped = snapshots.epoch, True
         return stepped
@@ -204,8 +204,9 @@ class PlateauObserver:
 
     # ------------------------------------------------------------------ steps
 
-    def _step(self, trainer: Any, managed: ManagedScheduler, value: float, epoch: int) -> None:
+    def _step(self, trainer: Any, state: FitState, managed: ManagedScheduler, value: float) -> None:
         """Step a plateau scheduler with a value, according to `on_nonfinite` and `patience_unit`."""
+        epoch = state.snapshots.epoch
         history, optimizer = managed.history, managed.scheduler.optimizer
         is_finite = math.isfinite(value)
         if not is_finite and managed.plan.on_nonfinite == "raise":
@@ -224,10 +225,16 @@ class PlateauObserver:
         after = lrs_of(optimizer)
         if before != after:
             history.cuts.append(epoch)
-            self._report_cut(trainer, managed, value, before, after)
+            self._report_cut(trainer, state, managed, value, before, after)
 
     def _report_cut(
-        self, trainer: Any, managed: ManagedScheduler, value: float, before: list[float], after: list[float]
+        self,
+        trainer: Any,
+        state: FitState,
+        managed: ManagedScheduler,
+        value: float,
+        before: list[float],
+        after: list[float],
     ) -> None:
         """Print a learning-rate cut, and log the number of cuts."""
         history, best = managed.history, managed.adapter.best
@@ -236,8 +243,7 @@ class PlateauObserver:
         of = "" if managed.optimizer_index is None else f" of optimizer {managed.optimizer_index}"
         subject = f"epoch {history.cuts[-1]}: {history.monitor} is {value:.4g}"
         self.reporter.report(trainer, f"{subject}{than}: learning rate{of} {changes}")
-        for logger in trainer.loggers:
-            logger.log_metrics({f"{managed.name}/cuts": len(history.cuts)}, step=logging_step(trainer))
+        log_cuts(trainer, state, self.reporter, managed.name, len(history.cuts))
 
 
 def _gather(trainer: Any, value: Any) -> list[Any]:

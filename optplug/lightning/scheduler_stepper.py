@@ -299,6 +299,8 @@ class SchedulerStepper:
                 checkpoint["lr_schedulers"] = [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs]
                 checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
         state.modes.save_eval_weights(trainer, checkpoint)
+        if not (state.configured(trainer) or state.managed or state.histories):
+            return  # optplug has no part in this fit
         checkpoint[METADATA_KEY] = {
             **collect_metadata(trainer, state),
             "steps": [counter.count for counter in state.step_counters],

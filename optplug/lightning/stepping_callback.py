@@ -14,8 +14,8 @@ from optplug.lightning._compat import (
     loaded_checkpoint,
     restore_data_loaders,
 )
-from optplug.lightning.checkpoint_metadata import log_metadata
 from optplug.lightning.fit_state import FitState
+from optplug.lightning.loggers import log_configuration
 from optplug.lightning.rebuild_optimizers import check_length_units, check_submodules, rebuild_if_stale
 from optplug.lightning.resume import finish_resume, prepare_resume
 from optplug.lightning.scheduler_stepper import SchedulerStepper
@@ -61,6 +61,8 @@ class SteppingCallback(SchedulerStepper, *_Callbacks, metaclass=_CallbackMeta): 
         check_submodules(trainer, pl_module, state)
         state.resume = prepare_resume(trainer, state, loaded_checkpoint(trainer))
         super().on_fit_start(trainer, pl_module)
+        # Next, Lightning logs the module's hyperparameters, and TensorBoardLogger writes all to hparams.yaml, once.
+        log_configuration(trainer, state, self._reporter)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
@@ -78,7 +80,6 @@ class SteppingCallback(SchedulerStepper, *_Callbacks, metaclass=_CallbackMeta): 
         restore_data_loaders(trainer)
         super().on_train_start(trainer, pl_module)
         check_length_units(trainer, pl_module, self.fit_state, self._reporter)
-        log_metadata(trainer, self.fit_state)
         for line in summary_lines(trainer, self.fit_state):
             self._reporter.report(trainer, line)
 

@@ -25,6 +25,7 @@ OWNERS: dict[str, Callable[[Any], Any]] = {
     "_should_check_val_fx": lambda pl: new_trainer(pl).fit_loop.epoch_loop,
     "_combined_loader_states_to_load": lambda pl: new_trainer(pl).fit_loop,
     "_load_combined_loader_states": lambda pl: new_trainer(pl).fit_loop,
+    "_log_hyperparams": lambda pl: pl.LightningModule(),
     "_data_fetcher": lambda pl: new_trainer(pl).fit_loop,
 }
 """For each private name, the object of Lightning that has it."""
@@ -113,6 +114,10 @@ FALLBACKS: dict[str, tuple[Callable[[], Any], Any]] = {
     "restore_data_loaders": (
         lambda: _compat.restore_data_loaders(SimpleNamespace(fit_loop=SimpleNamespace())),
         None,
+    ),
+    "logs_hyperparameters": (
+        lambda: _compat.logs_hyperparameters(SimpleNamespace(lightning_module=SimpleNamespace(hparams={"a": 1})), "b"),
+        True,
     ),
     "validation_is_due": (
         lambda: _compat.validation_is_due(
