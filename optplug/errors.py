@@ -297,7 +297,11 @@ def listing(words: Iterable[object]) -> str:
 
 
 def number_hint(value: object) -> str:
-    """Return `; write 0.001` for text that is a finite number; else an empty string."""
+    """Return `; write 0.001` for text that is a finite number; `; YAML's None is null`; else an empty string."""
+    if isinstance(value, str) and value.lower() == "none":
+        return "; in YAML None is null, or omit the key"
+    if isinstance(value, str) and value.count(",") == 1:
+        value = value.replace(",", ".")
     try:
         number = float(value if isinstance(value, str) else "none")
     except ValueError:

@@ -47,7 +47,7 @@ LAYERS = (
     Layer("optplug.engines", "torch numba llvmlite numpy", "errors rules"),
     Layer("optplug.optim", "torch typing_extensions", "errors registry rules engines"),
     Layer("optplug.schedulers", "torch", "errors optim"),
-    Layer("optplug.config", "torch", "errors registry optim schedulers"),
+    Layer("optplug.config", "torch yaml", "errors registry optim schedulers"),
     Layer("optplug.shims", "torch jsonargparse", "errors registry config"),
     Layer("optplug.testing", "torch pytest"),
     Layer("optplug.bench", "torch matplotlib", "errors registry rules engines optim config"),
@@ -57,7 +57,7 @@ LAYERS = (
         "errors registry engines optim schedulers config",
     ),
     Layer("optplug.pytorch_lightning", "", "lightning"),
-    Layer("optplug.cli", "torch typer rich yaml omegaconf jsonargparse matplotlib numpy"),
+    Layer("optplug.cli", "torch typer rich yaml omegaconf hydra jsonargparse matplotlib numpy"),
     Layer("optplug.__main__", "", "cli"),
     Layer(
         "optplug_classic",

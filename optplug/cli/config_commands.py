@@ -1,4 +1,4 @@
-"""The subcommands `validate`, `groups` and `schema`: check and show a configuration file before training."""
+"""The subcommands `validate`, `groups` and `schema`: check and show configuration files before training."""
 
 from __future__ import annotations
 
@@ -6,39 +6,54 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_you_mean, one_line
+from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_you_mean, listing, loc_text, one_line
 
 if TYPE_CHECKING:  # this module imports torch, and `optplug list` works without importing torch
     from optplug.cli.config_files import ConfigFile, ConfigSection
+    from optplug.config.model import Config
 
-ConfigArgument = Annotated[Path, typer.Argument(help="A file of YAML or JSON.", metavar="CONFIG")]
+ConfigArgument = Annotated[
+    list[Path],
+    typer.Argument(help="Files of YAML or JSON, each checked by itself; - is standard input.", metavar="CONFIG..."),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="MODULE:CLASS",
         help="The model: package.module:Class or path/to/file.py:Class. Its arguments are the file's section `model`. "
-        "Not needed if this section has a class_path.",
+        "Not needed if this section has a class_path or a _target_.",
     ),
 ]
 
 
 def validate(config: ConfigArgument, model: ModelOption = None) -> None:
-    """Check a configuration file and print it in full. With a model, check the patterns of its groups too."""
+    """Check configuration files and print each in full. With a model, check the patterns of its groups too."""
+    _for_each(config, lambda path: _validate(path, model))
+
+
+def _validate(path: Path, model: str | None) -> str:
     import yaml
 
-    file, section, checked = _load(config)
-    module = _build_model(file, section, model, required=False)
+    checked = _load(path)
+    if checked.config is None:
+        what = "the callback steps the schedulers that the module's own configure_optimizers returns"
+        return f"{checked.file} is valid: {what}\n"
+    module = _build_model(checked, model, required=False)
     if module is not None:
-        _build_optimizers(file, section, checked, module)
-    typer.echo(f"{config} is valid{'' if module is None else ' for ' + type(module).__name__}:\n")
-    typer.echo(yaml.safe_dump(checked.to_dict(), sort_keys=False, allow_unicode=True).rstrip())
+        _build_optimizers(checked, module)
+    count = len(checked.unresolved)
+    limits = f", except for {count} value{'s' if count > 1 else ''} that could not be checked" if count else ""
+    shown = checked.section.values if count else checked.config.to_dict()
+    text = yaml.safe_dump(_as_text(shown), sort_keys=False, allow_unicode=True)
+    return f"{checked.file} is valid{'' if module is None else ' for ' + type(module).__name__}{limits}:\n\n{text}"
 
 
 def groups(
@@ -46,16 +61,21 @@ def groups(
     model: ModelOption = None,
     names: Annotated[bool, typer.Option("--names", help="List the parameters of each group.")] = False,
 ) -> None:
-    """Show the parameter groups of a model for a configuration file: elements, learning rate, weight decay."""
+    """Show the parameter groups of a model for configuration files: elements, learning rate, weight decay."""
+    _for_each(config, lambda path: _group_tables(path, model, names=names))
+
+
+def _group_tables(path: Path, model: str | None, *, names: bool) -> str:
     from optplug.config.param_groups import group_table
 
-    file, section, checked = _load(config)
-    module = _build_model(file, section, model, required=True)
-    for optimizer in _build_optimizers(file, section, checked, module):
+    checked = _load(path)
+    module = _build_model(checked, model, required=True)
+    shown = []
+    for optimizer in _build_optimizers(checked, module):
         table = group_table(optimizer, module)
-        typer.echo(f"{type(optimizer).__name__} of {type(module).__name__}\n\n{table}\n")
-        for row in table if names else ():
-            typer.echo("\n  ".join((row.group, *row.parameters)) + "\n")
+        shown.append(f"{type(optimizer).__name__} of {type(module).__name__}\n\n{table}\n\n")
+        shown += ["\n  ".join((row.group, *row.parameters)) + "\n\n" for row in (table if names else ())]
+    return "".join(shown)
 
 
 def schema() -> None:
@@ -65,90 +85,223 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def _load(path: Path) -> tuple[ConfigFile, ConfigSection, Any]:
-    """Read and check a configuration file. If it has errors, the command exits and prints them with their lines."""
-    from optplug.cli.config_files import ConfigFile, key_errors, read_config_file
-    from optplug.config.build import parse_and_check
+# ------------------------------------------------------------------------------------------ files
+
+
+def _for_each(paths: Sequence[Path], show: Callable[[Path], str]) -> None:
+    """Print what a function returns for each file. A file that does not configure optplug is skipped among several.
+
+    Exits with code 1 if a file has an error, or if none configures optplug.
+    """
+    from optplug.cli.config_files import NoSectionError
+
+    has_errors, shown = False, 0
+    for path in paths:
+        try:
+            text = show(path)
+            typer.echo(f"{chr(10) if shown else ''}{text}", nl=False)
+            shown += 1
+        except NoSectionError as error:
+            _print_error(f"{path}: {'skipped: it ' if len(paths) > 1 else ''}{error}")
+        except typer.Exit:
+            has_errors = True
+    if has_errors or not shown:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _CheckedFile:
+    """A file without errors.
+
+    Attributes:
+        file: the file.
+        section: the section that configures optplug.
+        config: the configuration; None if the callback has no arguments.
+        unresolved: the locations of the values that are not known.
+    """
+
+    file: ConfigFile
+    section: ConfigSection
+    config: Config | None
+    unresolved: tuple[Loc, ...] = ()
+
+
+def _load(path: Path) -> _CheckedFile:
+    """Read and check a configuration file. If it has errors, the command exits and prints them with their lines.
+
+    Raises:
+        NoSectionError: the file does not configure optplug.
+    """
+    from optplug.cli.config_files import ConfigFile, NoSectionError, key_errors, read_config_file, section_values
     from optplug.config.form import OVERRIDE
 
-    file = ConfigFile(path, None, None)
-    loc: Loc = ()
+    file, section, config = ConfigFile(path), None, None
+    collector = ErrorCollector()
     try:
         file = read_config_file(path)
         section = file.section()
-        loc = section.loc
-        collector = ErrorCollector()
-        for key, error in key_errors(section):
+        for key, error in key_errors(file, section):
             collector.add(error, (key,))
-        with collector.collect(("override",)):
-            OVERRIDE.read(section.values.get("override", False))
-        with collector.collect():
-            given = {key: value for key, value in section.values.items() if key != "override"}
-            if not given and set(section.mapping) <= {"verbose"} and not collector.errors:
-                typer.echo(
-                    f"{path} is valid: the callback steps the schedulers that the module's own configure_optimizers "
-                    "returns"
-                )
-                raise typer.Exit
-            config = parse_and_check(**given)
+        values = section_values(file, section)
+        unresolved = _report_unresolved(collector, file, section, values)
+        with collector.collect((OVERRIDE.name,)):
+            OVERRIDE.read(values.get(OVERRIDE.name, False))
+        given = {key: value for key, value in values.items() if key != OVERRIDE.name}
+        if given or not section.is_callback:
+            config = _parse(collector, given)
         collector.raise_collected()
+    except NoSectionError:
+        raise
     except OptplugError as error:
-        _exit_with_errors(file, loc, error)
-    return file, section, config
+        _exit_with_errors(file, section, error)
+    if file.duplicates:
+        _exit_with_errors(file, section, None)
+    return _CheckedFile(file, section, config, unresolved)
 
 
-def _build_optimizers(file: ConfigFile, section: ConfigSection, config: Any, module: Any) -> list[Any]:
+def _parse(collector: ErrorCollector, given: Mapping[str, Any]) -> Config | None:
+    """Parse and check a configuration. A location with an error already gets no second one."""
+    from optplug.config.build import parse_and_check
+
+    reported = {error.loc for error in collector.errors}
+    try:
+        return parse_and_check(**given)
+    except OptplugError as joined:
+        for error in joined.errors:
+            if error.loc not in reported:
+                collector.add(error)
+    return None
+
+
+def _report_unresolved(
+    collector: ErrorCollector, file: ConfigFile, section: ConfigSection, values: Mapping[str, Any]
+) -> tuple[Loc, ...]:
+    """Report the values that are not known: mistakes as errors, the others as notes.
+
+    Returns:
+        The locations of the values that are no mistakes.
+    """
+    from optplug.cli.config_files import COMPOSED
+    from optplug.cli.interpolations import unresolved_values
+
+    open_locs = []
+    for loc, value in unresolved_values(values):
+        if value.is_fault:
+            collector.add(ConfigError(value.message), loc)
+        else:
+            open_locs.append(loc)
+            line = file.line_of(section.file_loc(loc))
+            _print_error(f"{file}:{line}: note: {loc_text(loc)}: {value.message}")
+    for key in file.unused_keys(section):
+        _print_error(
+            f"{file}:{file.line_of((key,))}: note: {key}: Hydra does not pass it to ConfigureOptimizers; write "
+            f"{key}: ${{{key}}} under {loc_text(section.loc)}"
+        )
+    if open_locs:
+        ways = f"{COMPOSED} (Hydra), or python main.py fit --print_config | optplug validate - (LightningCLI)"
+        _print_error(f"{file}: note: to check these values too, check the composed configuration: {ways}")
+    return tuple(open_locs)
+
+
+def _build_optimizers(checked: _CheckedFile, module: Any) -> list[Any]:
+    from optplug.config.build import parse_and_check
     from optplug.lightning.configure import build_optimizers
 
+    section, config = checked.section, checked.config
     try:
+        if checked.unresolved:
+            keys = ("optimizer", "param_groups")
+            given = {key: _known(section.values[key]) for key in keys if key in section.values}
+            if any(loc in (("optimizer",), ("optimizer", "name")) for loc in checked.unresolved):
+                raise ConfigError(
+                    "the groups need the name of the optimizer, which is not in this file", loc=("optimizer",)
+                )
+            left_out = [loc_text(loc) for loc in checked.unresolved if loc[0] in keys]
+            if left_out:
+                _print_error(f"{checked.file}: note: built without {listing(left_out)}")
+            config = parse_and_check(**given)
+        if config is None:
+            raise ConfigError("the callback has no arguments: the module's own configure_optimizers builds the groups")
         return build_optimizers(module, config, override=bool(section.values.get("override")))
     except OptplugError as error:
-        _exit_with_errors(file, section.loc, error)
+        _exit_with_errors(checked.file, section, error)
 
 
-def _exit_with_errors(file: ConfigFile, loc: Loc, error: OptplugError) -> NoReturn:
+def _known(value: Any) -> Any:
+    """A value without the parts that are not known."""
+    from optplug.config.fields import Unresolved
+
+    if isinstance(value, Mapping):
+        return {key: _known(item) for key, item in value.items() if not isinstance(item, Unresolved)}
+    if isinstance(value, list):
+        return [_known(item) for item in value if not isinstance(item, Unresolved)]
+    return value
+
+
+def _as_text(value: Any) -> Any:
+    """A value with the text of interpolations that are not resolved, which YAML can write."""
+    if isinstance(value, Mapping):
+        return {key: _as_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def _exit_with_errors(file: ConfigFile, section: ConfigSection | None, error: OptplugError | None) -> NoReturn:
     """Print each error with its line, in the order of lines, and exit with code 1.
 
     Args:
-        file: the file.
-        loc: the location of the section, to which the errors' locations are relative.
+        file: the file. Its duplicate keys are printed too.
+        section: the section to which the errors' locations are relative; None: the whole file.
         error: one error, or several in one.
     """
-    found = [(file.line_of((*loc, *each.loc)) if each.loc else 0, str(each)) for each in error.errors]
+    found = [(line, each.message) for line, each in file.duplicates]
+    for each in () if error is None else error.errors:
+        loc = each.loc if section is None else section.file_loc(each.loc)
+        found.append((file.line_of(loc) if each.loc else 0, str(each)))
     for line, message in sorted(found, key=lambda pair: pair[0]):
-        typer.echo(f"{file.path}{f':{line}' if line else ''}: {message}", err=True)
+        _print_error(f"{file}{f':{line}' if line else ''}: {message}")
     raise typer.Exit(1)
+
+
+def _print_error(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 # ------------------------------------------------------------------------------------------ models
 
 
-def _build_model(file: ConfigFile, section: ConfigSection, model: str | None, *, required: bool) -> Any:
+def _build_model(checked: _CheckedFile, model: str | None, *, required: bool) -> Any:
     """Build the model from the file's section `model`.
 
     Args:
-        file: the file.
-        section: the section that configures optplug. A section `model` next to it has precedence.
+        checked: the file. A section `model` next to the section that configures optplug has precedence.
         model: the value of `--model`, or None.
         required: whether a missing model is an error.
 
     Returns:
         The model; None if neither `--model` nor the file names a class.
     """
-    given = section.mapping.get("model", file.data.get("model"))
-    given = dict(given) if isinstance(given, Mapping) else {}
+    file, section = checked.file, checked.section
+    written = section.mapping.get("model", file.data.get("model"))
+    given = _known(written) if isinstance(written, Mapping) else {}
     try:
         if model is not None:
             cls = _import_class(model)
             path = f"{cls.__module__}.{cls.__qualname__}"
-            given = {"class_path": path, "init_args": given.get("init_args", given)}
-        elif "class_path" not in given:
+            if "_target_" in given:
+                given = {**given, "_target_": path}
+            else:
+                given = {"class_path": path, "init_args": given.get("init_args", given)}
+        elif not {"class_path", "_target_"} & given.keys():
             if not required:
                 return None
             raise ConfigError("the section model has no class_path: add --model package.module:Class")
-        return _instantiate(given)
+        if given != written and model is None:
+            _print_error(f"{file}: note: the model is built without the arguments that cannot be resolved")
+        return _instantiate_target(given) if "_target_" in given else _instantiate(given)
     except OptplugError as error:
-        _exit_with_errors(file, (), error)
+        _exit_with_errors(file, None, error)
 
 
 def _import_class(text: str) -> type:
@@ -202,4 +355,20 @@ def _instantiate(given: Mapping[str, Any]) -> Any:
             module.configure_model()
     except Exception as error:  # from jsonargparse or from the model
         raise ConfigError(f"the model {given['class_path']} cannot be built: {one_line(error)}") from error
+    return module
+
+
+def _instantiate_target(given: Mapping[str, Any]) -> Any:
+    """Build a module from `_target_` and its arguments, as Hydra does, and call its `configure_model`."""
+    try:
+        from hydra.utils import instantiate
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"building a model with _target_ needs {error.name}: pip install hydra-core") from None
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = instantiate(dict(given))
+        if callable(getattr(module, "configure_model", None)):
+            module.configure_model()
+    except Exception as error:  # from Hydra or from the model
+        raise ConfigError(f"the model {given['_target_']} cannot be built: {one_line(error)}") from error
     return module

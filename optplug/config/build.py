@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.config.arguments import check_arguments
+from optplug.config.fields import Unresolved
 from optplug.config.form import MULTIPLIERS, is_auto
 from optplug.config.model import (
     LINK_PATTERN,
@@ -416,7 +417,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     cls = registry.get("scheduler", name)
     if not issubclass(cls, StrictKwargs):
         return
-    given = dict(scheduler_config.arguments)
+    given = {key: value for key, value in scheduler_config.arguments.items() if not _is_unresolved(value)}
     length = scheduler_config.length_argument
     if length is not None and is_auto(given.get(length)):
         given[length] = ASSUMED_LENGTH
@@ -452,7 +453,14 @@ def _dummy_parameters(count: int) -> list[torch.Tensor]:
 
 
 def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if not is_link(value)}
+    return {key: value for key, value in options.items() if not is_link(value) and not _is_unresolved(value)}
+
+
+def _is_unresolved(value: Any) -> bool:
+    """Whether a value, or an item of a list, is not known yet."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_unresolved, value))
+    return isinstance(value, Unresolved)
 
 
 def _accepted_arguments(

@@ -187,3 +187,17 @@ def group_rule_key(key: str, keys: Collection[str]) -> str | None:
     if difflib.get_close_matches(key, keys, 1, _SIMILAR):
         return None
     return next((target for pattern, target in _GROUP_SYNONYMS if _matches(pattern, key) and target in keys), None)
+
+
+def missing_space(text: str) -> str | None:
+    """The last key and value in a text if there is no space after the colon, with the space; else None."""
+    found = re.search(r"(?:^|\s)([A-Za-z_]\w*):([\w.+'\"\[{-]\S*)$", text)
+    return f"{found[1]}: {found[2]}" if found else None
+
+
+def name_slip(text: str) -> str | None:
+    """What is wrong with the YAML of a name; None if the text may be a name."""
+    if text.lstrip()[:1] in ("{", "["):
+        return "is text and not a mapping: close every bracket, and omit quotes around the whole"
+    spaced = missing_space(text) if " " in text.strip() or text.startswith("name:") else None
+    return f"is {text!r}: write a space after the colon: {spaced}" if spaced else None

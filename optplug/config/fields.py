@@ -17,6 +17,13 @@ from optplug.optim.ranges import Range
 Schema = dict[str, Any]
 
 
+class Unresolved(str):
+    """A value that is not known yet, such as an interpolation to another file. Its text is what is written.
+
+    Every check accepts it.
+    """
+
+
 class Kind(Protocol):
     """A kind of values."""
 
@@ -68,7 +75,9 @@ class Field:
         return self.needs in ("", "metric" if takes_metric else "time")
 
     def read(self, value: Any) -> Any:
-        """As `Kind.read`. Returns the default for None if the field is nullable."""
+        """As `Kind.read`. Returns the default for None if the field is nullable, and an `Unresolved` unchanged."""
+        if isinstance(value, Unresolved) and not isinstance(self.kind, ListOf):
+            return value
         return self.default if value is None and self.is_nullable else self.kind.read(value)
 
     def schema(self) -> Schema:

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from optplug.config.arguments import group_options, own_arguments, scheduler_fields
-from optplug.config.dialects import group_rule_key, is_name_key, warmup_form
-from optplug.config.fields import Table, read_fields
+from optplug.config.dialects import group_rule_key, is_name_key, name_slip, warmup_form
+from optplug.config.fields import Table, Unresolved, read_fields
 from optplug.config.form import (
     ARGS,
     ENTRY,
@@ -162,6 +162,8 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         fields: the keys of the mapping that are not arguments.
         loc: the location of `given`.
     """
+    if isinstance(given, Unresolved):
+        return None
     if not isinstance(given, (str, Mapping)):
         message = f"must be {TOP_LEVEL[kind].kind}, got {_shortened(given)} ({type(given).__name__})"
         collector.add(ConfigTypeError(message + _list_hint(kind, given)), loc)
@@ -172,7 +174,14 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         return None
     name = str(mapping["name"])
     registration = None
-    with collector.collect(loc if isinstance(given, str) else (*loc, "name")):
+    if isinstance(mapping["name"], Unresolved):
+        return _Named(name, None, {}, frozenset(), mapping)
+    name_loc = loc if isinstance(given, str) else (*loc, "name")
+    slip = name_slip(name)
+    if slip is not None:
+        collector.add(ConfigError(slip), name_loc)
+        return _Named(name, None, {}, frozenset(), mapping)
+    with collector.collect(name_loc):
         registration = registry.resolve(kind, fields["name"].read(mapping["name"]))
         registry.get(kind, registration.qualified_name)
     arguments = {key: value for key, value in mapping.items() if key not in fields}
@@ -299,12 +308,23 @@ def _parse_entries(
     collector: ErrorCollector, given: Any, loc: Loc, fields: Table
 ) -> list[tuple[OptimizerEntry, SchedulerConfig | None]]:
     """Parse a list of optimizers; `fields` are the keys of an entry that are not arguments."""
+    if isinstance(given, Unresolved):
+        return []
     if not isinstance(given, (list, tuple)) or not given:
         collector.add(ConfigTypeError(f"must be a list of mappings, each with a name, got {given!r}"), loc)
+        return []
+    keys = [set(entry) if isinstance(entry, Mapping) else set() for entry in given]
+    if len(keys) > 1 and all(len(each) == 1 for each in keys) and sum("name" in each for each in keys) == 1:
+        message = (
+            f"is a list of {len(keys)} optimizers with one key each: write the keys of one optimizer without dashes"
+        )
+        collector.add(ConfigError(message), loc)
         return []
     found = []
     for i, entry in enumerate(given):
         entry_loc = (*loc, i)
+        if isinstance(entry, Unresolved):
+            continue
         if not isinstance(entry, Mapping):
             example = "{name: adam, match: 'generator.*', lr: 1.0e-3}"
             collector.add(ConfigTypeError(f"must be a mapping such as {example}, got {entry!r}"), entry_loc)
@@ -471,7 +491,7 @@ def _check_keys(
 def _parse_param_groups(
     collector: ErrorCollector, given: Any, loc: Loc, optimizer: OptimizerConfig | None
 ) -> tuple[AnyGroupRule, ...]:
-    if given is None:
+    if given is None or isinstance(given, Unresolved):
         return ()
     entries = [given] if isinstance(given, str) else given
     if not isinstance(entries, (list, tuple)):
@@ -484,7 +504,9 @@ def _parse_param_groups(
     for i, entry in enumerate(entries):
         rule: AnyGroupRule | None = None
         rule_loc = loc if isinstance(given, str) else (*loc, i)
-        if isinstance(entry, str):
+        if isinstance(entry, Unresolved):
+            pass
+        elif isinstance(entry, str):
             rule = _parse_preset(collector, {"preset": entry}, rule_loc, rule_loc)
         elif not isinstance(entry, Mapping):
             example = "{match: '*.bias', weight_decay: 0.0}"
@@ -558,6 +580,8 @@ def _parse_preset(
         The preset, or None if it is invalid.
     """
     name = given["preset"]
+    if isinstance(name, Unresolved):
+        return None
     if not isinstance(name, str):
         collector.add(ConfigTypeError(f"must be the name of a preset, got {name!r}"), name_loc)
         return None

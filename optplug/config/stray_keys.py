@@ -29,7 +29,7 @@ def owner_of(key: str, given: Mapping[str, Any]) -> str | None:
         arguments, written = _arguments(kind, given), given.get(kind)
         if key in arguments and not (isinstance(written, Mapping) and key in written):
             return kind
-    is_of_scheduler = key in SCHEDULER and key != "args"
+    is_of_scheduler = "scheduler" in given and key in SCHEDULER and key != "args"
     return "scheduler" if is_of_scheduler or warmup_form(key, given[key]) else None
 
 

@@ -174,8 +174,8 @@ def test_validate_prints_every_error_with_its_line(run: Any) -> None:
         ),
         ("optimizer: adam\noverride: 3\n", "config.yaml:2: override: must be True or False, got 3 (int)"),
         (
-            "optimizer: {name: adam, lr: '${nothing}'}\n",
-            "config.yaml: an interpolation cannot be resolved: ",
+            "optimizer: {name: adam, lr: '${lr'}\n",
+            "config.yaml:1: optimizer.lr: ${lr cannot be resolved: GrammarParseError: ",
         ),
     ],
     ids=str,
@@ -328,3 +328,318 @@ def test_validate_accepts_a_callback_without_optimizer(run: Any) -> None:
     result = run("validate", "callbacks: [{class_path: optplug.lightning.ConfigureOptimizers}]\n")
     assert result.exit_code == 0, result.output
     assert "the callback steps the schedulers that the module's own configure_optimizers returns" in result.stdout
+
+
+# ------------------------------------------------------------------------------------------ mistakes in YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("optimizer:\n\tname: adam\n", "line 2, column 1; indent with spaces, not with tabs"),
+        ("optimizer:\n  name: adam\n  lr:0.1\n", "; write a space after the colon: lr: 0.1"),
+        ("optimizer:\n  name: adam\n  lr:0.1\n  eps: 1\n", "; write a space after the colon: lr: 0.1"),
+        ("optimizer: {name: adam, lr:0.1}\n", "; write a space after the colon: lr: 0.1"),
+        (
+            "optimizer:\n  name:adam\n",
+            "config.yaml:1: optimizer: is 'name:adam': write a space after the colon: name: adam",
+        ),
+        ("optimizer:adam\n", "must contain a mapping, got str; write a space after the colon: optimizer: adam"),
+        ("optimizer:adam\nscheduler: step_lr\n", "; write a space after the colon: optimizer: adam"),
+        (
+            "optimizer: adam\n  lr: 0.1\n",
+            "; the keys of a mapping begin in the same column, each in its own line, and have one value each",
+        ),
+        (
+            "optimizer:\n  name: adam\n lr: 0.1\n",
+            "; the keys of a mapping begin in the same column, each in its own line, and have one value each",
+        ),
+        ("optimizer: adam\nparam_groups:\n  - match: *.bias\n", "; write text that begins with * in quotes: '*.bias'"),
+        ("optimizer: adam\nparam_groups:\n  - match: *bias\n", "; write text that begins with * in quotes: '*.bias'"),
+        ("optimizer: @adam\n", "; write text that begins with @ in quotes"),
+        (
+            "optimizer: {name: adam, betas: [0.9, 0.99}\n",
+            "; close every bracket, and write text with brackets in quotes",
+        ),
+        (
+            "optimizer: '{name: adam}'\n",
+            "config.yaml:1: optimizer: is text and not a mapping: close every bracket, and omit "
+            "quotes around the whole",
+        ),
+        (
+            "optimizer:\n  - name: adam\n  - lr: 0.1\n",
+            "config.yaml:1: optimizer: is a list of 2 optimizers with one key each: "
+            "write the keys of one optimizer without dashes",
+        ),
+        ("optimizer: {name: adam, lr: None}\n", "; in YAML None is null, or omit the key"),
+        ("optimizer: {name: adam, lr: '0,1'}\n", "; write 0.1"),
+        (
+            "optimizer:\nname: adam\nlr: 0.1\n",
+            "config.yaml:1: optimizer: has no value: indent name, lr under optimizer",
+        ),
+        (
+            "optimizer: adam\nscheduler:\nname: step_lr\nstep_size: 3\n",
+            "config.yaml:2: scheduler: has no value: indent name, step_size under scheduler",
+        ),
+        ("name: adam\nlr: 0.1\n", "it has name, lr; indent them under optimizer"),
+        (
+            "optimizer: adam\nwarmup_epochs: 1\n",
+            "config.yaml:2: warmup_epochs: is an argument of the scheduler; indent it under "
+            "scheduler as warmup: {epochs: 1}",
+        ),
+        (
+            "model:\n  optim: {name: adam, sched: {name: step_lr}}\n",
+            "config.yaml:2: model.optim: has none of the keys "
+            "optimizer, scheduler, param_groups; it has optim; did you mean 'optimizer'?",
+        ),
+    ],
+    ids=lambda text: text.replace("\n", "/")[:40],
+)
+def test_mistake_in_yaml_names_the_cause(run: Any, text: str, end: str) -> None:
+    (line,) = error_lines(run("validate", text))
+    assert line.endswith(end)
+
+
+def test_every_duplicate_key_is_reported_with_the_other_errors(run: Any) -> None:
+    text = "optimizer:\n  name: adam\n  lr: 1\n  lr: -2\nscheduler: step_lr\ntrainer: {max_epochs: 1, max_epochs: 2}\n"
+    assert error_lines(run("validate", text)) == [
+        "config.yaml:3: optimizer.lr: Invalid learning rate: -2 (Adam: lr must be at least 0)",
+        "config.yaml:4: duplicate key 'lr', in lines 3 and 4",
+        "config.yaml:5: scheduler: step_lr needs step_size",
+        "config.yaml:6: duplicate key 'max_epochs', in lines 6 and 6",
+    ]
+
+
+def test_value_that_an_interpolation_uses_may_have_the_name_of_an_argument(run: Any) -> None:
+    result = run("validate", "lr: 0.1\nname: adam\noptimizer: {name: '${name}', lr: '${lr}'}\n")
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(result.stdout.partition("\n\n")[2]) == {"optimizer": {"name": "adam", "lr": 0.1}}
+
+
+# ------------------------------------------------------------------------------------------ interpolations
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("${model.lr}", "${model.lr} cannot be resolved: the file has no model.lr"),
+        ("${oc.env:NO_SUCH_VARIABLE}", "cannot be resolved: environment variable 'NO_SUCH_VARIABLE' not found"),
+        ("${hydra:runtime.cwd}", "cannot be resolved: the training program defines the resolver hydra"),
+        ("${eval:1 + 1}", "cannot be resolved: the training program defines the resolver eval"),
+        ("???", "not set: it must be set in another file or on the command line"),
+    ],
+)
+def test_interpolation_to_another_file_is_a_note_and_the_rest_is_checked(run: Any, value: str, reason: str) -> None:
+    text = f"""
+    optimizer: {{name: adam, lr: '{value}', eps: 1e-6}}
+    scheduler: {{name: cosine_annealing_lr, T_max: '{value}', interval: %s}}
+    param_groups: [{{match: '*.bias', weight_decay: '{value}'}}]
+    """
+    result = run("validate", text.replace("%s", "step"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("config.yaml is valid, except for 3 values that could not be checked:\n")
+    assert yaml.safe_load(result.stdout.partition("\n\n")[2])["optimizer"]["lr"] == value
+    notes = result.stderr.splitlines()
+    assert len(notes) == 4
+    assert notes[0].startswith("config.yaml:1: note: optimizer.lr: ")
+    assert notes[0].endswith(reason)
+    assert notes[1].startswith("config.yaml:2: note: scheduler.T_max: ")
+    assert notes[2].startswith("config.yaml:3: note: param_groups[0].weight_decay: ")
+    assert "python train.py --cfg job | optplug validate -" in notes[3]
+    lines = error_lines(run("validate", text.replace("%s", "setp").replace("1e-6", "-1")))
+    assert lines[4].startswith("config.yaml:1: optimizer.eps: Invalid epsilon value: -1")
+    assert lines[5].startswith("config.yaml:2: scheduler.interval: must be 'epoch' or 'step', got 'setp'")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "optimizer: ${o}\nparam_groups: ${p}\nscheduler: ${s}\non_resume: ${r}\n",
+        "optimizer: {name: '${o}', lr: 1}\nscheduler: {name: '${s}', warmup_steps: '${w}'}\n",
+        "optimizer: [{name: '${o}', match: '${m}', param_groups: [{preset: '${p}'}, '${q}']}, '${r}']\n",
+        "optimizer: {combine: '${o}'}\nscheduler: {warmup: {epochs: '${w}'}}\n",
+    ],
+    ids=["sections", "names", "list", "combine"],
+)
+def test_names_and_sections_may_be_interpolations(run: Any, text: str) -> None:
+    result = run("validate", text)
+    assert result.exit_code == 0, result.output
+    count = text.count("${")
+    assert f"config.yaml is valid, except for {count} values that could not be checked:\n" in result.stdout
+    assert yaml.safe_load(result.stdout.partition("\n\n")[2]) == yaml.safe_load(text)
+
+
+def test_misspelled_interpolation_is_an_error(run: Any) -> None:
+    text = "model: {learning_rate: 0.1}\noptimizer: {name: adam, lr: '${model.learning_rat}', foo: 1}\n"
+    lines = error_lines(run("validate", text))
+    assert lines[0] == (
+        "config.yaml:2: optimizer.lr: ${model.learning_rat} cannot be resolved: the file has no "
+        "model.learning_rat; did you mean 'model.learning_rate'?"
+    )
+    assert "adam has no option 'foo'" in lines[1]
+    assert "recursive" in error_lines(run("validate", "optimizer: {name: adam, lr: '${optimizer.lr}'}\n"))[0]
+
+
+def test_interpolations_without_omegaconf_are_notes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "omegaconf", None)
+    result = run("validate", "lr: 1\noptimizer: {name: adam, lr: '${lr}'}\n")
+    assert result.exit_code == 0
+    assert "interpolations need omegaconf: pip install omegaconf" in result.stderr
+
+
+def test_groups_are_built_without_values_that_are_not_known(run: Any) -> None:
+    text = "optimizer: {name: adamw, lr: '${lr}'}\nparam_groups: [no_decay]\nscheduler: ${s}\n"
+    result = run("groups", text, "--model", "nets:Net")
+    assert result.exit_code == 0, result.output
+    assert "config.yaml: note: built without optimizer.lr" in result.stderr
+    assert "no_decay" in result.stdout
+    lines = error_lines(run("groups", "optimizer: ${o}\n", "--model", "nets:Net"))
+    assert lines[-1].endswith("optimizer: the groups need the name of the optimizer, which is not in this file")
+
+
+# ------------------------------------------------------------------------------------------ the layout of Hydra
+
+COMPOSED = """
+lr: 0.1
+model:
+  _target_: nets.Net
+  width: 5
+optimizer:
+  name: adamw
+  lr: ${lr}
+scheduler:
+  name: step_lr
+  step_size: 3
+trainer:
+  _target_: lightning.pytorch.Trainer
+  default_root_dir: ${paths.output_dir}
+callbacks:
+  configure_optimizers:
+    _target_: optplug.lightning.ConfigureOptimizers
+    optimizer: ${optimizer}
+    scheduler: ${scheduler}
+    param_groups: [no_decay]
+"""
+
+
+def test_composed_configuration_of_hydra(run: Any) -> None:
+    result = run("validate", COMPOSED)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert result.stdout.startswith("config.yaml is valid for Net:\n")
+    shown = yaml.safe_load(result.stdout.partition("\n\n")[2])
+    assert shown["optimizer"] == {"name": "adamw", "lr": 0.1}
+    assert shown["scheduler"]["name"] == "step_lr"
+    table = run("groups", COMPOSED)
+    assert table.exit_code == 0, table.output
+    assert table.stdout.startswith("AdamW of Net\n")
+    assert "no_decay" in table.stdout
+
+
+def test_errors_of_interpolated_groups_have_the_line_of_the_group(run: Any) -> None:
+    text = COMPOSED.replace("step_size: 3", "step_sizee: 3").replace("lr: ${lr}", "lr: -1").replace("[no_", "[no")
+    assert [line.split(": ")[:2] for line in error_lines(run("validate", text))] == [
+        ["config.yaml:7", "optimizer.lr"],
+        ["config.yaml:8", "scheduler"],
+        ["config.yaml:10", "scheduler.step_sizee"],
+        ["config.yaml:19", "param_groups[0]"],
+    ]
+
+
+def test_group_that_hydra_does_not_pass_to_the_callback_is_a_note(run: Any) -> None:
+    result = run("validate", COMPOSED.replace("    scheduler: ${scheduler}\n", ""))
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "config.yaml:8: note: scheduler: Hydra does not pass it to ConfigureOptimizers; write scheduler: ${scheduler} "
+        "under callbacks.configure_optimizers\n"
+    )
+
+
+def test_unknown_argument_of_the_callback_is_an_error(run: Any) -> None:
+    (line,) = error_lines(
+        run(
+            "validate",
+            COMPOSED.replace("param_groups:", "foo: 1\n    groups:", 1).replace("groups: [no_decay]", "_convert_: all"),
+        )
+    )
+    assert line == "config.yaml:19: foo: ConfigureOptimizers has no argument 'foo'"
+
+
+@pytest.fixture
+def hydra_files(run: Any, tmp_path: Path) -> Path:
+    """A folder with one file for each group."""
+    files = {
+        "train.yaml": "defaults:\n  - optimizer: adam\n  - _self_\nlr: 0.1\n",
+        "optimizer/adam.yaml": "# @package _group_\nname: adam\nlr: ${lr}\n",
+        "scheduler/step.yaml": "name: step_lr\nstep_size: 3\n",
+        "callbacks/optplug.yaml": COMPOSED.partition("callbacks:\n")[2].replace("\n  ", "\n").removeprefix("  "),
+        "experiment/one.yaml": "# @package _global_\ndefaults:\n  - override /optimizer: adam\noptimizer:\n  lr: 1\n",
+        "trainer/default.yaml": "max_epochs: 3\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / "configs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "configs"
+
+
+def test_files_of_hydra_groups(run: Any, hydra_files: Path) -> None:
+    files = [str(path.relative_to(hydra_files.parent)) for path in sorted(hydra_files.rglob("*.yaml"))]
+    result = run("validate", None, *files)
+    assert result.exit_code == 0, result.output
+    headings = [line for line in result.stdout.splitlines() if " is valid" in line]
+    assert headings == [
+        "configs/callbacks/optplug.yaml is valid, except for 2 values that could not be checked:",
+        "configs/experiment/one.yaml is valid, except for 1 value that could not be checked:",
+        "configs/optimizer/adam.yaml is valid, except for 1 value that could not be checked:",
+        "configs/scheduler/step.yaml is valid:",
+    ]
+    skipped = [line.partition(":")[0] for line in result.stderr.splitlines() if ": skipped: " in line]
+    assert skipped == ["configs/train.yaml", "configs/trainer/default.yaml"]
+    (hydra_files / "scheduler/step.yaml").write_text("name: step_lr\nstep_sizee: 3\n")
+    result = run("validate", None, *files)
+    assert result.exit_code == 1
+    assert "configs/scheduler/step.yaml:2: scheduler.step_sizee: step_lr has no argument 'step_sizee'" in result.stderr
+    (line,) = error_lines(run("validate", None, "configs/train.yaml"))
+    assert line.endswith("Hydra composes it with other files: python train.py --cfg job | optplug validate -")
+
+
+def test_arguments_of_a_model_that_configures_optplug(run: Any) -> None:
+    result = run("validate", "model: {optimizer: {name: adam, lr: 1}, lr: 2}\n")
+    assert yaml.safe_load(result.stdout.partition("\n\n")[2]) == {"optimizer": {"name": "adam", "lr": 1}}
+    lines = error_lines(run("validate", "model: {init_args: {optimizer: {name: adam, lrr: 1}}}\n"))
+    assert lines == ["config.yaml:1: optimizer.lrr: adam has no option 'lrr'; did you mean 'lr'?"]
+
+
+# ------------------------------------------------------------------------------------------ several files
+
+
+def test_several_files_are_checked_each(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("optimizer: adam\n")
+    (tmp_path / "bad.yaml").write_text("optimizer: {name: adam, lr: -1}\n")
+    (tmp_path / "worse.yaml").write_text("optimizer: [\n")
+    result = run("validate", None, "bad.yaml", "good.yaml", "worse.yaml", "missing.yaml")
+    assert result.exit_code == 1
+    assert [line.partition(": ")[0] for line in result.stderr.splitlines()] == [
+        "bad.yaml:1",
+        "worse.yaml",
+        "missing.yaml",
+    ]
+    assert result.stdout.startswith("good.yaml is valid:\n")
+    result = run("validate", None, "good.yaml", "good.yaml")
+    assert result.exit_code == 0
+    assert result.stdout.count("good.yaml is valid:\n") == 2
+    result = run("groups", None, "good.yaml", "bad.yaml", "--model", "nets:Net")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("Adam of Net\n")
+
+
+@pytest.mark.parametrize("text", ["optimizer: adam\n", "\ufeffoptimizer: adam\n"], ids=["plain", "byte order mark"])
+def test_standard_input(run: Any, text: str) -> None:
+    result = CliRunner().invoke(app, ["validate", "-"], input=text)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("<stdin> is valid:\n")
+    result = CliRunner().invoke(app, ["groups", "-", "--model", "nets:Net"], input=text)
+    assert result.stdout.startswith("Adam of Net\n")
+    result = CliRunner().invoke(app, ["validate", "-"], input="optimizer: {name: adm}\n")
+    assert error_lines(result)[0].startswith("<stdin>:1: optimizer.name: no optimizer named 'adm'")
