@@ -137,6 +137,10 @@ class WiringError(OptplugError, RuntimeError):
     """The trainer, the module and the configuration do not fit together."""
 
 
+class NonFiniteMetricError(WiringError):
+    """The value of a monitored metric is not finite, and the configuration has `on_nonfinite: raise`."""
+
+
 def loc_text(loc: Loc) -> str:
     """Return a location as text: `param_groups[0].lr`."""
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc)

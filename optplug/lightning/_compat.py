@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from optplug.errors import MissingLightningError
+from optplug.errors import MissingLightningError, WiringError
 
 IMPORT_NAMES = ("lightning.pytorch", "pytorch_lightning")
 _PACKAGES = tuple(name.split(".")[0] for name in IMPORT_NAMES)
@@ -66,6 +66,27 @@ class CallbackInheritance:
             if not issubclass(self.cls, callback):
                 with contextlib.suppress(TypeError):  # no consistent method resolution order for a user's subclass
                     self.cls.__bases__ += (callback,)
+
+
+def as_misconfiguration(trainer: Any, error: WiringError) -> WiringError:
+    """The error as one that is also Lightning's `MisconfigurationException`, of the import name of the trainer.
+
+    Unpickling returns a plain `WiringError`. The error itself if the trainer is not Lightning's.
+    """
+    modules = [cls.__module__ for cls in type(trainer).__mro__]
+    for name in IMPORT_NAMES:
+        exceptions = sys.modules.get(f"{name}.utilities.exceptions")
+        if exceptions is not None and any(module.startswith(f"{name}.") for module in modules):
+            bases = (WiringError, exceptions.MisconfigurationException)
+            # The name of the class is shown in tracebacks.
+            attributes = {"__module__": WiringError.__module__, "__reduce__": _reduce_wiring_error}
+            cls: type[WiringError] = type("WiringError", bases, attributes)
+            return cls(error.message, loc=error.loc, argument=error.argument, inside=error.inside)
+    return error
+
+
+def _reduce_wiring_error(error: WiringError) -> tuple[type[WiringError], tuple[str], dict[str, Any]]:
+    return WiringError, (error.message,), vars(error)
 
 
 def attached_trainer(module: Any) -> Any:

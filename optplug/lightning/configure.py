@@ -31,7 +31,6 @@ from optplug.lightning._compat import attached_trainer, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.logger_names import rename_unloggable_groups
 from optplug.lightning.monitor import infer_monitored_metric
-from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import BEGINNING, schedule_start, training_length
 from optplug.registry import registry
 from optplug.schedulers.lr import lrs_of, set_lr
@@ -106,13 +105,16 @@ def configure_optimizers(
     return build_from_config(module, config, prebuilt)
 
 
-def build_from_config(module: Any, config: Config, prebuilt: Optimizer | None = None) -> Any:
+def build_from_config(
+    module: Any, config: Config, prebuilt: Optimizer | None = None, replaced: MonitoredMetric | None = None
+) -> Any:
     """Build the return value of `LightningModule.configure_optimizers` from a parsed configuration.
 
     Args:
         module: the LightningModule.
         config: what to build.
         prebuilt: the existing optimizer, for a configuration without an optimizer.
+        replaced: the metric of the module's own schedule, which the configuration replaces. Default: None.
 
     Returns:
         As `configure_optimizers`.
@@ -122,7 +124,7 @@ def build_from_config(module: Any, config: Config, prebuilt: Optimizer | None = 
     """
     check_optimization_mode(module, config)
     check_parameter_partition(module, config)
-    built = [_build(module, config, setup, prebuilt) for setup in config.setups]
+    built = [_build(module, config, setup, prebuilt, replaced) for setup in config.setups]
     trainer = attached_trainer(module)
     if trainer is not None:
         from optplug.lightning.stepping_callback import ensure_stepping_callback  # needs Lightning
@@ -145,7 +147,7 @@ def build_optimizers(module: Any, config: Config, *, override: bool = False) -> 
     """
     check_optimization_mode(module, config)
     if not config.setups[0].entries:
-        return [_build_own_optimizer(module, override=override)]
+        return [_build_own_optimizer(module, override=override)[0]]
     check_parameter_partition(module, config)
     return [build_optimizer(module, setup) for setup in config.setups]
 
@@ -165,7 +167,13 @@ def check_optimization_mode(module: Any, config: Config) -> None:
         )
 
 
-def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimizer | None) -> BuiltOptimizer:
+def _build(
+    module: Any,
+    config: Config,
+    setup: OptimizerSetup,
+    prebuilt: Optimizer | None,
+    replaced: MonitoredMetric | None,
+) -> BuiltOptimizer:
     """Build one optimizer and its schedule."""
     trainer = attached_trainer(module)
     given = scheduled = setup.scheduler
@@ -173,9 +181,12 @@ def _build(module: Any, config: Config, setup: OptimizerSetup, prebuilt: Optimiz
     start = BEGINNING if trainer is None else schedule_start(trainer, config.on_resume)
     if scheduled is not None:
         if scheduled.takes_metric:
-            has_metric_objects = _has_metric_objects(module, scheduled)
             monitored = infer_monitored_metric(
-                trainer, scheduled.monitor, scheduled.mode, Reporter(), has_metric_objects=has_metric_objects
+                trainer,
+                scheduled.monitor,
+                scheduled.mode,
+                replaced=replaced,
+                mode_required=trainer is None or not _accepts_late_mode(scheduled),
             )
         if depends_on_training_length(scheduled):
             length = training_length(trainer, module, len(config.setups), start)
@@ -245,25 +256,23 @@ def _lightning_entry(module: Any, built: BuiltOptimizer) -> dict[str, Any]:
     return {"optimizer": built.optimizer, "lr_scheduler": entry}
 
 
-def _has_metric_objects(module: Any, scheduled: SchedulerConfig) -> bool:
-    """Whether the module has torchmetrics objects that can provide the mode of a plateau after it was built.
-
-    The mode of `ReduceLROnPlateau` and its subclasses can be set later. Other schedulers need it when they are built.
-    """
+def _accepts_late_mode(scheduled: SchedulerConfig) -> bool:
+    """Whether the mode of a scheduler can be set after it was built, as with `ReduceLROnPlateau` and its subclasses."""
     cls = registry.get("scheduler", scheduled.registration.qualified_name)
-    accepts_late_mode = isinstance(cls, type) and issubclass(cls, ReduceLROnPlateau)
-    return accepts_late_mode and any(isinstance(getattr(m, "higher_is_better", None), bool) for m in module.modules())
+    return isinstance(cls, type) and issubclass(cls, ReduceLROnPlateau)
 
 
 # A partial of a plain function, for two reasons: Lightning's `is_overridden` reads the function's `__code__`, and
 # pickle and deepcopy copy a partial together with the module that it refers to.
 def _run_configured(config: Config, override: bool, module: Any, replaced: Any) -> Any:
-    prebuilt = None if config.setups[0].entries else _build_own_optimizer(module, override=override)
-    return build_from_config(module, config, prebuilt)
+    if config.setups[0].entries:
+        return build_from_config(module, config)
+    return build_from_config(module, config, *_build_own_optimizer(module, override=override))
 
 
-def _build_own_optimizer(module: Any, *, override: bool) -> Optimizer:
-    """Call the module's own `configure_optimizers` and return the one optimizer that it builds.
+def _build_own_optimizer(module: Any, *, override: bool) -> tuple[Optimizer, MonitoredMetric | None]:
+    """Call the module's own `configure_optimizers`; return the one optimizer that it builds, and the metric that its
+    schedule monitors.
 
     Args:
         module: the LightningModule.
@@ -278,11 +287,12 @@ def _build_own_optimizer(module: Any, *, override: bool) -> Optimizer:
     returned = None if own is None else own()
     found = returned[0] if isinstance(returned, (list, tuple)) and len(returned) == 1 else returned
     schedule: Any = None
+    monitor: str | None = None
     if isinstance(found, (list, tuple)) and len(found) == 2 and isinstance(found[0], (list, tuple)):
         found, schedule = found
         found = found[0] if len(found) == 1 else found
     if isinstance(found, Mapping):
-        schedule = found.get("lr_scheduler", schedule)
+        schedule, monitor = found.get("lr_scheduler", schedule), found.get("monitor")
         found = found.get("optimizer")
     if not isinstance(found, Optimizer):
         raise WiringError(
@@ -299,7 +309,27 @@ def _build_own_optimizer(module: Any, *, override: bool) -> Optimizer:
     if schedule:  # its constructor has set the learning rates of its first step
         for group in found.param_groups:
             set_lr(group, float(group.pop("initial_lr", group["lr"])))
-    return found
+    return found, _metric_of_schedule(schedule, monitor)
+
+
+def _metric_of_schedule(schedule: Any, monitor: str | None) -> MonitoredMetric | None:
+    """The metric that a schedule monitors, in any form that `configure_optimizers` may return; None without one.
+
+    Args:
+        schedule: a scheduler, a mapping with `scheduler`, a list of these, or None.
+        monitor: the metric named beside the schedule.
+    """
+    if isinstance(schedule, (list, tuple)):
+        schedule = schedule[0] if len(schedule) == 1 else None
+    if isinstance(schedule, Mapping):
+        schedule, monitor = schedule.get("scheduler"), schedule.get("monitor", monitor)
+    if schedule is None or not isinstance(monitor, str):
+        return None
+    mode = getattr(schedule, "mode", None)
+    known = mode in ("min", "max")
+    return MonitoredMetric(
+        monitor, mode if known else None, "the module's own schedule", "the module's own schedule" if known else ""
+    )
 
 
 def set_configure_optimizers(

@@ -9,7 +9,11 @@ from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
 from optplug.config.model import Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
 from optplug.config.training_length import TrainingLength
+from optplug.lightning.metric_names import shown
 from optplug.lightning.trainer_info import TrainingPosition
+
+CONFIGURATION = "the configuration"
+"""The source of a metric, or of its mode, that the configuration names."""
 
 
 @dataclass(frozen=True)
@@ -18,21 +22,29 @@ class MonitoredMetric:
 
     Attributes:
         monitor: name of the metric. None: the only validation loss of the first validation.
-        mode: `"min"` or `"max"`. None: the mode of the logged metric object.
+        mode: `"min"` or `"max"`. None: not known before the metric is logged.
         source: what determined the metric, such as `EarlyStopping`; for messages.
-        mode_is_configured: whether the configuration sets the mode.
-        mode_is_inferred_from_name: whether the mode comes from the metric's name. The mode of the logged metric object
-            then takes precedence.
+        mode_source: what determined the mode, as in `source`. Empty if nothing sets the mode: it comes from the logged
+            metric object, else from the metric's name.
     """
 
     monitor: str | None
     mode: str | None
     source: str
-    mode_is_configured: bool = False
-    mode_is_inferred_from_name: bool = False
+    mode_source: str = ""
+
+    @property
+    def absence(self) -> str:
+        """The words for a metric without any value."""
+        if self.monitor is None:
+            return "no validation loss was logged, so no value was received"
+        return f"monitor {shown(self.monitor)} received no value"
 
     def __str__(self) -> str:
-        return f"monitor {self.monitor or 'not yet known'} ({self.mode or 'mode not yet known'}) from {self.source}"
+        mode = self.mode or "mode not yet known"
+        if self.monitor is None:
+            return f"monitor ({mode}): {self.source}"
+        return f"monitor {shown(self.monitor)} ({mode}) from {self.source}"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.config.form import PATIENCE_UNITS
 from optplug.errors import WiringError
-from optplug.lightning.fit_setup import MonitoredMetric, SteppingPlan
-from optplug.lightning.monitor import is_validation_metric, mode_from_name
+from optplug.lightning.fit_setup import CONFIGURATION, MonitoredMetric, SteppingPlan
+from optplug.lightning.metric_names import is_validation_metric, mode_of_name
 from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
 
 
@@ -54,8 +54,16 @@ class PlateauHistory:
     patience_unit: str = PATIENCE_UNITS[0]
     last_step_epoch: int | None = None
 
-    def summary(self, title: str, metric: MonitoredMetric) -> str:
-        """The history in one line."""
+    def summary(self, title: str, metric: MonitoredMetric, logged: str) -> str:
+        """The history in one line.
+
+        Args:
+            title: the beginning of the line.
+            metric: the metric.
+            logged: the names of the logged metrics, for a metric without values.
+        """
+        if not self.observed:
+            return f"{title}: {metric.absence}; logged metrics: {logged}"
         seen = _quantity(self.observed, "validation" if self.moment == "validation" else "epoch")
         ignored = f", {self.ignored} of them not finite and ignored" if self.ignored else ""
         cuts = _quantity(len(self.cuts), "cut")
@@ -82,7 +90,9 @@ class ManagedScheduler:
         step_counter: counts the steps of the scheduler's optimizer.
         optimizer_steps_handled: number of optimizer steps for which the scheduler and its warmup are up to date.
         metric: the metric that is observed: as configured, until logged values or a checkpoint replace it.
-        metric_is_logged: whether a metric of exactly this name has been logged.
+        metric_is_logged: whether a metric of exactly this name has been logged, not counting the sanity check.
+        metric_before_sanity: the metric before the sanity check resolved it, until the first validation.
+        mode_conflict_reported: whether the user has been warned that the mode contradicts the metric.
         search_ended: whether everything that could log the metric has run once.
         absence_reported: whether the user has been warned that the metric will not be logged.
         history: what a plateau scheduler did.
@@ -98,6 +108,8 @@ class ManagedScheduler:
     optimizer_steps_handled: int = 0
     metric: MonitoredMetric | None = None
     metric_is_logged: bool = False
+    metric_before_sanity: MonitoredMetric | None = None
+    mode_conflict_reported: bool = False
     search_ended: bool = False
     absence_reported: bool = False
     history: PlateauHistory = field(default_factory=PlateauHistory)
@@ -193,13 +205,12 @@ def manage(entry: Any, plan: SteppingPlan) -> ManagedScheduler:
     if plan.interval != "validation":
         plan = replace(plan, interval=entry.interval, frequency=entry.frequency)
     elif entry.monitor is not None and plan.monitored is not None and entry.monitor != plan.monitored.monitor:
-        configured = plan.monitored.mode_is_configured
+        configured = plan.monitored.mode_source == CONFIGURATION
         monitored = MonitoredMetric(
             entry.monitor,
-            plan.monitored.mode if configured else mode_from_name(entry.monitor, required=False),
+            plan.monitored.mode if configured else mode_of_name(entry.monitor),
             "the module's configure_optimizers",
-            mode_is_configured=configured,
-            mode_is_inferred_from_name=not configured,
+            CONFIGURATION if configured else "",
         )
         plan = replace(plan, monitored=monitored)
     adapter = adapter_for(entry.scheduler)
@@ -217,7 +228,7 @@ def plan_for_third_party_plateau(entry: Any) -> SteppingPlan | None:
     if entry.interval == "step" and not is_validation_metric(entry.monitor):  # the metric has a value for each batch
         return None
     monitored = MonitoredMetric(
-        entry.monitor, entry.scheduler.mode, "the module's configure_optimizers", mode_is_configured=True
+        entry.monitor, entry.scheduler.mode, "the module's configure_optimizers", "the module's scheduler"
     )
     return SteppingPlan(type(entry.scheduler).__name__, "validation", 1, monitored)
 

@@ -5,38 +5,30 @@ Inferred metrics and modes are reported. There is no default mode: a mode that c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
-from optplug.errors import ConfigError, WiringError, listing, short_list
+from optplug.errors import ConfigError, WiringError, listing, nearest
 from optplug.lightning._compat import logged_metric_objects
-from optplug.lightning.fit_setup import MonitoredMetric
-from optplug.lightning.reporter import Reporter
-
-_LOWER_IS_BETTER = re.compile(
-    r"(^|[_/.-])(loss|nll|bce|cross_?entropy|err|error|error_rate|mse|rmse|mae|mape|smape|perplexity|ppl|wer|cer|eer|fid|"
-    r"kl|divergence|regret)(\d*$|[_/.-])",
-    re.IGNORECASE,
+from optplug.lightning.fit_setup import CONFIGURATION, MonitoredMetric
+from optplug.lightning.metric_names import (
+    corrected,
+    is_metric,
+    is_near_match,
+    mode_of_name,
+    shown_list,
+    split_loader_suffix,
+    validation_losses,
 )
-_HIGHER_IS_BETTER = re.compile(
-    r"(^|[_/.-])(acc|accuracy|top\d|auc|auroc|aucpr|auprc|ap|map|precision|recall|sensitivity|specificity|f1|f1score|fbeta|"
-    r"dice|iou|miou|jaccard|r2|bleu|rouge|psnr|ssim|reward|return|kappa|mcc|ndcg|mrr)(\d*$|[_/.-])",
-    re.IGNORECASE,
-)
-
-_VALIDATION = re.compile(r"(^|[_/.-])(val|valid|validation)([_/.-]|$)", re.IGNORECASE)
-_NOT_A_METRIC = re.compile(r"lr-|(epoch|step|global_step)$")
-"""Learning rates of LearningRateMonitor, and the counters that ModelCheckpoint accepts as a monitor."""
-
-
-def is_validation_metric(name: str | None) -> bool:
-    """Whether validation logs a metric, judging by its name. A metric without a name yet is a validation loss."""
-    return name is None or _VALIDATION.search(name) is not None
 
 
 def infer_monitored_metric(
-    trainer: Any, monitor: str | None, mode: str | None, reporter: Reporter, *, has_metric_objects: bool = False
+    trainer: Any,
+    monitor: str | None,
+    mode: str | None,
+    *,
+    replaced: MonitoredMetric | None = None,
+    mode_required: bool = True,
 ) -> MonitoredMetric:
     """Resolve metric and mode: from the configuration, else from EarlyStopping, else from ModelCheckpoint, else later.
 
@@ -44,79 +36,97 @@ def infer_monitored_metric(
         trainer: the Lightning trainer, or None.
         monitor: the configured metric, or None.
         mode: the configured mode, or None.
-        reporter: warns if a callback's mode contradicts the name of the metric.
-        has_metric_objects: whether the module has torchmetrics objects, from which the mode may be inferred later.
+        replaced: the metric of the module's own schedule, which the configuration replaces. It is used if no callback
+            monitors a metric. Default: None.
+        mode_required: whether to raise if the name does not determine the mode. Otherwise the mode is resolved when the
+            metric is logged. Default: True.
 
     Returns:
         The metric. `monitor` is None if it is to be the only validation loss of the first validation
-        (`only_validation_loss`). `mode` is None if it is to come from a metric object.
+        (`only_validation_loss`). `mode` is None if it is not known yet.
 
     Raises:
         WiringError: callbacks of one kind monitor different metrics, or callbacks disagree about the mode.
-        ConfigError: the mode cannot be inferred from the name.
+        ConfigError: the mode cannot be inferred from the name, and `mode_required` is set.
     """
     callbacks = list(_monitoring_callbacks(trainer))
-    source = "the configuration"
+    source = CONFIGURATION
     if monitor is None:
         for kind in ("EarlyStopping", "ModelCheckpoint"):
             metrics = sorted({m for k, m, _ in callbacks if k == kind})
             if len(metrics) > 1:
                 raise WiringError(
-                    f"{kind} callbacks monitor different metrics: set scheduler.monitor to one of {listing(metrics)}"
+                    f"{kind} callbacks monitor different metrics: set scheduler.monitor to one of {shown_list(metrics)}"
                 )
             if metrics:
                 monitor, source = metrics[0], kind
                 break
+    mode_source = CONFIGURATION if mode is not None else ""
+    if monitor is None and replaced is not None:
+        monitor, source = replaced.monitor, replaced.source
+        if mode is None:
+            mode, mode_source = replaced.mode, replaced.mode_source
     if monitor is None:
         only = "the only validation loss that the first validation logs"
-        configured = mode is not None
-        return MonitoredMetric(
-            None, mode or "min", only, mode_is_configured=configured, mode_is_inferred_from_name=not configured
-        )
+        return MonitoredMetric(None, mode or "min", only, mode_source)
     if mode is not None:
-        return MonitoredMetric(monitor, mode, source, mode_is_configured=True)
+        return MonitoredMetric(monitor, mode, source, mode_source)
     # EarlyStopping takes precedence over ModelCheckpoint.
     modes = [(k, m) for k, name, m in callbacks if name == monitor and m in ("min", "max")]
     if len({m for _, m in modes}) > 1:
-        shown = listing(f"{kind}: {m}" for kind, m in modes)
-        raise WiringError(f"callbacks monitor {monitor!r} with different modes ({shown}): set scheduler.mode")
-    name_mode = mode_from_name(monitor, required=not has_metric_objects and not modes)
-    if modes:
-        kind, callback_mode = modes[0]
-        monitored = MonitoredMetric(monitor, callback_mode, source)
-        if name_mode not in (None, callback_mode):
-            conflict = f"{kind} has mode {callback_mode}, but the name means {name_mode}"
-            reporter.warn(trainer, mode_conflict_message(monitored, conflict))
-        return monitored
-    return MonitoredMetric(monitor, name_mode, source, mode_is_inferred_from_name=True)
+        listed = listing(f"{kind}: {m}" for kind, m in modes)
+        raise WiringError(f"callbacks monitor {monitor!r} with different modes ({listed}): set scheduler.mode")
+    for kind, callback_mode in modes:
+        return MonitoredMetric(monitor, callback_mode, source, kind)
+    return MonitoredMetric(monitor, mode_from_name(monitor) if mode_required else mode_of_name(monitor), source)
 
 
-def mode_conflict_message(monitored: MonitoredMetric, conflict: str) -> str:
-    """The warning about a callback's mode that contradicts the metric; the callback's mode may be only its default."""
-    return f"{monitored.monitor}: {conflict}; {monitored.mode} is used. Set scheduler.mode to choose"
-
-
-def mode_from_name(monitor: str, *, required: bool = True) -> str | None:
+def mode_from_name(monitor: str) -> str:
     """Infer `"min"` or `"max"` from the words of a metric's name.
-
-    Args:
-        monitor: name of the metric.
-        required: whether to raise if the mode cannot be inferred. Default: True.
-
-    Returns:
-        The mode; None if it cannot be inferred and `required` is False.
 
     Raises:
         ConfigError: the name has words for neither mode, or for both.
     """
-    lower, higher = _LOWER_IS_BETTER.search(monitor), _HIGHER_IS_BETTER.search(monitor)
-    if bool(lower) != bool(higher):
-        return "min" if lower else "max"
-    if not required:
+    mode = mode_of_name(monitor)
+    if mode is None:
+        raise ConfigError(f"{unknown_mode(monitor)}: set scheduler.mode")
+    return mode
+
+
+def unknown_mode(monitor: str) -> str:
+    """The beginning of the message about a mode that cannot be inferred."""
+    return f"cannot infer from the name {monitor!r} whether lower or higher values are better"
+
+
+def mode_before_logging_message(trainer: Any, monitor: str) -> str:
+    """The message for a mode that cannot be inferred from a name that has not been logged, and may be misspelt."""
+    others = [name for _, name, _ in _monitoring_callbacks(trainer) if name != monitor]
+    similar = nearest(monitor, others)[:1] or [name for name in [corrected(monitor)] if name is not None]
+    if similar:
+        return f"{unknown_mode(monitor)}; did you mean {similar[0]!r}? If not, set scheduler.mode"
+    return f"{unknown_mode(monitor)}: check the spelling, or set scheduler.mode"
+
+
+def mode_conflict_message(metric: MonitoredMetric, object_mode: str | None) -> str | None:
+    """The warning about a mode that contradicts the metric; None if it does not.
+
+    Args:
+        metric: the metric, whose mode comes from `metric.mode_source`.
+        object_mode: the mode of the logged metric object, if there is one. It has precedence over the name.
+    """
+    implied = object_mode or (mode_of_name(metric.monitor) if metric.monitor is not None else None)
+    if not metric.mode_source or implied in (None, metric.mode):
         return None
-    raise ConfigError(
-        f"cannot infer from the name {monitor!r} whether lower or higher values are better: set scheduler.mode"
-    )
+    reason = "the metric's higher_is_better means" if object_mode else "the name means"
+    conflict = f"{metric.mode_source} has mode {metric.mode}, but {reason} {implied}; {metric.mode} is used"
+    is_callback = metric.mode_source in ("EarlyStopping", "ModelCheckpoint")
+    advice = "Set scheduler.mode to choose" if is_callback else f"Set mode to {implied} if this is wrong"
+    return f"{metric.monitor}: {conflict}. {advice}"
+
+
+def has_metric_objects(module: Any) -> bool:
+    """Whether a module has torchmetrics objects from which a mode may be read when they are logged."""
+    return any(isinstance(getattr(one, "higher_is_better", None), bool) for one in module.modules())
 
 
 def mode_from_metric_object(trainer: Any, name: str) -> str | None:
@@ -144,45 +154,27 @@ def only_validation_loss(logged: Iterable[str]) -> str:
         return losses[0]
     if losses:
         raise WiringError(
-            f"the validation logged {len(losses)} losses: set scheduler.monitor to one of {short_list(losses)}"
+            f"the validation logged {len(losses)} losses: set scheduler.monitor to one of {shown_list(losses)}"
         )
     if available:
-        raise WiringError(f"the validation logged no loss: set scheduler.monitor to one of {short_list(available)}")
+        raise WiringError(f"the validation logged no loss: set scheduler.monitor to one of {shown_list(available)}")
     raise WiringError("the validation logged no metric: log one in validation_step, and set scheduler.monitor")
 
 
 def monitorable_metrics(logged: Iterable[str]) -> list[str]:
-    """The names of the logged metrics, without learning rates, counters, and the `_step` and `_epoch` forms."""
-    names = {name for name in logged if not _NOT_A_METRIC.match(name)}
-    parts = [_split_loader_suffix(name) for name in names]
+    """The names of the logged metrics, without learning rates, counters, and the `_step` and `_epoch` forms.
+
+    Names that contain `sanity_check` are left out too: later validations do not log them.
+    """
+    names = {name for name in logged if is_metric(name)}
+    parts = [split_loader_suffix(name) for name in names]
     forms = {name + form + loader for name, loader in parts for form in ("_step", "_epoch")}
     return sorted(names - forms)
 
 
-def validation_losses(logged: Iterable[str]) -> list[str]:
-    """The names of the logged validation losses."""
-    return [name for name in monitorable_metrics(logged) if is_validation_metric(name) and "loss" in name.lower()]
-
-
 def near_matches(monitor: str, logged: Iterable[str]) -> list[str]:
     """The logged metrics whose names differ only in separators, case, `_epoch`, or an omitted data loader suffix."""
-    wanted, wanted_loader = _split_loader_suffix(monitor)
-    parts = [(name, *_split_loader_suffix(name)) for name in monitorable_metrics(logged)]
-    return [
-        name
-        for name, base, loader in parts
-        if _normalize(base) == _normalize(wanted) and (loader == wanted_loader or not loader or not wanted_loader)
-    ]
-
-
-def _split_loader_suffix(name: str) -> tuple[str, str]:
-    """A metric's name, and the suffix that Lightning adds if there are several data loaders."""
-    match = re.search(r"/dataloader_idx_\d+$", name)
-    return (name[: match.start()], match[0]) if match else (name, "")
-
-
-def _normalize(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", re.sub(r"_epoch$", "", name).lower())
+    return [name for name in monitorable_metrics(logged) if is_near_match(name, monitor)]
 
 
 def _monitoring_callbacks(trainer: Any) -> Iterable[tuple[str, str, str | None]]:
@@ -190,5 +182,5 @@ def _monitoring_callbacks(trainer: Any) -> Iterable[tuple[str, str, str | None]]
     for kind, attribute in (("EarlyStopping", "early_stopping_callbacks"), ("ModelCheckpoint", "checkpoint_callbacks")):
         for callback in getattr(trainer, attribute, ()):
             monitor = getattr(callback, "monitor", None)
-            if monitor and not _NOT_A_METRIC.match(monitor):
+            if monitor and is_metric(monitor):
                 yield kind, monitor, getattr(callback, "mode", None)

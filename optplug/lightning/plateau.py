@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from optplug.errors import WiringError, did_you_mean, listing, short_list
+from optplug.errors import ConfigError, NonFiniteMetricError, WiringError, did_you_mean, listing
 from optplug.lightning import monitor
+from optplug.lightning._compat import as_misconfiguration
 from optplug.lightning.fit_setup import MonitoredMetric
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.loggers import log_cuts
 from optplug.lightning.managed_scheduler import ManagedScheduler
+from optplug.lightning.metric_names import is_validation_metric, shown, shown_list, validation_losses
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import reason_without_validation
 from optplug.schedulers.lr import lrs_of
@@ -51,8 +53,9 @@ class PlateauObserver:
             Whether any scheduler was stepped.
 
         Raises:
-            WiringError: the metric is not logged, several logged metrics match its name, or its value is not finite and
-                `on_nonfinite` is `"raise"`.
+            WiringError: the metric is not logged, or several logged metrics match its name (then it is Lightning's
+                `MisconfigurationException` too).
+            NonFiniteMetricError: its value is not finite, and `on_nonfinite` is `"raise"`.
             ConfigError: the mode of the metric cannot be inferred.
         """
         if trainer.fast_dev_run:
@@ -65,7 +68,10 @@ class PlateauObserver:
                 # At the end of an epoch, Lightning computes training metrics again: the value has been used already.
                 continue
             if not managed.metric_is_logged:
-                self._find_metric(trainer, managed, new_values, moment)
+                try:
+                    self._find_metric(trainer, managed, new_values, moment)
+                except WiringError as error:
+                    raise as_misconfiguration(trainer, error) from None
             if moment == "sanity":
                 continue
             assert managed.metric is not None
@@ -88,34 +94,56 @@ class PlateauObserver:
     # ------------------------------------------------------------------ metric and mode
 
     def _find_metric(self, trainer: Any, managed: ManagedScheduler, new_names: Iterable[str], moment: str) -> None:
-        """Find the metric among those logged on any rank, by its exact name or a near match; then resolve its mode."""
+        """Find the metric among those logged on any rank, by its exact name or a near match; then resolve its mode.
+
+        What the sanity check logs is provisional: later validations may not log it.
+        """
+        logged = sorted({name for names in _gather(trainer, list(new_names)) for name in names})
+        if moment == "sanity":
+            managed.metric_before_sanity = managed.metric
+        elif moment == "validation":
+            before, managed.metric_before_sanity = managed.metric_before_sanity, None
+            if before is not None and managed.metric is not None and managed.metric.monitor not in logged:
+                managed.metric = before
+        found = self._search(trainer, managed, logged, moment)
         metric = managed.metric
         assert metric is not None
-        logged = sorted({name for names in _gather(trainer, list(new_names)) for name in names})
-        in_validation = moment in ("sanity", "validation")
-        found: str | None = None
-        if metric.monitor is None:
-            losses = monitor.validation_losses(logged) if in_validation else []
-            if losses or moment == "validation":
-                found = monitor.only_validation_loss(logged)
-                text = f"{managed.name} monitors {found} ({metric.mode}), the only validation loss"
-                self.reporter.report(trainer, text)
-        elif metric.monitor in logged:
-            found = metric.monitor
-        elif monitor.is_validation_metric(metric.monitor) if in_validation else moment == "late":
-            matches = monitor.near_matches(metric.monitor, logged)
-            subject = f"{managed.name} monitors {metric.monitor!r} (from {metric.source}), which is not logged"
-            if len(matches) > 1:
-                raise WiringError(f"{subject}; set scheduler.monitor to one of {listing(matches)}")
-            if matches:
-                found = matches[0]
-                self.reporter.report(trainer, f"{subject}; using {found!r} instead")
         if found is None:
             self._report_absence(trainer, managed, metric, moment)
         else:
             managed.metric = self._with_mode(trainer, managed, replace(metric, monitor=found), found)
-            managed.metric_is_logged = True
+            managed.metric_is_logged = moment != "sanity"
             self._restart_if_changed(trainer, managed, found, managed.metric)
+
+    def _search(self, trainer: Any, managed: ManagedScheduler, logged: list[str], moment: str) -> str | None:
+        """The logged name of the metric; None if it is not logged.
+
+        Raises:
+            WiringError: several logged metrics match the name, or a validation did not log exactly one loss.
+        """
+        metric = managed.metric
+        assert metric is not None
+        in_validation = moment in ("sanity", "validation")
+        if metric.monitor is None:
+            losses = validation_losses(monitor.monitorable_metrics(logged)) if in_validation else []
+            if not losses and moment != "validation":
+                return None
+            found = monitor.only_validation_loss(logged)
+            text = f"{managed.name} monitors {shown(found)} ({metric.mode}), the only validation loss"
+            self.reporter.report(trainer, text)
+            return found
+        if metric.monitor in logged:
+            return metric.monitor
+        if not (is_validation_metric(metric.monitor) if in_validation else moment == "late"):
+            return None
+        matches = monitor.near_matches(metric.monitor, logged)
+        subject = f"{managed.name} monitors {metric.monitor!r} (from {metric.source}), which is not logged"
+        if len(matches) > 1:
+            raise WiringError(f"{subject}; set scheduler.monitor to one of {shown_list(matches)}")
+        if not matches:
+            return None
+        self.reporter.report(trainer, f"{subject}; using {matches[0]!r} instead")
+        return matches[0]
 
     def _with_mode(
         self, trainer: Any, managed: ManagedScheduler, metric: MonitoredMetric, name: str
@@ -123,23 +151,30 @@ class PlateauObserver:
         """The metric with its mode. A logged torchmetrics object has precedence over the name."""
         modes = _gather(trainer, monitor.mode_from_metric_object(trainer, name))
         object_mode = next((mode for mode in modes if mode is not None), None)
-        if metric.mode_is_inferred_from_name:
-            mode = object_mode or metric.mode or monitor.mode_from_name(name)
-            if mode != metric.mode:
-                source = "its higher_is_better" if object_mode else "its name"
-                self.reporter.report(trainer, f"{managed.name}: the mode of {name} is {mode}, from {source}")
-            return replace(metric, mode=mode)
-        if not metric.mode_is_configured and object_mode not in (None, metric.mode):
-            conflict = f"a callback has mode {metric.mode}, and the metric's higher_is_better means {object_mode}"
-            self.reporter.warn(trainer, monitor.mode_conflict_message(metric, conflict))
-        return metric
+        if metric.mode_source:
+            self._warn_of_contradicted_mode(trainer, managed, metric, object_mode)
+            return metric
+        mode = object_mode or metric.mode or monitor.mode_from_name(name)
+        if mode != metric.mode:
+            source = "its higher_is_better" if object_mode else "its name"
+            self.reporter.report(trainer, f"{managed.name}: the mode of {shown(name)} is {mode}, from {source}")
+        return replace(metric, mode=mode)
+
+    def _warn_of_contradicted_mode(
+        self, trainer: Any, managed: ManagedScheduler, metric: MonitoredMetric, object_mode: str | None
+    ) -> None:
+        """Warn once if the metric object, or else the name of the metric, implies another mode than the one set."""
+        message = monitor.mode_conflict_message(metric, object_mode)
+        if message is not None and not managed.mode_conflict_reported:
+            managed.mode_conflict_reported = True
+            self.reporter.warn(trainer, message)
 
     def _restart_if_changed(self, trainer: Any, managed: ManagedScheduler, name: str, metric: MonitoredMetric) -> None:
         """Discard the best value if it is of another metric or mode than the one that is observed from now on."""
         history, adapter = managed.history, managed.adapter
         has_changed = history.monitor is not None and (history.monitor, history.mode) != (name, metric.mode)
-        if has_changed:
-            text = f"{managed.name}: its best value, of {history.monitor} ({history.mode}), is discarded"
+        if has_changed and history.observed:
+            text = f"{managed.name}: its best value, of {shown(str(history.monitor))} ({history.mode}), is discarded"
             self.reporter.report(trainer, text)
         if has_changed or adapter.mode != metric.mode:
             adapter.restart_with_mode(str(metric.mode))
@@ -151,12 +186,10 @@ class PlateauObserver:
         Raises:
             WiringError: except after the sanity check, which may not be a full validation.
         """
-        if moment == ("validation" if trainer.enable_validation else "epoch"):
+        from_validation = is_validation_metric(metric.monitor)
+        if moment == ("validation" if from_validation or trainer.enable_validation else "epoch"):
             managed.search_ended = True
-        if moment == "late":
-            is_due = managed.search_ended
-        else:
-            is_due = moment != "epoch" and monitor.is_validation_metric(metric.monitor)
+        is_due = managed.search_ended if moment == "late" else from_validation and moment != "epoch"
         if managed.absence_reported or managed.history.observed or not managed.entry.strict or not is_due:
             return
         known = {name for names in _gather(trainer, list(trainer.callback_metrics)) for name in names}
@@ -164,33 +197,54 @@ class PlateauObserver:
         # The metric is logged elsewhere, or the module logs nothing at all in the sanity check: both are intended.
         if metric.monitor in known or (moment == "sanity" and not available):
             return
-        where = " in the sanity check" if moment == "sanity" else ""
-        if metric.monitor is None:
-            problem = f"{managed.name} needs a validation loss to monitor, and none is logged{where}"
-        else:
-            subject = f"{managed.name} monitors {metric.monitor!r} (from {metric.source})"
-            problem = f"{subject}, which is not logged{where}"
-        hint = "" if metric.monitor is None else did_you_mean(metric.monitor, available)
-        message = problem + (hint or f"; logged metrics: {short_list(available)}; set scheduler.monitor")
-        if moment != "sanity":
+        message = self._absence_message(
+            managed, metric, available, " in the sanity check" if moment == "sanity" else ""
+        )
+        # Without a mode, the run ends with an error in any case.
+        if moment != "sanity" or self._mode_stays_unknown(trainer, metric):
             raise WiringError(message)
         self.reporter.report(trainer, message)
 
-    def warn_before_training(self, trainer: Any, managed: ManagedScheduler, lost_values: Mapping[str, str]) -> None:
-        """Warn before the first batch about metric values that a plateau scheduler will not get.
+    def _absence_message(
+        self, managed: ManagedScheduler, metric: MonitoredMetric, available: list[str], where: str
+    ) -> str:
+        if metric.monitor is None:
+            problem, hint = f"{managed.name} needs a validation loss to monitor, and none is logged{where}", ""
+        else:
+            subject = f"{managed.name} monitors {metric.monitor!r} (from {metric.source})"
+            problem, hint = f"{subject}, which is not logged{where}", did_you_mean(metric.monitor, available)
+        return problem + (hint or f"; logged metrics: {shown_list(available)}; set scheduler.monitor")
+
+    def _mode_stays_unknown(self, trainer: Any, metric: MonitoredMetric) -> bool:
+        """Whether neither the metric's name nor a metric object of the module can give the mode."""
+        return (
+            metric.monitor is not None
+            and metric.mode is None
+            and not monitor.has_metric_objects(trainer.lightning_module)
+        )
+
+    def check_before_training(self, trainer: Any, managed: ManagedScheduler, lost_values: Mapping[str, str]) -> None:
+        """Check the mode before the first batch, and warn about metric values that a plateau scheduler will not get.
 
         Args:
             trainer: the Lightning trainer.
             managed: the plateau scheduler.
             lost_values: why the resume loses a value, by the moment (`"validation"`, `"epoch"`, `"late"`) at which it
                 would be observed.
+
+        Raises:
+            ConfigError: the mode of the metric cannot be inferred.
         """
         name, metric = managed.name, managed.metric
         assert metric is not None
+        if self._mode_stays_unknown(trainer, metric):
+            raise ConfigError(monitor.mode_before_logging_message(trainer, str(metric.monitor)))
+        if not monitor.has_metric_objects(trainer.lightning_module):  # otherwise, when the metric is logged
+            self._warn_of_contradicted_mode(trainer, managed, metric, None)
         if trainer.fast_dev_run:
             self.reporter.report(trainer, f"fast_dev_run: {name} is not stepped")
             return
-        from_validation = monitor.is_validation_metric(metric.monitor)
+        from_validation = is_validation_metric(metric.monitor)
         expected_moment = "validation" if from_validation else "epoch"
         reason = lost_values.get(managed.history.moment if managed.history.observed else expected_moment)
         if reason is not None:
@@ -198,9 +252,12 @@ class PlateauObserver:
         reason = reason_without_validation(trainer)
         if reason is not None and from_validation:
             when = "no longer" if managed.history.observed else "never"
-            logged = metric.monitor or "a validation loss"
+            logged = "a validation loss" if metric.monitor is None else shown(metric.monitor)
             self.reporter.warn(trainer, f"{name} is {when} stepped, unless training itself logs {logged}: {reason}")
             managed.absence_reported = True
+        elif metric.monitor is None and managed.metric_before_sanity is None:
+            text = "no sanity check runs: if the first validation logs several losses, the training stops with an error"
+            self.reporter.report(trainer, f"{name}: {text}; set scheduler.monitor to avoid this")
 
     # ------------------------------------------------------------------ steps
 
@@ -210,13 +267,13 @@ class PlateauObserver:
         history, optimizer = managed.history, managed.scheduler.optimizer
         is_finite = math.isfinite(value)
         if not is_finite and managed.plan.on_nonfinite == "raise":
-            name = history.monitor
-            raise WiringError(f"epoch {epoch}: {name} is {value}, and {managed.name} has on_nonfinite: raise")
+            name = shown(str(history.monitor))
+            raise NonFiniteMetricError(f"epoch {epoch}: {name} is {value}, and {managed.name} has on_nonfinite: raise")
         history.observed += 1
         managed.set_position(epoch + 1)
         if not is_finite and managed.plan.on_nonfinite == "ignore":
             history.ignored += 1
-            text = f"epoch {epoch}: {history.monitor} is {value}, which {managed.name} ignores"
+            text = f"epoch {epoch}: {shown(str(history.monitor))} is {value}, which {managed.name} ignores"
             self.reporter.report(trainer, text)
             return
         before = lrs_of(optimizer)
@@ -241,7 +298,7 @@ class PlateauObserver:
         changes = listing(dict.fromkeys(f"{b:.4g} -> {a:.4g}" for b, a in zip(before, after, strict=True) if a != b))
         than = f", not better than {best:.4g}" if best is not None and math.isfinite(best) else ""
         of = "" if managed.optimizer_index is None else f" of optimizer {managed.optimizer_index}"
-        subject = f"epoch {history.cuts[-1]}: {history.monitor} is {value:.4g}"
+        subject = f"epoch {history.cuts[-1]}: {shown(str(history.monitor))} is {value:.4g}"
         self.reporter.report(trainer, f"{subject}{than}: learning rate{of} {changes}")
         log_cuts(trainer, state, self.reporter, managed.name, len(history.cuts))
 

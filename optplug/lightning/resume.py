@@ -205,7 +205,8 @@ def _saved_metric(current: MonitoredMetric, history: Mapping[str, Any]) -> Monit
     """The metric that the plateau of the checkpoint monitored; its best value is a value of this metric."""
     same = current.monitor in (None, history["monitor"]) and current.mode in (None, history["mode"])
     source = history["source"] if same else "the checkpoint"
-    return MonitoredMetric(history["monitor"], history["mode"], source, mode_is_configured=True)
+    mode_source = (same and current.mode_source) or "the checkpoint"
+    return MonitoredMetric(history["monitor"], history["mode"], source, mode_source)
 
 
 # ------------------------------------------------------------ checkpoint and configuration compared

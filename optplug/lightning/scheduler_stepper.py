@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from optplug.config.param_groups import name_groups, parameter_infos
-from optplug.errors import OptplugError, WiringError, listing, short_list
+from optplug.errors import NonFiniteMetricError, OptplugError, WiringError, listing
 from optplug.lightning._compat import loaded_checkpoint, validation_is_due
 from optplug.lightning.checkpoint_metadata import METADATA_KEY, collect_metadata, saved_metadata
 from optplug.lightning.fit_state import EpochCount, FitState
@@ -26,6 +26,7 @@ from optplug.lightning.managed_scheduler import (
     manage,
     plan_for_third_party_plateau,
 )
+from optplug.lightning.metric_names import shown_list
 from optplug.lightning.monitor import monitorable_metrics
 from optplug.lightning.optimizer_modes import OptimizerModes
 from optplug.lightning.plateau import PlateauObserver
@@ -199,7 +200,7 @@ class SchedulerStepper:
         self._resume_epochs(trainer)
         lost = lost_values(self.fit_state.checkpoint_metadata, trainer.current_epoch)
         for managed in self.fit_state.current_plateaus(trainer):
-            self._observer.warn_before_training(trainer, managed, lost)
+            self._observer.check_before_training(trainer, managed, lost)
         self._begin_epoch(trainer)
 
     # ------------------------------------------------------------------ training
@@ -318,7 +319,7 @@ class SchedulerStepper:
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         try:
             self._observer.observe(trainer, self.fit_state, "late")
-        except OptplugError as error:  # an error would discard a training that is complete
+        except NonFiniteMetricError as error:  # an error would discard a training that is complete
             self._reporter.warn(trainer, str(error))
         self.fit_state.modes.switch("eval")
         for managed in self.fit_state.managed:
@@ -326,9 +327,10 @@ class SchedulerStepper:
                 self._reporter.warn(trainer, managed.stepped_twice_message(pl_module))
         for managed in () if trainer.fast_dev_run else self.fit_state.current_plateaus(trainer):
             if not managed.history.observed and managed.entry.strict and not managed.absence_reported:
-                logged = short_list(monitorable_metrics(trainer.callback_metrics))
+                assert managed.metric is not None
+                logged = shown_list(monitorable_metrics(trainer.callback_metrics))
                 self._reporter.warn(
-                    trainer, f"{managed.name} was never stepped: {managed.metric}; logged metrics: {logged}"
+                    trainer, f"{managed.name} was never stepped: {managed.metric.absence}; logged metrics: {logged}"
                 )
         self._report_histories(trainer)
 
@@ -336,7 +338,8 @@ class SchedulerStepper:
         for managed in () if trainer.fast_dev_run else self.fit_state.current_plateaus(trainer):
             assert managed.metric is not None
             title = f"plateau{managed.name_suffix}"
-            self._reporter.report(trainer, managed.history.summary(title, managed.metric))
+            logged = shown_list(monitorable_metrics(trainer.callback_metrics))
+            self._reporter.report(trainer, managed.history.summary(title, managed.metric, logged))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self.fit_state.release(trainer)

@@ -10,7 +10,7 @@ from optplug.config.param_groups import group_table
 from optplug.config.training_length import length_warnings
 from optplug.lightning.fit_setup import ConfiguredOptimizer
 from optplug.lightning.fit_state import FitState
-from optplug.lightning.monitor import is_validation_metric
+from optplug.lightning.metric_names import is_validation_metric
 from optplug.lightning.trainer_info import BEGINNING, training_length
 from optplug.schedulers.adapters import adapter_for
 

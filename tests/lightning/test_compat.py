@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import optplug.lightning
+from optplug.errors import WiringError
 from optplug.lightning import _compat
 
 FOLDER = Path(optplug.lightning.__path__[0])
@@ -101,6 +102,10 @@ FALLBACKS: dict[str, tuple[Callable[[], Any], Any]] = {
     "loaded_checkpoint, no attribute": (
         lambda: _compat.loaded_checkpoint(SimpleNamespace(_checkpoint_connector=object())),
         None,
+    ),
+    "as_misconfiguration": (
+        lambda: type(_compat.as_misconfiguration(SimpleNamespace(), WiringError("missing"))),
+        WiringError,
     ),
     "logged_metric_objects": (lambda: list(_compat.logged_metric_objects(SimpleNamespace())), []),
     "logging_step": (

@@ -161,3 +161,17 @@ def test_plateau_without_values_warns_at_the_end(scripted_module: type, trainer:
     fitted = trainer(callbacks=quiet_callback(SGD, PLATEAU, monitor="val_loss"))
     with pytest.warns(UserWarning, match="reduce_lr_on_plateau was never stepped: monitor val_loss"):
         fitted.fit(StopsBeforeValidation(val={"val_loss": [1.0]}))
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", None])
+def test_summary_of_a_plateau_without_values_names_what_was_logged(
+    fit_plateau: Any, scripted_module: type, capsys: Any, monitor: str | None
+) -> None:
+    arguments = {} if monitor is None else {"monitor": monitor}
+    module = scripted_module(val=RISING, train={"train_loss": [1.0], "Train acc": [1.0]})
+    with pytest.warns(UserWarning, match="reduce_lr_on_plateau is never stepped"):
+        fit_plateau(module=module, limit_val_batches=0, **arguments)
+    absence = "no validation loss was logged, so no value was received"
+    if monitor is not None:
+        absence = "monitor val_loss received no value"
+    assert plateau_summary(capsys) == f"plateau: {absence}; logged metrics: 'Train acc', train_loss"

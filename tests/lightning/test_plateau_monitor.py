@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -64,6 +68,7 @@ def monitoring_callbacks(pl: Any, tmp_path: Path) -> Any:
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:val_acc. the configuration has mode min, but the name means max")
 def test_metric_and_mode_come_from_configuration_or_callbacks(
     scripted_module: type,
     trainer: Any,
@@ -234,6 +239,156 @@ def test_step_and_epoch_forms_count_as_one_validation_loss():
     assert only_validation_loss(["val_loss_epoch"]) == "val_loss_epoch"
 
 
+SPELLINGS = ["val_loss", "Validation loss", "val loss", "valLoss", "loss (val)", "eval_loss", "val:loss", "test-loss"]
+
+
+@pytest.mark.parametrize("monitored", [False, True], ids=["inferred", "monitor"])
+@pytest.mark.parametrize("sanity", [2, 0])
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_metric_and_mode_are_inferred_in_any_spelling(
+    fit_plateau: Any, capsys: Any, name: str, sanity: int, monitored: bool
+) -> None:
+    monitor = {"monitor": name} if monitored else {}
+    _, module = fit_plateau({name: [1.0, 2.0]}, **monitor, num_sanity_val_steps=sanity)
+    assert module.step_values == [1.0, 2.0, 2.0]
+    shown = name if name.replace(":", "").replace("-", "").isidentifier() else repr(name)
+    assert f"monitor {shown} (min) from" in plateau_summary(capsys)
+
+
+@pytest.mark.parametrize("name", [name for name in SPELLINGS if name != "test-loss"])
+def test_missing_validation_gives_the_same_warning_in_any_spelling(fit_plateau: Any, name: str) -> None:
+    with pytest.warns(UserWarning, match=r"never stepped, unless training itself logs '?" + re.escape(name)):
+        _, module = fit_plateau({name: [1.0]}, monitor=name, limit_val_batches=0)
+    assert module.lrs == [1.0] * 3 * BATCHES_PER_EPOCH
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+def test_validation_loss_without_other_words_is_preferred(fit_plateau: Any, capsys: Any, sanity: int) -> None:
+    val = {"validation_loss": [1.0], "reconstruction_loss_validation": [3.0], "kl_local_validation": [2.0]}
+    _, module = fit_plateau(val, num_sanity_val_steps=sanity)
+    assert module.step_values == [1.0, 1.0, 1.0]
+    assert plateau_summary(capsys).endswith(
+        "monitor validation_loss (min) from the only validation loss that the first validation logs"
+    )
+
+
+def test_ambiguity_that_no_sanity_check_can_find_is_announced(fit_plateau: Any, capsys: Any) -> None:
+    text = "no sanity check runs: if the first validation logs several losses, the training stops with an error"
+    line = f"reduce_lr_on_plateau: {text}; set scheduler.monitor to avoid this"
+    fit_plateau(RISING, num_sanity_val_steps=0)
+    assert line in printed_lines(capsys)
+    fit_plateau(RISING, num_sanity_val_steps=0, monitor="val_loss")
+    fit_plateau(RISING)
+    assert line not in printed_lines(capsys)
+
+
+@pytest.mark.parametrize(
+    ("logged", "message"),
+    [
+        (
+            ["Val loss A", "val_loss_b"],
+            "the validation logged 2 losses: set scheduler.monitor to one of 'Val loss A', ",
+        ),
+        (
+            ["Val score", "val_acc"],
+            "the validation logged no loss: set scheduler.monitor to one of 'Val score', val_acc",
+        ),
+    ],
+)
+def test_names_with_spaces_are_quoted_in_errors(fit_plateau: Any, logged: list[str], message: str) -> None:
+    with pytest.raises(WiringError, match="^" + message):
+        fit_plateau({name: [1.0] for name in logged})
+
+
+@pytest.fixture
+def module_with_own_plateau(torch_module: type) -> Any:
+    """A factory of modules that log two losses, with their own plateau scheduler in one of Lightning's forms."""
+
+    def make(form: str, mode: str = "min") -> Any:
+        class OwnPlateau(torch_module):
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+                scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode=mode)
+                entry = {"scheduler": scheduler, "monitor": "elbo_validation"}
+                return {
+                    "beside": {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "elbo_validation"},
+                    "inside": {"optimizer": optimizer, "lr_scheduler": entry},
+                    "lists": ([optimizer], [entry]),
+                }[form]
+
+        return OwnPlateau(val={"elbo_validation": [1.0, 2.0, 3.0], "a_loss_val": [5.0], "b_loss_val": [5.0]})
+
+    return make
+
+
+@pytest.mark.parametrize(("mode", "lr"), [("min", 0.5), ("max", 1.0)])
+@pytest.mark.parametrize("form", ["beside", "inside", "lists"])
+def test_metric_and_mode_of_the_replaced_schedule_are_used(
+    optplug_lightning: Any, trainer: Any, module_with_own_plateau: Any, capsys: Any, form: str, mode: str, lr: float
+) -> None:
+    module = module_with_own_plateau(form, mode)
+    trainer(callbacks=optplug_lightning.ConfigureOptimizers(None, PLATEAU, override=True)).fit(module)
+    assert module.step_values == [1.0, 2.0, 3.0]
+    assert module.lrs[-1] == lr
+    assert plateau_summary(capsys).endswith(f"monitor elbo_validation ({mode}) from the module's own schedule")
+
+
+def test_callbacks_have_precedence_over_the_replaced_schedule(
+    pl: Any, optplug_lightning: Any, trainer: Any, module_with_own_plateau: Any, capsys: Any
+) -> None:
+    stop = pl.callbacks.EarlyStopping("a_loss_val", patience=9)
+    configure = optplug_lightning.ConfigureOptimizers(None, PLATEAU, override=True)
+    trainer(callbacks=[configure, stop]).fit(module_with_own_plateau("inside"))
+    assert plateau_summary(capsys).endswith("monitor a_loss_val (min) from EarlyStopping")
+
+
+# ------------------------------------------------------------------------------------- What only the sanity check logs
+
+
+@pytest.fixture
+def fit_with_sanity_names(fit_plateau: Any, scripted_module: type) -> Any:
+    """A function that fits a module whose sanity check logs `sanity`, and whose validations log `val`."""
+
+    def run(sanity: list[str], val: list[str], **given: Any) -> Any:
+        class LogsByStage(scripted_module):
+            def validation_step(self, batch: Any, batch_idx: int) -> None:
+                for name in sanity if self.trainer.sanity_checking else val:
+                    self.log(name, float(self.validations), batch_size=2)
+
+        return fit_plateau(module=LogsByStage(), **given)[1]
+
+    return run
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_los", None])
+def test_names_of_the_sanity_check_are_not_suggested_or_used(
+    fit_with_sanity_names: Any, capsys: Any, monitor: str | None
+) -> None:
+    sanity, val = ["sanity_check_val_loss", "sanity_check_val_MAE"], ["val_loss", "val_MAE"]
+    arguments = {} if monitor is None else {"monitor": monitor, "mode": "min"}
+    if monitor == "val_los":
+        with pytest.raises(WiringError, match=r"is not logged; did you mean 'val_loss'\?$"):
+            fit_with_sanity_names(sanity, val, **arguments)
+    else:
+        assert fit_with_sanity_names(sanity, val, **arguments).step_values == [0.0, 1.0, 2.0]
+    assert not [line for line in printed_lines(capsys) if "sanity_check" in line]
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", None])
+def test_metric_that_only_the_sanity_check_logs_is_replaced(
+    fit_with_sanity_names: Any, capsys: Any, monitor: str | None
+) -> None:
+    arguments = {} if monitor is None else {"monitor": monitor}
+    module = fit_with_sanity_names(["val/loss"], ["valLoss"], **arguments)
+    assert module.step_values == [0.0, 1.0, 2.0]
+    assert "monitor valLoss (min)" in plateau_summary(capsys)
+
+
+def test_monitor_that_only_the_sanity_check_logs_raises(fit_with_sanity_names: Any) -> None:
+    with pytest.raises(WiringError, match=r"'val_rec_loss' .* is not logged; did you mean 'val_reg_loss'"):
+        fit_with_sanity_names(["val_rec_loss"], ["val_reg_loss"], monitor="val_rec_loss")
+
+
 # ------------------------------------------------------------------------ Metrics that are not logged, and near matches
 
 
@@ -262,6 +417,37 @@ def test_missing_metric_is_reported_after_sanity_check_and_raised_after_validati
     assert len(module.lrs) == BATCHES_PER_EPOCH
     # After the sanity check, which may not be a full validation, it is only printed.
     assert f"{text} in the sanity check; did you mean 'val_loss'?" in printed_lines(capsys)
+
+
+@pytest.mark.both_import_names
+@pytest.mark.parametrize("arguments", [{"monitor": "val_los"}, {}, {"monitor": "train_los"}], ids=str)
+def test_error_about_a_missing_metric_is_a_misconfiguration(pl: Any, fit_plateau: Any, arguments: Any) -> None:
+    with pytest.raises(pl.utilities.exceptions.MisconfigurationException) as caught:
+        fit_plateau({"val_acc": [1.0]}, **arguments, **({"mode": "min"} if arguments else {}))
+    assert isinstance(caught.value, WiringError)
+    assert type(caught.value).__qualname__ == "WiringError"
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert type(copy) is WiringError
+    assert str(copy) == str(caught.value)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("validation", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 1}], ids=str)
+def test_metric_missing_in_the_only_epoch_raises(
+    fit_plateau: Any, scripted_module: type, epochs: int, validation: Any
+) -> None:
+    module = scripted_module(train={"train_loss": [1.0]}, val={"val_loss": [1.0]})
+    with pytest.raises(WiringError, match=r"'train_los' .*, which is not logged; did you mean 'train_loss'"):
+        fit_plateau(module=module, monitor="train_los", mode="min", max_epochs=epochs, **validation)
+    assert len(module.lrs) == BATCHES_PER_EPOCH
+
+
+def test_metric_missing_in_the_only_epoch_is_allowed_if_not_strict(
+    torch_module: type, trainer: Any, quiet_callback: Any
+):
+    module = torch_module(entry={"monitor": "train_los", "strict": False})
+    trainer(callbacks=quiet_callback(), max_epochs=1).fit(module)
+    assert module.scheduler_steps == []
 
 
 @pytest.mark.parametrize(
@@ -457,6 +643,81 @@ def test_mode_that_cannot_be_inferred_raises_before_training(fit_plateau: Any, s
     assert module.lrs == []
 
 
+@pytest.mark.parametrize("sanity", [2, 0])
+@pytest.mark.parametrize("name", ["val_los", "valLos"])
+def test_spelling_is_checked_before_the_mode_is_required(fit_plateau: Any, name: str, sanity: int) -> None:
+    module = None
+    with pytest.raises((ConfigError, WiringError)) as caught:
+        _, module = fit_plateau(RISING, monitor=name, num_sanity_val_steps=sanity)
+    assert module is None
+    message = str(caught.value)
+    if sanity:
+        assert message.endswith(", which is not logged in the sanity check; did you mean 'val_loss'?")
+    else:
+        assert message == (
+            f"cannot infer from the name {name!r} whether lower or higher values are better; did you mean "
+            f"{name + 's'!r}? If not, set scheduler.mode"
+        )
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+def test_unknown_mode_raises_before_the_first_batch(fit_plateau: Any, scripted_module: type, sanity: int) -> None:
+    module = scripted_module(val=RISING, train={"quality": [1.0]})
+    with pytest.raises(ConfigError, match=r"the name 'quality' whether .*: check the spelling, or set scheduler.mode$"):
+        fit_plateau(module=module, monitor="quality", num_sanity_val_steps=sanity)
+    assert module.lrs == []
+
+
+def test_monitor_of_a_callback_is_suggested_for_a_misspelt_monitor(fit_plateau: Any, monitoring_callbacks: Any) -> None:
+    callbacks = monitoring_callbacks(stop=[("val_score", "max")])
+    with pytest.raises(ConfigError, match=r"; did you mean 'val_score'\? If not, set scheduler.mode$"):
+        fit_plateau({"val_score": [1.0]}, monitor="val_scor", callbacks=callbacks, num_sanity_val_steps=0)
+
+
+def test_mode_of_a_misspelt_monitor_is_inferred_from_the_logged_name(fit_plateau: Any, capsys: Any) -> None:
+    _, module = fit_plateau({"val_acc": [1.0, 2.0]}, monitor="val.a_cc")
+    assert module.step_values == [1.0, 2.0, 2.0]
+    assert "monitor val_acc (max) from the configuration" in plateau_summary(capsys)
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("val/acc", "min"), ("Validation Accuracy", "min"), ("valLoss", "max"), ("train_f1", "min")]
+)
+def test_configured_mode_that_contradicts_the_name_warns(
+    fit_plateau: Any, scripted_module: type, name: str, mode: str, sanity: int
+) -> None:
+    module = scripted_module(**{"train" if "train" in name else "val": {name: [1.0]}})
+    opposite = "max" if mode == "min" else "min"
+    with pytest.warns(UserWarning, match="has mode") as caught:
+        fit_plateau(module=module, monitor=name, mode=mode, num_sanity_val_steps=sanity)
+    assert [str(w.message) for w in caught if "has mode" in str(w.message)] == [
+        f"{name}: the configuration has mode {mode}, but the name means {opposite}; {mode} is used. "
+        f"Set mode to {opposite} if this is wrong"
+    ]
+
+
+def test_configured_mode_that_contradicts_the_only_loss_warns(fit_plateau: Any) -> None:
+    with pytest.warns(UserWarning, match="val_loss: the configuration has mode max, but the name means min"):
+        fit_plateau(RISING, mode="max")
+
+
+def test_metric_object_that_confirms_the_configured_mode_prevents_the_warning(
+    fit_plateau: Any, torchmetrics_module: Any
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit_plateau(module=torchmetrics_module({"val_loss": Score()}), monitor="val_loss", mode="max")
+
+
+def test_mode_of_the_modules_scheduler_that_contradicts_the_name_warns(
+    torch_module: type, trainer: Any, quiet_callback: Any
+) -> None:
+    module = torch_module(val={"val_acc": [1.0]}, entry={"monitor": "val_acc"})
+    with pytest.warns(UserWarning, match="val_acc: the module's scheduler has mode min, but the name means max"):
+        trainer(callbacks=quiet_callback()).fit(module)
+
+
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_callback_mode_overrides_metric_object_and_warns(
     pl: Any, fit_plateau: Any, torchmetrics_module: Any, capsys: Any, mode: str
@@ -464,9 +725,8 @@ def test_callback_mode_overrides_metric_object_and_warns(
     metric, opposite = (Penalty(), "min") if mode == "max" else (Score(), "max")
     module = torchmetrics_module({"val_score": metric})
     message = (
-        f"val_score: a callback has mode {mode}, and the metric's higher_is_better means {opposite}; "
-        f"{mode} is used. Set "
-        "scheduler.mode to choose"
+        f"val_score: EarlyStopping has mode {mode}, but the metric's higher_is_better means {opposite}; "
+        f"{mode} is used. Set scheduler.mode to choose"
     )
     with pytest.warns(UserWarning, match=message):
         fit_plateau(module=module, callbacks=[pl.callbacks.EarlyStopping("val_score", mode=mode, patience=9)])
@@ -487,7 +747,9 @@ def test_configured_mode_overrides_callback_and_metric_object(
 ) -> None:
     module = torchmetrics_module({"val_score": Score()})
     callbacks = [pl.callbacks.EarlyStopping("val_score", mode="max", patience=9)]
-    fit_plateau(module=module, mode="min", callbacks=callbacks)
+    message = "val_score: the configuration has mode min, but the metric's higher_is_better means max; min is used"
+    with pytest.warns(UserWarning, match=message):
+        fit_plateau(module=module, mode="min", callbacks=callbacks)
     assert module.lrs[-1] == 0.5
     assert plateau_summary(capsys).endswith("monitor val_score (min) from EarlyStopping")
 

@@ -333,6 +333,7 @@ def test_nan_counts_as_bad_value(scripted_module: type, trainer: Any, quiet_call
     assert module.lrs == [1.0] * 8 + [0.5] * 4
 
 
+@pytest.mark.filterwarnings("ignore:val_loss. the configuration has mode max, but the name means min")
 @pytest.mark.parametrize("value", NONFINITE_VALUES, ids=str)
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_nonfinite_value_counts_as_bad_by_default(fit_plateau: Any, capsys: Any, mode: str, value: float) -> None:
@@ -346,6 +347,7 @@ def test_nonfinite_value_counts_as_bad_by_default(fit_plateau: Any, capsys: Any,
         assert ": 4 validations seen, 2 cuts (epochs 1, 3), " in plateau_summary(capsys)
 
 
+@pytest.mark.filterwarnings("ignore:val_loss. the configuration has mode max, but the name means min")
 @pytest.mark.parametrize("value", NONFINITE_VALUES, ids=str)
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("scheduler_keys", ["bad", "ignore"])
@@ -361,6 +363,7 @@ def test_nonfinite_value_is_never_the_best(fit_plateau: Any, scheduler_keys: str
     assert scheduler_of(fitted).num_bad_epochs == (1 if scheduler_keys == "bad" else 0)
 
 
+@pytest.mark.filterwarnings("ignore:val_loss. the configuration has mode max, but the name means min")
 @pytest.mark.parametrize("value", NONFINITE_VALUES, ids=str)
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_on_nonfinite_ignore_skips_value_and_reports(fit_plateau: Any, capsys: Any, mode: str, value: float) -> None:
