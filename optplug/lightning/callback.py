@@ -12,6 +12,14 @@ from optplug.lightning._compat import attached_trainer
 from optplug.lightning.configure import remove_configure_optimizers, set_configure_optimizers
 from optplug.lightning.stepping_callback import SteppingCallback
 
+_ATTRIBUTES_OF_A_FIT = ("fit_state", "log", "log_dict", "_added_for_this_fit", "_module", "_observer", "_reporter")
+
+
+def _plain(config: Config | None) -> Config | dict[str, Any] | None:
+    """The configuration as plain data, or unchanged if an argument is not plain data."""
+    plain = None if config is None else config.to_dict()
+    return config if plain is not None and parse_and_check(**plain) != config else plain
+
 
 class _LogDescriptor:
     """The data descriptor behind `callback.log`: gives the module its `configure_optimizers` when `log` is set.
@@ -109,6 +117,26 @@ class ConfigureOptimizers(SteppingCallback):
         callback.config = config
         callback.manage_third_party_plateaus = False
         return callback
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes for a copy. Without a fit in progress they refer to no module, trainer or tensor.
+
+        Files of other libraries contain the callback: as plain data, they can be loaded with `weights_only=True`.
+        """
+        if self._module is not None:  # the copy continues with the state of the fit
+            return dict(vars(self))
+        own = {key: value for key, value in vars(self).items() if key not in _ATTRIBUTES_OF_A_FIT}
+        return {**own, "config": _plain(self.config), "verbose": self._reporter.verbose}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "fit_state" not in state:
+            manage, verbose = state["manage_third_party_plateaus"], state.pop("verbose")
+            SteppingCallback.__init__(self, manage_third_party_plateaus=manage, verbose=verbose)
+            self._module = None
+            if isinstance(state["config"], dict):
+                state["config"] = parse_and_check(**state["config"])
+        self.__dict__.update(state)
 
     def _attach(self, module: Any) -> None:
         """Give the module its `configure_optimizers`, if the trainer is fitting it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -343,6 +344,35 @@ def test_copied_callback_trains_identically(scripted_module: type, trainer: Any,
     module = scripted_module(val=RISING)
     trainer(callbacks=duplicate(quiet_callback(ADAM, PLATEAU))).fit(module)
     assert module.lrs[-1] == 0.5
+
+
+@pytest.mark.parametrize("when", ["before a fit", "after a fit"])
+def test_callback_in_a_file_is_plain_data(
+    scripted_module: type, trainer: Any, optplug_lightning: Any, quiet_callback: Any, tmp_path: Path, when: str
+):
+    schedule = {**COSINE, "warmup_steps": 2}
+    configure = quiet_callback(ADAM, schedule, param_groups="no_decay", on_resume="reset_all")
+    first, second = scripted_module(), scripted_module()
+    if when == "before a fit":
+        torch.save(configure, tmp_path / "callback.pt")
+    trainer(callbacks=configure).fit(first)
+    if when == "after a fit":
+        torch.save(configure, tmp_path / "callback.pt")
+    with torch.serialization.safe_globals([optplug_lightning.ConfigureOptimizers]):
+        loaded = torch.load(tmp_path / "callback.pt", weights_only=True)
+    assert loaded.config == configure.config
+    trainer(callbacks=loaded).fit(second)
+    assert second.lrs == first.lrs
+
+
+def test_copied_callback_keeps_the_attributes_of_a_derived_class(optplug_lightning: Any):
+    class Derived(optplug_lightning.ConfigureOptimizers):
+        def __init__(self, note: str) -> None:
+            super().__init__("adam", {"name": "lambda_lr", "lr_lambda": "0.5 ** epoch"}, override=True)
+            self.note = note
+
+    copied = copy.deepcopy(Derived("kept"))
+    assert (copied.note, copied.override, copied.config.scheduler.name) == ("kept", True, "lambda_lr")
 
 
 # ---------------------------------------------------------------------------------------- Summary at the start of a fit
