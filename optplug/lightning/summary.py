@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
 from optplug.config.param_groups import group_table
 from optplug.config.training_length import length_warnings
+from optplug.errors import short_list
 from optplug.lightning.fit_setup import ConfiguredOptimizer
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.metric_names import is_validation_metric
@@ -52,8 +55,7 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
     for line in str(group_table(optimizer, configured.parameter_infos)).splitlines():
         yield f"  {line}"
     if hasattr(optimizer, "engine_report"):
-        for report in optimizer.engine_report():
-            yield f"  engine of {report}"
+        yield f"  {_engine_line(optimizer)}"
     scheduled, plan = configured.setup.scheduler, configured.plan
     if scheduled is None or plan is None:
         yield "no schedule: the learning rate is constant"
@@ -71,8 +73,9 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
     if metric is not None:
         when = "each completed validation" if is_validation_metric(metric.monitor) else "when the metric is logged"
     registration = scheduled.registration
-    after = f", after {warmup}" if warmup else ""
-    yield f"scheduler {registration.name} from plugin {registration.plugin}, stepped {when}{after}"
+    if warmup:
+        when += f", {'after' if _starts_after_warmup(trainer, optimizer) else 'with'} {warmup}"
+    yield f"scheduler {registration.name} from plugin {registration.plugin}, stepped {when}"
     if plan.last_step is not None:
         entry = next(entry for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
         length = adapter_for(entry.scheduler).length(plan.length_argument, plan.last_step)
@@ -86,3 +89,23 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
     length_of_training = training_length(trainer, trainer.lightning_module, optimizers, configured.start)
     for warning in length_warnings(scheduled, length_of_training):
         yield f"  {warning}"
+
+
+def _engine_line(optimizer: Any) -> str:
+    """The engines of an optimizer in one line: for each engine and reason, the groups that use it."""
+    groups: dict[str, list[str]] = {}
+    for report in optimizer.engine_report():
+        used_by = groups.setdefault(f"{report.engine} ({report.reason})", [])
+        name = str(optimizer.param_groups[report.group].get("name", report.group))
+        if name not in used_by:
+            used_by.append(name)
+    return "; ".join(
+        f"engine {engine} for group{'s' * (len(names) > 1)} {short_list(names)}" for engine, names in groups.items()
+    )
+
+
+def _starts_after_warmup(trainer: Any, optimizer: Any) -> bool:
+    """Whether the schedule has no effect during its warmup: a plateau then counts no bad values. Others advance."""
+    schedulers = (entry.scheduler for entry in trainer.lr_scheduler_configs)
+    scheduler = next((one for one in schedulers if one.optimizer is optimizer), None)
+    return isinstance(getattr(scheduler, "scheduler", scheduler), ReduceLROnPlateau)

@@ -17,7 +17,7 @@ from optplug.errors import ConfigError, WiringError
 from optplug.lightning.managed_scheduler import ManagedFrequency
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import OptimizerSpec
-from support import ADAM, BATCHES_PER_EPOCH, COSINE, PLATEAU, RISING, SGD, cosine, rounded, scheduler_of
+from support import ADAM, BATCHES_PER_EPOCH, COSINE, PLATEAU, RISING, SGD, cosine, printed_lines, rounded, scheduler_of
 
 # ----------------------------------------------------------------------------------------- What the callback configures
 
@@ -389,14 +389,14 @@ def test_summary_has_exact_lines(scripted_module: type, trainer: Any, optplug_li
     fitted = trainer(callbacks=configure)
     capsys.readouterr()
     fitted.fit(module)
-    reports = [str(report) for report in fitted.optimizers[0].engine_report()]
+    report = fitted.optimizers[0].engine_report()[0]
     version = optplug.__version__
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("optplug")] == [
         f"optplug: optimizer adam from plugin optplug-classic (optplug {version})",
         "optplug:   group    parameters  elements   lr  weight_decay",
         "optplug:   default           1         4  0.5             0",
         "optplug:   *.bias            1         1  0.5           0.1",
-        *(f"optplug:   engine of {report}" for report in reports),
+        f"optplug:   engine {report.engine} ({report.reason}) for groups default, *.bias",
         f"optplug: scheduler reduce_lr_on_plateau from plugin optplug-schedules (optplug {version}), stepped each "
         "completed validation, after a warmup of 2 steps",
         "optplug:   monitor val_loss (min) from the configuration",
@@ -418,6 +418,32 @@ def test_summary_states_when_scheduler_steps(
         scripted_module()
     )
     assert f"(optplug {optplug.__version__}), stepped {when}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "when"),
+    [
+        ({**COSINE, "warmup_steps": 8}, "every epoch, with a warmup of 8 steps"),
+        ({**COSINE, "interval": "step", "warmup_steps": 8}, "every step, with a warmup of 8 steps"),
+        ({**PLATEAU, "warmup_steps": 8}, "each completed validation, after a warmup of 8 steps"),
+    ],
+    ids=["epoch", "step", "plateau"],
+)
+def test_summary_states_whether_the_schedule_starts_after_the_warmup(
+    fit: Any, scripted_module: type, capsys: Any, scheduler: Any, when: str
+):
+    fit(SGD, scheduler, module=scripted_module(val=RISING), verbose=True)
+    assert f"), stepped {when}\n" in capsys.readouterr().out
+
+
+def test_summary_states_engines_with_their_groups_in_one_line(fit: Any, capsys: Any):
+    members = [
+        {"name": "adam", "engine": "foreach", "match": "*.weight"},
+        {"name": "sgd", "engine": "loop", "match": "*.bias"},
+    ]
+    fit({"combine": members}, verbose=True)
+    (line,) = (line for line in printed_lines(capsys) if "engine" in line)
+    assert line == "  engine foreach (engine='foreach') for group adam; engine loop (engine='loop') for group sgd"
 
 
 def test_summary_states_missing_scheduler(scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any):
