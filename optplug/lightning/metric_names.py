@@ -31,10 +31,10 @@ _QUALITY = _LOWER_IS_BETTER | _HIGHER_IS_BETTER
 _VALIDATION = _vocabulary("val valid validation validate validating dev eval evaluation")
 _TRAINING = _vocabulary("train training")
 _STAGES = _VALIDATION | _TRAINING | {"test"}
-_SANITY_CHECK = "sanitycheck"
+_SANITY_CHECK = "sanity"
 _LEARNING_RATE = _vocabulary("lr learningrate")
 
-_PHRASES = frozenset({"cross entropy", "f beta", "f score", "learning rate", "r squared", "sanity check", "std dev"})
+_PHRASES = frozenset({"cross entropy", "f beta", "f score", "learning rate", "r squared", "std dev"})
 """Pairs of words that count as one word, however they are separated."""
 _KNOWN = _QUALITY | _STAGES | frozenset(phrase.replace(" ", "") for phrase in _PHRASES)
 
@@ -153,6 +153,12 @@ def is_near_match(name: str, other: str) -> bool:
     """Whether two names differ only in separators, case, `_epoch`, or an omitted data loader suffix."""
     loaders = {split_loader_suffix(name)[1], split_loader_suffix(other)[1]} - {""}
     return len(loaders) < 2 and _normalized(name) == _normalized(other) != ""
+
+
+def has_same_words(name: str, other: str) -> bool:
+    """Whether two names have the same words in any order, with any word for validation: `val_loss`, `loss (valid)`."""
+    meanings = [{"val" if word in _VALIDATION else word for word in words(one)} for one in (name, other)]
+    return meanings[0] == meanings[1]
 
 
 def _normalized(name: str) -> str:

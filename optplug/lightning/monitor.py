@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from optplug.errors import ConfigError, WiringError, listing, nearest
+from optplug.errors import ConfigError, WiringError, did_you_mean, listing, nearest
 from optplug.lightning._compat import logged_metric_objects
 from optplug.lightning.fit_setup import CONFIGURATION, MonitoredMetric
 from optplug.lightning.metric_names import (
     corrected,
+    has_same_words,
     is_metric,
     is_near_match,
     mode_of_name,
@@ -164,7 +165,7 @@ def only_validation_loss(logged: Iterable[str]) -> str:
 def monitorable_metrics(logged: Iterable[str]) -> list[str]:
     """The names of the logged metrics, without learning rates, counters, and the `_step` and `_epoch` forms.
 
-    Names that contain `sanity_check` are left out too: later validations do not log them.
+    Names with the word `sanity` are left out too: later validations do not log them.
     """
     names = {name for name in logged if is_metric(name)}
     parts = [split_loader_suffix(name) for name in names]
@@ -175,6 +176,13 @@ def monitorable_metrics(logged: Iterable[str]) -> list[str]:
 def near_matches(monitor: str, logged: Iterable[str]) -> list[str]:
     """The logged metrics whose names differ only in separators, case, `_epoch`, or an omitted data loader suffix."""
     return [name for name in monitorable_metrics(logged) if is_near_match(name, monitor)]
+
+
+def suggestion(monitor: str, available: Iterable[str]) -> str:
+    """`"; did you mean 'val_loss'?"`, or an empty string if no available metric has a similar name."""
+    available = list(available)
+    same = [name for name in available if has_same_words(name, monitor)]
+    return did_you_mean(monitor, available) if not same else f"; did you mean {', '.join(map(repr, same))}?"
 
 
 def _monitoring_callbacks(trainer: Any) -> Iterable[tuple[str, str, str | None]]:

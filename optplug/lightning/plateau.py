@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from optplug.errors import ConfigError, NonFiniteMetricError, WiringError, did_you_mean, listing
+from optplug.errors import ConfigError, NonFiniteMetricError, WiringError, listing
 from optplug.lightning import monitor
 from optplug.lightning._compat import as_misconfiguration
 from optplug.lightning.fit_setup import MonitoredMetric
@@ -184,13 +184,13 @@ class PlateauObserver:
         """Report a metric that a whole validation or epoch did not log: the scheduler might never be stepped.
 
         Raises:
-            WiringError: except after the sanity check, which may not be a full validation.
+            WiringError: except with `strict: False`, and after the sanity check, which may not be a full validation.
         """
         from_validation = is_validation_metric(metric.monitor)
         if moment == ("validation" if from_validation or trainer.enable_validation else "epoch"):
             managed.search_ended = True
         is_due = managed.search_ended if moment == "late" else from_validation and moment != "epoch"
-        if managed.absence_reported or managed.history.observed or not managed.entry.strict or not is_due:
+        if managed.absence_reported or managed.history.observed or not is_due:
             return
         known = {name for names in _gather(trainer, list(trainer.callback_metrics)) for name in names}
         available = monitor.monitorable_metrics(known)
@@ -201,8 +201,9 @@ class PlateauObserver:
             managed, metric, available, " in the sanity check" if moment == "sanity" else ""
         )
         # Without a mode, the run ends with an error in any case.
-        if moment != "sanity" or self._mode_stays_unknown(trainer, metric):
+        if (moment != "sanity" and managed.entry.strict) or self._mode_stays_unknown(trainer, metric):
             raise WiringError(message)
+        managed.absence_reported = moment != "sanity"
         self.reporter.report(trainer, message)
 
     def _absence_message(
@@ -212,7 +213,7 @@ class PlateauObserver:
             problem, hint = f"{managed.name} needs a validation loss to monitor, and none is logged{where}", ""
         else:
             subject = f"{managed.name} monitors {metric.monitor!r} (from {metric.source})"
-            problem, hint = f"{subject}, which is not logged{where}", did_you_mean(metric.monitor, available)
+            problem, hint = f"{subject}, which is not logged{where}", monitor.suggestion(metric.monitor, available)
         return problem + (hint or f"; logged metrics: {shown_list(available)}; set scheduler.monitor")
 
     def _mode_stays_unknown(self, trainer: Any, metric: MonitoredMetric) -> bool:

@@ -6,6 +6,7 @@ import pytest
 
 from optplug.lightning.metric_names import (
     corrected,
+    has_same_words,
     is_metric,
     is_near_match,
     is_validation_metric,
@@ -48,7 +49,7 @@ from optplug.lightning.metric_names import (
         ("top5Acc", "top 5 acc"),
         ("cross_entropy", "crossentropy"),
         ("crossEntropy", "crossentropy"),
-        ("sanity_check/loss", "sanitycheck loss"),
+        ("sanity_check/loss", "sanity check loss"),
         ("interval", "interval"),
         ("損失", "損失"),
         ("%", ""),
@@ -100,7 +101,10 @@ def test_validation_metrics_by_name(names: str, expected: bool) -> None:
 
 
 def test_names_that_are_no_metrics() -> None:
-    excluded = "lr-Adam|lr-SGD/pg1|lr|learning rate|Learning_Rate|train/lr|epoch|step|Global step|sanity_check_loss"
+    excluded = (
+        "lr-Adam|lr-SGD/pg1|lr|learning rate|Learning_Rate|train/lr|epoch|step|Global step"
+        "|sanity_check_loss|RunningStage.SANITY_CHECKING/loss|Sanity loss"
+    )
     kept = "lr_loss|val/lr-loss|LRScore accuracy|epochs_loss|step_loss|lrate"
     assert not [name for name in excluded.split("|") if is_metric(name)]
     assert [name for name in kept.split("|") if not is_metric(name)] == []
@@ -126,6 +130,12 @@ def test_names_that_are_no_metrics() -> None:
 )
 def test_validation_losses(logged: str, expected: str) -> None:
     assert validation_losses(logged.split("|")) == [name for name in expected.split("|") if name]
+
+
+def test_same_words() -> None:
+    same = ["val_loss", "Validation loss", "loss (valid)", "eval/loss", "valLoss"]
+    assert all(has_same_words(name, other) for name in same for other in same)
+    assert not any(has_same_words("val_loss", other) for other in ("loss", "train_loss", "val_loss_2", "val_acc"))
 
 
 def test_near_matches() -> None:

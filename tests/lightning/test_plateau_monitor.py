@@ -360,18 +360,19 @@ def fit_with_sanity_names(fit_plateau: Any, scripted_module: type) -> Any:
     return run
 
 
+@pytest.mark.parametrize("prefix", ["sanity_check", "RunningStage.SANITY_CHECKING/"])
 @pytest.mark.parametrize("monitor", ["val_loss", "val_los", None])
 def test_names_of_the_sanity_check_are_not_suggested_or_used(
-    fit_with_sanity_names: Any, capsys: Any, monitor: str | None
+    fit_with_sanity_names: Any, capsys: Any, monitor: str | None, prefix: str
 ) -> None:
-    sanity, val = ["sanity_check_val_loss", "sanity_check_val_MAE"], ["val_loss", "val_MAE"]
+    sanity, val = [f"{prefix}_val_loss", f"{prefix}_val_MAE"], ["val_loss", "val_MAE"]
     arguments = {} if monitor is None else {"monitor": monitor, "mode": "min"}
     if monitor == "val_los":
         with pytest.raises(WiringError, match=r"is not logged; did you mean 'val_loss'\?$"):
             fit_with_sanity_names(sanity, val, **arguments)
     else:
         assert fit_with_sanity_names(sanity, val, **arguments).step_values == [0.0, 1.0, 2.0]
-    assert not [line for line in printed_lines(capsys) if "sanity_check" in line]
+    assert not [line for line in printed_lines(capsys) if prefix in line]
 
 
 @pytest.mark.parametrize("monitor", ["val_loss", None])
@@ -417,6 +418,11 @@ def test_missing_metric_is_reported_after_sanity_check_and_raised_after_validati
     assert len(module.lrs) == BATCHES_PER_EPOCH
     # After the sanity check, which may not be a full validation, it is only printed.
     assert f"{text} in the sanity check; did you mean 'val_loss'?" in printed_lines(capsys)
+
+
+def test_error_about_a_missing_metric_suggests_the_same_words(fit_plateau: Any) -> None:
+    with pytest.raises(WiringError, match=r"is not logged; did you mean 'loss \(valid\)'\?$"):
+        fit_plateau({"loss (valid)": [1.0], "val_los": [1.0]}, monitor="val_loss")
 
 
 @pytest.mark.both_import_names

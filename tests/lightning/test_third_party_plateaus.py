@@ -9,7 +9,7 @@ import torch
 
 import optplug
 from optplug.lightning.managed_scheduler import ManagedFrequency
-from support import BATCHES_PER_EPOCH, COSINE, RISING, SGD
+from support import BATCHES_PER_EPOCH, COSINE, RISING, SGD, printed_lines
 
 
 @pytest.mark.both_import_names
@@ -53,6 +53,18 @@ def test_missing_metric_is_allowed_if_not_strict(torch_module: type, trainer: An
     module = torch_module(val=RISING, entry={"monitor": "val_los", "strict": False})
     trainer(callbacks=quiet_callback()).fit(module)
     assert module.scheduler_steps == []
+
+
+def test_missing_metric_that_is_not_strict_is_reported_once(
+    torch_module: type, trainer: Any, optplug_lightning: Any, capsys: Any
+) -> None:
+    module = torch_module(val=RISING, entry={"monitor": "val_los", "strict": False})
+    trainer(callbacks=optplug_lightning.ConfigureOptimizers(), num_sanity_val_steps=0).fit(module)
+    lines = [line for line in printed_lines(capsys) if "not logged" in line]
+    assert lines == [
+        "ReduceLROnPlateau monitors 'val_los' (from the module's configure_optimizers), which is not logged; did you "
+        "mean 'val_loss'?"
+    ]
 
 
 # ---------------------------------------------------------------------- Plateaus that stay with Lightning or the module
