@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optplug import errors, lightning, ops, pytorch_lightning, testing
     from optplug.config.build import create_optimizer, create_scheduler
     from optplug.config.param_groups import group_table
+    from optplug.config.training_loop import create_optimizer_and_scheduler
     from optplug.engines import Engine
     from optplug.lightning.configure import configure_optimizers
     from optplug.optim import ranges
@@ -36,6 +37,7 @@ _LAZY_NAMES = {
     "State": "optplug.optim.state",
     "configure_optimizers": "optplug.lightning.configure",
     "create_optimizer": "optplug.config.build",
+    "create_optimizer_and_scheduler": "optplug.config.training_loop",
     "create_scheduler": "optplug.config.build",
     "group_table": "optplug.config.param_groups",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "State",
     "configure_optimizers",
     "create_optimizer",
+    "create_optimizer_and_scheduler",
     "create_scheduler",
     "errors",
     "get_optimizer",

@@ -143,6 +143,39 @@ def test_code_of_the_plugin_page_collects_checks() -> None:
     checks[0]()
 
 
+@pytest.mark.parametrize("example", ["plain loop", "Fabric", "Hugging Face"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_training_loops_of_the_documentation_run(example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if example == "Hugging Face":
+        for package in ("transformers", "accelerate"):
+            pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.chdir(tmp_path)
+    plain, one_optimizer, fabric, trainer = code_blocks("training_loops.md", "python")
+    blocks = {"plain loop": [plain, one_optimizer], "Fabric": [plain, fabric], "Hugging Face": [plain, trainer]}[
+        example
+    ]
+
+    class Model(torch.nn.Linear):
+        """A linear layer that returns what the Trainer of Hugging Face expects if it is called with keywords."""
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> object:
+            y = super().forward(x)
+            return y if labels is None else {"loss": (y - labels).square().mean(), "logits": y}
+
+    data = [(torch.ones(2), torch.ones(1)) for _ in range(8)]
+    names: dict[str, object] = {"torch": torch, "model": Model(2, 1), "loader": torch.utils.data.DataLoader(data, 2)}
+    names["dataset"] = [{"x": x, "labels": y} for x, y in data]
+    for block in blocks:
+        exec(block, names)
+        optimizer = names["optimizer"]
+        scheduler = names["scheduler"]
+        if block is not one_optimizer:
+            assert scheduler.T_max == scheduler.last_epoch == 20  # type: ignore[attr-defined]
+            assert (scheduler.warmup_steps, scheduler.steps_taken) == (2, 2)  # type: ignore[attr-defined]
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+
+
 def test_rule_in_the_documentation_is_the_rule_of_adam() -> None:
     (block,) = (block for block in code_blocks("rules.md", "python") if "class Adam" in block)
     rule = inspect.getsource(optplug.get_optimizer("adam").rule)

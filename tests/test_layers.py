@@ -101,8 +101,9 @@ TORCH_BASES = (torch.optim.Optimizer, LRScheduler)
 TORCH_SUBCLASSES = {
     "plugins/optplug_classic/lbfgs.py": torch.optim.LBFGS,
     "plugins/optplug_schedules/reduce_lr_on_plateau.py": ReduceLROnPlateau,
+    "optplug/schedulers/plateau_warmup.py": ReduceLROnPlateau,
 }
-"""Files whose class derives from torch's class, since Lightning checks `isinstance`, and overrides all its methods."""
+"""Files whose class derives from torch's class, since trainers check `isinstance`, and overrides all its methods."""
 
 ALLOWED_TORCH_MODULES = ("torch.optim", "torch.optim.optimizer", "torch.optim.lr_scheduler")
 """The modules of torch.optim that may be imported. The other ones contain algorithms."""

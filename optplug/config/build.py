@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug.config.arguments import check_arguments
 from optplug.config.fields import Unresolved
@@ -32,6 +32,7 @@ from optplug.config.plain_data import to_builtins
 from optplug.config.third_party import third_party_errors
 from optplug.errors import (
     ConfigError,
+    ConfigTypeError,
     ErrorCollector,
     Loc,
     OptplugError,
@@ -45,6 +46,7 @@ from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import registry
 from optplug.registry.signature import configurable_arguments, constructor_arguments, function_arguments
 from optplug.schedulers.closed_form import Unscheduled
+from optplug.schedulers.plateau_warmup import PlateauWarmup
 from optplug.schedulers.warmup import Warmup
 
 ASSUMED_LENGTH = 1000
@@ -52,7 +54,12 @@ ASSUMED_LENGTH = 1000
 
 
 def create_optimizer(
-    name: str, params_or_module: nn.Module | Iterable[Any], /, **hyperparameters: Any
+    name: str,
+    params_or_module: nn.Module | Iterable[Any],
+    /,
+    *,
+    param_groups: str | Sequence[str | Mapping[str, Any]] | None = None,
+    **hyperparameters: Any,
 ) -> torch.optim.Optimizer:
     """Build an optimizer by name.
 
@@ -60,6 +67,8 @@ def create_optimizer(
         name: in any case, with `-` or `_`; or `plugin:name`.
         params_or_module: a module, whose parameters that require gradients are optimized; or what the optimizer class
             accepts itself: tensors, named parameters, or dicts that each describe a parameter group.
+        param_groups: a preset (`"no_decay"`), or a list of presets and rules, as in a configuration. Only for a module.
+            Default: one group.
         hyperparameters: passed to the optimizer class.
 
     Raises:
@@ -69,11 +78,23 @@ def create_optimizer(
         ConfigError: a hyperparameter that the class does not have, or a module without trainable parameters.
         Exception: whatever the class raises.
     """
+    if param_groups is not None:
+        return _create_with_groups(name, params_or_module, hyperparameters, param_groups)
     check_arguments(registry.resolve("optimizer", name), hyperparameters)
     params: Any = params_or_module
     if isinstance(params_or_module, nn.Module):
         params = [p.tensor for p in trainable_parameters(params_or_module)]
     return _construct_optimizer(name, params, hyperparameters)
+
+
+def _create_with_groups(
+    name: str, module: Any, hyperparameters: Mapping[str, Any], param_groups: Any
+) -> torch.optim.Optimizer:
+    if not isinstance(module, nn.Module):
+        message = f"select parameters of a module by name; pass the module, got {type(module).__name__}"
+        raise ConfigTypeError(message, loc=("param_groups",))
+    arguments = {"args": dict(hyperparameters)} if hyperparameters else {}
+    return build_optimizer(module, parse_and_check({"name": name, **arguments}, param_groups=param_groups).setup)
 
 
 def _construct_optimizer(name: str, params: Any, hyperparameters: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -254,6 +275,8 @@ def build_scheduler(
     optimizer: torch.optim.Optimizer,
     scheduler_config: SchedulerConfig,
     mode: str | None = None,
+    *,
+    counts_steps: bool = True,
 ) -> LRScheduler:
     """Build the scheduler of an optimizer, with its warmup.
 
@@ -262,6 +285,7 @@ def build_scheduler(
         scheduler_config: from `optplug.config.parse.parse`, with all lengths resolved
             (`optplug.config.training_length.resolve_lengths`).
         mode: `"min"` or `"max"`; passed to a scheduler that takes a metric and has an argument `mode`.
+        counts_steps: whether the warmup counts the optimizer steps itself; see `Warmup`. Default: True.
 
     Raises:
         ConfigError: an error raised by a third-party class.
@@ -279,7 +303,12 @@ def build_scheduler(
     for group in optimizer.param_groups:  # ReduceLROnPlateau does not store base learning rates
         group.setdefault("initial_lr", float(group["lr"]))
     if scheduler_config.warmup is not None and scheduler_config.warmup.length:
-        scheduler = Warmup(scheduler, int(scheduler_config.warmup.length), scheduler_config.warmup.start_factor)
+        warmup = scheduler_config.warmup
+        interval = "validation" if scheduler_config.takes_metric else scheduler_config.interval
+        cls = PlateauWarmup if isinstance(scheduler, ReduceLROnPlateau) else Warmup
+        scheduler = cls(
+            scheduler, int(warmup.length), warmup.start_factor, counts_steps=counts_steps, interval=interval
+        )
     return scheduler
 
 

@@ -60,6 +60,7 @@ class TrainingLength:
         epochs_before: the number of epochs before the schedule starts.
         may_be_trial: whether the training may be a trial of a longer one: it has `max_steps`, one epoch or a part of
             the data.
+        remedy: what the user can do about an unknown length, for messages; None in a trainer.
     """
 
     steps: int | None = None
@@ -71,6 +72,7 @@ class TrainingLength:
     steps_before: int = 0
     epochs_before: int = 0
     may_be_trial: bool = False
+    remedy: str | None = None
 
     def scheduler_steps(self, interval: str, frequency: int) -> int | None:
         """The number of times that a schedule is stepped in the whole training; None if unknown.
@@ -107,7 +109,8 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
         with collector.collect((*scheduler_config.loc, "warmup", warmup.unit)):
             steps = _warmup_steps(warmup, training)
             if steps is None:
-                raise ConfigError(f"{training.unknown_reason}: give the warmup in steps")
+                remedy = f"{training.remedy}, or " if training.remedy else ""
+                raise ConfigError(f"{training.unknown_reason}: {remedy}give the warmup in steps")
             # Without training the warmup stays: the scheduler has the form of the one in a checkpoint.
             whole = max(1, round(steps)) if training.steps == 0 else round(steps)
             warmup = dataclasses.replace(warmup, length=whole, unit="steps") if whole else None
@@ -137,9 +140,8 @@ def _auto_length(scheduler_config: SchedulerConfig, training: TrainingLength) ->
         return max(1, known)
     other = training.epochs if scheduler_config.interval == "step" else training.steps
     unit = "epoch" if scheduler_config.interval == "step" else "step"
-    remedy = (
-        f"give a number, or interval: {unit}" if other is not None else "set the trainer's max_steps, or give a number"
-    )
+    missing = training.remedy or "set the trainer's max_steps"
+    remedy = f"give a number, or interval: {unit}" if other is not None else f"{missing}, or give a number"
     raise ConfigError(f"is auto, and {training.unknown_reason}: {remedy}")
 
 

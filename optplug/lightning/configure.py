@@ -34,7 +34,6 @@ from optplug.lightning.monitor import infer_monitored_metric
 from optplug.lightning.trainer_info import BEGINNING, schedule_start, training_length
 from optplug.registry import registry
 from optplug.schedulers.lr import lrs_of, set_lr
-from optplug.schedulers.warmup import Warmup
 
 
 def configure_optimizers(
@@ -201,10 +200,10 @@ def _build(
         rename_unloggable_groups(optimizer)
     scheduler = plan = None
     if scheduled is not None and given is not None:
-        scheduler = build_scheduler(optimizer, scheduled, monitored.mode if monitored else None)
+        # Without a trainer: in a plain training loop, or for a submodule, whose schedule Lightning steps.
+        mode, counts_steps = monitored.mode if monitored else None, trainer is None
+        scheduler = build_scheduler(optimizer, scheduled, mode, counts_steps=counts_steps)
         plan = _stepping_plan(given, scheduled, monitored)
-        if trainer is None and isinstance(scheduler, Warmup):  # a plain training loop, or a submodule within a fit
-            scheduler.warns_if_stuck = True
     configured = ConfiguredOptimizer(
         config,
         dataclasses.replace(setup, scheduler=scheduled),

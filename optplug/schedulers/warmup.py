@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import ref
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -27,22 +27,36 @@ class Warmup(LRScheduler):
     :math:`warmup(n) = s + (1 - s) \, n / N` for :math:`n < N`, then 1, where s is the start factor and n is the number
     of optimizer steps taken.
 
-    Call `warmup_step()` after each optimizer step, and `step(...)` where the inner scheduler would be stepped. An inner
-    plateau scheduler counts no bad values during the warmup. One `state_dict` contains the state of both.
+    Call `step(...)` where the inner scheduler would be stepped, and `warmup_step()` after each optimizer step. With
+    `counts_steps`, the warmup counts the optimizer steps itself, so that `step(...)` alone is sufficient: in a plain
+    training loop, whether it steps the schedule after each optimizer step, each epoch or each validation. A `step()`
+    without arguments counts as one optimizer step if there was none since the last `step()`.
+
+    An inner plateau scheduler counts no bad values during the warmup. One `state_dict` contains the state of both.
 
     Args:
         scheduler: the inner scheduler, already constructed with its optimizer.
         steps: N, the length in optimizer steps, at least 1.
         start_factor: s, in (0, 1]. Default: 1 / N.
+        counts_steps: whether the warmup counts the steps of its optimizer, with step hooks of the optimizer. Default:
+            False.
+        interval: with `counts_steps`, the interval at which `step` is called: `"step"` (optimizer steps), or another
+            one. After two calls of `step()` the warmup knows which it is. Default: `"step"`.
 
     Raises:
         ConfigError: a value is out of range.
         ConfigTypeError: a value has the wrong type.
     """
 
-    warns_if_stuck = False  # True where the caller cannot know whether `warmup_step` will be called
-
-    def __init__(self, scheduler: LRScheduler, steps: int, start_factor: float | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: LRScheduler,
+        steps: int,
+        start_factor: float | None = None,
+        *,
+        counts_steps: bool = False,
+        interval: str = "step",
+    ) -> None:
         # LRScheduler.__init__ is not called: the inner scheduler has already prepared the optimizer.
         check_warmup(steps, start_factor)
         self.scheduler = scheduler
@@ -50,12 +64,19 @@ class Warmup(LRScheduler):
         self.warmup_steps = steps
         self.start_factor = 1 / steps if start_factor is None else float(start_factor)
         self.steps_taken = 0
-        self._step_calls = 0
+        self.counts_steps = counts_steps
+        self._steps_since = 0  # optimizer steps since the last `step()`
+        # Whether the loop calls `step()` less often than the optimizer's. If so, the rate changes right after each
+        # optimizer step. Else it changes in `step()`, as with any scheduler: until then a logger reads the last rate.
+        self._steps_less_often = interval != "step"
+        # After the first optimizer step it is not certain whether `step()` follows.
+        self._lrs_of_first_step: list[float] = []
         self._lrs_without_warmup = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._lrs_with_warmup = list(self._lrs_without_warmup)
         for group in self.optimizer.param_groups:  # a plateau scheduler does not store base learning rates
             group.setdefault("initial_lr", clone_tensor(group["lr"]))
         self._apply_factor()
+        self._register_hooks()
 
     @property
     def is_warming_up(self) -> bool:
@@ -79,13 +100,15 @@ class Warmup(LRScheduler):
         return self.scheduler.base_lrs
 
     def get_last_lr(self) -> list[float | Tensor]:
-        return list(self._lrs_with_warmup)
+        return list(self._lrs_of_first_step or self._lrs_with_warmup)
 
     def warmup_step(self) -> None:
-        """Count one optimizer step."""
-        if self.is_warming_up:
-            with self._without_warmup():
-                self.steps_taken += 1
+        """Count one optimizer step. From then on the caller counts them all, also with `counts_steps`."""
+        if self.counts_steps:
+            self.counts_steps = False
+            if self._steps_less_often and self._steps_since:
+                return  # this step has been counted
+        self._add_steps(1)
 
     def apply_changed_lrs(self) -> None:
         """Multiply learning rates that other code has set since the last step by the current factor."""
@@ -94,20 +117,52 @@ class Warmup(LRScheduler):
                 pass  # `_without_warmup` reads them
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler.
-
-        With `warns_if_stuck`, a warning is issued if the warmup does not advance, because nothing calls `warmup_step`.
-        """
-        self._step_calls += 1
-        if self.warns_if_stuck and self.is_warming_up and not self.steps_taken and self._step_calls == 2:
-            warnings.warn(
-                "the warmup does not advance: step() was called twice, and warmup_step() never. Call warmup_step() "
-                "after each optimizer step; in Lightning, pass the LightningModule to optplug.configure_optimizers",
-                UserWarning,
-                stacklevel=2,
-            )
+        """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler."""
+        if self.counts_steps:
+            self._count_at_step(takes_metric=bool(args or kwargs))
         with self._without_warmup(), self._pause_bad_value_count():
             self.scheduler.step(*args, **kwargs)
+
+    def _add_steps(self, steps: int) -> None:
+        if steps and self.is_warming_up:
+            with self._without_warmup():
+                self.steps_taken = min(self.steps_taken + steps, self.warmup_steps)
+
+    # ------------------------------------------------------------------ with `counts_steps`
+
+    def _register_hooks(self) -> None:
+        if self.counts_steps:
+            with suppress(AttributeError):  # an optimizer without hooks, such as a wrapper of another library
+                self.optimizer.register_step_pre_hook(_StepHook(self, "_before_optimizer_step"))
+                self.optimizer.register_step_post_hook(_StepHook(self, "_after_optimizer_step"))
+
+    def _before_optimizer_step(self) -> None:
+        if self.counts_steps and self._steps_since and not self._steps_less_often:
+            self._steps_less_often = True
+            self._add_steps(self._steps_since)
+        self._lrs_of_first_step = []
+        self.follow_groups()
+
+    def _after_optimizer_step(self) -> None:
+        if self.counts_steps and not step_was_skipped(self.optimizer):
+            self._steps_since += 1
+            if self._steps_less_often:
+                if not self.steps_taken:
+                    self._lrs_of_first_step = list(self._lrs_with_warmup)
+                self._add_steps(1)
+
+    def _count_at_step(self, takes_metric: bool) -> None:
+        steps = self._steps_since if takes_metric else max(self._steps_since, 1)
+        if not self._steps_less_often or not self._steps_since:
+            self._add_steps(steps)
+        if not takes_metric:
+            self._steps_less_often = steps > 1
+        self._steps_since, self._lrs_of_first_step = 0, []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled or copied warmup. The copy of an optimizer has no hooks."""
+        vars(self).update(state)
+        self._register_hooks()
 
     def follow_groups(self) -> None:
         """Extend the warmup to groups that were added to the optimizer. Their `lr` is the one without warmup."""
@@ -162,6 +217,8 @@ class Warmup(LRScheduler):
             "steps": self.warmup_steps,
             "start_factor": self.start_factor,
         }
+        if self.counts_steps:
+            own |= {"steps_since": self._steps_since, "steps_less_often": self._steps_less_often}
         return {"warmup": own, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -172,6 +229,8 @@ class Warmup(LRScheduler):
         self.start_factor = own.get("start_factor", self.start_factor)
         self._lrs_without_warmup = list(own["inner_lrs"])
         self._lrs_with_warmup = list(own["shown_lrs"])
+        self._steps_since = own.get("steps_since", 0)
+        self._steps_less_often = own.get("steps_less_often", self._steps_less_often)
         self.scheduler.load_state_dict(state_dict["scheduler"])
 
     def __getattr__(self, name: str) -> Any:
@@ -179,6 +238,35 @@ class Warmup(LRScheduler):
         if name == "scheduler" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.scheduler, name)
+
+
+class _StepHook:
+    """A step hook of an optimizer, which calls a method of a warmup.
+
+    The reference is weak: the optimizer does not keep the warmup, which refers to the optimizer. Where a copy of an
+    optimizer has a copy of the hook, that one calls nothing.
+    """
+
+    def __init__(self, warmup: Warmup | None, method: str) -> None:
+        self._warmup = (lambda: None) if warmup is None else ref(warmup)
+        self._method = method
+
+    def __call__(self, *_: Any) -> None:
+        warmup = self._warmup()
+        if warmup is not None:
+            getattr(warmup, self._method)()
+
+    def __reduce__(self) -> tuple[type, tuple[None, str]]:
+        return type(self), (None, self._method)
+
+
+def step_was_skipped(optimizer: Any) -> bool:
+    """Whether the optimizer's last step changed nothing, since a gradient scaler had found an overflow.
+
+    A gradient scaler calls a fused optimizer in any case; the optimizer skips the step itself.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(float(found_inf))
 
 
 class WarmupAdapter(SchedulerAdapter):

@@ -97,15 +97,21 @@ def test_submodule_in_place_of_the_lightning_module_raises(
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
-def test_warmup_of_a_plain_submodule_warns_that_it_does_not_advance(
+def test_warmup_of_a_plain_submodule_ramps_although_lightning_steps_the_schedule(
     pl: Any, scripted_module: type, trainer: Any, interval: str
 ):
-    scheduler = {**COSINE, "interval": interval, "warmup_steps": 100}
+    class Recorder(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            lrs.append(optimizer.param_groups[0]["lr"])
+
+    lrs: list[float] = []
+    scheduler = {**COSINE, "interval": interval, "warmup_steps": 10}
     module = module_with_inner_module(
-        pl, scripted_module, lambda outer: optplug.configure_optimizers(outer.inner.layer, "adam", scheduler)
+        pl, scripted_module, lambda outer: optplug.configure_optimizers(outer.inner.layer, ADAM, scheduler)
     )
-    with pytest.warns(UserWarning, match="the warmup does not advance.* pass the LightningModule"):
-        trainer().fit(module)
+    trainer(callbacks=[Recorder()]).fit(module)
+    steps = [i if interval == "step" else i // 4 for i in range(12)]
+    assert lrs == pytest.approx([min(1, 0.1 + 0.09 * i) * cosine(t) for i, t in enumerate(steps)], abs=1e-15)
 
 
 def test_inner_modules_that_configure_themselves_are_allowed_if_all_parameters_are_optimized(
