@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,3 +67,14 @@ def plateau_summary(capture: Any) -> str:
     """The only plateau summary among the printed lines."""
     (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
     return line
+
+
+def lines_with_type_errors(code: str, folder: Path, pytestconfig: Any) -> tuple[set[int], str]:
+    """The numbers of the lines in which `mypy --strict` reports an error in the code of a user, and its output."""
+    snippet = folder / "snippet.py"
+    snippet.write_text(code)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", str(snippet)]
+    command += ["--follow-imports=silent"]  # the package itself is checked elsewhere
+    command += [f"--cache-dir={pytestconfig.cache.mkdir('mypy')}"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return {int(number) for number in re.findall(r"snippet\.py:(\d+): error", result.stdout)}, result.stdout

@@ -24,6 +24,7 @@ from optplug.config.model import (
     OptimizerSetup,
     SchedulerConfig,
 )
+from optplug.config.options import ParamGroups
 from optplug.config.param_group_presets import LayerDecay
 from optplug.config.param_groups import AnyGroupRule, GroupRule, build_param_groups, trainable_parameters
 from optplug.config.param_selection import check_selector, module_parameters
@@ -58,7 +59,7 @@ def create_optimizer(
     params_or_module: nn.Module | Iterable[Any],
     /,
     *,
-    param_groups: str | Sequence[str | Mapping[str, Any]] | None = None,
+    param_groups: ParamGroups | None = None,
     **hyperparameters: Any,
 ) -> torch.optim.Optimizer:
     """Build an optimizer by name.

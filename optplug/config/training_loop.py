@@ -10,60 +10,37 @@ from typing import Any, overload
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import Unpack
 
 from optplug.config.build import build_optimizer, build_scheduler, check_parameter_partition, parse_and_check
 from optplug.config.form import ON_RESUME, SCHEDULER
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
-from optplug.config.training_length import TrainingLength, resolve_lengths
+from optplug.config.options import LoopOptions, OneOptimizer, Scheduler
+from optplug.config.training_length import EpochSteps, TrainingLength, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector
 from optplug.registry.signature import configurable_arguments
 
 
 @overload
 def create_optimizer_and_scheduler(
-    module: nn.Module,
-    optimizer: str | Mapping[str, Any] | Optimizer,
-    scheduler: None = None,
-    *,
-    param_groups: str | Sequence[str | Mapping[str, Any]] | None = ...,
-    monitor: None = ...,
-    mode: None = ...,
-    on_resume: str | None = ...,
-    total_steps: int | None = ...,
-    epochs: int | None = ...,
-    steps_per_epoch: int | None = ...,
+    module: nn.Module, optimizer: OneOptimizer, /, scheduler: None = None, **options: Unpack[LoopOptions]
 ) -> tuple[Optimizer, None]: ...
-
-
 @overload
 def create_optimizer_and_scheduler(
-    module: nn.Module,
-    optimizer: str | Mapping[str, Any] | Optimizer,
-    scheduler: str | Mapping[str, Any],
-    *,
-    param_groups: str | Sequence[str | Mapping[str, Any]] | None = ...,
-    monitor: str | None = ...,
-    mode: str | None = ...,
-    on_resume: str | None = ...,
-    total_steps: int | None = ...,
-    epochs: int | None = ...,
-    steps_per_epoch: int | None = ...,
+    module: nn.Module, optimizer: OneOptimizer, /, scheduler: Scheduler, **options: Unpack[LoopOptions]
 ) -> tuple[Optimizer, LRScheduler]: ...
-
-
 @overload
 def create_optimizer_and_scheduler(
-    module: nn.Module,
-    optimizer: Sequence[Mapping[str, Any]],
-    scheduler: None = None,
-    *,
-    on_resume: str | None = ...,
-    total_steps: int | None = ...,
-    epochs: int | None = ...,
-    steps_per_epoch: int | None = ...,
+    module: nn.Module, optimizer: Sequence[Mapping[str, Any]], /, **options: Unpack[LoopOptions]
 ) -> list[tuple[Optimizer, LRScheduler | None]]: ...
-
-
+@overload
+def create_optimizer_and_scheduler(  # for `**config`, whose types are not known: one optimizer is assumed
+    module: nn.Module,
+    *,
+    optimizer: OneOptimizer,
+    scheduler: Scheduler | None = None,
+    **options: Unpack[LoopOptions],
+) -> tuple[Optimizer, LRScheduler | None]: ...
 def create_optimizer_and_scheduler(
     module: nn.Module,
     optimizer: Any,
@@ -202,10 +179,12 @@ def _training_length(total_steps: int | None, epochs: int | None, steps_per_epoc
         total_steps = total_steps or epochs * steps_per_epoch
     elif total_steps and steps_per_epoch:
         epochs = math.ceil(total_steps / steps_per_epoch)
+    elif total_steps and epochs:
+        steps_per_epoch = math.ceil(total_steps / epochs)
     return TrainingLength(
         total_steps,
         epochs,
-        steps_per_epoch or (total_steps / epochs if total_steps and epochs else None),
+        EpochSteps(((0, steps_per_epoch),)) if steps_per_epoch else None,
         "the length is not known from total_steps, epochs and steps_per_epoch",
         remedy="pass them",
     )

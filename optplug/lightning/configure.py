@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, overload
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from typing_extensions import Unpack
 
 from optplug.config.build import (
     build_optimizer,
@@ -24,11 +26,13 @@ from optplug.config.build import (
 )
 from optplug.config.form import is_auto
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
+from optplug.config.options import OneOptimizer, Options, Scheduler
 from optplug.config.param_groups import parameter_infos
 from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
+from optplug.lightning.hook_types import OptimizerDict, OptimizerLRSchedulerDict
 from optplug.lightning.logger_names import rename_unloggable_groups
 from optplug.lightning.monitor import infer_monitored_metric
 from optplug.lightning.trainer_info import BEGINNING, schedule_start, training_length
@@ -36,8 +40,28 @@ from optplug.registry import registry
 from optplug.schedulers.lr import lrs_of, set_lr
 
 
+@overload
 def configure_optimizers(
-    module: Any,
+    module: nn.Module, optimizer: OneOptimizer, /, scheduler: None = None, **options: Unpack[Options]
+) -> OptimizerDict: ...
+@overload
+def configure_optimizers(
+    module: nn.Module, optimizer: OneOptimizer, /, scheduler: Scheduler, **options: Unpack[Options]
+) -> OptimizerLRSchedulerDict: ...
+@overload
+def configure_optimizers(
+    module: nn.Module, optimizer: Sequence[Mapping[str, Any]], /, **options: Unpack[Options]
+) -> list[OptimizerDict | OptimizerLRSchedulerDict]: ...
+@overload
+def configure_optimizers(  # for `**config`, whose types are not known
+    module: nn.Module,
+    *,
+    optimizer: OneOptimizer | Sequence[Mapping[str, Any]],
+    scheduler: Scheduler | None = None,
+    **options: Unpack[Options],
+) -> OptimizerDict | OptimizerLRSchedulerDict | list[OptimizerDict | OptimizerLRSchedulerDict]: ...
+def configure_optimizers(
+    module: nn.Module,
     optimizer: Any = None,
     scheduler: Any = None,
     *,

@@ -114,7 +114,7 @@ class Warmup(LRScheduler):
         """Multiply learning rates that other code has set since the last step by the current factor."""
         if self.is_warming_up:
             with self._without_warmup():
-                pass  # `_without_warmup` reads them
+                pass  # `_without_warmup` reads them, and adds new groups
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler."""
@@ -141,6 +141,7 @@ class Warmup(LRScheduler):
             self._steps_less_often = True
             self._add_steps(self._steps_since)
         self._lrs_of_first_step = []
+        self.apply_changed_lrs()
         self.follow_groups()
 
     def _after_optimizer_step(self) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import inspect
 import pydoc
-import re
-import subprocess
-import sys
 import weakref
 from decimal import Decimal
 from typing import Any, TypedDict
@@ -20,6 +17,7 @@ import optplug
 from optplug import RuleOptimizer, State
 from optplug.errors import HyperparameterError, HyperparameterTypeError, RuleError
 from optplug.optim.hyperparameters import declared_defaults
+from support import lines_with_type_errors
 
 Adam, SGD = optplug.get_optimizer("adam"), optplug.get_optimizer("sgd")
 
@@ -239,15 +237,9 @@ params = [torch.zeros(1)]
 
 
 def test_mypy_checks_keywords_in_code_of_users(tmp_path, pytestconfig):
-    snippet = tmp_path / "snippet.py"
-    snippet.write_text(SNIPPET + CORRECT_CALLS + WRONG_CALLS)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", str(snippet)]
-    command += ["--follow-imports=silent"]  # the package itself is checked elsewhere
-    command += [f"--cache-dir={pytestconfig.cache.mkdir('mypy')}"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    reported = {int(number) for number in re.findall(r"snippet\.py:(\d+): error", result.stdout)}
+    lines, output = lines_with_type_errors(SNIPPET + CORRECT_CALLS + WRONG_CALLS, tmp_path, pytestconfig)
     first = (SNIPPET + CORRECT_CALLS).count("\n") + 2
-    assert reported == set(range(first, first + len(WRONG_CALLS.split("\n")) - 2)), result.stdout
+    assert lines == set(range(first, first + len(WRONG_CALLS.split("\n")) - 2)), output
 
 
 # ------------------------------------------------------------------------------------------------ subclasses
