@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optplug import errors, lightning, ops, pytorch_lightning, testing
     from optplug.config.build import create_optimizer, create_scheduler
     from optplug.config.param_groups import group_table
+    from optplug.config.plain_data import to_builtins
     from optplug.config.training_loop import create_optimizer_and_scheduler
     from optplug.engines import Engine
     from optplug.lightning.configure import configure_optimizers
@@ -40,6 +41,7 @@ _LAZY_NAMES = {
     "create_optimizer_and_scheduler": "optplug.config.training_loop",
     "create_scheduler": "optplug.config.build",
     "group_table": "optplug.config.param_groups",
+    "to_builtins": "optplug.config.plain_data",
 }
 _LAZY_MODULES = ("errors", "lightning", "ops", "pytorch_lightning", "testing")
 _MODULE_ALIASES = {"ranges": "optplug.optim.ranges", "schema": "optplug.config.json_schema"}
@@ -72,6 +74,7 @@ __all__ = [
     "pytorch_lightning",
     "ranges",
     "testing",
+    "to_builtins",
 ]
 
 

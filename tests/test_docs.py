@@ -7,12 +7,16 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import optplug
 from optplug import errors, testing
@@ -21,6 +25,7 @@ from optplug.config.form import TABLES
 from optplug.config.reference import update_tables
 from optplug.registry import Registry, hookspecs
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
+from support import QUIET
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -174,6 +179,35 @@ def test_training_loops_of_the_documentation_run(example: str, monkeypatch: pyte
             assert (scheduler.warmup_steps, scheduler.steps_taken) == (2, 2)  # type: ignore[attr-defined]
     assert isinstance(optimizer, torch.optim.Optimizer)
     assert optimizer.param_groups[1]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("from_omegaconf", [False, True])
+def test_module_of_the_documentation_is_loaded_from_a_checkpoint(from_omegaconf: bool, tmp_path: Path) -> None:
+    (block,) = (block for block in code_blocks("lightning.md", "python") if "save_hyperparameters" in block)
+    names: dict[str, Any] = {"pl": pl, "torch": torch, "optplug": optplug, "Mapping": Mapping, "Any": Any}
+    exec(block, names)
+    data = torch.utils.data.DataLoader([torch.ones(4) for _ in range(4)])
+
+    class Trained(names["Classifier"]):  # type: ignore[misc]
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.layer(batch).sum()
+
+    optim = {
+        "optimizer": {"name": "adam", "lr": 0.25},
+        "scheduler": {"name": "step_lr", "step_size": 3},
+        "param_groups": ["no_decay", {"match": "layer.weight", "lr_mult": 2}],
+    }
+    interpolated = {**optim, "optimizer": {"name": "adam", "lr": "${lr}"}}
+    given = OmegaConf.create({"lr": 0.25, "optim": interpolated}).optim if from_omegaconf else optim
+    module = Trained(width=3, optim=given)
+    trainer = pl.Trainer(**QUIET)
+    trainer.fit(module, data)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [0.05, 0.025]
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"]
+    loaded = Trained.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert saved == dict(loaded.hparams) == {"width": 3, "optim": optim}
+    pl.Trainer(**QUIET).fit(loaded, data)
 
 
 def test_rule_in_the_documentation_is_the_rule_of_adam() -> None:

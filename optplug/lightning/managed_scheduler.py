@@ -14,6 +14,7 @@ from optplug.errors import WiringError
 from optplug.lightning.fit_setup import CONFIGURATION, MonitoredMetric, SteppingPlan
 from optplug.lightning.metric_names import is_validation_metric, mode_of_name
 from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
+from optplug.schedulers.warmup import step_was_skipped
 
 
 class ManagedFrequency(int):
@@ -250,11 +251,7 @@ class StepCounter:
         self._handle = optimizer.register_step_post_hook(self)
 
     def __call__(self, optimizer: Any, *_: Any) -> None:
-        if not self.is_enabled:
-            return
-        # A gradient scaler calls a fused optimizer in any case; the optimizer skips the step itself.
-        overflow = getattr(optimizer, "found_inf", None)
-        if overflow is None or not float(overflow):
+        if self.is_enabled and not step_was_skipped(optimizer):
             self.count += 1
 
     def detach(self) -> None:
