@@ -31,6 +31,10 @@ class MetricSnapshots:
     def begin_validation(self, trainer: Any) -> None:
         self.before_validation = dict(trainer.callback_metrics)
 
+    def ignore_present_values(self, trainer: Any) -> None:
+        """Take all values logged so far as old."""
+        self.before_epoch = self.before_validation = dict(trainer.callback_metrics)
+
 
 @dataclass
 class EpochCount:

@@ -158,14 +158,13 @@ class SchedulerStepper:
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = self.fit_state
         if state.is_resumed:  # a tuner restores the state before its trial run
-            state.snapshots.begin_epoch(trainer)  # the metrics that the trial run logged do not count
-            state.snapshots.begin_validation(trainer)
+            state.snapshots.ignore_present_values(trainer)  # the trial run logged them
             state.modes.set_to_eval()
             counts = saved_metadata(checkpoint).get("steps", [])
             for counter, count in zip(state.step_counters, counts, strict=False):
                 if isinstance(counter, StepCounter):
                     counter.count = count
-        else:  # a sharded strategy restores after on_fit_start
+        elif trainer.strategy.restore_checkpoint_after_setup:  # a sharded strategy restores after on_fit_start
             state.checkpoint_metadata = saved_metadata(checkpoint)
 
     def _resume(self, trainer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABCMeta
+from itertools import takewhile
 from typing import Any
 
 from optplug.errors import WiringError
@@ -11,6 +12,7 @@ from optplug.lightning._compat import (
     CallbackInheritance,
     imported_callback_classes,
     installed_import_names,
+    is_lightning_callback,
     loaded_checkpoint,
     restore_data_loaders,
 )
@@ -116,5 +118,11 @@ def ensure_stepping_callback(trainer: Any) -> SchedulerStepper:
             return callback
     added = SteppingCallback()
     added._added_for_this_fit = True
-    trainer.callbacks = [added, *trainer.callbacks]  # a new list, because the user may own the old one
+    # In on_fit_start, the callback needs the results of the tuners, which Lightning puts first.
+    tuners = list(takewhile(_is_tuner, trainer.callbacks))
+    trainer.callbacks = [*tuners, added, *trainer.callbacks[len(tuners) :]]  # the user may own the old list
     return added
+
+
+def _is_tuner(callback: Any) -> bool:
+    return any(is_lightning_callback(callback, name) for name in ("LearningRateFinder", "BatchSizeFinder"))
