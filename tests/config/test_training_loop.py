@@ -226,6 +226,17 @@ def test_optimizer_without_step_hooks_warms_up_by_the_steps_of_the_scheduler():
     assert train(wrapper, scheduler, 3, 4, "step") == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", ["warmup only", "epoch"])
+def test_rate_that_the_loop_sets_during_the_warmup_is_the_rate_without_warmup(name: str):
+    p = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    optimizer, scheduler = create(name, SGD, nn.ParameterDict({"p": p}))
+    train(optimizer, scheduler, 1, 2, LOOPS[name][1])
+    optimizer.param_groups[0]["lr"] = 2.0
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert -p.item() == pytest.approx(2.0 * scheduler.factor(2))
+
+
 def test_group_added_during_the_warmup_is_warmed_up():
     optimizer, scheduler = create("epoch")
     train(optimizer, scheduler, 1, 3, "")
