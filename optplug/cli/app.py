@@ -11,7 +11,7 @@ from rich.table import Table
 
 from optplug.cli.bench import bench
 from optplug.cli.config_commands import groups, schema, validate
-from optplug.config.describe import describe_registration
+from optplug.config.describe import describe_registration, encodable
 from optplug.errors import OptplugError, UnknownNameError, suggest
 from optplug.registry import KINDS, Registration, registry
 
@@ -76,7 +76,7 @@ def info(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     console = _console()
-    text = text.encode(console.encoding, "replace").decode(console.encoding)  # not every encoding has every character
+    text = encodable(text, console)
     heading, _, rest = text.partition("\n")
     console.print(heading, style="bold", markup=False)
     console.print(rest, markup=False)

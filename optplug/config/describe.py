@@ -78,7 +78,11 @@ def _argument_lines(registration: Registration, target: Any) -> Iterator[str]:
     rows = [("argument", "type", "default")]
     rows += [(a.name, type_text(a.type), _default_text(a)) for a in arguments]
     name_width, type_width = (max(len(row[i]) for row in rows if len(row[i]) <= 40) for i in (0, 1))
-    lines = [f"{name:<{name_width}}  {type_:<{type_width}}  {default}" for name, type_, default in rows]
+    lines = []
+    for name, type_, default in rows:
+        # After a longer type, the default is in its column of the next line.
+        gap = "  " if len(type_) <= type_width or not default else "\n" + " " * (name_width + type_width + 4)
+        lines.append(f"{name:<{name_width}}  {type_:<{type_width}}{gap}{default}")
     yield lines[0]
     for argument, line in zip(arguments, lines[1:], strict=True):
         yield line
@@ -163,3 +167,9 @@ def _without_args_section(doc: str) -> str:
         if not inside:
             kept.append(line)
     return "\n".join(kept).strip()
+
+
+def encodable(text: str, stream: Any) -> str:
+    """A text with replacements for the characters that the encoding of a stream does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

@@ -19,9 +19,6 @@ from optplug.errors import ConfigError, listing, suggest
 WRAPPER_PREFIXES = re.compile(r"(?<![^.])(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 """Parts that wrappers add to parameter names. Patterns match names without them."""
 
-SELECTOR_KEYS = ("match", "regex", "type")
-"""The keys that select parameters."""
-
 
 @dataclass(frozen=True)
 class ModuleAttribute:
@@ -116,8 +113,8 @@ class Selector:
 
     def patterns(self) -> Iterator[tuple[str, str]]:
         """All patterns, as pairs of selector key and pattern."""
-        for key in SELECTOR_KEYS:
-            for pattern in getattr(self, key):
+        for key, patterns in vars(self).items():
+            for pattern in patterns:
                 yield key, pattern
 
     def selects(self, parameter: ModuleParameter) -> bool:
@@ -126,15 +123,15 @@ class Selector:
     def _selects_attribute(self, attribute: ModuleAttribute) -> bool:
         return all(
             any(_matcher(key, pattern)(attribute) for pattern in patterns)
-            for key in SELECTOR_KEYS
-            if (patterns := getattr(self, key))
+            for key, patterns in vars(self).items()
+            if patterns
         )
 
     def __str__(self) -> str:
         return " ".join(pattern for _, pattern in self.patterns())
 
     def to_dict(self) -> dict[str, list[str]]:
-        return {key: list(getattr(self, key)) for key in SELECTOR_KEYS if getattr(self, key)}
+        return {key: list(patterns) for key, patterns in vars(self).items() if patterns}
 
 
 @functools.lru_cache(maxsize=4096)

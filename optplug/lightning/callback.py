@@ -7,9 +7,14 @@ from typing import Any
 from optplug.config.build import parse_and_check
 from optplug.config.form import OVERRIDE
 from optplug.config.model import Config
-from optplug.errors import ErrorCollector
+from optplug.errors import ErrorCollector, WiringError
 from optplug.lightning._compat import attached_trainer
-from optplug.lightning.configure import remove_configure_optimizers, set_configure_optimizers
+from optplug.lightning.configure import (
+    missing_optimizer,
+    own_configure_optimizers,
+    remove_configure_optimizers,
+    set_configure_optimizers,
+)
 from optplug.lightning.stepping_callback import SteppingCallback
 
 _ATTRIBUTES_OF_A_FIT = ("fit_state", "log", "log_dict", "_added_for_this_fit", "_module", "_observer", "_reporter")
@@ -142,9 +147,14 @@ class ConfigureOptimizers(SteppingCallback):
         """Give the module its `configure_optimizers`, if the trainer is fitting it."""
         trainer = attached_trainer(module)
         fitting = trainer is not None and trainer.state.fn == "fit"
-        if self.config is None or not fitting:
+        if not fitting:
             return
-        others = [getattr(callback, "config", None) for callback in getattr(trainer, "callbacks", ())]
+        callbacks = getattr(trainer, "callbacks", ())
+        others = [callback.config for callback in callbacks if isinstance(callback, ConfigureOptimizers)]
+        if self.config is None:
+            if own_configure_optimizers(module) is None and all(other is None for other in others):
+                raise WiringError(missing_optimizer(module))
+            return
         if set_configure_optimizers(module, self.config, override=self.override, others=others):
             self._module = module
 

@@ -8,32 +8,27 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from optplug.config.build import parse_and_check
-from optplug.config.describe import describe_registration
+from optplug.config.describe import describe_registration, encodable
 from optplug.config.fields import Field
 from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL
 from optplug.config.model import Config
-from optplug.errors import OptplugError, did_you_mean
+from optplug.errors import OptplugError
 from optplug.lightning._compat import installed_import_names
 from optplug.lightning.callback import ConfigureOptimizers
+from optplug.lightning.cli_arguments import all_errors, check_values, file_errors
+from optplug.lightning.configure import missing_optimizer, own_configure_optimizers
 from optplug.registry import registry
 
 CLI_KEYS: Mapping[str, Field] = MappingProxyType({**TOP_LEVEL, OVERRIDE.name: OVERRIDE})
 """The keys that OptplugCLI adds. `ConfigureOptimizers` has arguments of these names."""
 
-_TYPES: Mapping[str, Any] = MappingProxyType(
-    {
-        "optimizer": str | dict[str, Any] | list[dict[str, Any]] | None,
-        "scheduler": str | dict[str, Any] | None,
-        "param_groups": str | list[str | dict[str, Any]] | None,
-        "override": bool,
-    }
-)
-"""The types that jsonargparse reads; text for the other keys."""
+_ANY_VALUE = bool | int | float | str | dict[str, Any] | list[Any] | None
+"""The type of every key for jsonargparse: the values are checked by `parse_and_check`, which reports all errors."""
 
 NAME_KEYS = ("optimizer", "scheduler")
 """The keys whose value may be a name."""
@@ -60,8 +55,20 @@ def make_cli_class(import_name: str, module: str) -> type:
     return type("OptplugCLI", (_OptplugCLI, lightning_cli.LightningCLI), contents)
 
 
-class _BareNameParser:
-    """Parser mixin that turns a bare name into a mapping, for `--optimizer adam --optimizer.lr 0.01`."""
+class _Arguments:
+    """The arguments that OptplugCLI parses: words, or a mapping. Its parser and those of subcommands share them."""
+
+    given: Any = ()
+
+
+class _OptplugParser:
+    """Parser mixin.
+
+    It turns a bare name into a mapping, for `--optimizer adam --optimizer.lr 0.01`, and reports all errors at once,
+    without the usage, which has a line for each option of the Trainer.
+    """
+
+    arguments: _Arguments
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         words = sys.argv[1:] if args is None else list(args)
@@ -77,10 +84,17 @@ class _BareNameParser:
         return super().parse_args(converted, *rest, **kwargs)  # type: ignore[misc]
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
-        # jsonargparse suggests no nearest match. LightningCLI's key `lr_scheduler` is `scheduler` here.
-        unknown = re.search(r"(?:[Oo]ption '|[Kk]ey '|[Kk]ey \"|unrecognized arguments: --)(\w+)", message)
-        hint = did_you_mean(unknown[1], CLI_KEYS) if unknown and unknown[1] not in CLI_KEYS else ""
-        return super().error(message + hint, *args, **kwargs)  # type: ignore[misc]
+        if self.exit_on_error:  # type: ignore[attr-defined]  # else jsonargparse only tries one of several types
+            message = _joined(all_errors(self.arguments.given, message))
+        return super().error(message, *args, **kwargs)  # type: ignore[misc]
+
+    def end_with(self, errors: Sequence[str]) -> Any:
+        """Report errors, and exit."""
+        return super().error(_joined(errors))  # type: ignore[misc]
+
+    def print_usage(self, file: Any = None) -> None:
+        if file is not sys.stderr:
+            super().print_usage(file)  # type: ignore[misc]
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         config = super().parse_string(*args, **kwargs)  # type: ignore[misc]
@@ -89,6 +103,12 @@ class _BareNameParser:
                 if isinstance(config.get(section + key), str):
                     config[section + key] = {"name": config[section + key]}
         return config
+
+
+def _joined(errors: Sequence[str]) -> str:
+    """The message that reports errors, in the form of `ConfigErrors`."""
+    lines = list(dict.fromkeys(errors))
+    return lines[0] if len(lines) == 1 else "\n  ".join([f"the configuration has {len(lines)} errors:", *lines])
 
 
 class _DescribeAction(argparse.Action):
@@ -100,9 +120,11 @@ class _DescribeAction(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:
-            print(describe_registration(registry.resolve(self.kind, values)))
+            text = describe_registration(registry.resolve(self.kind, values))
         except OptplugError as error:
-            parser.error(str(error))
+            parser.end_with([str(error)])
+        else:
+            print(encodable(text, sys.stdout))
         parser.exit()
 
 
@@ -144,8 +166,10 @@ class _OptplugCLI:
         # The values of the keys at parsing, and the configuration that they were parsed into.
         self._checked: tuple[dict[str, Any], Config] | None = None
         kwargs["auto_configure_optimizers"] = False
+        self._arguments = _Arguments()
         parser = kwargs.get("parser_class", self.parser_base)
-        kwargs["parser_class"] = type("OptplugArgumentParser", (_BareNameParser, parser), {})
+        contents = {"arguments": self._arguments}
+        kwargs["parser_class"] = type("OptplugArgumentParser", (_OptplugParser, parser), contents)
         super().__init__(*args, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: Any) -> None:
@@ -157,21 +181,30 @@ class _OptplugCLI:
                 parser.add_argument(f"--{key}.help", action=_DescribeAction, kind=key, help=help_text)
             default = field.default if key == "override" else None
             pointers = f"; see `optplug list` and --{key}.help NAME" if key in NAME_KEYS else ""
-            kind = _TYPES.get(key, str | None)
-            parser.add_argument(
-                f"--{key}", type=kind, default=default, help=f"{field.kind}: {field.plain_words}{pointers}"
-            )
+            words = f"{field.kind}: {field.plain_words}{pointers}"
+            parser.add_argument(f"--{key}", type=_ANY_VALUE, default=default, help=words)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
+        self._arguments.given = sys.argv[1:] if args is None else args
         super().parse_arguments(parser, args)  # type: ignore[misc]
         given = _optplug_keys(self.config)  # type: ignore[attr-defined]
-        if not _has_optplug_keys(given):
+        config, errors = check_values(given)
+        errors = [*file_errors(self._arguments.given), *errors]
+        if errors:
+            parser.end_with(errors)
+        if config is not None:
+            self._checked = copy.deepcopy(given), config
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()  # type: ignore[misc]
+        model, callbacks = self.model, self.trainer.callbacks  # type: ignore[attr-defined]
+        if own_configure_optimizers(model) is not None or any(isinstance(c, ConfigureOptimizers) for c in callbacks):
             return
-        try:
-            parsed = parse_and_check(**_without_override(given))
-        except OptplugError as error:
-            parser.error(str(error))
-        self._checked = copy.deepcopy(given), parsed
+        if self.subcommand == "fit":  # type: ignore[attr-defined]
+            self.parser.end_with([missing_optimizer(model)])  # type: ignore[attr-defined]
+        elif self.subcommand is None:  # type: ignore[attr-defined]
+            # The program may train the model later. The callback then reports that there is no optimizer.
+            self.trainer.callbacks = [ConfigureOptimizers(), *callbacks]  # type: ignore[attr-defined]
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = super().instantiate_trainer(**kwargs)  # type: ignore[misc]

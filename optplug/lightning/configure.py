@@ -389,10 +389,7 @@ def set_configure_optimizers(
     own = own_configure_optimizers(module)
     if not config.setups[0].entries:
         if own is None:
-            raise WiringError(
-                f"no optimizer is configured, and {name} defines no configure_optimizers: add e.g. optimizer: adam",
-                loc=("scheduler",),
-            )
+            raise WiringError(missing_optimizer(module), loc=("scheduler",))
     elif not override and own is not None:
         raise WiringError(
             f"{name} defines configure_optimizers, and the configuration has an optimizer too: "
@@ -409,6 +406,14 @@ def remove_configure_optimizers(module: Any) -> None:
         del module.__dict__["configure_optimizers"]
         if bound.args[3] is not None:
             module.__dict__["configure_optimizers"] = bound.args[3]
+
+
+def missing_optimizer(module: Any) -> str:
+    """The message for a module without `configure_optimizers`, and without an optimizer in the configuration."""
+    return (
+        f"no optimizer is configured, and {type(module).__name__} defines no configure_optimizers: add e.g. "
+        "optimizer: adam (in Python ConfigureOptimizers('adam'), on OptplugCLI's command line --optimizer adam)"
+    )
 
 
 def own_configure_optimizers(module: Any) -> Callable[[], Any] | None:

@@ -265,3 +265,10 @@ def test_declared_ranges_merges_own_and_common_ranges():
     )  # its own range has precedence over the common one
     assert declared_ranges(NumpyStyleOptimizer)["speed"].words == "at least 1"
     assert declared_ranges(torch.optim.SGD) == declared_ranges(UndocumentedScheduler) == {}
+
+
+def test_default_after_a_long_type_is_in_its_column():
+    lines = describe_registration(registry.resolve("scheduler", "lambda_lr")).splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("argument "))
+    assert lines[header + 1].startswith("lr_lambda ")
+    assert lines[header + 2] == " " * lines[header].index("default") + "required"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,7 @@ def test_class_has_the_right_module_and_base(optplug_lightning: Any, pl: Any):
         ),
         (
             ["--optimizer", "{class_path: torch.optim.Adam}"],
-            "optimizer: needs a name; it has class_path: write {name: ..., lr: ...}; optplug looks up registered names",
+            "optimizer: needs a name; it has class_path: write {name: adam, lr: ...}; optplug looks up registered",
         ),
         (
             ["--optimizer", "adam", "--param_groups", "[{lr: 1.0}]"],
@@ -408,6 +409,161 @@ def test_key_lr_scheduler_suggests_scheduler(
 def test_misspelled_key_suggests_the_nearest_key(cli: Any, write_config: Any, capsys: Any, key: str, nearest: str):
     message = "\n".join(error_lines(capsys, lambda: cli(["--config", write_config(**{key: "adam"})])))
     assert f"did you mean {nearest!r}" in message
+
+
+@pytest.fixture
+def fit_errors(optplug_lightning: Any, model: type, capsys: Any, working_directory: Path) -> Any:
+    """The lines on stderr of a run that ends with exit code 2, without `error: ` and without the heading of several."""
+
+    def run(args: Any, module: type = model) -> list[str]:
+        lines = error_lines(
+            capsys, lambda: optplug_lightning.OptplugCLI(module, args=args, trainer_defaults={**QUIET, "logger": False})
+        )
+        lines = [line.removeprefix("error: ").strip() for line in lines]
+        heading = f"the configuration has {len(lines) - 1} errors:"
+        return lines[1:] if lines[0] == heading else lines
+
+    return run
+
+
+@pytest.mark.both_import_names
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test"])
+def test_values_of_any_type_have_messages_of_optplug(fit_errors: Any, working_directory: Path, subcommand: str):
+    path = working_directory / "bad.yaml"
+    path.write_text("optimizer: 3\nscheduler: [step_lr]\nparam_groups: {match: '*'}\noverride: maybe\n")
+    assert fit_errors([subcommand, "--config", str(path)]) == [
+        "override: must be True or False, got 'maybe' (str)",
+        "optimizer: must be a name, a mapping with a name, or a list of such mappings, got 3 (int)",
+        "scheduler: must be a name or a mapping with a name, got ['step_lr'] (list); an optimizer has one scheduler: "
+        "write it without the list",
+        "param_groups: must be the name of a preset, or a list of group rules and presets, got {'match': '*'}; write a "
+        "list: [{'match': '*'}]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "starts"),
+    [
+        (["--optimizer=[adam]"], ["optimizer[0]: must be a mapping such as {name: adam, match:"]),
+        (["--optimizer", "adam", "--optimizer.lr=abc"], ["optimizer.lr: Adam: lr must be a number, got 'abc' (str)"]),
+        (["--optimizer", "adam", "--optimizer.betas.0", "0.1"], ["optimizer.betas: Adam: betas must be 2 numbers"]),
+        (["--optimizer", "adam", "--monitor", "[a]"], ["monitor: ['a'] requires a scheduler that takes a metric"]),
+        (["--optimizer", "{name: adam, lr: 1"], ["optimizer: is text and not a mapping: close every bracket"]),
+        (["--optimizer", "adam", "--lr", "1"], ["lr: unknown key; it belongs to optimizer: write --optimizer.lr"]),
+        (["--optimizer", "adam", "lr=0.1"], ["lr: unknown key; it belongs to optimizer: write --optimizer.lr"]),
+        (["--lr", "1"], ["lr: unknown key; it belongs to optimizer: write e.g. --optimizer adam --optimizer.lr"]),
+        (
+            ["--optimizer", "adm", "--trainer.max_epochs=abc", "--scheduler", "step_lr", "--on_resume=kep"],
+            [
+                "trainer.max_epochs: must be one of int, NoneType, got 'abc'",
+                "optimizer: no optimizer named 'adm'; did you mean 'adam'",
+                "scheduler: step_lr needs step_size",
+                "on_resume: must be one of",
+            ],
+        ),
+        (
+            ["--optimizer", "adam", "--optimizer.lr=-1", "--param_groups+=no_deacy", "--foo", "1"],
+            ["unrecognized arguments: --foo 1", "optimizer.lr: Invalid learning rate: -1", "param_groups"],
+        ),
+        (
+            ["--optimizer.name=adam", "--optimizer.sched=x", "--lr_sched", "step_lr"],
+            [
+                "lr_sched: unknown key; did you mean 'scheduler'?",
+                "optimizer.sched: adam has no option 'sched'; the schedule is configured by scheduler",
+            ],
+        ),
+    ],
+    ids=lambda given: " ".join(given),
+)
+def test_command_line_reports_all_errors(fit_errors: Any, args: list[str], starts: list[str]):
+    lines = fit_errors(["fit", *args])
+    assert len(lines) == len(starts), lines
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start)
+
+
+def test_errors_do_not_print_the_usage(cli: Any, capsys: Any, working_directory: Path):
+    for args in (["--optimizer", "3"], ["--foo", "1"], ["--trainer.max_epochs=abc"], ["--optimizer"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            cli(args)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 2, lines
+        assert "Subtypes" not in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        (
+            "optimizer:\nname: adam\nlr: 0.1\n",
+            [
+                "name: unknown key; it belongs to optimizer: write --optimizer.name, or "
+                "indent it under optimizer in the file",
+                "lr: unknown key; it belongs to optimizer: write --optimizer.lr, or "
+                "indent it under optimizer in the file",
+            ],
+        ),
+        ("optimizer: {name: adam, lr: 1, lr: 2}\n", ["bad.yaml:1: duplicate key 'lr', in lines 1 and 1"]),
+        ("fit:\n  optimizer: adam\n  optimizer: sgd\n", ["bad.yaml:3: duplicate key 'optimizer', in lines 2 and 3"]),
+        ("optimizer:\n\tname: adam\n", ["line 2, column 1; indent with spaces, not with tabs"]),
+        (
+            "optimizer: {name: adam, lr: '${a.b}'}\n",
+            [
+                "lr must be a number, got '${a.b}' (str)",
+                'interpolations: OptplugCLI(..., parser_kwargs={"parser_mode": "omegaconf"}) resolves ${...}',
+            ],
+        ),
+        (
+            "optimizer: {name: adam, lr: -1}\nlr_scheduler: {class_path: x.Y}\n",
+            [
+                "lr_scheduler: unknown key; did you mean 'scheduler'?",
+                "optimizer.lr: Invalid learning rate: -1 (Adam: lr must be at least 0)",
+            ],
+        ),
+    ],
+    ids=lambda given: given if isinstance(given, list) else given.replace("\n", "/"),
+)
+def test_file_reports_all_errors(fit_errors: Any, working_directory: Path, text: str, ends: list[str]):
+    (working_directory / "bad.yaml").write_text(text)
+    args = ["--config", "bad.yaml", "fit"] if text.startswith("fit:") else ["fit", "--config", "bad.yaml"]
+    lines = fit_errors(args)
+    assert len(lines) == len(ends), lines
+    for line, end in zip(lines, ends, strict=True):
+        assert line.endswith(end)
+
+
+@pytest.mark.both_import_names
+def test_fit_without_any_optimizer_names_the_option(fit_errors: Any):
+    (line,) = fit_errors(["fit"])
+    assert line.startswith(
+        "no optimizer is configured, and Model defines no configure_optimizers: add e.g. optimizer: adam"
+    )
+    assert "--optimizer adam" in line
+
+
+@pytest.mark.both_import_names
+def test_later_fit_without_any_optimizer_names_the_option(cli: Any, write_config: Any):
+    made = cli(["--config", write_config()], fit=False)
+    made.trainer.validate(made.model, verbose=False)
+    with pytest.raises(WiringError, match=r"^no optimizer is configured, and Model defines no .* --optimizer adam\)$"):
+        made.trainer.fit(made.model)
+
+
+def test_validation_needs_no_optimizer(optplug_lightning: Any, model: type, write_config: Any):
+    made = optplug_lightning.OptplugCLI(model, args=["validate", "--config", write_config()])
+    assert made.trainer.callback_metrics["val_loss"] == 1.0
+
+
+def test_help_option_replaces_characters_that_the_encoding_lacks(cli: Any, monkeypatch: pytest.MonkeyPatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    for name in optplug.list_optimizers():
+        with pytest.raises(SystemExit) as caught:
+            cli(["--optimizer.help", name])
+        assert caught.value.code == 0
+    stream.flush()
+    assert b"adam: adaptive moment estimation" in stream.buffer.getvalue()
 
 
 # ------------------------------------------------------------------------- help and the rest of the configuration
