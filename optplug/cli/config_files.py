@@ -166,6 +166,8 @@ class ConfigFile:
             return
         places: list[tuple[Loc, Any]] = [((), self.data), *(((key,), self.data.get(key)) for key in SUBCOMMANDS)]
         own = [_section(loc, mapping) for loc, mapping in places if _has_section_keys(mapping)]
+        if callbacks:  # a configuration that LightningCLI has saved has null for keys that are not used
+            own = [section for section in own if any(section.values.get(key) for key in SECTION_IDENTIFYING_KEYS)]
         yield from own
         yield from callbacks
         if own or callbacks:

@@ -324,6 +324,13 @@ def test_validate_rejects_invalid_yaml(run: Any, text: str, message: str) -> Non
     assert message in "\n".join(error_lines(run("validate", text)))
 
 
+def test_null_keys_beside_a_callback_are_no_configuration(run: Any) -> None:
+    callback = "callbacks: [{class_path: optplug.lightning.ConfigureOptimizers, init_args: {optimizer: sgd}}]"
+    result = run("validate", f"optimizer: null\nscheduler: null\nparam_groups: null\n{callback}\n")
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(result.stdout.partition("\n\n")[2]) == {"optimizer": {"name": "sgd"}}
+
+
 def test_validate_accepts_a_callback_without_optimizer(run: Any) -> None:
     result = run("validate", "callbacks: [{class_path: optplug.lightning.ConfigureOptimizers}]\n")
     assert result.exit_code == 0, result.output
