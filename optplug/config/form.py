@@ -300,6 +300,14 @@ OVERRIDE = Field(
 )
 """A key of files and of the callback, beside those of a configuration."""
 
+VERBOSE = Field(
+    "verbose",
+    Flag(),
+    "report the configuration when the training begins, and each learning-rate cut",
+    True,
+)
+"""A key of files, of the callback and of `optplug.configure_optimizers`, beside those of a configuration."""
+
 CORRECT_KEYS = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
 """Keys that are refused because they look like a key of a configuration, each with the correct key."""
 

@@ -24,6 +24,7 @@ from optplug.config.form import (
     SUBCOMMANDS,
     TABLES,
     TOP_LEVEL,
+    VERBOSE,
     WARMUP,
     WARMUP_UNITS,
 )
@@ -254,7 +255,7 @@ def _function() -> Schema:
 
 
 def _configuration(optimizers: list[_RegisteredClass]) -> Schema:
-    properties = _properties([*TOP_LEVEL.values(), OVERRIDE])
+    properties = _properties([*TOP_LEVEL.values(), OVERRIDE, VERBOSE])
     # Which schema the groups have depends on the optimizer; see below.
     properties["param_groups"] = {"description": properties["param_groups"]["description"]}
     for wrong, right in CORRECT_KEYS.items():  # unlike `false`, `not: {}` can have a description

@@ -14,7 +14,7 @@ from optplug.config import form
 from optplug.config.fields import Field, Table
 
 TABLES: Mapping[str, Table] = {
-    "top level": {**form.TOP_LEVEL, form.OVERRIDE.name: form.OVERRIDE},
+    "top level": {**form.TOP_LEVEL, form.OVERRIDE.name: form.OVERRIDE, form.VERBOSE.name: form.VERBOSE},
     "optimizer": form.OPTIMIZER,
     "entry": form.ENTRY,
     "scheduler": form.SCHEDULER,

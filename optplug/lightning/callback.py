@@ -111,14 +111,15 @@ class ConfigureOptimizers(SteppingCallback):
             self.config = parse_and_check(optimizer, **given)
 
     @classmethod
-    def from_config(cls, config: Config, *, override: bool = False) -> ConfigureOptimizers:
+    def from_config(cls, config: Config, *, override: bool = False, verbose: bool = True) -> ConfigureOptimizers:
         """Create the callback from a configuration that has been checked already.
 
         Args:
             config: from `optplug.config.build.parse_and_check`.
             override: as in the constructor. Default: False.
+            verbose: as in the constructor. Default: True.
         """
-        callback = cls(override=override)
+        callback = cls(override=override, verbose=verbose)
         callback.config = config
         callback.manage_third_party_plateaus = False
         return callback

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from optplug.config.build import parse_and_check
 from optplug.config.describe import describe_registration, encodable
 from optplug.config.fields import Field
-from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL
+from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL, VERBOSE
 from optplug.config.model import Config
 from optplug.errors import OptplugError
 from optplug.lightning._compat import installed_import_names
@@ -24,7 +25,10 @@ from optplug.lightning.cli_arguments import all_errors, check_values, file_error
 from optplug.lightning.configure import missing_optimizer, own_configure_optimizers
 from optplug.registry import registry
 
-CLI_KEYS: Mapping[str, Field] = MappingProxyType({**TOP_LEVEL, OVERRIDE.name: OVERRIDE})
+_CALLBACK_KEYS: Mapping[str, Field] = MappingProxyType({OVERRIDE.name: OVERRIDE, VERBOSE.name: VERBOSE})
+"""Keys that are options of the callback, beside those of a configuration. They always have a value."""
+
+CLI_KEYS: Mapping[str, Field] = MappingProxyType({**TOP_LEVEL, **_CALLBACK_KEYS})
 """The keys that OptplugCLI adds. `ConfigureOptimizers` has arguments of these names."""
 
 _ANY_VALUE = bool | int | float | str | dict[str, Any] | list[Any] | None
@@ -83,6 +87,14 @@ class _OptplugParser:
             converted.append(word)
         return super().parse_args(converted, *rest, **kwargs)  # type: ignore[misc]
 
+    def add_method_arguments(self, theclass: Any, themethod: str, *args: Any, skip: Any = None, **kwargs: Any) -> Any:
+        # The methods `validate` and `test` of the trainer have an argument `verbose` too: one key serves both.
+        has_verbose = VERBOSE.name in inspect.signature(getattr(theclass, themethod)).parameters
+        added = super().add_method_arguments(  # type: ignore[misc]
+            theclass, themethod, *args, skip={*(skip or ()), VERBOSE.name}, **kwargs
+        )
+        return [*added, VERBOSE.name] if has_verbose else added
+
     def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
         if self.exit_on_error:  # type: ignore[attr-defined]  # else jsonargparse only tries one of several types
             message = _joined(all_errors(self.arguments.given, message))
@@ -135,13 +147,13 @@ def _optplug_keys(config: Any) -> dict[str, Any]:
 
 
 def _has_optplug_keys(given: dict[str, Any]) -> bool:
-    """Whether a configuration has any of the keys; `override` always has a value."""
-    return any(value is not None for key, value in given.items() if key != "override")
+    """Whether a configuration has any of the keys, apart from those of the callback."""
+    return any(value is not None for key, value in given.items() if key not in _CALLBACK_KEYS)
 
 
-def _without_override(given: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration; `override` is an option of the callback."""
-    return {key: value for key, value in given.items() if key != "override"}
+def _without_callback_keys(given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration."""
+    return {key: value for key, value in given.items() if key not in _CALLBACK_KEYS}
 
 
 def _bare_name_as_mapping(word: str) -> str:
@@ -179,7 +191,7 @@ class _OptplugCLI:
             if key in NAME_KEYS:
                 help_text = f"Show the arguments and the documentation of the {key} NAME, and exit."
                 parser.add_argument(f"--{key}.help", action=_DescribeAction, kind=key, help=help_text)
-            default = field.default if key == "override" else None
+            default = field.default if key in _CALLBACK_KEYS else None
             pointers = f"; see `optplug list` and --{key}.help NAME" if key in NAME_KEYS else ""
             words = f"{field.kind}: {field.plain_words}{pointers}"
             parser.add_argument(f"--{key}", type=_ANY_VALUE, default=default, help=words)
@@ -214,7 +226,7 @@ class _OptplugCLI:
             if self._checked is not None and self._checked[0] == given:
                 config = self._checked[1]
             else:
-                config = parse_and_check(**_without_override(given))
-            callback = ConfigureOptimizers.from_config(config, override=given["override"])
+                config = parse_and_check(**_without_callback_keys(given))
+            callback = ConfigureOptimizers.from_config(config, **{key: given[key] for key in _CALLBACK_KEYS})
             trainer.callbacks = [callback, *trainer.callbacks]
         return trainer

@@ -14,7 +14,7 @@ from typing import Any
 
 from optplug.config.build import parse_and_check
 from optplug.config.dialects import top_level_key
-from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL
+from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL, VERBOSE
 from optplug.config.model import Config
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import owner_of
@@ -24,7 +24,7 @@ from optplug.errors import OptplugError, did_you_mean
 _OPTIMIZER_WORDS = ("lr", "learning_rate", "weight_decay", "momentum")
 """Arguments that most optimizers have."""
 
-KEYS = (*TOP_LEVEL, OVERRIDE.name)
+KEYS = (*TOP_LEVEL, OVERRIDE.name, VERBOSE.name)
 
 
 def all_errors(args: Any, message: str) -> list[str]:
@@ -53,10 +53,11 @@ def check_values(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     config = None
     found: list[str] = []
     own = {key: value for key, value in values.items() if key in TOP_LEVEL and value is not None}
-    try:
-        OVERRIDE.read(values.get(OVERRIDE.name, OVERRIDE.default))
-    except OptplugError as error:
-        found.append(f"{OVERRIDE.name}: {error}")
+    for field in (OVERRIDE, VERBOSE):
+        try:
+            field.read(values.get(field.name, field.default))
+        except OptplugError as error:
+            found.append(f"{field.name}: {error}")
     try:
         config = parse_and_check(**own) if own else None
     except OptplugError as joined:

@@ -24,12 +24,12 @@ from optplug.config.build import (
     parse_and_check,
     resolve_links,
 )
-from optplug.config.form import is_auto
+from optplug.config.form import VERBOSE, is_auto
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
 from optplug.config.options import OneOptimizer, Options, Scheduler
 from optplug.config.param_groups import parameter_infos
 from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
-from optplug.errors import ConfigError, ConfigTypeError, WiringError
+from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, WiringError
 from optplug.lightning._compat import attached_trainer, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.hook_types import OptimizerDict, OptimizerLRSchedulerDict
@@ -69,6 +69,7 @@ def configure_optimizers(
     monitor: str | None = None,
     mode: str | None = None,
     on_resume: str | None = None,
+    verbose: bool = True,
 ) -> Any:
     """Build the return value of `LightningModule.configure_optimizers`; call it from that hook.
 
@@ -98,6 +99,8 @@ def configure_optimizers(
             - `"override_hparams"`: the states of the checkpoint, the hyperparameters of the configuration;
             - `"reset_scheduler"`: the optimizer of the checkpoint, a new schedule of the configuration;
             - `"reset_all"`: the weights of the checkpoint, a new optimizer and schedule of the configuration.
+        verbose: whether to report the configuration when the training begins, and each learning-rate cut. If the
+            trainer has a `ConfigureOptimizers`, its `verbose` decides. Default: True.
 
     Returns:
         `{"optimizer": ...}`, with a schedule also `"lr_scheduler": {...}`. For a list of optimizers, a list of these.
@@ -109,6 +112,10 @@ def configure_optimizers(
             values and the nearest match.
         ConfigErrors: several errors were found. It contains all of them.
     """
+    collector = ErrorCollector()
+    with collector.collect((VERBOSE.name,)):
+        VERBOSE.read(verbose)
+    collector.raise_collected()
     prebuilt = optimizer if isinstance(optimizer, Optimizer) else None
     given = {"monitor": monitor, "mode": mode, "on_resume": on_resume}
     if prebuilt is not None:
@@ -125,11 +132,16 @@ def configure_optimizers(
             raise ConfigTypeError(
                 "must be a name, a mapping with a name, or an optimizer, got None (NoneType)", loc=("optimizer",)
             )
-    return build_from_config(module, config, prebuilt)
+    return build_from_config(module, config, prebuilt, verbose=verbose)
 
 
 def build_from_config(
-    module: Any, config: Config, prebuilt: Optimizer | None = None, replaced: MonitoredMetric | None = None
+    module: Any,
+    config: Config,
+    prebuilt: Optimizer | None = None,
+    replaced: MonitoredMetric | None = None,
+    *,
+    verbose: bool = True,
 ) -> Any:
     """Build the return value of `LightningModule.configure_optimizers` from a parsed configuration.
 
@@ -138,6 +150,7 @@ def build_from_config(
         config: what to build.
         prebuilt: the existing optimizer, for a configuration without an optimizer.
         replaced: the metric of the module's own schedule, which the configuration replaces. Default: None.
+        verbose: as in `configure_optimizers`. Default: True.
 
     Returns:
         As `configure_optimizers`.
@@ -152,7 +165,7 @@ def build_from_config(
     if trainer is not None:
         from optplug.lightning.stepping_callback import ensure_stepping_callback  # needs Lightning
 
-        ensure_stepping_callback(trainer).fit_state.record(built)
+        ensure_stepping_callback(trainer, verbose=verbose).fit_state.record(built)
     entries = [_lightning_entry(module, one) for one in built]
     return entries if config.has_optimizer_list else entries[0]
 

@@ -111,12 +111,17 @@ def _follow_lightning_imports() -> None:
 _follow_lightning_imports()
 
 
-def ensure_stepping_callback(trainer: Any) -> SchedulerStepper:
-    """Return optplug's callback of a trainer. A `SteppingCallback` is added for this fit if the trainer has none."""
+def ensure_stepping_callback(trainer: Any, *, verbose: bool = True) -> SchedulerStepper:
+    """Return optplug's callback of a trainer. A `SteppingCallback` is added for this fit if the trainer has none.
+
+    Args:
+        trainer: the Lightning trainer.
+        verbose: as in `SteppingCallback`, for an added callback. Default: True.
+    """
     for callback in trainer.callbacks:
         if isinstance(callback, SchedulerStepper):
             return callback
-    added = SteppingCallback()
+    added = SteppingCallback(verbose=verbose)
     added._added_for_this_fit = True
     # In on_fit_start, the callback needs the results of the tuners, which Lightning puts first.
     tuners = list(takewhile(_is_tuner, trainer.callbacks))

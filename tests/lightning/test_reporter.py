@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from optplug.errors import ConfigTypeError
 from optplug.lightning.reporter import Reporter
-from support import SGD, printed_lines
+from support import QUIET, SGD, printed_lines
 
 LOGGER = logging.getLogger("optplug")
 ROOT = logging.getLogger()
@@ -139,6 +140,35 @@ def test_level_set_during_a_fit_silences_the_remaining_lines(fit: Any, scripted_
     lines = printed_lines(capsys)
     assert any("optimizer sgd" in line for line in lines)
     assert not any("learning rate" in line or line.startswith("plateau") for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------------------- `verbose`
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_configure_optimizers_has_verbose(
+    self_configured_module: type, trainer: Any, capsys: Any, verbose: bool
+) -> None:
+    trainer(max_epochs=1).fit(self_configured_module({"optimizer": SGD, "verbose": verbose}))
+    assert bool(printed_lines(capsys)) == verbose
+
+
+def test_verbose_of_configure_optimizers_is_a_flag(self_configured_module: type, trainer: Any) -> None:
+    with pytest.raises(ConfigTypeError, match="verbose: must be True or False"):
+        trainer(max_epochs=1).fit(self_configured_module({"optimizer": SGD, "verbose": "no"}))
+
+
+@pytest.mark.parametrize("verbose", ["true", "false"])
+def test_command_line_has_verbose(
+    optplug_lightning: Any, scripted_module: type, capsys: Any, monkeypatch: pytest.MonkeyPatch, verbose: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    arguments = [f"--trainer.{key}={value}" for key, value in {**QUIET, "max_epochs": 1}.items()]
+    for subcommand, options, text in (("fit", ["--optimizer=sgd"], "optplug: "), ("test", [], "test_loss")):
+        capsys.readouterr()
+        args = [subcommand, "--seed_everything=0", *arguments, *options, f"--verbose={verbose}"]
+        optplug_lightning.OptplugCLI(scripted_module, args=args, save_config_callback=None)
+        assert (text in capsys.readouterr().out) == (verbose == "true")
 
 
 # ------------------------------------------------------------------------------------------------------- Progress bars
