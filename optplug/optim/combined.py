@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lbfgs import LBFGS
 
 from optplug.engines._torch_compat import load_state_dict_hooks
 from optplug.errors import ConfigError, ConfigTypeError, ParameterError, did_you_mean, listing
@@ -239,7 +240,7 @@ def _check_member(member: Any) -> None:
         raise ConfigError("Combined cannot be a member of Combined: list all optimizers in one")
     _, *arguments = inspect.signature(type(member).step).parameters.values()
     required = [p for p in arguments if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if isinstance(member, torch.optim.LBFGS) or required or "closure" in getattr(member, "capabilities", ()):
+    if isinstance(member, LBFGS) or required or "closure" in getattr(member, "capabilities", ()):
         raise ConfigError(
             f"{name} cannot be combined: its step() needs a closure that it can evaluate several times, and Combined "
             f"evaluates the closure once for all optimizers; train with {name} alone, or use manual optimization"

@@ -148,7 +148,8 @@ def _number_error(key: str, value: Any, range_: Range | None, optimizer_name: st
         )
     if range_ is not None and not range_.holds(number):
         return HyperparameterError(f"{range_.message_start}: {value} ({optimizer_name}: {key} must be {range_.words})")
-    if not math.isfinite(number):
+    is_allowed_infinity = range_ is not None and not range_.finite and not isinstance(value, int)
+    if not math.isfinite(number) and not is_allowed_infinity:  # a huge int is no infinity for torch
         message_start = range_.message_start if range_ else f"Invalid {key}"
         return HyperparameterError(f"{message_start}: {value} ({optimizer_name}: {key} must be finite)")
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ class Range:
         whole: whether the number must be whole.
         called: what messages call the hyperparameter. Default: `"<name> value"`.
         bounds: the range as JSON Schema keywords, for example `{"minimum": 0}`; empty if it cannot be expressed so.
+        finite: whether the number must be finite.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Range:
     whole: bool = False
     called: str = ""
     bounds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    finite: bool = True
 
     @property
     def message_start(self) -> str:
@@ -64,6 +67,15 @@ def unit_interval(name: str, called: str = "") -> Range:
     """
     bounds = {"minimum": 0, "maximum": 1}
     return Range(name, "at least 0 and at most 1", lambda x: 0 <= x <= 1, called=called, bounds=bounds)
+
+
+def any_number(name: str) -> Range:
+    """Return the range of all numbers, also negative and infinite ones, without NaN.
+
+    Args:
+        name: name of the hyperparameter.
+    """
+    return Range(name, "a number, also negative or infinite", lambda x: not math.isnan(x), finite=False)
 
 
 COMMON_RANGES = (

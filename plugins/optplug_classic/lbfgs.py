@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim import lbfgs as torch_lbfgs
 
 from optplug.engines._torch_compat import disable_dynamo
 from optplug.errors import (
@@ -25,12 +26,12 @@ from optplug.errors import (
 )
 from optplug.optim import hyperparameters
 from optplug.optim.parameters import Params, check_group_params
-from optplug.optim.ranges import at_least
+from optplug.optim.ranges import any_number, at_least
 from optplug.optim.strict_kwargs import StrictKwargs
 from optplug_classic.lbfgs_history import CurvaturePairs, copy_pairs
 
 RANGES = [at_least(1, name, whole=True) for name in ("max_iter", "max_eval", "history_size")]
-RANGES += [at_least(0, name) for name in ("tolerance_grad", "tolerance_change")]
+RANGES += [any_number(name) for name in ("tolerance_grad", "tolerance_change")]
 C1, C2 = 1e-4, 0.9  # the constants of the strong Wolfe conditions
 
 
@@ -108,7 +109,7 @@ def cubic_minimum(a: LinePoint, b: LinePoint, low: Any, high: Any) -> Any:
     return min(max(t, low), high)
 
 
-class LBFGS(StrictKwargs, torch.optim.LBFGS):
+class LBFGS(StrictKwargs, torch_lbfgs.LBFGS):
     r"""Limited-memory BFGS: a quasi-Newton method with several iterations p' = p - t H g in each step.
 
     .. math::
@@ -121,8 +122,10 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         max_iter: maximum number of iterations in a step, at least 1.
         max_eval: maximum number of closure calls in a step, at least 1. A line search may add one call. Default:
             max_iter * 5 // 4.
-        tolerance_grad: a step ends when no component of the gradient is larger, at least 0.
-        tolerance_change: a step ends when the loss, or each component of the parameters, changes by less, at least 0.
+        tolerance_grad: a step ends when no component of the gradient is larger. A negative number, such as -1 or
+            minus infinity, never ends a step.
+        tolerance_change: a step ends when the loss, or each component of the parameters, changes by less. A negative
+            number never ends a step.
         history_size: number of pairs of s (change of the parameters) and y (change of the gradient), at least 1.
         line_search_fn: `"strong_wolfe"`, or None for fixed step lengths.
 

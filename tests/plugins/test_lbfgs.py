@@ -15,6 +15,8 @@ import io
 import itertools
 import math
 import pickle
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -118,6 +120,10 @@ CASES: dict[str, dict[str, Any]] = {
     "wolfe, one evaluation": {**WOLFE, "max_eval": 1},
     "wolfe, many evaluations": {**WOLFE, "max_eval": 100, "max_iter": 30},
     "wolfe, coarse tolerances": {**WOLFE, "tolerance_grad": 1e-2, "tolerance_change": 1e-3},
+    "never stop": {"lr": 0.3, "tolerance_grad": -1, "tolerance_change": -1},
+    "wolfe, never stop": {**WOLFE, "tolerance_grad": -math.inf, "tolerance_change": -math.inf},
+    "stop at once by gradient": {"lr": 0.3, "tolerance_grad": math.inf},
+    "stop at once by change": {**WOLFE, "tolerance_change": math.inf},
     "wolfe, tensor lr": {**WOLFE, "lr": torch.tensor(0.5, dtype=torch.float64)},
     "tensor lr": {"lr": torch.tensor([0.2], dtype=torch.float64)},
 }
@@ -779,9 +785,9 @@ INVALID_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_eval": 1.0}, HyperparameterTypeError, "LBFGS: max_eval must be a whole number, at least 1, got 1.0"),
     ({"history_size": 0}, HyperparameterError, "Invalid history_size value: 0"),
     ({"history_size": None}, HyperparameterTypeError, "LBFGS: history_size must be a number, got None"),
-    ({"tolerance_grad": -1e-9}, HyperparameterError, "Invalid tolerance_grad value: -1e-09"),
-    ({"tolerance_change": -1}, HyperparameterError, "Invalid tolerance_change value: -1"),
-    ({"tolerance_change": math.inf}, HyperparameterError, "Invalid tolerance_change value: inf"),
+    ({"tolerance_grad": math.nan}, HyperparameterError, "Invalid tolerance_grad value: nan"),
+    ({"tolerance_change": math.nan}, HyperparameterError, "Invalid tolerance_change value: nan"),
+    ({"tolerance_change": "never"}, HyperparameterTypeError, "LBFGS: tolerance_change must be a number, got 'never'"),
     ({"line_search_fn": "strong-wolf"}, LineSearchError, "only 'strong_wolfe' is supported"),
 ]
 
@@ -901,3 +907,31 @@ if __name__ == "__main__":
                 differences.append((ours.relative_difference(theirs) / spread, ours.relative_difference(theirs), case))
             ratio, difference, case = max(differences)
             print(f"{name:14} {dtype!s:14} {difference:.1e}, {ratio:.1f} times torch's own, at {case}")
+
+
+def test_class_works_in_the_place_of_torchs():
+    # A new process, because the plugin is imported after torch's name has another meaning.
+    script = """
+import torch, optplug
+original = torch.optim.LBFGS
+torch.optim.LBFGS = torch.nn.Identity
+torch.optim.LBFGS = optplug.get_optimizer("lbfgs")
+assert issubclass(torch.optim.LBFGS, original)
+p = torch.ones(2, requires_grad=True)
+optimizer = torch.optim.LBFGS([p], lr=0.5, tolerance_grad=-1)
+
+def closure():
+    optimizer.zero_grad()
+    loss = (p**2).sum()
+    loss.backward()
+    return loss
+
+optimizer.step(closure)
+from optplug.optim.combined import Combined
+try:
+    Combined([original([p])])
+except optplug.errors.ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "LBFGS cannot be combined" in done.stdout, done.stderr

@@ -55,7 +55,8 @@ NEGATIVE, INVALID_COUNTS, INVALID_FRACTIONS = (-0.25, -1e-9), (0, -3), (-1e-9, 1
 # Copied from the docstrings, because the declared ranges could be wrong. A class can have its own entry.
 OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value"), NEGATIVE),
-    **dict.fromkeys(("lambd", "t0", "step_sizes", "tolerance_grad", "tolerance_change"), NEGATIVE),
+    **dict.fromkeys(("lambd", "t0", "step_sizes"), NEGATIVE),
+    **dict.fromkeys(("tolerance_grad", "tolerance_change"), ()),
     **dict.fromkeys(("max_iter", "max_eval", "history_size"), INVALID_COUNTS),
     **dict.fromkeys(("rho", "alpha"), INVALID_FRACTIONS),
     "betas": (*INVALID_FRACTIONS, 1.0),
@@ -289,7 +290,7 @@ def invalid_numbers(name: str, range_: Range | None) -> Iterator[Value]:
     for number in (math.nan, math.inf, -math.inf):
         if whole:
             yield number, *TYPE, (name, "must be a whole number", str(number))
-        else:
+        elif range_ is None or range_.finite or not range_.holds(number):
             holds = range_ is None or range_.holds(number)
             words = "must be finite" if holds or range_ is None else f"must be {range_.words}"
             yield number, *OUT, ("Invalid", f": {number} (", name, words)
