@@ -121,7 +121,6 @@ CASES: dict[str, dict[str, Any]] = {
     "wolfe, many evaluations": {**WOLFE, "max_eval": 100, "max_iter": 30},
     "wolfe, coarse tolerances": {**WOLFE, "tolerance_grad": 1e-2, "tolerance_change": 1e-3},
     "never stop": {"lr": 0.3, "tolerance_grad": -1, "tolerance_change": -1},
-    "wolfe, never stop": {**WOLFE, "tolerance_grad": -math.inf, "tolerance_change": -math.inf},
     "stop at once by gradient": {"lr": 0.3, "tolerance_grad": math.inf},
     "stop at once by change": {**WOLFE, "tolerance_change": math.inf},
     "wolfe, tensor lr": {**WOLFE, "lr": torch.tensor(0.5, dtype=torch.float64)},
@@ -935,3 +934,17 @@ except optplug.errors.ConfigError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "LBFGS cannot be combined" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("tolerance", [-1, -math.inf])
+@pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe"])
+def test_negative_tolerances_never_end_a_step(line_search_fn, tolerance):
+    options = {"max_iter": 9, "max_eval": 1000, "line_search_fn": line_search_fn}
+    never = {"tolerance_grad": tolerance, "tolerance_change": tolerance}
+    for cls in (torch.optim.LBFGS, LBFGS):
+        ended, endless = (Run(cls, quadratic(), **options, **given) for given in ({}, never))
+        for run in (ended, endless):
+            for _ in range(5):
+                run.optimizer.step(run.closure)
+        counts = [run.optimizer.state[run.params[0]]["n_iter"] for run in (ended, endless)]
+        assert counts[0] < counts[1] == 45
