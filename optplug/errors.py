@@ -251,6 +251,27 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
     return [lowered[k] for k in near[:3]]
 
 
+def is_misspelling(word: str, known: Iterable[str]) -> bool:
+    """Whether `word` is a known word with a spelling error, or one is the abbreviation of the other (`lr`, `wd`).
+
+    It is stricter than `nearest`: `lr_scale` resembles `lr_decay`, but it is not a misspelling.
+    """
+    import difflib  # imported here because only unknown words need it
+
+    text = str(word).lower()
+    for other in (k.lower() for k in known):
+        is_abbreviation = len(text) > 1 and text == _initials(other)
+        is_abbreviated = other == _initials(text) and other not in text.split("_")
+        similarity = difflib.SequenceMatcher(None, text, other).ratio()
+        if is_abbreviation or is_abbreviated or (abs(len(text) - len(other)) <= 2 and similarity >= 0.8):
+            return True
+    return False
+
+
+def _initials(words: str) -> str:
+    return "".join(part[:1] for part in words.split("_"))
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'adam', 'adamw'?"`, or an empty string when no known word is similar."""
     near = nearest(word, known)

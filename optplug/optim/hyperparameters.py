@@ -16,9 +16,11 @@ from optplug.errors import (
     HyperparameterError,
     HyperparameterTypeError,
     OptplugError,
+    is_misspelling,
     number_hint,
     suggest,
 )
+from optplug.optim.options import OPTION_DEFAULTS
 from optplug.optim.ranges import COMMON_RANGES, Range
 from optplug.registry.signature import constructor_signature
 
@@ -58,6 +60,24 @@ def lists_to_tuples(references: Mapping[str, Any], options: Mapping[str, Any]) -
     return {
         key: tuple(value) if isinstance(value, list) and isinstance(references.get(key), tuple) else value
         for key, value in options.items()
+    }
+
+
+def group_options(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a parameter group that the optimizer must check.
+
+    Left out are the keys of torch, of schedulers and of Lightning, and the user's own keys, such as `lr_scale` and
+    `layer_id`: every key that is not an option of an optimizer, and no misspelling of one.
+
+    Args:
+        group: the parameter group.
+        defaults: the options of the optimizer.
+    """
+    known = {**defaults, **OPTION_DEFAULTS}
+    return {
+        key: value
+        for key, value in group.items()
+        if key not in EXTERNAL_GROUP_KEYS and (key in known or is_misspelling(key, known))
     }
 
 

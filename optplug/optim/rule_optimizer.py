@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
 from optplug.engines._torch_compat import disable_dynamo
@@ -27,9 +28,9 @@ from optplug.optim import dispatch
 from optplug.optim.bucket_cache import CachedBuckets, gather_roles
 from optplug.optim.buckets import PendingStep, ReadyStep, check_grad_layout, group_by_key, split_sparse_bucket
 from optplug.optim.hyperparameters import (
-    EXTERNAL_GROUP_KEYS,
     check_hyperparameters,
     declared_defaults,
+    group_options,
     lists_to_tuples,
     reference_values,
 )
@@ -182,10 +183,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         """Add a parameter group. Its options are checked like those of the constructor.
 
         Args:
-            param_group: `params`, options that override the defaults, and optionally a `name`.
+            param_group: `params`, options that override the defaults, optionally a `name`, and keys of your own.
 
         Raises:
-            HyperparameterError: an option is unknown or out of range.
+            HyperparameterError: an option is out of range, or a key is a misspelled option.
             ParameterError: parameters are missing, duplicate or sparse, or complex and not supported.
         """
         if isinstance(param_group, dict):
@@ -196,8 +197,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 type(self).__name__,
                 takes_complex="complex" in self.capabilities,
             )
-            options = {k: v for k, v in param_group.items() if k not in EXTERNAL_GROUP_KEYS}
-            self._check_group(options, self.defaults)
+            self._check_group(group_options(param_group, self.defaults), self.defaults)
         super().add_param_group(param_group)
         self._last_reports = []
 
@@ -492,9 +492,13 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             return list(self._last_reports)
         reports = []
         for index, group in enumerate(self.param_groups):
-            # Before the first backward pass there are no gradients: the parameters stand in for them.
-            grads = [p if p.grad is None else p.grad for p in group["params"]]
-            steps = self._bucket_steps(index, group, group["params"], grads)
+            # Before the first backward pass there are no gradients: the parameters stand in for them. Frozen parameters
+            # are not stepped, and lazy parameters have no shape yet.
+            params = [p for p in group["params"] if not is_lazy(p)]
+            if any(p.requires_grad for p in params):
+                params = [p for p in params if p.requires_grad]
+            grads = [p if p.grad is None else p.grad for p in params]
+            steps = self._bucket_steps(index, group, params, grads) if params else []
             reports += [replace(step.bucket.report, ran=False) for step in steps]
         return reports
 

@@ -187,7 +187,7 @@ class LBFGS(StrictKwargs, torch_lbfgs.LBFGS):
         """Add the parameter group. There can be only one. Raises the errors of the constructor."""
         if isinstance(param_group, dict):
             param_group = {**param_group, "params": check_group_params(param_group, 0, "LBFGS", takes_complex=True)}
-            self._check({k: v for k, v in param_group.items() if k != "params"})
+            self._check(hyperparameters.group_options(param_group, self.defaults))
         Optimizer.add_param_group(self, param_group)
         if self.param_groups[1:]:
             del self.param_groups[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from optplug.errors import HyperparameterError
+from optplug.optim.combined import Combined
+from optplug.registry import registry
 from optplug.testing.checks import assert_close, assert_equal, save_and_load
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -223,3 +227,52 @@ def test_repr_contains_every_option_of_every_group(name, full_state_options, mak
     assert set(keys(repr(make_run(name, make_params(), of="torch").optimizer))) <= set(keys(ours))
     for key, value in {**run.optimizer.defaults, **full_state_options.get(name, {})}.items():
         assert f"    {key}: {value}\n" in ours
+
+
+OWN_KEYS = {"lr_scale": 0.5, "layer_id": 3, "use_muon": False, "layer_decay": [0.5], "lr_mult": 2.0, "lora": None}
+
+
+@pytest.mark.optimizers("torch")
+def test_own_key_of_a_group_is_kept(name, make_run, make_params):
+    params = make_params()
+    groups = [{"params": params, **OWN_KEYS}]
+    run = make_run(name, params, groups).run_steps(0, 2)
+    if name != "lbfgs":  # it has only one group
+        run.optimizer.add_param_group({"params": make_params(), **OWN_KEYS})
+    state_dict = save_and_load(run.optimizer.state_dict())
+    loaded = make_run(name, params, [{"params": params}]).optimizer if name == "lbfgs" else copy.deepcopy(run.optimizer)
+    loaded.load_state_dict(state_dict)
+    for optimizer in (run.optimizer, loaded, copy.deepcopy(run.optimizer), pickle.loads(pickle.dumps(run.optimizer))):
+        for group in optimizer.param_groups:
+            assert {key: group[key] for key in OWN_KEYS} == OWN_KEYS
+
+
+@pytest.mark.parametrize("key", ["LR", "lrr", "learning_rate", "engine"])
+@pytest.mark.optimizers("torch")
+def test_misspelled_option_of_a_group_raises(name, key, make_run, make_params):
+    params = make_params()
+    with pytest.raises(HyperparameterError, match=f"has no option {key!r}"):
+        make_run(name, params, [{"params": params, key: 0.5}])
+
+
+@pytest.mark.parametrize("key", ["weight_decy", "weigth_decay", "weightdecay", "wd", "Weight_Decay"])
+def test_misspelled_weight_decay_of_a_group_raises(key):
+    optimizer = registry.get("optimizer", "sgd")([_x])
+    with pytest.raises(HyperparameterError, match=f"has no option {key!r}.*'weight_decay'|has no option 'wd'"):
+        optimizer.add_param_group({"params": [_y], key: 0.5})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_combined_keeps_own_keys_of_its_members_groups(make_params):
+    sgd, adam = (registry.get("optimizer", name) for name in ("sgd", "adam"))
+
+    def make() -> Combined:
+        return Combined([sgd([{"params": make_params(), **OWN_KEYS}]), adam(make_params())])
+
+    optimizer, loaded = make(), make()
+    for one in (optimizer, loaded):
+        one.add_param_group({"params": make_params(), "member": 1, **OWN_KEYS})
+    loaded.load_state_dict(save_and_load(optimizer.state_dict()))
+    for one in (optimizer, loaded, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        for group in (one.param_groups[0], one.param_groups[2]):
+            assert {key: group[key] for key in OWN_KEYS} == OWN_KEYS
