@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import optplug
 from optplug.registry import Plugin, Registration, registry
-from optplug.registry.specs import SchedulerSpec, lookup_key
+from optplug.registry.specs import lookup_key
 from support import BATCHES_PER_EPOCH, QUIET
 
 # The same examples on every machine and in every run; the time of an example is not tested.
@@ -178,15 +179,21 @@ def trainer(pl: Any, tmp_path: Any) -> Any:
 @pytest.fixture
 def register_schedulers(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that registers schedulers by their specs, as a third-party plugin does."""
+    return functools.partial(register_specs, monkeypatch, "scheduler")
 
-    def register(*specs: SchedulerSpec) -> None:
-        registry.names("scheduler")
-        registrations = registry._discovered().registrations["scheduler"]
-        plugin = Plugin("third-party", "third-party", "1")
-        for spec in specs:
-            monkeypatch.setitem(registrations, lookup_key(spec.name), [Registration(spec, plugin)])
 
-    return register
+@pytest.fixture
+def register_optimizers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that registers optimizers by their specs, as a third-party plugin does."""
+    return functools.partial(register_specs, monkeypatch, "optimizer")
+
+
+def register_specs(monkeypatch: pytest.MonkeyPatch, kind: str, *specs: Any) -> None:
+    registry.names(kind)
+    registrations = registry._discovered().registrations[kind]
+    plugin = Plugin("third-party", "third-party", "1")
+    for spec in specs:
+        monkeypatch.setitem(registrations, lookup_key(spec.name), [Registration(spec, plugin)])
 
 
 @pytest.fixture

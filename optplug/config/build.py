@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from optplug.config.added_groups import AddParamGroup
 from optplug.config.arguments import check_arguments
 from optplug.config.fields import Unresolved
 from optplug.config.form import MULTIPLIERS, is_auto
@@ -26,7 +28,7 @@ from optplug.config.model import (
 )
 from optplug.config.options import ParamGroups
 from optplug.config.param_group_presets import LayerDecay
-from optplug.config.param_groups import AnyGroupRule, GroupRule, build_param_groups, trainable_parameters
+from optplug.config.param_groups import AnyGroupRule, GroupRule, build_param_groups, held_parameters
 from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
@@ -66,8 +68,9 @@ def create_optimizer(
 
     Args:
         name: in any case, with `-` or `_`; or `plugin:name`.
-        params_or_module: a module, whose parameters that require gradients are optimized; or what the optimizer class
-            accepts itself: tensors, named parameters, or dicts that each describe a parameter group.
+        params_or_module: a module, whose parameters are optimized (those that are frozen now, as soon as they are
+            unfrozen); or what the optimizer class accepts itself: tensors, named parameters, or dicts that each
+            describe a parameter group.
         param_groups: a preset (`"no_decay"`), or a list of presets and rules, as in a configuration. Only for a module.
             Default: one group.
         hyperparameters: passed to the optimizer class.
@@ -82,10 +85,38 @@ def create_optimizer(
     if param_groups is not None:
         return _create_with_groups(name, params_or_module, hyperparameters, param_groups)
     check_arguments(registry.resolve("optimizer", name), hyperparameters)
-    params: Any = params_or_module
-    if isinstance(params_or_module, nn.Module):
-        params = [p.tensor for p in trainable_parameters(params_or_module)]
-    return _construct_optimizer(name, params, hyperparameters)
+    if not isinstance(params_or_module, nn.Module):
+        return _construct_optimizer(name, params_or_module, hyperparameters)
+    module = params_or_module
+
+    def construct(hold_frozen: bool) -> torch.optim.Optimizer:
+        held = held_parameters(module, hold_frozen=hold_frozen)
+        return _construct_optimizer(name, [p.tensor for p in held], hyperparameters)
+
+    optimizer = _hold_frozen_if_possible(construct, module)
+    optimizer.add_param_group = AddParamGroup(optimizer, module, with_names=False)  # type: ignore[method-assign]
+    return optimizer
+
+
+def _hold_frozen_if_possible(
+    construct: Callable[[bool], torch.optim.Optimizer], module: nn.Module
+) -> torch.optim.Optimizer:
+    """Construct an optimizer with the frozen parameters of a module; without them if its class rejects them.
+
+    A class may reject parameters that it would never step: torch's Muon takes matrices only.
+
+    Args:
+        construct: constructs the optimizer; its argument is whether to include frozen parameters.
+        module: the module.
+    """
+    try:
+        return construct(True)
+    except Exception:
+        if all(p.requires_grad for p in module.parameters()):
+            raise
+        with contextlib.suppress(Exception):
+            return construct(False)
+        raise
 
 
 def _create_with_groups(
@@ -134,12 +165,13 @@ def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments:
 # -------------------------------------------------------------------------- from a configuration
 
 
-def build_optimizer(module: nn.Module, setup: OptimizerSetup) -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, setup: OptimizerSetup, *, hold_frozen: bool = True) -> torch.optim.Optimizer:
     """Build the optimizer of a setup on the current parameters of a module.
 
     Args:
-        module: the module whose trainable parameters are optimized.
+        module: the module whose parameters are optimized.
         setup: from `optplug.config.parse.parse`, with at least one entry.
+        hold_frozen: whether the optimizer holds frozen parameters too. Default: True.
 
     Raises:
         ConfigError: an error that depends on the module: a pattern matches no parameter, or a link cannot be resolved;
@@ -148,8 +180,8 @@ def build_optimizer(module: nn.Module, setup: OptimizerSetup) -> torch.optim.Opt
         OptplugError: whatever the optimizer class raises.
     """
     if not setup.is_combined:
-        return _build_entry(module, setup.entries[0])
-    members = [_build_entry(module, entry) for entry in setup.entries]
+        return _build_entry(module, setup.entries[0], hold_frozen)
+    members = [_build_entry(module, entry, hold_frozen) for entry in setup.entries]
     try:
         return Combined(members)
     except OptplugError as error:
@@ -157,7 +189,7 @@ def build_optimizer(module: nn.Module, setup: OptimizerSetup) -> torch.optim.Opt
         raise
 
 
-def _build_entry(module: nn.Module, entry: OptimizerEntry) -> torch.optim.Optimizer:
+def _build_entry(module: nn.Module, entry: OptimizerEntry, hold_frozen: bool) -> torch.optim.Optimizer:
     """Build the optimizer of an entry."""
     optimizer_config, collector = entry.optimizer, ErrorCollector()
     hyperparameters = _replace_links(collector, module, optimizer_config.hyperparameters, optimizer_config.argument_loc)
@@ -174,12 +206,20 @@ def _build_entry(module: nn.Module, entry: OptimizerEntry) -> torch.optim.Optimi
     if resolved != entry:  # the values of links have not been checked yet
         _dry_run_entry(collector, resolved)
         collector.raise_collected()
-    with collector.collect(entry.groups_loc[:-1]):
-        groups = build_param_groups(module, rules, _base_options(optimizer_config, hyperparameters), entry.select)
-    collector.raise_collected()
-    params: list[Any] = groups if rules else groups[0]["params"]
-    with _construction(optimizer_config, hyperparameters):
-        optimizer = _construct_optimizer(optimizer_config.name, params, hyperparameters)
+    base = _base_options(optimizer_config, hyperparameters)
+
+    def construct(hold_frozen: bool) -> torch.optim.Optimizer:
+        with collector.collect(entry.groups_loc[:-1]):
+            groups = build_param_groups(module, rules, base, entry.select, hold_frozen=hold_frozen)
+        collector.raise_collected()
+        params: list[Any] = groups if rules else groups[0]["params"]
+        with _construction(optimizer_config, hyperparameters):
+            return _construct_optimizer(optimizer_config.name, params, hyperparameters)
+
+    optimizer = _hold_frozen_if_possible(construct, module) if hold_frozen else construct(False)
+    optimizer.add_param_group = AddParamGroup(  # type: ignore[method-assign]
+        optimizer, module, rules, base, entry.select
+    )
     # Schedulers write into tensors. Clone them, so that no group shares one with the configuration or another group.
     for group in optimizer.param_groups:
         group.update({key: value.detach().clone() for key, value in group.items() if isinstance(value, torch.Tensor)})
@@ -313,12 +353,15 @@ def build_scheduler(
     return scheduler
 
 
-def check_parameter_partition(module: nn.Module, config: Config) -> None:
+def check_parameter_partition(module: nn.Module, config: Config, *, hold_frozen: bool = True) -> None:
     """Check that each trainable parameter is selected by exactly one of several optimizers.
+
+    A frozen parameter need not be selected.
 
     Args:
         module: the module.
         config: the configuration. Without selectors there is nothing to check.
+        hold_frozen: whether the optimizers hold frozen parameters too. Default: True.
 
     Raises:
         ConfigError: two optimizers select the same parameter, or no optimizer selects a parameter; with the names.
@@ -336,10 +379,11 @@ def check_parameter_partition(module: nn.Module, config: Config) -> None:
     locs_of = {
         p.name: [loc for loc, entry in located if entry.select is None or entry.select.selects(p)]
         for p in parameters
-        if p.is_trainable
+        if p.is_trainable or (hold_frozen and p.can_be_trained)
     }
+    trainable = {p.name for p in parameters if p.is_trainable}
     shared = [name for name, locs in locs_of.items() if len(locs) > 1]
-    unassigned = [name for name, locs in locs_of.items() if not locs]
+    unassigned = [name for name, locs in locs_of.items() if not locs and name in trainable]
     if shared:
         both = " and ".join(map(loc_text, locs_of[shared[0]]))
         message = f"{both} both select {short_list(shared)}: a parameter must have exactly one optimizer"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -69,13 +69,42 @@ def trainable_parameters(module: nn.Module, select: Selector | None = None) -> l
     return found
 
 
+def held_parameters(
+    module: nn.Module, select: Selector | None = None, *, hold_frozen: bool = True
+) -> list[ModuleParameter]:
+    """The module's parameters that its optimizer holds.
+
+    Frozen parameters are held as by `torch.optim` over `module.parameters()`. If the training unfreezes them, they are
+    trained. Until then they have no gradient, and the optimizer skips them.
+
+    Args:
+        module: the module.
+        select: selects some of the parameters. Default None: all parameters.
+        hold_frozen: whether frozen parameters are held. Default: True.
+
+    Raises:
+        ConfigError: no parameter of the module requires gradients, or a pattern of `select` matches no parameter.
+            Without `hold_frozen`: or no selected parameter requires gradients.
+    """
+    if not hold_frozen:
+        return trainable_parameters(module, select)
+    if not any(p.is_trainable for p in module_parameters(module)):
+        trainable_parameters(module)  # raises
+    parameters = module_parameters(module)
+    if select is not None:
+        check_selector(select, parameters, module)
+    return [p for p in parameters if p.can_be_trained and (select is None or select.selects(p))]
+
+
 def build_param_groups(
     module: nn.Module,
     rules: Sequence[AnyGroupRule],
     base: Mapping[str, Any] | None = None,
     select: Selector | None = None,
+    *,
+    hold_frozen: bool = True,
 ) -> list[dict[str, Any]]:
-    """Build the parameter groups for a module's trainable parameters.
+    """Build the parameter groups for a module's parameters.
 
     The rules cascade: a parameter gets the options of every rule that selects it. If several rules set the same option,
     the last rule determines its value. Then `lr` is multiplied by `lr_mult`, and `weight_decay` by `wd_mult`.
@@ -87,6 +116,7 @@ def build_param_groups(
         rules: the rules, in order; see `GroupRule` and `optplug.config.param_group_presets`.
         base: the optimizer's options. Multipliers apply to them where no rule sets the option.
         select: selects some of the parameters. Default None: all parameters.
+        hold_frozen: as in `held_parameters`. Default: True.
 
     Returns:
         One dict for each group, with `params`, `name` and the options. Without rules there is one group without `name`.
@@ -95,36 +125,18 @@ def build_param_groups(
         ConfigError: a pattern matches no parameter, no parameter is trainable, or two groups have the same name.
             Several errors are raised together as `ConfigErrors`.
     """
-    trained = trainable_parameters(module, select)
+    held = held_parameters(module, select, hold_frozen=hold_frozen)
     if not rules:
-        return [{"params": [p.tensor for p in trained]}]
-    collector = ErrorCollector()
+        return [{"params": [p.tensor for p in held]}]
     candidates = [p for p in module_parameters(module) if select is None or select.selects(p)]
-    assignments: list[tuple[Loc, GroupAssignment]] = []
-    for i, rule in enumerate(rules):
-        loc: Loc = ("param_groups", i)
-        with collector.collect(loc):
-            if isinstance(rule, GroupRule):
-                check_selector(rule.select, candidates, module)
-            has_weight_decay = base is None or "weight_decay" in base
-            assignments += [(loc, assignment) for assignment in rule.assignments(candidates, has_weight_decay)]
-    collector.raise_collected()
-
-    rule_names: dict[int, list[str]] = {id(p.tensor): [] for p in trained}
-    options: dict[int, dict[str, Any]] = {id(p.tensor): {} for p in trained}
-    locs: dict[int, dict[str, Loc]] = {id(p.tensor): {} for p in trained}
-    for loc, (name, selected, given) in assignments:
-        for p in selected:
-            if p.is_trainable and given:
-                rule_names[id(p.tensor)].append(name)
-                options[id(p.tensor)].update(given)
-                locs[id(p.tensor)].update(dict.fromkeys(given, loc))
+    options_of = apply_rules(rules, candidates, base, module)
+    collector = ErrorCollector()
     groups: dict[Any, dict[str, Any]] = {}
-    for p in trained:
+    for p in held:
+        found = options_of[id(p.tensor)]
         with collector.collect():
-            effective = apply_multipliers(options[id(p.tensor)], base or {}, locs[id(p.tensor)])
-            name = " + ".join(rule_names[id(p.tensor)]) or "default"
-            group = groups.setdefault(_hashable(effective), {"params": [], "name": name, **effective})
+            effective = apply_multipliers(found.options, base or {}, found.locs)
+            group = groups.setdefault(hashable(effective), {"params": [], "name": found.name or "default", **effective})
             group["params"].append(p.tensor)
         collector.raise_collected()
     for name, count in Counter(group["name"] for group in groups.values()).items():
@@ -134,12 +146,63 @@ def build_param_groups(
     return list(groups.values())
 
 
-def _hashable(value: Any) -> Any:
+@dataclass
+class RuleOptions:
+    """The options of one parameter from all rules that select it.
+
+    Attributes:
+        name: the names of the rules, joined with ` + `; empty if no rule sets an option.
+        options: the options, multipliers included.
+        locs: the location of each option in the configuration.
+    """
+
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    locs: dict[str, Loc] = field(default_factory=dict)
+
+
+def apply_rules(
+    rules: Sequence[AnyGroupRule],
+    parameters: Sequence[ModuleParameter],
+    base: Mapping[str, Any] | None,
+    module: nn.Module | None = None,
+) -> dict[int, RuleOptions]:
+    """The options that rules set, by the `id` of the parameter's tensor.
+
+    Args:
+        rules: the rules, in order.
+        parameters: the parameters to which the rules apply.
+        base: the optimizer's options; None if they are unknown.
+        module: the module of the parameters. If it is given, every pattern must match one of them.
+
+    Raises:
+        ConfigError: a pattern matches no parameter.
+        ConfigErrors: several of these errors.
+    """
+    collector = ErrorCollector()
+    found = {id(p.tensor): RuleOptions() for p in parameters}
+    has_weight_decay = base is None or "weight_decay" in base
+    for i, rule in enumerate(rules):
+        loc: Loc = ("param_groups", i)
+        with collector.collect(loc):
+            if isinstance(rule, GroupRule) and module is not None:
+                check_selector(rule.select, parameters, module)
+            for name, selected, given in rule.assignments(parameters, has_weight_decay):
+                for p in selected if given else ():
+                    one = found[id(p.tensor)]
+                    one.name = f"{one.name} + {name}" if one.name else name
+                    one.options.update(given)
+                    one.locs.update(dict.fromkeys(given, loc))
+    collector.raise_collected()
+    return found
+
+
+def hashable(value: Any) -> Any:
     """A hashable value that is equal for equal options."""
     if isinstance(value, Mapping):
-        return frozenset((key, _hashable(inner)) for key, inner in value.items())
+        return frozenset((key, hashable(inner)) for key, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return tuple(map(_hashable, value))
+        return tuple(map(hashable, value))
     return value if isinstance(value, Hashable) else repr(value)
 
 
@@ -174,35 +237,44 @@ class GroupTableRow:
     Attributes:
         group: the name of the group, or its index if it has no name.
         parameters: the names of its parameters.
-        elements: the total number of elements of its parameters.
+        elements: the total number of elements of its parameters; None if a lazy parameter has no shape yet.
         lr: the learning rate before schedule and warmup; None if the optimizer has none.
         weight_decay: the weight decay; None if the optimizer has none.
+        frozen: the number of its parameters that do not require gradients now.
     """
 
     group: str
     parameters: tuple[str, ...]
-    elements: int
+    elements: int | None
     lr: float | None
     weight_decay: float | None
+    frozen: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "parameters": list(self.parameters)}
+        """The row as plain data; `frozen` only if it is not 0."""
+        row = {**asdict(self), "parameters": list(self.parameters)}
+        return row if self.frozen else {key: value for key, value in row.items() if key != "frozen"}
 
 
 class GroupTable(tuple[GroupTableRow, ...]):
     """The parameter groups of an optimizer, one `GroupTableRow` each. `str()` formats them as a table."""
 
     def __str__(self) -> str:
-        header = ("group", "parameters", "elements", "lr", "weight_decay")
-        cells: list[tuple[str, ...]] = [header]
+        shows_frozen = any(row.frozen for row in self if not row.group.startswith("("))
+        columns = ("parameters", *(["frozen"] if shows_frozen else []), "elements", "lr", "weight_decay")
+        cells: list[tuple[str, ...]] = [("group", *columns)]
         for row in self:
-            numbers = ("-" if x is None else f"{x:g}" for x in (row.lr, row.weight_decay))
-            cells.append((row.group, f"{len(row.parameters):,}", f"{row.elements:,}", *numbers))
-        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+            values = {**asdict(row), "parameters": len(row.parameters)}
+            cells.append((row.group, *(_format_number(values[column]) for column in columns)))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join(
             "  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))))
             for line in cells
         )
+
+
+def _format_number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -212,19 +284,31 @@ class ParameterInfo:
     Attributes:
         id: the `id` of the tensor.
         name: the name of the parameter.
-        elements: the number of elements.
+        elements: the number of elements; None for a lazy parameter that has no shape yet.
         is_trainable: whether the parameter required gradients.
     """
 
     id: int
     name: str
-    elements: int
+    elements: int | None
     is_trainable: bool
 
 
 def parameter_infos(module: nn.Module) -> list[ParameterInfo]:
     """Facts about the current parameters of a module. (FSDP replaces the parameters during its computations.)"""
-    return [ParameterInfo(id(p.tensor), p.name, p.tensor.numel(), p.is_trainable) for p in module_parameters(module)]
+    return [
+        ParameterInfo(id(p.tensor), p.name, element_count(p.tensor), p.is_trainable) for p in module_parameters(module)
+    ]
+
+
+def element_count(p: Tensor) -> int | None:
+    """The number of elements of a parameter; None for a lazy parameter that has no shape yet."""
+    return None if nn.parameter.is_lazy(p) else p.numel()
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
 
 
 def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo] | None = None) -> GroupTable:
@@ -235,6 +319,7 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
         module: the module that the optimizer trains, or its `parameter_infos`. It gives the names of the parameters;
             without it they are numbered. It also adds one row for its frozen parameters that no group contains, and one
             row for its trainable parameters that no group contains, such as those of other optimizers.
+            (The parameters of a group can be frozen too; their number is the attribute `frozen` of its row.)
 
     Returns:
         A tuple of `GroupTableRow`s; `print` shows it as a table.
@@ -246,15 +331,16 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
         parameters = tuple(names.pop(id(p), f"{i}.{j}") for j, p in enumerate(group["params"]))
         lr = group.get("initial_lr", group.get("lr"))  # initial_lr is the lr before warmup and schedule
         numbers = (_float_or_none(lr), _float_or_none(group.get("weight_decay")))
-        elements = sum(p.numel() for p in group["params"])
-        rows.append(GroupTableRow(str(group.get("name", i)), parameters, elements, *numbers))
+        elements = _total(element_count(p) for p in group["params"])
+        frozen = sum(not p.requires_grad for p in group["params"])
+        rows.append(GroupTableRow(str(group.get("name", i)), parameters, elements, *numbers, frozen))
     ungrouped = [info for info in infos if info.id in names]
     for title, found in (
         ("frozen", [info for info in ungrouped if not info.is_trainable]),
         ("elsewhere", [info for info in ungrouped if info.is_trainable]),
     ):
         if found:
-            elements = sum(info.elements for info in found)
+            elements = _total(info.elements for info in found)
             rows.append(GroupTableRow(f"({title})", tuple(info.name for info in found), elements, None, None))
     return GroupTable(rows)
 
@@ -267,10 +353,7 @@ def _float_or_none(value: Any) -> float | None:
 
 
 def name_groups(optimizer: Optimizer, infos: Sequence[ParameterInfo], start: int) -> list[str]:
-    """Name parameter groups that were added to an optimizer.
-
-    A group without a name is named after the common beginning of its parameters' names, for example `backbone.0`, or
-    else `group N`. If another group has the name already, a number is appended: `backbone 2`.
+    """Name parameter groups that were added to an optimizer, as `proposed_group_names` describes.
 
     Args:
         optimizer: the optimizer.
@@ -280,14 +363,31 @@ def name_groups(optimizer: Optimizer, infos: Sequence[ParameterInfo], start: int
     Returns:
         The names of the added groups.
     """
-    paths = {info.id: info.name.split(".") for info in infos}
+    added, names = optimizer.param_groups[start:], proposed_group_names(optimizer, infos, start)
+    for group, name in zip(added, names, strict=True):
+        group["name"] = name
+    return names
+
+
+def proposed_group_names(optimizer: Optimizer, infos: Sequence[ParameterInfo], start: int) -> list[str]:
+    """Names for the parameter groups of an optimizer from the index `start` on.
+
+    A group without a name is named after the common beginning of its parameters' names, for example `backbone.0`, or
+    else `group N`. If another group has the name already, a number is appended: `backbone 2`.
+    """
     groups = list(enumerate(optimizer.param_groups))
     used = {group.get("name") for _, group in groups[:start]}
+    names = {}
     for i, group in sorted(groups[start:], key=lambda pair: not pair[1].get("name")):  # given names have precedence
-        levels = zip(*(paths.get(id(p), []) for p in group["params"]), strict=False)
-        common = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
-        name = str(group.get("name") or ".".join(level[0] for level in common) or f"group {i}")
+        name = str(group.get("name") or common_path(group["params"], infos) or f"group {i}")
         candidates = itertools.chain([name], (f"{name} {k}" for k in itertools.count(2)))
-        group["name"] = next(candidate for candidate in candidates if candidate not in used)
-        used.add(group["name"])
-    return [group["name"] for _, group in groups[start:]]
+        names[i] = next(candidate for candidate in candidates if candidate not in used)
+        used.add(names[i])
+    return [names[i] for i in sorted(names)]
+
+
+def common_path(params: Iterable[Tensor], infos: Sequence[ParameterInfo]) -> str:
+    """The common beginning of the parameters' names, such as `backbone.0`; empty if there is none."""
+    paths = {info.id: info.name.split(".") for info in infos}
+    levels = zip(*(paths.get(id(p), []) for p in params), strict=False)
+    return ".".join(level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 
+import torch
 from torch import Tensor, nn
 
 from optplug.errors import ConfigError, listing, suggest
@@ -56,6 +57,12 @@ class ModuleParameter:
     @property
     def is_trainable(self) -> bool:
         return self.tensor.requires_grad
+
+    @property
+    def can_be_trained(self) -> bool:
+        """Whether the parameter can require gradients, now or later. Integers, such as quantized weights, cannot."""
+        is_number = self.tensor.is_floating_point() or self.tensor.is_complex()
+        return self.is_trainable or (is_number and self.tensor.layout is torch.strided)
 
 
 def module_parameters(module: nn.Module) -> list[ModuleParameter]:

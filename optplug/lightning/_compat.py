@@ -94,6 +94,27 @@ def attached_trainer(module: Any) -> Any:
     return getattr(module, "_trainer", None)
 
 
+def finetuning_callbacks(trainer: Any) -> list[Any]:
+    """The trainer's callbacks that are derived from Lightning's `BaseFinetuning`, of either import name.
+
+    They freeze parameters before the training, and add parameter groups when they unfreeze them.
+    """
+    callbacks = getattr(trainer, "callbacks", None) or ()
+    return [one for one in callbacks if any(base.__name__ == "BaseFinetuning" for base in type(one).__mro__)]
+
+
+def share_add_param_group(module: Any) -> None:
+    """Give Lightning's wrappers of the optimizers, `module.optimizers()`, the `add_param_group` of the instances.
+
+    A wrapper is an instance of a class derived from the optimizer's class, so it would use the method of that class.
+    """
+    wrappers = module.optimizers()
+    for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
+        own = vars(getattr(wrapper, "optimizer", wrapper)).get("add_param_group")
+        if own is not None:
+            wrapper.add_param_group = own
+
+
 def loaded_checkpoint(trainer: Any) -> dict[str, Any] | None:
     """The checkpoint that Lightning has loaded and will restore; None without one.
 

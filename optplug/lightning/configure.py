@@ -30,7 +30,7 @@ from optplug.config.options import OneOptimizer, Options, Scheduler
 from optplug.config.param_groups import parameter_infos
 from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, WiringError
-from optplug.lightning._compat import attached_trainer, imported_module_classes
+from optplug.lightning._compat import attached_trainer, finetuning_callbacks, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.hook_types import OptimizerDict, OptimizerLRSchedulerDict
 from optplug.lightning.logger_names import rename_unloggable_groups
@@ -74,7 +74,8 @@ def configure_optimizers(
     """Build the return value of `LightningModule.configure_optimizers`; call it from that hook.
 
     Args:
-        module: the LightningModule (`self`). Its trainable parameters are optimized. A submodule that is a
+        module: the LightningModule (`self`). Its parameters are optimized; frozen ones if they are unfrozen later. A
+            parameter group that is added to the optimizer gets the options of `param_groups`. A submodule that is a
             LightningModule too is allowed if no trainable parameter of the whole module remains without an optimizer.
             Any other module has no trainer: its optimizer is built like that of a plain training loop, and Lightning
             steps its schedule.
@@ -158,10 +159,11 @@ def build_from_config(
     Raises:
         As `configure_optimizers`.
     """
-    check_optimization_mode(module, config)
-    check_parameter_partition(module, config)
-    built = [_build(module, config, setup, prebuilt, replaced) for setup in config.setups]
     trainer = attached_trainer(module)
+    check_optimization_mode(module, config)
+    _check_combination(trainer, config)
+    check_parameter_partition(module, config, hold_frozen=not finetuning_callbacks(trainer))
+    built = [_build(module, config, setup, prebuilt, replaced) for setup in config.setups]
     if trainer is not None:
         from optplug.lightning.stepping_callback import ensure_stepping_callback  # needs Lightning
 
@@ -203,6 +205,26 @@ def check_optimization_mode(module: Any, config: Config) -> None:
         )
 
 
+def _check_combination(trainer: Any, config: Config) -> None:
+    """Check that the trainer has no BackboneFinetuning callback if optimizers are combined into one.
+
+    Raises:
+        WiringError: it has one.
+    """
+    name = "BackboneFinetuning"
+    has_callback = any(
+        base.__name__ == name for callback in finetuning_callbacks(trainer) for base in type(callback).__mro__
+    )
+    if has_callback and any(setup.is_combined for setup in config.setups):
+        raise WiringError(
+            f"combine cannot be used with {name}: it adds the backbone's parameter group without the key 'member', "
+            "which selects one of the combined optimizers. Use one optimizer, or remove the "
+            "callback and unfreeze the backbone in the module with requires_grad_(True): the optimizers hold frozen "
+            "parameters",
+            loc=("optimizer",),
+        )
+
+
 def _build(
     module: Any,
     config: Config,
@@ -233,7 +255,8 @@ def _build(
         )
     optimizer = prebuilt
     if optimizer is None:
-        optimizer = build_optimizer(module, setup)
+        # A finetuning callback adds the parameters that it unfreezes itself, and skips those that the optimizer holds.
+        optimizer = build_optimizer(module, setup, hold_frozen=not finetuning_callbacks(trainer))
         rename_unloggable_groups(optimizer)
     scheduler = plan = None
     if scheduled is not None and given is not None:

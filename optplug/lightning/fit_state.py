@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, SteppingPlan
+from optplug.lightning.followed_lrs import EpochStartRates
 from optplug.lightning.managed_scheduler import GlobalStepCounter, ManagedScheduler, PlateauHistory, StepCounter
 from optplug.lightning.optimizer_modes import OptimizerModes
 
@@ -87,6 +88,7 @@ class ResumeState:
         configured_groups: for each optimizer, the options of its parameter groups before Lightning restores them.
         configured_schedules: for each scheduler, its state before Lightning restores it.
         messages: lines for the summary at the start of the training.
+        load_hooks: handles of the hooks that check state dicts before Lightning loads them.
     """
 
     policy: str
@@ -95,6 +97,7 @@ class ResumeState:
     configured_groups: list[list[dict[str, Any]]] = field(default_factory=list)
     configured_schedules: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    load_hooks: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -111,6 +114,8 @@ class FitState:
         histories: the history of each plateau scheduler, including replaced ones.
         step_counters: the step counter of each optimizer of the trainer.
         group_counts: the number of parameter groups of each optimizer of the trainer.
+        epoch_start_rates: the learning rates at the start of the epoch; None from its first batch on.
+        reported_unheld: names of trainable parameters that no optimizer holds, and that a warning has named.
         modes: the modes of the optimizers with `train()` and `eval()`.
         snapshots: earlier metric values.
         epochs: the epochs that have counted.
@@ -129,6 +134,8 @@ class FitState:
     histories: list[PlateauHistory] = field(default_factory=list)
     step_counters: list[StepCounter | GlobalStepCounter] = field(default_factory=list)
     group_counts: list[int] = field(default_factory=list)
+    epoch_start_rates: EpochStartRates | None = None
+    reported_unheld: set[str] = field(default_factory=set)
     modes: OptimizerModes = field(default_factory=OptimizerModes)
     snapshots: MetricSnapshots = field(default_factory=MetricSnapshots)
     epochs: EpochCount = field(default_factory=EpochCount)

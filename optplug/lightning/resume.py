@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS, RESTARTING
-from optplug.errors import Loc, WiringError, loc_text, short_list
+from optplug.errors import Loc, WiringError, listing, loc_text, short_list
+from optplug.lightning._compat import finetuning_callbacks
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.fit_setup import MonitoredMetric
 from optplug.lightning.fit_state import FitState, ResumeState
@@ -59,6 +60,13 @@ def prepare_resume(
         current = collect_metadata(trainer, state)
         _check_compatible(trainer, saved, current, policy)
         resume.messages = list(_describe_differences(saved, current, policy))
+    elif policy != "reset_all":  # a checkpoint of another program
+        _check_optimizer_count(trainer, checkpoint)
+        resume.load_hooks = [
+            optimizer.register_load_state_dict_pre_hook(_check_group_sizes)
+            for optimizer, _ in found
+            if hasattr(optimizer, "register_load_state_dict_pre_hook")
+        ]
     resume.configured_groups = [
         [{key: copy.copy(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         for optimizer in trainer.optimizers
@@ -115,6 +123,9 @@ def finish_resume(trainer: Any, state: FitState) -> None:
     resume = state.resume
     if resume is None:
         return
+    for hook in resume.load_hooks:
+        hook.remove()
+    resume.load_hooks = []
     if resume.policy == "keep":
         _restore_plans(trainer, state, resume)
     elif resume.policy == "reset_scheduler":
@@ -137,10 +148,10 @@ def _override_hyperparameters(trainer: Any, resume: ResumeState) -> None:
 
     A learning rate that a schedule has reached is scaled by the ratio of the new base learning rate to the old one.
     """
-    base_lrs: dict[int, tuple[list[float], list[float]]] = {}  # by id of the optimizer: new values, ratios to the old
+    base_lrs: dict[int, tuple[list[float], list[float]]] = {}  # by id of the optimizer: new values, old values
     entries = trainer.lr_scheduler_configs
     for optimizer, groups in zip(trainer.optimizers, resume.configured_groups, strict=True):
-        bases, ratios = base_lrs.setdefault(id(optimizer), ([], []))
+        bases, old_bases = base_lrs.setdefault(id(optimizer), ([], []))
         names = _hyperparameter_names(optimizer) - {"lr"}
         # A finetuning callback may have added further groups. They have no configuration and stay as they are.
         for group, configured in zip(optimizer.param_groups, groups, strict=False):
@@ -156,10 +167,10 @@ def _override_hyperparameters(trainer: Any, resume: ResumeState) -> None:
             if "initial_lr" in group:
                 group["initial_lr"] = after
             bases.append(after)
-            ratios.append(after / before if before else 1.0)
+            old_bases.append(before)
     for entry, configured_state in zip(entries, resume.configured_schedules, strict=False):
-        bases, ratios = base_lrs[id(entry.scheduler.optimizer)]
-        if not adapter_for(entry.scheduler).apply_settings(configured_state, bases, ratios):
+        bases, old_bases = base_lrs[id(entry.scheduler.optimizer)]
+        if not adapter_for(entry.scheduler).apply_settings(configured_state, bases, old_bases):
             name = type(entry.scheduler).__name__
             resume.messages.append(f"the settings of {name} come from the checkpoint: optplug cannot replace them")
     for optimizer in trainer.optimizers:
@@ -212,6 +223,41 @@ def _saved_metric(current: MonitoredMetric, history: Mapping[str, Any]) -> Monit
 # ------------------------------------------------------------ checkpoint and configuration compared
 
 
+_RESET_REMEDY = "on_resume: reset_all keeps the weights and restarts optimizer and schedule"
+
+
+def _check_optimizer_count(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Check that a checkpoint without metadata has as many optimizers as the trainer.
+
+    Raises:
+        WiringError: it has another number of optimizers.
+    """
+    saved, current = len(checkpoint.get("optimizer_states") or ()), len(trainer.optimizers)
+    if saved not in (0, current):
+        raise WiringError(
+            f"the checkpoint has {saved} optimizers, but the configuration has {current}; {_RESET_REMEDY}"
+        )
+
+
+def _check_group_sizes(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
+    """Check that a state dict without metadata has the parameter groups of an optimizer.
+
+    It is called when Lightning loads the state dict: until then, callbacks and modules may add groups.
+
+    Raises:
+        WiringError: the number of groups or the number of their parameters differs.
+    """
+    saved, current = (
+        [len(group["params"]) for group in groups] for groups in (state_dict["param_groups"], optimizer.param_groups)
+    )
+    if saved != current:
+        names = listing(str(group.get("name", i)) for i, group in enumerate(optimizer.param_groups))
+        raise WiringError(
+            f"the parameter groups of the checkpoint have {listing(map(str, saved))} parameters, but the groups of the "
+            f"configuration ({names}) have {listing(map(str, current))}; {_RESET_REMEDY}"
+        )
+
+
 def _check_compatible(trainer: Any, saved: Mapping[str, Any], current: Mapping[str, Any], policy: str) -> None:
     """Check that the optimizers, schedules and parameter groups of the checkpoint are those of the configuration.
 
@@ -226,7 +272,7 @@ def _check_compatible(trainer: Any, saved: Mapping[str, Any], current: Mapping[s
     """
     if policy == "reset_all":
         return
-    remedy = "; on_resume: reset_all keeps the weights and restarts optimizer and schedule"
+    remedy = f"; {_RESET_REMEDY}"
     configs = saved["config"], current["config"]
     optimizers = [_canonical_names(config, "optimizer") for config in configs]
     schedules = [_canonical_names(config, "scheduler") for config in configs]
@@ -244,8 +290,8 @@ def _check_compatible(trainer: Any, saved: Mapping[str, Any], current: Mapping[s
         before_groups, after_groups = _parameters_by_group(before_rows), _parameters_by_group(after_rows)
         names = list(after_groups)
         # The groups that a finetuning callback adds when it unfreezes layers do not exist yet.
-        finetuning = any("BaseFinetuning" in [c.__name__ for c in type(cb).__mro__] for cb in trainer.callbacks)
-        compared = list(before_groups.values())[: len(names)] if finetuning else list(before_groups.values())
+        compared = list(before_groups.values())
+        compared = compared[: len(names)] if finetuning_callbacks(trainer) else compared
         if compared == list(after_groups.values()):
             continue
         changed = [

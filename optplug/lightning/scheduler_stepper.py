@@ -13,11 +13,12 @@ import contextlib
 from dataclasses import asdict
 from typing import Any
 
-from optplug.config.param_groups import name_groups, parameter_infos
+from optplug.config.param_groups import parameter_infos, proposed_group_names
 from optplug.errors import NonFiniteMetricError, OptplugError, WiringError, listing
-from optplug.lightning._compat import loaded_checkpoint, validation_is_due
+from optplug.lightning._compat import loaded_checkpoint, share_add_param_group, validation_is_due
 from optplug.lightning.checkpoint_metadata import METADATA_KEY, collect_metadata, saved_metadata
 from optplug.lightning.fit_state import EpochCount, FitState
+from optplug.lightning.followed_lrs import EpochStartRates
 from optplug.lightning.managed_scheduler import (
     GlobalStepCounter,
     ManagedFrequency,
@@ -33,6 +34,7 @@ from optplug.lightning.plateau import PlateauObserver
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.resume import lost_values
 from optplug.lightning.trainer_info import last_batch_is_done
+from optplug.lightning.unheld_parameters import warn_of_unheld_parameters
 from optplug.schedulers.late_groups import follow_groups
 
 
@@ -121,7 +123,7 @@ class SchedulerStepper:
         managed.optimizer_steps_handled = managed.optimizer_steps
 
     def _follow_groups(self, trainer: Any) -> None:
-        """Name the parameter groups added since the last call, and add them to the schedules of their optimizers."""
+        """Add the parameter groups added since the last call to the schedules of their optimizers."""
         state = self.fit_state
         for i, optimizer in enumerate(trainer.optimizers):
             old_count, new_count = state.group_counts[i], len(optimizer.param_groups)
@@ -135,7 +137,7 @@ class SchedulerStepper:
                 info for one, found in state.configured(trainer) if one is optimizer for info in found.parameter_infos
             ]
             infos += parameter_infos(trainer.lightning_module)
-            names = listing(name_groups(optimizer, infos, old_count))
+            names = listing(proposed_group_names(optimizer, infos, old_count))
             self._reporter.report(
                 trainer, f"epoch {trainer.current_epoch}: new parameter groups are scheduled too: {names}"
             )
@@ -154,6 +156,7 @@ class SchedulerStepper:
         self.fit_state.modes = OptimizerModes(trainer.optimizers)
         self.fit_state.modes.switch("eval")  # a checkpoint without a mode contains evaluation weights
         self._update_managed_schedulers(trainer)
+        share_add_param_group(pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = self.fit_state
@@ -210,6 +213,7 @@ class SchedulerStepper:
         self._update_managed_schedulers(trainer)
         self.fit_state.epochs.begin_epoch(trainer.current_epoch)
         self._begin_epoch(trainer)
+        self.fit_state.epoch_start_rates = EpochStartRates(trainer)
 
     def _begin_epoch(self, trainer: Any) -> None:
         state = self.fit_state
@@ -225,7 +229,11 @@ class SchedulerStepper:
             if saved:
                 managed.restore(saved)
         state.modes.switch("train")
-        self._follow_groups(trainer)  # groups that callbacks added; named before LearningRateMonitor logs them
+        rates, state.epoch_start_rates = state.epoch_start_rates, None
+        if rates is not None:  # the first batch of the epoch
+            rates.follow()
+            warn_of_unheld_parameters(trainer, state, self._reporter)
+        self._follow_groups(trainer)  # groups that callbacks added
         for managed in state.managed:
             managed.adapter.apply_changed_lrs()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lbfgs import LBFGS
 
@@ -122,13 +123,17 @@ class Combined(Optimizer):
         """
         options = dict(param_group)
         member = self.members[self._member_index(options.pop("member", None))]
+        before = [(group, group["params"]) for group in member.param_groups]
         member.add_param_group(options)
         try:
             _check_disjoint(self.members)
         except ParameterError:
-            member.param_groups.pop()
+            del member.param_groups[len(before) :]
+            for group, params in before:
+                group["params"] = params
             raise
-        member.param_groups[-1]["member"] = param_group["member"]
+        for group in member.param_groups[len(before) :]:  # rules of a configuration may split the group
+            group["member"] = param_group["member"]
         self._share_state_and_name_groups()
 
     @property
@@ -255,7 +260,7 @@ def _check_disjoint(members: Iterable[Optimizer]) -> None:
         for p in _params(member):
             first = found.setdefault(id(p), current)
             if first != current:
+                shape = "unknown" if is_lazy(p) else tuple(p.shape)
                 raise ParameterError(
-                    f"{first[1]} and {current[1]} both have a parameter of shape {tuple(p.shape)}: "
-                    "give it to one of them"
+                    f"{first[1]} and {current[1]} both have a parameter of shape {shape}: give it to one of them"
                 )

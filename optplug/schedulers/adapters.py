@@ -19,7 +19,14 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import singledispatch
 from typing import Any, ClassVar
 
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, OneCycleLR, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from optplug.schedulers.lr import clone_tensor, init_new_group, scale_lr, set_lr
 
@@ -110,7 +117,10 @@ class SchedulerAdapter:
         n_old = min(map(len, lists.values()), default=len(groups))
         if n_old < len(groups):
             attributes |= {name: list(values) for name, values in lists.items()}  # a state dict may share the old lists
-            last = groups[n_old - 1]
+            # A learning rate of 0 has no ratio to others.
+            has_ratio = (i for i in reversed(range(n_old)) if float(groups[i].get("initial_lr", groups[i]["lr"])))
+            reference = next(has_ratio, n_old - 1)
+            last = groups[reference]
             for i in range(n_old, len(groups)):
                 if any(groups[i]["lr"] is group["lr"] for group in groups[:i]):
                     # All groups without their own lr share the tensor of the optimizer's defaults.
@@ -118,7 +128,8 @@ class SchedulerAdapter:
                 ratio = init_new_group(groups[i], last)
                 for name, values in lists.items():
                     if i >= len(values):
-                        value, is_lr = values[n_old - 1], name in self.lr_lists
+                        is_lr = name in self.lr_lists
+                        value = values[reference if is_lr else n_old - 1]
                         new = scale_lr(value, groups[i], last, ratio) if is_lr else clone_tensor(value)
                         attributes[name].append(new)
             closed_form = self._closed_form_lrs() if self._floor or not float(last["lr"]) else None
@@ -170,7 +181,9 @@ class SchedulerAdapter:
 
     # ------------------------------------------------------------------ resume
 
-    def apply_settings(self, new_state: Mapping[str, Any], base_lrs: Sequence[float], ratios: Sequence[float]) -> bool:
+    def apply_settings(
+        self, new_state: Mapping[str, Any], base_lrs: Sequence[float], old_base_lrs: Sequence[float]
+    ) -> bool:
         """Apply the configured settings to a scheduler that was restored from a checkpoint.
 
         The scheduler's progress does not change.
@@ -178,14 +191,25 @@ class SchedulerAdapter:
         Args:
             new_state: the scheduler's `state_dict` before it was restored.
             base_lrs: the new base learning rate of each group.
-            ratios: for each group the ratio of the new base learning rate to that of the checkpoint.
+            old_base_lrs: the base learning rate of each group in the checkpoint.
 
         Returns:
             Whether the settings were applied. Else the scheduler keeps its settings; only its learning rates change.
         """
-        for group, ratio in zip(self.scheduler.optimizer.param_groups, ratios, strict=False):
-            set_lr(group, float(group["lr"]) * ratio)
+        groups = self.scheduler.optimizer.param_groups
+        old_lrs = [float(group["lr"]) for group in groups]
+        for group, lr, base, old in zip(groups, old_lrs, base_lrs, old_base_lrs, strict=False):
+            if old:
+                set_lr(group, lr * (base / old))
         self._replace_base_lrs(base_lrs)
+        # A learning rate of 0 does not show which factor the schedule has reached: another group or the formula does.
+        was_zero = [i for i, (base, old) in enumerate(zip(base_lrs, old_base_lrs, strict=False)) if base and not old]
+        if was_zero:
+            closed_form = self._closed_form_lrs()
+            factors = [lr / old for lr, old in zip(old_lrs, old_base_lrs, strict=False) if old]
+            for i in was_zero:
+                reached = base_lrs[i] * min(factors, default=1.0) if closed_form is None else float(closed_form[i])
+                set_lr(groups[i], reached)
         self._update_last_lr()
         return False
 
@@ -217,8 +241,22 @@ class TorchAdapter(SchedulerAdapter):
         return self.scheduler._get_closed_form_lr() if has_closed_form else None
 
 
+class LambdaAdapter(TorchAdapter):
+    """The adapter of torch's `LambdaLR`, and so of the schedulers of transformers."""
+
+    def _closed_form_lrs(self) -> Sequence[Any] | None:
+        step = self.scheduler.last_epoch
+        pairs = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        return [base * factor(step) for base, factor in pairs]
+
+
 class ChainedAdapter(TorchAdapter):
     """The adapter of schedulers that combine others: all members are extended to added groups."""
+
+    def _replace_base_lrs(self, base_lrs: Sequence[float]) -> None:
+        for member in self.scheduler._schedulers:
+            adapter_for(member)._replace_base_lrs(base_lrs)
+        super()._replace_base_lrs(base_lrs)
 
     def _extend_lists(self, adjustable: Collection[int]) -> None:
         active = self._active_member()
@@ -258,9 +296,16 @@ class PlateauAdapter(TorchAdapter):
         plateau._init_is_better(mode, plateau.threshold, plateau.threshold_mode)
         plateau.best, plateau.num_bad_epochs = plateau.mode_worse, 0
 
-    def apply_settings(self, new_state: Mapping[str, Any], base_lrs: Sequence[float], ratios: Sequence[float]) -> bool:
-        super().apply_settings(new_state, base_lrs, ratios)
+    def apply_settings(
+        self, new_state: Mapping[str, Any], base_lrs: Sequence[float], old_base_lrs: Sequence[float]
+    ) -> bool:
+        super().apply_settings(new_state, base_lrs, old_base_lrs)
         self._load_settings(new_state)
+        groups, min_lrs = self.scheduler.optimizer.param_groups, self.scheduler.min_lrs
+        for group, base, old, least in zip(groups, base_lrs, old_base_lrs, min_lrs, strict=False):
+            if base and not old:  # the cuts of this group would have ended at its least learning rate
+                set_lr(group, max(float(group["lr"]), min(base, float(least))))
+        self._update_last_lr()
         return True
 
 
@@ -279,6 +324,7 @@ class TimmAdapter(SchedulerAdapter):
 
 
 adapter_for.register(LRScheduler, TorchAdapter)
+adapter_for.register(LambdaLR, LambdaAdapter)
 adapter_for.register(ChainedScheduler, ChainedAdapter)
 adapter_for.register(SequentialLR, SequentialAdapter)
 adapter_for.register(OneCycleLR, OneCycleAdapter)

@@ -188,8 +188,10 @@ class ClosedFormAdapter(TorchAdapter):
     def _initial_lrs(self, base_lrs: Sequence[float]) -> Sequence[Any]:
         return self.scheduler._get_closed_form_lr()  # type: ignore[no-any-return]
 
-    def apply_settings(self, new_state: Mapping[str, Any], base_lrs: Sequence[float], ratios: Sequence[float]) -> bool:
-        super().apply_settings(new_state, base_lrs, ratios)
+    def apply_settings(
+        self, new_state: Mapping[str, Any], base_lrs: Sequence[float], old_base_lrs: Sequence[float]
+    ) -> bool:
+        super().apply_settings(new_state, base_lrs, old_base_lrs)
         self._load_settings(new_state)
         groups = self.scheduler.optimizer.param_groups
         if len(groups) == len(self.scheduler.base_lrs):

@@ -13,13 +13,13 @@ def follow_groups(scheduler: LRScheduler) -> None:
     The per-group lists of the scheduler get a value for each new group, and the new groups get the keys that the
     scheduler reads.
 
-    A new group is scheduled like the last of the old groups, as if it had existed from the start. Its base learning
-    rate is that of the last old group, times the ratio of their current learning rates; if the new group has an
-    `initial_lr`, times the ratio of their `initial_lr`.
+    A new group is scheduled like the last old group whose base learning rate is not 0, as if it had existed from the
+    start. Its base learning rate is that of this group, times the ratio of their current learning rates; if the new
+    group has an `initial_lr`, times the ratio of their `initial_lr`.
 
     The current learning rate of a new group does not change, with two exceptions. In these the closed form sets it, if
     the scheduler has one: the schedule has a floor (`eta_min`) above 0, where learning rates are not proportional to
-    base learning rates; or the last old group's learning rate is 0, so that the new group's is its base learning rate.
+    base learning rates; or the old group's learning rate is 0, so that the new group's is its base learning rate.
 
     Args:
         scheduler: any scheduler. Its family (`optplug.schedulers.adapters`) determines which lists are extended. A

@@ -314,10 +314,12 @@ class WarmupAdapter(SchedulerAdapter):
         with warmup._without_warmup():
             self._inner.set_base_lrs(base_lrs)
 
-    def apply_settings(self, new_state: Mapping[str, Any], base_lrs: Sequence[float], ratios: Sequence[float]) -> bool:
+    def apply_settings(
+        self, new_state: Mapping[str, Any], base_lrs: Sequence[float], old_base_lrs: Sequence[float]
+    ) -> bool:
         warmup = self.scheduler
         with warmup._without_warmup():
-            applied = self._inner.apply_settings(new_state["scheduler"], base_lrs, ratios)
+            applied = self._inner.apply_settings(new_state["scheduler"], base_lrs, old_base_lrs)
             warmup.warmup_steps = new_state["warmup"]["steps"]
             warmup.start_factor = new_state["warmup"]["start_factor"]
         return applied

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 import optplug
 from optplug.config.param_group_presets import LayerDecay, NoDecay
+from optplug.config.param_groups import group_table
 from optplug.config.parse import parse
 from optplug.errors import ConfigError, OptplugError, loc_text
 
@@ -205,11 +206,26 @@ def test_no_decay_does_nothing_for_an_optimizer_without_weight_decay(name: str):
     assert len(group["params"]) == 4
 
 
-def test_frozen_parameters_are_in_no_group():
+def test_frozen_parameters_are_in_the_groups_of_the_preset():
     module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     module[1].requires_grad_(False)
     made = optplug.configure_optimizers(module, "adamw", param_groups="no_decay")["optimizer"]
-    assert [[id(p) for p in g["params"]] for g in made.param_groups] == [[id(module[0].weight)], [id(module[0].bias)]]
+    names = {id(p): name for name, p in module.named_parameters()}
+    assert [[names[id(p)] for p in g["params"]] for g in made.param_groups] == [
+        ["0.weight"],
+        ["0.bias", "1.weight", "1.bias"],
+    ]
+
+
+def test_lazy_parameters_are_grouped_by_their_names_and_modules():
+    module = nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d())
+    made = optplug.configure_optimizers(module, "adamw", param_groups="no_decay")["optimizer"]
+    assert [row.parameters for row in group_table(made, module)] == [("0.weight",), ("0.bias", "1.weight", "1.bias")]
+    assert [row.elements for row in group_table(made, module)] == [None, None]
+    assert str(group_table(made, module)).splitlines()[1].split()[:3] == ["default", "1", "-"]
+    module(torch.ones(3, 4)).sum().backward()
+    made.step()
+    assert [row.elements for row in group_table(made, module)] == [8, 6]
 
 
 def test_equivalent_forms_of_no_decay_are_parsed_equally():
@@ -313,7 +329,7 @@ def test_frozen_layers_do_not_change_the_lr_of_others():
         module = layered_network()
         module.get_submodule(frozen).requires_grad_(False)
         found = learning_rates(module, "embed.*", "blocks.{}.*", "head.*")
-        assert found == {name: lr for name, lr in expected.items() if name != f"{frozen}.weight"}
+        assert found == expected
 
 
 def test_shared_parameter_belongs_to_the_first_layer_of_its_names():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -116,14 +119,29 @@ def test_rule_that_matches_every_parameter_may_be_named_default():
     assert [g["name"] for g in make_groups(network(), {"match": "*", "name": "default", "lr": 1.0})] == ["default"]
 
 
-def test_frozen_parameters_are_in_no_group():
+def test_frozen_parameters_are_held_in_the_groups_of_their_rules():
+    module, unfrozen = network(), network()
+    module["body"].requires_grad_(False)
+    rule = {"match": "*.bias", "lr": 1.0}
+    held = parameters_by_group(module, make_groups(module, rule))
+    assert held == parameters_by_group(unfrozen, make_groups(unfrozen, rule))
+    assert sum(map(len, held.values())) == 6
+
+
+def test_frozen_parameters_are_in_no_group_without_hold_frozen():
     module = network()
     module["body"].requires_grad_(False)
     assert [p.name for p in trainable_parameters(module)] == ["head.weight", "head.bias"]
-    assert parameters_by_group(module, make_groups(module, {"match": "*.bias", "lr": 1.0})) == {
-        "default": ["head.weight"],
-        "*.bias": ["head.bias"],
-    }
+    config = parse("adam", param_groups=[{"match": "*.bias", "lr": 1.0}])
+    made = build_param_groups(module, config.param_groups, {}, hold_frozen=False)
+    assert parameters_by_group(module, made) == {"default": ["head.weight"], "*.bias": ["head.bias"]}
+
+
+def test_parameters_that_cannot_require_gradients_are_in_no_group():
+    module = network()
+    module.register_parameter("codes", nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
+    made = optplug.configure_optimizers(module, "adam")["optimizer"]
+    assert group_table(made, module)[1] == GroupTableRow("(frozen)", ("codes",), 2, None, None)
 
 
 def test_shared_parameter_is_in_one_group_and_matched_by_each_of_its_names():
@@ -156,12 +174,13 @@ def test_all_patterns_without_a_match_are_reported_together():
     ]
 
 
-def test_rule_that_matches_only_frozen_parameters_creates_no_group():
+def test_rule_that_matches_only_frozen_parameters_creates_their_group():
     module = network()
     module["head"].requires_grad_(False)
     made = make_groups(module, {"match": "head.*", "lr": 1.0})
     assert parameters_by_group(module, made) == {
-        "default": ["body.0.weight", "body.0.bias", "body.1.weight", "body.1.bias"]
+        "default": ["body.0.weight", "body.0.bias", "body.1.weight", "body.1.bias"],
+        "head.*": ["head.weight", "head.bias"],
     }
 
 
@@ -365,21 +384,42 @@ def test_each_parameter_must_have_exactly_one_of_several_optimizers():
     )
 
 
-def test_frozen_parameter_needs_no_optimizer():
+def test_frozen_parameter_needs_no_optimizer_and_is_shown():
     module = network()
     module["head"].bias.requires_grad_(False)
     given = {"combine": [{"name": "adam", "match": "body.*"}, {"name": "sgd", "match": "head.weight"}]}
     made = optplug.configure_optimizers(module, given)["optimizer"]
     assert [len(g["params"]) for g in made.param_groups] == [4, 1]
+    assert group_table(made, module)[-1] == GroupTableRow("(frozen)", ("head.bias",), 1, None, None)
 
 
-def test_optimizer_with_only_frozen_parameters_is_rejected_with_its_location():
+@pytest.mark.parametrize("combined", [False, True], ids=["list", "combine"])
+def test_optimizer_with_only_frozen_parameters_holds_them(combined: bool):
     module = network()
     module["head"].requires_grad_(False)
-    given = [{"name": "adam", "match": "body.*"}, {"name": "sgd", "match": "head.*"}]
+    given: Any = [{"name": "adam", "match": "body.*"}, {"name": "sgd", "match": "head.*"}]
+    made = optplug.configure_optimizers(module, {"combine": given} if combined else given)
+    optimizers = [made["optimizer"]] if combined else [entry["optimizer"] for entry in made]
+    assert [len(g["params"]) for optimizer in optimizers for g in optimizer.param_groups] == [4, 2]
+    assert [row.frozen for row in group_table(optimizers[-1]) if row.frozen] == [2]
+
+
+def test_frozen_parameter_that_two_optimizers_select_is_rejected():
+    module = network()
+    module["head"].requires_grad_(False)
+    given = [{"name": "adam", "match": "*"}, {"name": "sgd", "match": "head.*"}]
     assert partition_errors(module, *given) == [
-        "optimizer[1]: ModuleDict has no trainable parameters: all 2 selected parameters are frozen"
+        "optimizer: optimizer[0] and optimizer[1] both select head.weight, head.bias: "
+        "a parameter must have exactly one optimizer"
     ]
+
+
+def test_optimizers_of_a_module_without_trainable_parameters_are_rejected():
+    module = network().requires_grad_(False)
+    given = [{"name": "adam", "match": "body.*"}, {"name": "sgd", "match": "head.*"}]
+    assert partition_errors(module, *given)[0].endswith(
+        "ModuleDict has no trainable parameters: all 6 parameters are frozen"
+    )
 
 
 # ------------------------------------------------------------------------------------------ the table
@@ -395,13 +435,13 @@ def test_table_shows_groups_and_parameters_in_no_group():
     assert list(table) == [
         GroupTableRow("default", ("body.0.weight", "head.weight"), 9, 0.5, 0.01),
         GroupTableRow("no_decay", ("body.0.bias", "head.bias"), 4, 0.5, 0.0),
-        GroupTableRow("(frozen)", ("body.1.weight", "body.1.bias"), 6, None, None),
+        GroupTableRow("no_decay + body.1.*", ("body.1.weight", "body.1.bias"), 6, 3.0, 0.0, 2),
     ]
     assert str(table).splitlines() == [
-        "group     parameters  elements   lr  weight_decay",
-        "default            2         9  0.5          0.01",
-        "no_decay           2         4  0.5             0",
-        "(frozen)           2         6    -             -",
+        "group                parameters  frozen  elements   lr  weight_decay",
+        "default                       2       0         9  0.5          0.01",
+        "no_decay                      2       0         4  0.5             0",
+        "no_decay + body.1.*           2       2         6    3             0",
     ]
     assert table[0].to_dict() == {
         "group": "default",
@@ -410,6 +450,7 @@ def test_table_shows_groups_and_parameters_in_no_group():
         "lr": 0.5,
         "weight_decay": 0.01,
     }
+    assert table[2].to_dict()["frozen"] == 2
 
 
 def test_table_of_torch_optimizer_shows_base_lr_and_parameters_in_no_group():
@@ -511,7 +552,7 @@ def test_every_parameter_is_in_one_group_with_the_expected_options(
     made = optplug.configure_optimizers(module, {"name": "adamw", **base}, param_groups=named)["optimizer"]
     names = {id(p): name for name, p in module.named_parameters()}
     grouped = [names[id(p)] for g in made.param_groups for p in g["params"]]
-    assert sorted(grouped) == sorted(set(names.values()) - frozen)
+    assert sorted(grouped) == sorted(names.values())
     for g in made.param_groups:
         for p in g["params"]:
             expected = expected_options(names[id(p)], base, rules)
@@ -534,3 +575,31 @@ def test_no_two_groups_have_equal_options(rules: list[Any]):
     made = build_param_groups(module, config.param_groups, base)
     found = [{key: value for key, value in g.items() if key not in ("params", "name")} for g in made]
     assert all(one != other for i, one in enumerate(found) for other in found[:i])
+
+
+# ------------------------------------------------------------------------------------------ groups added later
+
+
+@pytest.mark.parametrize("combined", [False, True], ids=["one optimizer", "combine"])
+def test_optimizer_of_a_configuration_is_copied_without_its_module(combined: bool):
+    module = network()
+    module["head"].requires_grad_(False)
+    parts = [{"name": "adam", "match": "body.*"}, {"name": "sgd", "match": "head.*"}]
+    made = optplug.configure_optimizers(module, {"combine": parts} if combined else "adam")["optimizer"]
+    for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        copied.add_param_group({"params": [torch.zeros(1)], **({"member": 0} if combined else {})})
+        assert len(copied.param_groups) == len(made.param_groups) + 1
+
+
+def test_optimizer_with_added_groups_is_freed_without_garbage_collection():
+    module = network()
+    reference = weakref.ref(optplug.configure_optimizers(module, "sgd", param_groups="no_decay")["optimizer"])
+    assert reference() is None
+
+
+def test_module_that_no_longer_exists_applies_no_rules():
+    module = network()
+    made = optplug.configure_optimizers(module, {"name": "adamw", "weight_decay": 0.5}, param_groups="no_decay")
+    del module
+    made["optimizer"].add_param_group({"params": nn.Linear(1, 1).bias})
+    assert made["optimizer"].param_groups[-1]["weight_decay"] == 0.5

@@ -77,15 +77,21 @@ def test_parameters_created_in_configure_model_are_optimized(scripted_module: ty
     ]
 
 
-def test_parameters_frozen_in_setup_are_excluded(pl: Any, scripted_module: type, trainer: Any, quiet_callback: Any):
+def test_parameters_frozen_in_setup_are_held_and_not_stepped(
+    pl: Any, scripted_module: type, trainer: Any, quiet_callback: Any
+) -> None:
     class Freeze(pl.Callback):
         def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
             pl_module.layer.bias.requires_grad_(False)
 
     module = scripted_module()
+    before = module.layer.bias.detach().clone()
     fitted = trainer(callbacks=[quiet_callback(ADAM), Freeze()])
     fitted.fit(module)
-    assert [id(p) for p in fitted.optimizers[0].param_groups[0]["params"]] == [id(module.layer.weight)]
+    (optimizer,) = fitted.optimizers
+    assert list(map(id, optimizer.param_groups[0]["params"])) == [id(module.layer.weight), id(module.layer.bias)]
+    assert [id(p) for p in optimizer.state] == [id(module.layer.weight)]
+    assert torch.equal(module.layer.bias, before)
 
 
 @pytest.mark.parametrize("returned", ["optimizer", "mapping", "list", "two lists"])

@@ -149,3 +149,20 @@ def test_callback_is_recognized_by_its_class(pl: Any) -> None:
 
     assert _compat.is_lightning_callback(Subclass(), "Timer")
     assert not _compat.is_lightning_callback(Timer(), "Timer")
+
+
+def test_finetuning_callbacks_are_found_under_either_name_and_without_callbacks(pl: Any) -> None:
+    callback = pl.callbacks.BackboneFinetuning()
+    trainer = SimpleNamespace(callbacks=[callback, pl.Callback()])
+    assert _compat.finetuning_callbacks(trainer) == [callback]
+    assert _compat.finetuning_callbacks(SimpleNamespace()) == _compat.finetuning_callbacks(None) == []
+
+
+def test_add_param_group_is_shared_only_if_the_optimizer_has_its_own() -> None:
+    plain, own = SimpleNamespace(), SimpleNamespace(add_param_group=len)
+    wrappers = [SimpleNamespace(optimizer=plain), SimpleNamespace(optimizer=own), plain]
+    _compat.share_add_param_group(SimpleNamespace(optimizers=lambda: wrappers))
+    assert [getattr(wrapper, "add_param_group", None) for wrapper in wrappers] == [None, len, None]
+    single = SimpleNamespace(optimizer=own)
+    _compat.share_add_param_group(SimpleNamespace(optimizers=lambda: single))
+    assert single.add_param_group is len

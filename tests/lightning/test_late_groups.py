@@ -494,3 +494,30 @@ def test_group_added_through_lightning_optimizer_is_scheduled_and_named(pl: Any,
     follow_groups(scheduler)
     assert name_groups(optimizer, parameter_infos(module), 2) == ["sgd_2" if combined else "head.weight"]
     assert scheduler.base_lrs == pytest.approx([0.1, 0.02, 0.04])
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("interval", ["step", "epoch", None])
+def test_added_group_keeps_the_name_by_which_it_is_logged_first(
+    pl: Any, fit_with_callbacks: Any, adding_callback: Any, hook: str, interval: str | None, tmp_path: Path
+) -> None:
+    callbacks = [adding_callback(hook), pl.callbacks.LearningRateMonitor(logging_interval=interval)]
+    logger = pl.loggers.CSVLogger(tmp_path)
+    fit_with_callbacks(callbacks, SCHEDULES["plateau"], logger=logger, log_every_n_steps=1)
+    logged = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert sorted(name for name in logged if name.startswith("lr-")) == ["lr-SGD", "lr-SGD/backbone", "lr-SGD/pg1"]
+
+
+def test_group_added_to_the_modules_own_optimizer_is_not_renamed(
+    optplug_lightning: Any, trainer: Any, transfer_module: type, adding_callback: Any
+) -> None:
+    class Own(transfer_module):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.01)
+
+    mine = optplug_lightning.ConfigureOptimizers(scheduler=SCHEDULES["cosine"], verbose=False)
+    made = trainer(callbacks=[mine, adding_callback("on_train_batch_start")], max_epochs=EPOCHS)
+    module = Own()
+    made.fit(module)
+    assert [group.get("name") for group in made.optimizers[0].param_groups] == [None, None]
+    assert module.lrs_of_steps[-1][1] == pytest.approx(RATIO * module.lrs_of_steps[-1][0])

@@ -146,3 +146,30 @@ def test_reset_all_keeps_only_the_weights(fit: Any, two_epoch_checkpoint: Path) 
 def test_incompatible_checkpoint_raises(fit: Any, two_epoch_checkpoint: Path, configuration: Any, message: str) -> None:
     with pytest.raises(WiringError, match=message):
         fit(**configuration, ckpt_path=two_epoch_checkpoint)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"name": "exponential_lr", "gamma": 0.5},
+        {"name": "reduce_lr_on_plateau", "patience": 0, "monitor": "val_loss"},
+        {"name": "reduce_lr_on_plateau", "patience": 0, "monitor": "val_loss", "warmup_steps": 3},
+        {"name": "cosine_annealing_lr", "T_max": 6},
+        {"name": "lambda_lr", "lr_lambda": "1 / (1 + epoch)"},
+        None,
+    ],
+    ids=["exponential", "plateau", "plateau with warmup", "cosine", "lambda", "no scheduler"],
+)
+def test_group_whose_lr_was_zero_gets_its_share_of_the_lr(
+    fit: Any, scripted_module: type, scheduler: Any, tmp_path: Path
+) -> None:
+    def run(multiplier: float, epochs: int, **options: Any) -> Any:
+        module = scripted_module(val={"val_loss": [1.0, 2.0, 3.0]})
+        groups = [{"match": "layer.bias", "lr_mult": multiplier}]
+        return fit({**SGD, "lr": 1.0}, scheduler, param_groups=groups, max_epochs=epochs, module=module, **options)[0]
+
+    run(0.0, 2).save_checkpoint(tmp_path / "stage1.ckpt")
+    resumed = run(0.1, 3, ckpt_path=tmp_path / "stage1.ckpt", on_resume="override_hparams")
+    first, second = (group["lr"] for group in resumed.optimizers[0].param_groups)
+    assert first > 0
+    assert second == pytest.approx(first / 10)

@@ -242,7 +242,7 @@ def test_apply_settings_keeps_the_position():
     for plateau, position in ((fresh, 2), (restored, 9)):
         plateau.step(1.0)
         plateau.at(position)
-    adapter_for(restored).apply_settings(fresh.state_dict(), [0.1], [1.0])
+    adapter_for(restored).apply_settings(fresh.state_dict(), [0.1], [0.1])
     assert (restored.patience, restored.position, restored.elapsed) == (7, 9, 9)
 
 

@@ -9,6 +9,7 @@ from torch.optim import lr_scheduler
 import optplug
 from optplug.schedulers.adapters import (
     ChainedAdapter,
+    LambdaAdapter,
     OneCycleAdapter,
     PlateauAdapter,
     SchedulerAdapter,
@@ -97,7 +98,7 @@ FAMILIES = {
     "optplug, plateau": (lambda o: optplug.create_scheduler("reduce_lr_on_plateau", o), PlateauAdapter, 0),
     "optplug, warmup": (lambda o: Warmup(exponential(o), 3), WarmupAdapter, 0),
     "torch, StepLR": (lambda o: lr_scheduler.StepLR(o, 2), TorchAdapter, 0),
-    "torch, LambdaLR": (lambda o: lr_scheduler.LambdaLR(o, float), TorchAdapter, 0),
+    "torch, LambdaLR": (lambda o: lr_scheduler.LambdaLR(o, float), LambdaAdapter, 0),
     "torch, CyclicLR": (lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.2, cycle_momentum=False), TorchAdapter, 0),
     "torch, OneCycleLR": (lambda o: lr_scheduler.OneCycleLR(o, 0.1, 9, cycle_momentum=False), OneCycleAdapter, 0),
     "torch, ReduceLROnPlateau": (lr_scheduler.ReduceLROnPlateau, PlateauAdapter, 0),
@@ -108,7 +109,7 @@ FAMILIES = {
         0,
     ),
     "third party, LRScheduler": (MultiplyLR, TorchAdapter, 0),
-    "transformers": (lambda o: constant_schedule_with_warmup(o, 4), TorchAdapter, 0),
+    "transformers": (lambda o: constant_schedule_with_warmup(o, 4), LambdaAdapter, 0),
     "timm": (TimmScheduler, TimmAdapter, None),
     "unknown": (Unknown, SchedulerAdapter, None),
 }
@@ -126,7 +127,7 @@ def test_settings_of_known_families_are_applied(make, adapter, steps):
     scheduler = make(sgd(0.2))
     state = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
     before = lrs_of(scheduler.optimizer)
-    applied = adapter_for(scheduler).apply_settings(state, [0.4], [2.0])
+    applied = adapter_for(scheduler).apply_settings(state, [0.4], [0.2])
     assert applied == (adapter in (ClosedFormAdapter, PlateauAdapter, WarmupAdapter))
     assert lrs_of(scheduler.optimizer) == pytest.approx([2 * lr for lr in before])
 
@@ -202,3 +203,126 @@ def test_follow_groups_leaves_an_unknown_scheduler_unchanged():
     follow_groups(scheduler)
     assert vars(scheduler) == before
     assert lrs_of(scheduler.optimizer) == [0.1, 0.3]
+
+
+# ------------------------------------------------------------------ base learning rates of 0
+
+
+def halve(step):
+    return 0.5**step
+
+
+def third(step):
+    return 1 / (1 + 2 * step)
+
+
+ARGUMENTS = {
+    "exponential_lr": {"gamma": 0.5},
+    "step_lr": {"step_size": 2},
+    "multi_step_lr": {"milestones": [1, 4]},
+    "cosine_annealing_lr": {"T_max": 4, "eta_min": 0.01},
+    "lambda_lr": {"lr_lambda": "1 / (1 + epoch)"},
+}
+SCHEDULES_FROM_ZERO = {
+    **{name: lambda o, name=name: optplug.create_scheduler(name, o, **ARGUMENTS[name]) for name in ARGUMENTS},
+    "warmup": lambda o: Warmup(optplug.create_scheduler("exponential_lr", o, gamma=0.5), 8),
+    "torch ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.5),
+    "torch StepLR": lambda o: lr_scheduler.StepLR(o, 2),
+    "torch CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 4, eta_min=0.01),
+    "torch LambdaLR": lambda o: lr_scheduler.LambdaLR(o, [halve, third]),
+    "torch MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda t: 0.5),
+    "torch CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
+    "torch SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.5), lr_scheduler.ExponentialLR(o, 0.5)], [5]
+    ),
+    "torch ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.5, 4), lr_scheduler.ExponentialLR(o, 0.5)]
+    ),
+    "timm": TimmScheduler,
+}
+
+
+def advance(scheduler, steps):
+    for t in steps:
+        if isinstance(scheduler, Warmup):
+            scheduler.warmup_step()
+        scheduler.step(*([t + 1] if isinstance(scheduler, TimmScheduler) else []))
+
+
+def override_base_lrs(scheduler, optimizer, base_lrs, configured_state):
+    """Give a scheduler new base learning rates, as a resume with `override_hparams` does."""
+    old = [group["initial_lr"] for group in optimizer.param_groups]
+    for group, base in zip(optimizer.param_groups, base_lrs, strict=True):
+        group["initial_lr"] = base
+    adapter_for(scheduler).apply_settings(configured_state, base_lrs, old)
+
+
+@pytest.mark.parametrize("make", SCHEDULES_FROM_ZERO.values(), ids=SCHEDULES_FROM_ZERO)
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_group_with_base_lr_zero_reaches_the_schedule_of_its_new_base_lr(make):
+    optimizer, expected = sgd(1.0, 0.0), sgd(1.0, 0.1)
+    scheduler, reference = make(optimizer), make(expected)
+    configured_state = reference.state_dict()
+    advance(scheduler, range(3))
+    advance(reference, range(3))
+    override_base_lrs(scheduler, optimizer, [1.0, 0.1], configured_state)
+    for step in range(3, 9):
+        assert lrs_of(optimizer) == pytest.approx(lrs_of(expected), rel=1e-9)
+        advance(scheduler, [step])
+        advance(reference, [step])
+
+
+@pytest.mark.parametrize("make", [SCHEDULES_FROM_ZERO["torch StepLR"], SCHEDULES_FROM_ZERO["exponential_lr"]])
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_all_groups_with_base_lr_zero_reach_the_formula(make):
+    optimizer, expected = sgd(0.0, 0.0), sgd(1.0, 0.1)
+    scheduler, reference = make(optimizer), make(expected)
+    configured_state = reference.state_dict()
+    advance(scheduler, range(3))
+    advance(reference, range(3))
+    override_base_lrs(scheduler, optimizer, [1.0, 0.1], configured_state)
+    assert lrs_of(optimizer) == pytest.approx(lrs_of(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("min_lr", [0.0, 0.02, [0.0, 0.05]], ids=str)
+@pytest.mark.parametrize("torchs", [True, False], ids=["torch", "optplug"])
+@pytest.mark.parametrize("warmup", [True, False], ids=["warmup", "no warmup"])
+def test_plateau_group_with_base_lr_zero_gets_the_cuts_of_the_others(min_lr, torchs, warmup):
+    def make(optimizer):
+        options = {"patience": 0, "factor": 0.5, "min_lr": min_lr}
+        if torchs:
+            scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+        else:
+            scheduler = optplug.create_scheduler("reduce_lr_on_plateau", optimizer, **options)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return Warmup(scheduler, 2) if warmup else scheduler
+
+    def run(scheduler, metrics):
+        for metric in metrics:
+            adapter_for(scheduler).warmup_step()
+            scheduler.step(metric)
+
+    optimizer, expected = sgd(1.0, 0.0), sgd(1.0, 0.1)
+    scheduler, reference = make(optimizer), make(expected)
+    configured_state = reference.state_dict()
+    run(scheduler, [0.0, 0.0, 1.0, 2.0, 3.0])
+    run(reference, [0.0, 0.0, 1.0, 2.0, 3.0])
+    override_base_lrs(scheduler, optimizer, [1.0, 0.1], configured_state)
+    assert lrs_of(optimizer) == pytest.approx(lrs_of(expected))
+    run(scheduler, [4.0])
+    run(reference, [4.0])
+    assert lrs_of(optimizer) == pytest.approx(lrs_of(expected))
+
+
+@pytest.mark.parametrize("make", [SCHEDULES_FROM_ZERO["torch ExponentialLR"], SCHEDULES_FROM_ZERO["exponential_lr"]])
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_group_added_after_a_group_with_lr_zero_follows_the_schedule_of_the_others(make):
+    optimizer = sgd(1.0, 0.0)
+    scheduler = make(optimizer)
+    advance(scheduler, range(2))
+    add_group(optimizer, 0.1)
+    follow_groups(scheduler)
+    advance(scheduler, range(2, 4))
+    assert lrs_of(optimizer) == pytest.approx([0.0625, 0.0, 0.025])
+    assert scheduler.base_lrs == pytest.approx([1.0, 0.0, 0.4])

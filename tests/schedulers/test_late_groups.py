@@ -437,7 +437,7 @@ def test_apply_settings_extends_lists_for_added_groups():
         fresh = copy.deepcopy(scheduler.state_dict())
         optimizer.add_param_group(group(0.01))
         scheduler.load_state_dict(saved.state_dict())
-        assert adapter_for(scheduler).apply_settings(fresh, list(BASES), [1.0, 1.0])
+        assert adapter_for(scheduler).apply_settings(fresh, list(BASES), list(BASES))
         assert scheduler.lr_lambdas == [decaying] * 3 if name else scheduler.min_lrs == [1, 2, 2]
 
 
