@@ -138,6 +138,24 @@ def saved_epochs(checkpoint: dict[str, Any]) -> tuple[int, int]:
         return int(checkpoint.get("epoch", 0)), 0
 
 
+def attribute_set_by_tuner(trainer: Any, module: Any) -> str | None:
+    """The attribute of the module that `Tuner.lr_find` has set, as the text of a link, such as `module.lr`.
+
+    None in a fit that trains: there, the callback `LearningRateFinder` also sets the learning rates of the optimizer.
+    None too if a version of Lightning stores its choices in another way.
+    """
+    finders = [callback for callback in trainer.callbacks if is_lightning_callback(callback, "LearningRateFinder")]
+    of_tuner = [f for f in finders if getattr(f, "_early_exit", False) and getattr(f, "_update_attr", False)]
+    if not any(finder.optimal_lr and finder.optimal_lr.suggestion() for finder in of_tuner):
+        return None
+    for name in (*(getattr(finder, "_attr_name", "") for finder in of_tuner), "lr", "learning_rate"):
+        if name and hasattr(module, name):
+            return f"module.{name}"
+        if name and name in getattr(module, "hparams", ()):
+            return f"module.hparams.{name}"
+    return None
+
+
 def is_lightning_callback(callback: Any, name: str) -> bool:
     """Whether a callback is an instance of Lightning's class of a name, such as `Timer`, under either import name."""
     modules = [sys.modules[f"{name}.callbacks"] for name in IMPORT_NAMES if f"{name}.callbacks" in sys.modules]

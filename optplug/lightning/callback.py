@@ -15,6 +15,7 @@ from optplug.lightning.configure import (
     remove_configure_optimizers,
     set_configure_optimizers,
 )
+from optplug.lightning.rebuild_optimizers import warn_of_unused_lr
 from optplug.lightning.stepping_callback import SteppingCallback
 
 _ATTRIBUTES_OF_A_FIT = ("fit_state", "log", "log_dict", "_added_for_this_fit", "_module", "_observer", "_reporter")
@@ -167,3 +168,7 @@ class ConfigureOptimizers(SteppingCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._attach(pl_module)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        warn_of_unused_lr(trainer, pl_module, self.config, self.fit_state.built, self._reporter)
+        super().teardown(trainer, pl_module, stage)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from optplug.config.build import resolve_links
+from optplug.config.build import resolve_link, resolve_links
+from optplug.config.model import Config
 from optplug.config.training_length import possibly_wrong_unit, resolve_lengths
 from optplug.errors import WiringError
-from optplug.lightning.fit_setup import ConfiguredOptimizer
+from optplug.lightning._compat import attribute_set_by_tuner
+from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import training_length
@@ -41,6 +44,30 @@ def rebuild_if_stale(trainer: Any, module: Any, state: FitState) -> None:
         for entry in trainer.lr_scheduler_configs:
             if entry.scheduler.optimizer is optimizer:
                 adapter_for(entry.scheduler).set_base_lrs(lrs)
+
+
+def warn_of_unused_lr(
+    trainer: Any, module: Any, config: Config | None, built: Iterable[BuiltOptimizer], reporter: Reporter
+) -> None:
+    """Warn if `Tuner.lr_find` has set an attribute of the module from which no learning rate of the fit is taken.
+
+    Args:
+        trainer: the Lightning trainer, at the end of the search.
+        module: the LightningModule.
+        config: the configuration of the callback.
+        built: the optimizers that were built for the search.
+        reporter: warns.
+    """
+    link = attribute_set_by_tuner(trainer, module)
+    if link is None or config is None:
+        return
+    used = [one.configured for one in built if one.configured.config is config and one.configured.setup.entries]
+    if used and all(resolve_links(module, config) == configured.links for configured in used):
+        reporter.warn(
+            trainer,
+            f"the learning rate that the tuner has found, {resolve_link(module, link):.3g}, is not used: the "
+            f"configuration has a learning rate of its own. Set optimizer.lr: {link} to use it",
+        )
 
 
 def check_submodules(trainer: Any, module: Any, state: FitState) -> None:

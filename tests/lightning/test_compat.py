@@ -28,6 +28,9 @@ OWNERS: dict[str, Callable[[Any], Any]] = {
     "_load_combined_loader_states": lambda pl: new_trainer(pl).fit_loop,
     "_log_hyperparams": lambda pl: pl.LightningModule(),
     "_data_fetcher": lambda pl: new_trainer(pl).fit_loop,
+    "_early_exit": lambda pl: pl.callbacks.LearningRateFinder(),
+    "_update_attr": lambda pl: pl.callbacks.LearningRateFinder(),
+    "_attr_name": lambda pl: pl.callbacks.LearningRateFinder(),
 }
 """For each private name, the object of Lightning that has it."""
 
