@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
-from torch.optim.lbfgs import LBFGS
+from torch.optim import LBFGS, Optimizer
 
 from optplug.engines._torch_compat import load_state_dict_hooks
 from optplug.errors import ConfigError, ConfigTypeError, ParameterError, did_you_mean, listing

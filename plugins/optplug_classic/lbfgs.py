@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim import lbfgs as torch_lbfgs
 
 from optplug.engines._torch_compat import disable_dynamo
 from optplug.errors import (
@@ -109,7 +108,7 @@ def cubic_minimum(a: LinePoint, b: LinePoint, low: Any, high: Any) -> Any:
     return min(max(t, low), high)
 
 
-class LBFGS(StrictKwargs, torch_lbfgs.LBFGS):
+class LBFGS(StrictKwargs, torch.optim.LBFGS):
     r"""Limited-memory BFGS: a quasi-Newton method with several iterations p' = p - t H g in each step.
 
     .. math::
