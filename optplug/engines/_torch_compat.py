@@ -21,6 +21,7 @@ __all__ = [
     "capturable_device_types",
     "data_ptr_reader_address",
     "disable_dynamo",
+    "fused_device_types",
     "load_state_dict_hooks",
     "make_torch_guards",
     "preserve_version_counters",
@@ -30,6 +31,11 @@ __all__ = [
 def capturable_device_types() -> tuple[str, ...]:
     """The device types on which torch's optimizers accept `capturable=True`."""
     return ("cuda", "xpu", "hpu", torch._C._get_privateuse1_backend_name(), "xla")
+
+
+def fused_device_types() -> tuple[str, ...]:
+    """The device types on which torch's optimizers accept `fused=True`."""
+    return ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch._C._get_privateuse1_backend_name())
 
 
 def active_transform() -> str | None:

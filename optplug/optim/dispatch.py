@@ -29,6 +29,9 @@ ENGINE_KEYS = ("foreach", "fused", "capturable", "differentiable")
 CAPTURABLE_DEVICES = _torch_compat.capturable_device_types()
 """The device types that can capture graphs, according to torch."""
 
+FUSED_DEVICES = _torch_compat.fused_device_types()
+"""The device types that torch's fused optimizers support."""
+
 
 def check_engine(engine: Any) -> None:
     """Raise EngineError if `engine` is not the name of an available engine."""
@@ -95,6 +98,16 @@ def check_capturable(p: Tensor) -> None:
         raise RecordingError(
             f"If capturable=True, params and state_steps must be on supported devices: {list(CAPTURABLE_DEVICES)}; "
             f"a parameter is on {p.device.type}, which cannot capture graphs"
+        )
+
+
+def check_fused(p: Tensor) -> None:
+    """Raise EngineError if the parameter is on a device without data, or unknown to torch's fused optimizers."""
+    if p.device.type not in FUSED_DEVICES:
+        raise EngineError(
+            "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+            f"{list(FUSED_DEVICES)}; a parameter is on {p.device.type}",
+            argument="fused",
         )
 
 

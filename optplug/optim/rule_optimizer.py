@@ -215,7 +215,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
 
         Raises:
             SparseGradientError: a gradient is sparse or dense, and this optimizer supports only the other layout.
-            EngineError: the user requested an engine that cannot step a parameter.
+            EngineError: the user requested an engine that cannot step a parameter; or `fused` is set for a parameter
+                on a device that torch's fused optimizers do not support, such as meta.
             RecordingError: `capturable` is set for a parameter on a device that cannot capture graphs.
         """
         self._accelerator_graph_capture_health_check()
@@ -336,6 +337,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         for key, indices in group_by_key(params, grads, key_fields).items():
             if group["capturable"]:
                 dispatch.check_capturable(params[indices[0]])
+            if group["fused"]:
+                dispatch.check_fused(params[indices[0]])
             engine, reason = dispatch.choose_engine(candidates, key)
             traced = candidates.traced if engine.runs_graph else None
             lengths = [params[i].numel() for i in indices]

@@ -428,6 +428,23 @@ def test_capturable_keeps_scalars_as_tensors_and_reports_it(shape, monkeypatch):
     assert str(caught.value) == "capturable=True needs engine 'loop' (or 'auto'), not 'foreach'"
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad", "sgd"])
+def test_fused_on_meta_parameters_raises_like_torch(name):
+    classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
+    messages = []
+    for cls in (get_optimizer(name), classes.get(name, torch.optim.SGD)):
+        module = torch.nn.Linear(3, 1, device="meta")
+        optimizer = cls(module.parameters(), lr=0.1, fused=True)
+        for p in module.parameters():
+            p.grad = torch.empty_like(p)
+        with pytest.raises(RuntimeError) as caught:
+            optimizer.step()
+        messages.append(str(caught.value))
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+    assert messages[0].startswith(messages[1].partition("[")[0])
+
+
 def test_capturable_on_the_cpu_raises_like_torch():
     messages = []
     for cls in (Adam, torch.optim.Adam):
