@@ -252,9 +252,10 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
 
 
 def is_misspelling(word: str, known: Iterable[str]) -> bool:
-    """Whether `word` is a known word with a spelling error, or one is the abbreviation of the other (`lr`, `wd`).
+    """Whether `word` is a known word with a spelling error, or one is the abbreviation of the other.
 
-    It is stricter than `nearest`: `lr_scale` resembles `lr_decay`, but it is not a misspelling.
+    Abbreviations are initials (`lr`, `wd`), and the beginning of a single word (`eps` of `epsilon`). The function is
+    stricter than `nearest`: `lr_scale` resembles `lr_decay`, but it is not a misspelling.
     """
     import difflib  # imported here because only unknown words need it
 
@@ -262,8 +263,10 @@ def is_misspelling(word: str, known: Iterable[str]) -> bool:
     for other in (k.lower() for k in known):
         is_abbreviation = len(text) > 1 and text == _initials(other)
         is_abbreviated = other == _initials(text) and other not in text.split("_")
-        similarity = difflib.SequenceMatcher(None, text, other).ratio()
-        if is_abbreviation or is_abbreviated or (abs(len(text) - len(other)) <= 2 and similarity >= 0.8):
+        is_beginning = len(other) > 2 and text.startswith(other) and text.isalpha()
+        has_same_letters = sorted(text) == sorted(other)  # `eats` and `etas` are not similar enough
+        is_similar = abs(len(text) - len(other)) <= 2 and difflib.SequenceMatcher(None, text, other).ratio() >= 0.8
+        if is_abbreviation or is_abbreviated or is_beginning or has_same_letters or is_similar:
             return True
     return False
 

@@ -523,7 +523,7 @@ def keyword_inputs(name: str) -> Iterator[InvalidInput]:
         yield invalid_input(
             f"create_optimizer's keyword {wrong}", functools.partial(create, name, options), ConfigError, ValueError
         )
-        if right and right not in of_groups:
+        if right not in of_groups and wrong != "Foreach":  # a group keeps keys of the user
             continue
         yield invalid_input(f"a group's key {wrong}", functools.partial(construct_group, options=options), *OUT)
         if not single:
@@ -798,6 +798,15 @@ def all_invalid_inputs(name: str) -> list[InvalidInput]:
 def test_invalid_input_is_rejected(name: str, section: Callable[[str], Iterator[InvalidInput]]) -> None:
     wrong = {invalid.description: found for invalid in section(name) if (found := find_problems(name, invalid))}
     assert not wrong
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_group_keeps_a_key_that_resembles_no_option_of_the_class(name: str) -> None:
+    known = keyword_defaults(CLASSES[name])
+    own = {wrong: 0.5 for wrong, right in misspellings(known) if not right and wrong != "Foreach"}
+    assert "zzzzzz" in own
+    group = construct_group(CLASSES[name], own).param_groups[0]
+    assert {key: group[key] for key in own} == own
 
 
 TORCH_INPUTS = [
