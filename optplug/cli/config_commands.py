@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -17,7 +17,7 @@ from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_y
 
 if TYPE_CHECKING:  # this module imports torch, and `optplug list` works without importing torch
     from optplug.cli.config_files import ConfigFile, ConfigSection
-    from optplug.config.model import Config
+    from optplug.config.model import Config, OptimizerEntry
 
 ConfigArgument = Annotated[
     list[Path],
@@ -47,13 +47,12 @@ def _validate(path: Path, model: str | None) -> str:
         what = "the callback steps the schedulers that the module's own configure_optimizers returns"
         return f"{checked.file} is valid: {what}\n"
     module = _build_model(checked, model, required=False)
-    if module is not None:
-        _build_optimizers(checked, module)
+    is_checked = module is not None and bool(_build_optimizers(checked, module, required=False))
     count = len(checked.unresolved)
     limits = f", except for {count} value{'s' if count > 1 else ''} that could not be checked" if count else ""
     shown = checked.section.values if count else checked.config.to_dict()
     text = yaml.safe_dump(_as_text(shown), sort_keys=False, allow_unicode=True)
-    return f"{checked.file} is valid{'' if module is None else ' for ' + type(module).__name__}{limits}:\n\n{text}"
+    return f"{checked.file} is valid{' for ' + type(module).__name__ if is_checked else ''}{limits}:\n\n{text}"
 
 
 def groups(
@@ -62,18 +61,19 @@ def groups(
     names: Annotated[bool, typer.Option("--names", help="List the parameters of each group.")] = False,
 ) -> None:
     """Show the parameter groups of a model for configuration files: elements, learning rate, weight decay."""
-    _for_each(config, lambda path: _group_tables(path, model, names=names))
+    _for_each(config, lambda path: _group_tables(path, model, names=names, with_file=len(config) > 1))
 
 
-def _group_tables(path: Path, model: str | None, *, names: bool) -> str:
+def _group_tables(path: Path, model: str | None, *, names: bool, with_file: bool) -> str:
     from optplug.config.param_groups import group_table
 
     checked = _load(path)
     module = _build_model(checked, model, required=True)
     shown = []
-    for optimizer in _build_optimizers(checked, module):
+    for optimizer in _build_optimizers(checked, module, required=True):
         table = group_table(optimizer, module)
-        shown.append(f"{type(optimizer).__name__} of {type(module).__name__}\n\n{table}\n\n")
+        heading = f"{checked.file}: " if with_file else ""
+        shown.append(f"{heading}{type(optimizer).__name__} of {type(module).__name__}\n\n{table}\n\n")
         shown += ["\n  ".join((row.group, *row.parameters)) + "\n\n" for row in (table if names else ())]
     return "".join(shown)
 
@@ -102,7 +102,7 @@ def _for_each(paths: Sequence[Path], show: Callable[[Path], str]) -> None:
             typer.echo(f"{chr(10) if shown else ''}{text}", nl=False)
             shown += 1
         except NoSectionError as error:
-            _print_error(f"{path}: {'skipped: it ' if len(paths) > 1 else ''}{error}")
+            _print_line(f"{path}: {'skipped: it ' if len(paths) > 1 else ''}{error}")
         except typer.Exit:
             has_errors = True
     if has_errors or not shown:
@@ -191,40 +191,75 @@ def _report_unresolved(
         else:
             open_locs.append(loc)
             line = file.line_of(section.file_loc(loc))
-            _print_error(f"{file}:{line}: note: {loc_text(loc)}: {value.message}")
+            _print_line(f"{file}:{line}: note: {loc_text(loc)}: {value.message}")
     for key in file.unused_keys(section):
-        _print_error(
+        _print_line(
             f"{file}:{file.line_of((key,))}: note: {key}: Hydra does not pass it to ConfigureOptimizers; write "
             f"{key}: ${{{key}}} under {loc_text(section.loc)}"
         )
     if open_locs:
         ways = f"{COMPOSED} (Hydra), or python main.py fit --print_config | optplug validate - (LightningCLI)"
-        _print_error(f"{file}: note: to check these values too, check the composed configuration: {ways}")
+        _print_line(f"{file}: note: to check these values too, check the composed configuration: {ways}")
     return tuple(open_locs)
 
 
-def _build_optimizers(checked: _CheckedFile, module: Any) -> list[Any]:
-    from optplug.config.build import parse_and_check
+def _build_optimizers(checked: _CheckedFile, module: Any, *, required: bool) -> list[Any]:
+    """Build the optimizers, without the arguments and the group rules that are not known.
+
+    Args:
+        checked: the file.
+        module: the model.
+        required: whether it is an error, and not a note, if too little is known to build the optimizers.
+    """
+    from optplug.config.form import SELECTORS
     from optplug.lightning.configure import build_optimizers
 
-    section, config = checked.section, checked.config
+    file, section, config = checked.file, checked.section, checked.config
+    of_optimizers = [loc for loc in checked.unresolved if loc[0] in ("optimizer", "param_groups")]
     try:
-        if checked.unresolved:
-            keys = ("optimizer", "param_groups")
-            given = {key: _known(section.values[key]) for key in keys if key in section.values}
-            if any(loc in (("optimizer",), ("optimizer", "name")) for loc in checked.unresolved):
-                raise ConfigError(
-                    "the groups need the name of the optimizer, which is not in this file", loc=("optimizer",)
-                )
-            left_out = [loc_text(loc) for loc in checked.unresolved if loc[0] in keys]
-            if left_out:
-                _print_error(f"{checked.file}: note: built without {listing(left_out)}")
-            config = parse_and_check(**given)
         if config is None:
             raise ConfigError("the callback has no arguments: the module's own configure_optimizers builds the groups")
-        return build_optimizers(module, config, override=bool(section.values.get("override")))
-    except OptplugError as error:
-        _exit_with_errors(checked.file, section, error)
+        needed = next(filter(_chooses_parameters, of_optimizers), None)
+        if needed is not None:
+            what = "the name of the optimizer" if needed[1:] in ((), ("name",)) else loc_text(needed)
+            raise ConfigError(f"the groups need {what}, which is not in this file", loc=("optimizer",))
+        if of_optimizers:
+            _print_line(f"{file}: note: built without {listing(map(loc_text, of_optimizers))}")
+            config = _known_config(config)
+        return build_optimizers(module, config, override=section.values.get("override") is True)
+    except OptplugError as joined:
+        about_groups = {"param_groups", *SELECTORS}
+        if required or not of_optimizers or any(about_groups & {*error.loc} for error in joined.errors):
+            _exit_with_errors(file, section, joined)
+        _print_line(f"{file}: note: the groups are not checked: {one_line(joined)}")
+        return []
+
+
+def _chooses_parameters(loc: Loc) -> bool:
+    """Whether a location is that of an optimizer, of all its arguments, of its name, or of what selects parameters."""
+    from optplug.config.form import ARGS, SELECTORS
+
+    inner = [step for step in loc[1:] if step != "combine" and not isinstance(step, int)]
+    return loc[0] == "optimizer" and (inner in ([], [ARGS]) or inner[0] in ("name", *SELECTORS))
+
+
+def _known_config(config: Config) -> Config:
+    """A configuration without the arguments and the group rules that are not known."""
+    from optplug.config.fields import has_unresolved
+    from optplug.config.param_groups import GroupRule
+
+    def known_entry(entry: OptimizerEntry) -> OptimizerEntry:
+        given = entry.optimizer.hyperparameters
+        known = {key: value for key, value in given.items() if not has_unresolved(value)}
+        # A rule without options keeps the indices of the others.
+        rules = [
+            replace(rule, options={}) if isinstance(rule, GroupRule) and has_unresolved(rule.options) else rule
+            for rule in entry.param_groups
+        ]
+        return replace(entry, optimizer=replace(entry.optimizer, hyperparameters=known), param_groups=tuple(rules))
+
+    setups = [replace(setup, entries=tuple(map(known_entry, setup.entries))) for setup in config.setups]
+    return replace(config, setups=tuple(setups))
 
 
 def _known(value: Any) -> Any:
@@ -260,11 +295,12 @@ def _exit_with_errors(file: ConfigFile, section: ConfigSection | None, error: Op
         loc = each.loc if section is None else section.file_loc(each.loc)
         found.append((file.line_of(loc) if each.loc else 0, str(each)))
     for line, message in sorted(found, key=lambda pair: pair[0]):
-        _print_error(f"{file}{f':{line}' if line else ''}: {message}")
+        _print_line(f"{file}{f':{line}' if line else ''}: {message}")
     raise typer.Exit(1)
 
 
-def _print_error(text: str) -> None:
+def _print_line(text: str) -> None:
+    """Print an error or a note."""
     typer.echo(text, err=True)
 
 
@@ -282,6 +318,8 @@ def _build_model(checked: _CheckedFile, model: str | None, *, required: bool) ->
     Returns:
         The model; None if neither `--model` nor the file names a class.
     """
+    from optplug.config.fields import has_unresolved
+
     file, section = checked.file, checked.section
     written = section.mapping.get("model", file.data.get("model"))
     given = _known(written) if isinstance(written, Mapping) else {}
@@ -297,11 +335,14 @@ def _build_model(checked: _CheckedFile, model: str | None, *, required: bool) ->
             if not required:
                 return None
             raise ConfigError("the section model has no class_path: add --model package.module:Class")
-        if given != written and model is None:
-            _print_error(f"{file}: note: the model is built without the arguments that cannot be resolved")
+        if has_unresolved(written):
+            _print_line(f"{file}: note: the model is built without the arguments that cannot be resolved")
         return _instantiate_target(given) if "_target_" in given else _instantiate(given)
     except OptplugError as error:
-        _exit_with_errors(file, None, error)
+        if required or not has_unresolved(written):
+            _exit_with_errors(file, None, error)
+        _print_line(f"{file}: note: the groups are not checked: {one_line(error)}")
+        return None
 
 
 def _import_class(text: str) -> type:

@@ -151,9 +151,10 @@ def _unresolved(text: str, error: Exception, paths: list[str]) -> UnresolvedInte
     message = str(error).partition("\n")[0]
     missing = re.fullmatch(r"Interpolation key '(.+)' not found", message)
     if missing:
-        near = difflib.get_close_matches(missing[1], paths, 1, cutoff=0.8)
+        others = [path for path in paths if not missing[1].startswith(f"{path}.")]
+        near = difflib.get_close_matches(missing[1], others, 1, cutoff=0.8)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return UnresolvedInterpolation(text, f"the file has no {missing[1]}{hint}", is_fault=bool(near))
+        return UnresolvedInterpolation(text, f"the file has no {missing[1]}{hint}")
     unknown = re.fullmatch(r"Unsupported interpolation type (.+)", message)
     if unknown:
         return UnresolvedInterpolation(text, f"the training program defines the resolver {unknown[1]}")

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug.config.added_groups import AddParamGroup
 from optplug.config.arguments import check_arguments
-from optplug.config.fields import Unresolved
+from optplug.config.fields import has_unresolved
 from optplug.config.form import MULTIPLIERS, is_auto
 from optplug.config.model import (
     LINK_PATTERN,
@@ -447,7 +447,9 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
 
     given = _without_links(optimizer_config.hyperparameters)
     loc = optimizer_config.loc
-    accepted = _accepted_arguments(collector, construct, given, loc, optimizer_config.argument_loc)
+    is_known = not has_unresolved(optimizer_config.hyperparameters)
+    argument_loc = optimizer_config.argument_loc
+    accepted = _accepted_arguments(collector, construct, given, loc, argument_loc, report_contradictions=is_known)
     is_valid = not _has_errors(collector, loc)
     if not is_valid:  # the groups are checked with arguments that do not contradict each other
         accepted = next((a for a in (accepted, {}) if a is not None and _is_accepted(construct, a)), None)
@@ -468,7 +470,12 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
         if options:
             construct_group = functools.partial(construct, accepted)
             _accepted_arguments(
-                collector, construct_group, options, rule_loc, _keys_at(rule_loc), report_contradictions=is_valid
+                collector,
+                construct_group,
+                options,
+                rule_loc,
+                _keys_at(rule_loc),
+                report_contradictions=is_valid and is_known,
             )
 
 
@@ -491,7 +498,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     cls = registry.get("scheduler", name)
     if not issubclass(cls, StrictKwargs):
         return
-    given = {key: value for key, value in scheduler_config.arguments.items() if not _is_unresolved(value)}
+    given = {key: value for key, value in scheduler_config.arguments.items() if not has_unresolved(value)}
     length = scheduler_config.length_argument
     if length is not None and is_auto(given.get(length)):
         given[length] = ASSUMED_LENGTH
@@ -519,7 +526,9 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     required = [key for key, p in constructor_arguments(cls)[0].items() if p.default is p.empty]
     cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", None) or ({},)
     valid = {key: value for key, value in cases[0].items() if key in required}
-    _accepted_arguments(collector, construct, given, scheduler_config.loc, scheduler_config.argument_loc, valid)
+    loc, argument_loc = scheduler_config.loc, scheduler_config.argument_loc
+    is_known = not has_unresolved(scheduler_config.arguments)
+    _accepted_arguments(collector, construct, given, loc, argument_loc, valid, report_contradictions=is_known)
 
 
 def _dummy_parameters(count: int) -> list[torch.Tensor]:
@@ -527,14 +536,7 @@ def _dummy_parameters(count: int) -> list[torch.Tensor]:
 
 
 def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if not is_link(value) and not _is_unresolved(value)}
-
-
-def _is_unresolved(value: Any) -> bool:
-    """Whether a value, or an item of a list, is not known yet."""
-    if isinstance(value, (list, tuple)):
-        return any(map(_is_unresolved, value))
-    return isinstance(value, Unresolved)
+    return {key: value for key, value in options.items() if not is_link(value) and not has_unresolved(value)}
 
 
 def _accepted_arguments(

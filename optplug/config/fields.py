@@ -24,6 +24,15 @@ class Unresolved(str):
     """
 
 
+def has_unresolved(value: Any) -> bool:
+    """Whether a value, or a value inside of a mapping or a list, is not known yet."""
+    if isinstance(value, Mapping):
+        return any(map(has_unresolved, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(has_unresolved, value))
+    return isinstance(value, Unresolved)
+
+
 class Kind(Protocol):
     """A kind of values."""
 
@@ -258,7 +267,7 @@ class ListOf:
     allows_single: bool = True
 
     def read(self, value: Any) -> tuple[Any, ...]:
-        is_single = isinstance(value, str) and self.allows_single
+        is_single = isinstance(value, Unresolved) or (isinstance(value, str) and self.allows_single)
         items = [value] if is_single else value
         is_list = isinstance(items, Sequence) and not isinstance(items, (str, bytes))
         if not is_list or not items or (is_single and not value):
@@ -267,7 +276,7 @@ class ListOf:
         found = []
         for i, item in enumerate(items):
             with collector.collect(() if is_single else (i,)):
-                found.append(self.item.read(item))
+                found.append(item if isinstance(item, Unresolved) else self.item.read(item))
         collector.raise_collected()
         return tuple(found)
 

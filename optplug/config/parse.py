@@ -11,7 +11,7 @@ from typing import Any
 
 from optplug.config.arguments import group_options, own_arguments, scheduler_fields
 from optplug.config.dialects import group_rule_key, is_name_key, name_slip, warmup_form
-from optplug.config.fields import Table, Unresolved, read_fields
+from optplug.config.fields import Table, Unresolved, has_unresolved, read_fields
 from optplug.config.form import (
     ARGS,
     ENTRY,
@@ -99,7 +99,7 @@ def parse_collecting(collector: ErrorCollector, optimizer: Any = None, scheduler
         entries = _parse_combined(collector, chosen)
     else:
         entries = _parse_single(collector, given)
-    metric_options = {key: given[key] for key in METRIC_KEYS if key in given}
+    metric_options = {key: given[key] for key in METRIC_KEYS if key in given and not has_unresolved(given[key])}
     schedule = _parse_scheduler(collector, given.get("scheduler"), ("scheduler",), metric_options)
     return Config((OptimizerSetup(tuple(entries), schedule, is_combined),), on_resume=policy)
 
@@ -186,6 +186,8 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         registry.get(kind, registration.qualified_name)
     arguments = {key: value for key, value in mapping.items() if key not in fields}
     nested = read_fields(collector, mapping, [fields[ARGS]], loc).get(ARGS) or {}
+    if isinstance(nested, Unresolved):  # required arguments may be among them
+        return _Named(name, None, {}, frozenset(), mapping)
     nested = _string_keys(collector, nested, (*loc, ARGS))
     for key in sorted(nested.keys() & arguments.keys()):
         collector.add(ConfigError("is also given directly: give it once"), (*loc, ARGS, key))
@@ -413,7 +415,7 @@ def _parse_times(
             found |= read_fields(collector, given, [known[key]], loc)
             if key == "interval":
                 found["interval_is_given"] = given.get(key) is not None
-        elif given.get(key, field.inert) != field.inert:
+        elif given.get(key, field.inert) != field.inert and not has_unresolved(given[key]):
             message = field.refusal.format(name=registration.name, key=key, value=given[key])
             collector.add(ConfigError(message), (*loc, key))
     return found
@@ -438,7 +440,9 @@ def _parse_metric_options(
         values: dict[Loc, Any] = {(*loc, key): named.mapping.get(key), (key,): top_level.get(key)}
         if key == "mode" and key in known:
             values[(*loc, ARGS, key)] = named.arguments.pop("mode", None)
-        values = {value_loc: value for value_loc, value in values.items() if value is not None}
+        values = {
+            value_loc: value for value_loc, value in values.items() if value is not None and not has_unresolved(value)
+        }
         for value_loc, value in values.items():
             with collector.collect(value_loc):
                 if key not in known:
@@ -462,7 +466,7 @@ def _parse_warmup(collector: ErrorCollector, given: Mapping[str, Any], loc: Loc)
         return WarmupConfig(read["warmup_steps"]) if read.get("warmup_steps") else None
     warmup = read_fields(collector, given, [SCHEDULER["warmup"]], loc).get("warmup")
     loc = (*loc, "warmup")
-    if warmup is None:
+    if warmup is None or isinstance(warmup, Unresolved):
         return None
     _check_keys(collector, "a warmup", warmup, WARMUP, loc)
     read = read_fields(collector, warmup, WARMUP.values(), loc)
@@ -556,7 +560,9 @@ def _parse_group_rule(
         options = group_options(collector, optimizer.registration, options, loc)
     options = {key: read.get(key, value) for key, value in options.items()}
     select = Selector(**{key: value for key, value in read.items() if key in SELECTORS})
-    return GroupRule(select, read.get("name", str(select)), options) if select != Selector() else None
+    if select == Selector() or has_unresolved([*vars(select).values(), read.get("name")]):
+        return None
+    return GroupRule(select, read.get("name", str(select)), options)
 
 
 def _selector_key(key: str) -> str:
@@ -577,7 +583,7 @@ def _parse_preset(
         name_loc: the location of the preset's name.
 
     Returns:
-        The preset, or None if it is invalid.
+        The preset, or None if it is invalid or not known in full.
     """
     name = given["preset"]
     if isinstance(name, Unresolved):
@@ -598,6 +604,6 @@ def _parse_preset(
         if field.default is ... and key not in given:
             collector.add(ConfigError(f"{name} needs {key}, for example {example}"), loc)
     read = read_fields(collector, given, fields.values(), loc)
-    if any(field.default is ... and key not in read for key, field in fields.items()):
+    if has_unresolved(read) or any(field.default is ... and key not in read for key, field in fields.items()):
         return None
     return NoDecay(**read) if name == NoDecay.name else LayerDecay(**read)

@@ -40,6 +40,12 @@ class WithOptimizer(Net):
         return SGD(self.parameters(), lr=0.5)
 
 
+class NeedsWidth(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Linear(2, width)
+
+
 class Raising(nn.Module):
     def __init__(self):
         raise RuntimeError("no such thing")
@@ -476,15 +482,72 @@ def test_names_and_sections_may_be_interpolations(run: Any, text: str) -> None:
     assert yaml.safe_load(result.stdout.partition("\n\n")[2]) == yaml.safe_load(text)
 
 
-def test_misspelled_interpolation_is_an_error(run: Any) -> None:
-    text = "model: {learning_rate: 0.1}\noptimizer: {name: adam, lr: '${model.learning_rat}', foo: 1}\n"
-    lines = error_lines(run("validate", text))
-    assert lines[0] == (
-        "config.yaml:2: optimizer.lr: ${model.learning_rat} cannot be resolved: the file has no "
-        "model.learning_rat; did you mean 'model.learning_rate'?"
-    )
-    assert "adam has no option 'foo'" in lines[1]
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "model: {learning_rate: 0.1}\noptimizer: {name: adam, lr: '${model.learning_rat}'}\n",
+            "the file has no model.learning_rat; did you mean 'model.learning_rate'?",
+        ),
+        ("experiment: {b2: 0.9}\noptimizer: {name: adam, eps: '${experiment.b}'}\n", "did you mean 'experiment.b2'?"),
+        ("experiment: {width: 3}\noptimizer: {name: adam, eps: '${experiment.b}'}\n", "the file has no experiment.b"),
+    ],
+    ids=["misspelled", "similar", "parent"],
+)
+def test_similar_key_is_a_hint_as_another_file_can_have_the_key(run: Any, text: str, reason: str) -> None:
+    result = run("validate", text)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[0].endswith(reason)
+
+
+def test_recursive_interpolation_is_an_error(run: Any) -> None:
     assert "recursive" in error_lines(run("validate", "optimizer: {name: adam, lr: '${optimizer.lr}'}\n"))[0]
+
+
+@pytest.mark.parametrize("with_model", [False, True], ids=["", "model"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "optimizer: ${a}\n",
+        "optimizer: {name: adam, args: '${a}'}\n",
+        "optimizer: {name: sgd, nesterov: true, momentum: '${a}'}\n",
+        "optimizer: [{name: adam, match: '${a}'}, {name: sgd, match: '*'}]\n",
+        "optimizer: adam\nscheduler: {name: step_lr, step_size: 3, warmup: '${a}'}\n",
+        "optimizer: adam\nscheduler: {name: step_lr, args: '${a}'}\n",
+        "optimizer: adam\nscheduler: {name: reduce_lr_on_plateau, frequency: '${a}'}\n",
+        "optimizer: adam\nscheduler: {name: reduce_lr_on_plateau, monitor: '${a}'}\nmonitor: val_loss\n",
+        "optimizer: adam\nscheduler: {name: step_lr, step_size: 3}\nmonitor: '${a}'\n",
+        "optimizer: adam\nmonitor: '${a}'\n",
+        "optimizer: adam\nparam_groups: ['${a}']\n",
+        "optimizer: adam\nparam_groups: [{preset: no_decay, of: '${a}'}]\n",
+        "optimizer: adam\nparam_groups: [{preset: no_decay, of: [norms, '${a}']}]\n",
+        "optimizer: adam\nparam_groups: [{preset: layer_decay, decay: 0.5, layers: '${a}'}]\n",
+        "optimizer: adam\nparam_groups: [{preset: layer_decay, decay: '${a}', layers: ['*']}]\n",
+        "optimizer: adam\nparam_groups: [{regex: '^(${a}', lr: 1}]\n",
+        "optimizer: adam\nparam_groups: [{type: '${a}', lr: 1}]\n",
+        "optimizer: adam\nparam_groups: [{match: '${a}', lr: 1}, {match: '${a}', eps: 1}]\n",
+        "optimizer: adam\nparam_groups: [{match: '*', name: '${a}'}, {match: 'b*', name: '${a}'}]\n",
+    ],
+)
+def test_unresolved_value_is_never_an_error(run: Any, text: str, with_model: bool) -> None:
+    result = run("validate", text + "model: {class_path: nets.Net}\n" * with_model)
+    assert result.exit_code == 0, result.output
+    assert "could not be checked" in result.stdout
+
+
+def test_errors_beside_a_group_rule_that_is_not_known_are_reported(run: Any) -> None:
+    text = "optimizer: adam\nparam_groups:\n- {match: '${a}', lr: 1}\n- {match: 'heat.*', lr: 1}\n"
+    (line,) = [line for line in error_lines(run("validate", text, "--model", "nets:Net")) if "note:" not in line]
+    assert line.startswith("config.yaml:4: param_groups[1].match: 'heat.*' matches no parameter of Net")
+
+
+def test_model_argument_that_is_not_known_is_no_error(run: Any) -> None:
+    text = "optimizer: adam\nmodel: {class_path: nets.NeedsWidth, init_args: {width: '${w}'}}\n"
+    result = run("validate", text)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("config.yaml is valid:")
+    assert "config.yaml: note: the groups are not checked: the model nets.NeedsWidth cannot be built" in result.stderr
+    assert run("groups", text).exit_code == 1
 
 
 def test_interpolations_without_omegaconf_are_notes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,7 +701,7 @@ def test_several_files_are_checked_each(run: Any, tmp_path: Path) -> None:
     assert result.stdout.count("good.yaml is valid:\n") == 2
     result = run("groups", None, "good.yaml", "bad.yaml", "--model", "nets:Net")
     assert result.exit_code == 1
-    assert result.stdout.startswith("Adam of Net\n")
+    assert result.stdout.startswith("good.yaml: Adam of Net\n")
 
 
 @pytest.mark.parametrize("text", ["optimizer: adam\n", "\ufeffoptimizer: adam\n"], ids=["plain", "byte order mark"])
