@@ -95,6 +95,7 @@ class ManagedScheduler:
         metric_before_sanity: the metric before the sanity check resolved it, until the first validation.
         mode_conflict_reported: whether the user has been warned that the mode contradicts the metric.
         search_ended: whether everything that could log the metric has run once.
+        lrs_from_outside_reported: whether a line has reported learning rates that other code set in the warmup.
         absence_reported: whether the user has been warned that the metric will not be logged.
         history: what a plateau scheduler did.
         optimizer_index: index of the optimizer; only if the trainer has several plateau schedulers.
@@ -113,6 +114,7 @@ class ManagedScheduler:
     mode_conflict_reported: bool = False
     search_ended: bool = False
     absence_reported: bool = False
+    lrs_from_outside_reported: bool = False
     history: PlateauHistory = field(default_factory=PlateauHistory)
     optimizer_index: int | None = None
 

@@ -13,6 +13,8 @@ import contextlib
 from dataclasses import asdict
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler
+
 from optplug.config.param_groups import parameter_infos, proposed_group_names
 from optplug.errors import NonFiniteMetricError, OptplugError, WiringError, listing
 from optplug.lightning._compat import loaded_checkpoint, share_add_param_group, validation_is_due
@@ -36,6 +38,7 @@ from optplug.lightning.resume import lost_values
 from optplug.lightning.trainer_info import last_batch_is_done
 from optplug.lightning.unheld_parameters import warn_of_unheld_parameters
 from optplug.schedulers.late_groups import follow_groups
+from optplug.schedulers.warmup import Warmup
 
 
 class SchedulerStepper:
@@ -234,8 +237,29 @@ class SchedulerStepper:
             rates.follow()
             warn_of_unheld_parameters(trainer, state, self._reporter)
         self._follow_groups(trainer)  # groups that callbacks added
-        for managed in state.managed:
-            managed.adapter.apply_changed_lrs()
+        self._apply_changed_lrs(trainer)
+
+    def _apply_changed_lrs(self, trainer: Any) -> None:
+        """Apply the factors of warmups to learning rates that other code has set."""
+        for managed in self.fit_state.managed:
+            warmup = managed.scheduler
+            if isinstance(warmup, Warmup):
+                warmup.other_schedulers = _other_schedulers(trainer, warmup) if warmup.is_warming_up else ()
+                warmup.apply_changed_lrs()
+                self._report_lrs_from_outside(trainer, managed)
+
+    def _report_lrs_from_outside(self, trainer: Any, managed: ManagedScheduler) -> None:
+        """Report once the learning rates that other code has set during a warmup."""
+        found = managed.scheduler.lrs_from_outside
+        if not found or managed.lrs_from_outside_reported:
+            return
+        managed.lrs_from_outside_reported = True
+        rates = listing(f"{lr:.3g} (group {i})" for i, lr in found.items())
+        self._reporter.report(
+            trainer,
+        """Let warmups take over the learning rates that other code has set since the last optimizer step."""
+            "learning rate without the warmup factor",
+        )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._follow_groups(trainer)  # groups that the training step added
@@ -356,3 +380,14 @@ class SchedulerStepper:
             self._report_histories(trainer)
         self.fit_state.modes.switch("eval")
         self.fit_state.release(trainer)  # Lightning does not call teardown after an exception
+
+
+def _other_schedulers(trainer: Any, scheduler: Any) -> list[Any]:
+    """The other schedulers of a scheduler's optimizer: entries of the trainer and attributes of the module."""
+    entries = [entry.scheduler for entry in trainer.lr_scheduler_configs]
+    attributes = [value for value in vars(trainer.lightning_module).values() if isinstance(value, LRScheduler)]
+    return [
+        other
+        for other in (*entries, *attributes)
+        if other is not scheduler and getattr(other, "optimizer", None) is scheduler.optimizer
+    ]

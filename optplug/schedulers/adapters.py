@@ -79,9 +79,6 @@ class SchedulerAdapter:
     def warmup_step(self) -> None:
         """Count an optimizer step for the warmup, if the scheduler has one."""
 
-    def apply_changed_lrs(self) -> None:
-        """Apply the warmup, if the scheduler has one, to learning rates that other code has set."""
-
     # ------------------------------------------------------------------ metric
 
     @property

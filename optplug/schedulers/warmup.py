@@ -11,13 +11,23 @@ from weakref import ref
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
 
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, number_hint
 from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
 from optplug.schedulers.checks import check_state, whole_hint
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import clone_tensor, set_lr
+
+_ABSOLUTE = (LambdaLR, CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR)
+"""Schedulers that do not compute a learning rate from the current one."""
 
 
 class Warmup(LRScheduler):
@@ -43,6 +53,12 @@ class Warmup(LRScheduler):
         interval: with `counts_steps`, the interval at which `step` is called: `"step"` (optimizer steps), or another
             one. After two calls of `step()` the warmup knows which it is. Default: `"step"`.
 
+    Attributes:
+        other_schedulers: further schedulers of the optimizer, if the caller knows them. A learning rate that one of
+            them has multiplied still contains the warmup factor.
+        lrs_from_outside: by the index of its group, the learning rate that other code has set last during the warmup.
+            It is taken as the one without warmup.
+
     Raises:
         ConfigError: a value is out of range.
         ConfigTypeError: a value has the wrong type.
@@ -65,6 +81,8 @@ class Warmup(LRScheduler):
         self.start_factor = 1 / steps if start_factor is None else float(start_factor)
         self.steps_taken = 0
         self.counts_steps = counts_steps
+        self.other_schedulers: Sequence[Any] = ()
+        self.lrs_from_outside: dict[int, float] = {}
         self._steps_since = 0  # optimizer steps since the last `step()`
         # Whether the loop calls `step()` less often than the optimizer's. If so, the rate changes right after each
         # optimizer step. Else it changes in `step()`, as with any scheduler: until then a logger reads the last rate.
@@ -73,6 +91,8 @@ class Warmup(LRScheduler):
         self._lrs_of_first_step: list[float] = []
         self._lrs_without_warmup = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._lrs_with_warmup = list(self._lrs_without_warmup)
+        # Those of a state dict loaded into the optimizer. Nobody has set them: the warmup continues with its own.
+        self._loaded_lrs: list[float] = []
         for group in self.optimizer.param_groups:  # a plateau scheduler does not store base learning rates
             group.setdefault("initial_lr", clone_tensor(group["lr"]))
         self._apply_factor()
@@ -128,13 +148,18 @@ class Warmup(LRScheduler):
             with self._without_warmup():
                 self.steps_taken = min(self.steps_taken + steps, self.warmup_steps)
 
-    # ------------------------------------------------------------------ with `counts_steps`
+    # ------------------------------------------------------------------ hooks of the optimizer
+
+    def _after_load_state_dict(self) -> None:
+        if self.is_warming_up:
+            self._loaded_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _register_hooks(self) -> None:
-        if self.counts_steps:
-            with suppress(AttributeError):  # an optimizer without hooks, such as a wrapper of another library
-                self.optimizer.register_step_pre_hook(_StepHook(self, "_before_optimizer_step"))
-                self.optimizer.register_step_post_hook(_StepHook(self, "_after_optimizer_step"))
+        with suppress(AttributeError):  # an optimizer without hooks, such as a wrapper of another library
+            self.optimizer.register_load_state_dict_post_hook(_Hook(self, "_after_load_state_dict"))
+            if self.counts_steps:
+                self.optimizer.register_step_pre_hook(_Hook(self, "_before_optimizer_step"))
+                self.optimizer.register_step_post_hook(_Hook(self, "_after_optimizer_step"))
 
     def _before_optimizer_step(self) -> None:
         if self.counts_steps and self._steps_since and not self._steps_less_often:
@@ -193,8 +218,8 @@ class Warmup(LRScheduler):
             lr = float(group["lr"])
             if i == len(self._lrs_without_warmup):  # a new group, whose lr is the one without warmup
                 self._lrs_without_warmup.append(lr)
-            elif lr != self._lrs_with_warmup[i]:  # other code has set the lr: it is the one without warmup from now on
-                self._lrs_without_warmup[i] = lr
+            elif lr != self._lrs_with_warmup[i] and [lr] != self._loaded_lrs[i : i + 1]:
+                self._lrs_without_warmup[i] = self._changed_lr(i, lr)
             set_lr(group, self._lrs_without_warmup[i])
         try:
             follow_groups(self.scheduler)
@@ -203,11 +228,21 @@ class Warmup(LRScheduler):
             self._lrs_without_warmup = [float(group["lr"]) for group in groups]
             self._apply_factor()
 
+    def _changed_lr(self, i: int, lr: float) -> float:
+        """The learning rate without warmup of a group whose `lr` other code has changed."""
+        shown = self._lrs_with_warmup[i]
+        writer = next((scheduler for scheduler in self.other_schedulers if _last_lr(scheduler, i) == lr), None)
+        if writer is None and self.is_warming_up:
+            self.lrs_from_outside[i] = lr
+        is_multiple = writer is not None and not isinstance(writer, _ABSOLUTE)
+        return self._lrs_without_warmup[i] * lr / shown if is_multiple and shown else lr
+
     def _apply_factor(self) -> None:
         """Set the learning rates with warmup."""
         factor = self.factor(self.steps_taken)
         for group, lr in zip(self.optimizer.param_groups, self._lrs_without_warmup, strict=True):
             set_lr(group, lr * factor)
+        self._loaded_lrs = []
         self._lrs_with_warmup = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
@@ -230,6 +265,7 @@ class Warmup(LRScheduler):
         self.start_factor = own.get("start_factor", self.start_factor)
         self._lrs_without_warmup = list(own["inner_lrs"])
         self._lrs_with_warmup = list(own["shown_lrs"])
+        self._loaded_lrs = []
         self._steps_since = own.get("steps_since", 0)
         self._steps_less_often = own.get("steps_less_often", self._steps_less_often)
         self.scheduler.load_state_dict(state_dict["scheduler"])
@@ -241,8 +277,16 @@ class Warmup(LRScheduler):
         return getattr(self.scheduler, name)
 
 
-class _StepHook:
-    """A step hook of an optimizer, which calls a method of a warmup.
+def _last_lr(scheduler: Any, i: int) -> float | None:
+    """The learning rate that a scheduler has set last in a group."""
+    try:
+        return float(scheduler.get_last_lr()[i])
+    except (AttributeError, IndexError):  # a plateau scheduler that has not been stepped; a group added later
+        return None
+
+
+class _Hook:
+    """A hook of an optimizer, which calls a method of a warmup.
 
     The reference is weak: the optimizer does not keep the warmup, which refers to the optimizer. Where a copy of an
     optimizer has a copy of the hook, that one calls nothing.
@@ -292,9 +336,6 @@ class WarmupAdapter(SchedulerAdapter):
 
     def warmup_step(self) -> None:
         self.scheduler.warmup_step()
-
-    def apply_changed_lrs(self) -> None:
-        self.scheduler.apply_changed_lrs()
 
     @property
     def best(self) -> float | None:

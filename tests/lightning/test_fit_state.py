@@ -247,20 +247,20 @@ def test_copy_made_during_a_fit_refers_to_the_copied_optimizer(
 # ----------------------------------------------------------------------------------------------- the reporter
 
 
-def recording_trainer(rank_zero: bool, printed: list[str]) -> Any:
-    return SimpleNamespace(is_global_zero=rank_zero, lightning_module=SimpleNamespace(print=printed.append))
+def rank(*, zero: bool) -> Any:
+    """A trainer that is, or is not, on rank zero."""
+    return SimpleNamespace(is_global_zero=zero)
 
 
 @pytest.mark.parametrize("verbose", [True, False])
-def test_reporter_prints_if_verbose(verbose: bool) -> None:
-    printed: list[str] = []
-    Reporter(verbose).report(recording_trainer(True, printed), "text")
-    assert printed == (["optplug: text"] if verbose else [])
+def test_reporter_prints_if_verbose(verbose: bool, capsys: Any) -> None:
+    Reporter(verbose).report(rank(zero=True), "text")
+    assert capsys.readouterr().out == ("optplug: text\n" if verbose else "")
 
 
 @pytest.mark.parametrize("verbose", [True, False])
 def test_reporter_warns_on_rank_zero(verbose: bool) -> None:
-    Reporter(verbose).warn(recording_trainer(False, []), "text")
-    for trainer in (recording_trainer(True, []), None):
+    Reporter(verbose).warn(rank(zero=False), "text")
+    for trainer in (rank(zero=True), None):
         with pytest.warns(UserWarning, match="text"):
             Reporter(verbose).warn(trainer, "text")

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from schedulefree import SGDScheduleFree
+from torch.optim import lr_scheduler
 
 import optplug
-from support import PLATEAU, SGD, scheduler_of
+from support import PLATEAU, SGD, printed_lines, scheduler_of
 
 HALVING = {"name": "exponential_lr", "gamma": 0.5}
 COSINE_BY_STEP = {"name": "cosine_annealing_lr", "T_max": 40, "interval": "step"}
@@ -211,6 +212,61 @@ def test_lr_set_by_the_module_during_a_warmup_is_its_base(
     assert ratios[first:] == pytest.approx([reached] * (12 - first), rel=1e-9)
     if scheduler in ({}, PLATEAU):
         assert reached == pytest.approx(10.0)
+
+
+OTHER_SCHEDULERS: dict[str, Any] = {
+    "MultiplicativeLR": lambda optimizer: lr_scheduler.MultiplicativeLR(optimizer, lambda _: 0.9),
+    "ExponentialLR": lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.9),
+    "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda t: 0.9**t),
+}
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("owner", ["module", "trainer"])
+@pytest.mark.parametrize("make_other", OTHER_SCHEDULERS.values(), ids=OTHER_SCHEDULERS)
+def test_other_scheduler_of_the_optimizer_combines_with_the_warmup(
+    scripted_module: type, trainer: Any, quiet_callback: Any, make_other: Any, owner: str, interval: str
+) -> None:
+    class HasOther(scripted_module):
+        def on_train_start(self) -> None:
+            other = make_other(self.trainer.optimizers[0])
+            if owner == "module":
+                self.other = other
+            else:
+                entry = type(self.trainer.lr_scheduler_configs[0])(other, interval=interval)
+                self.trainer.lr_scheduler_configs.append(entry)
+
+        def step_other(self, when: str) -> None:
+            if owner == "module" and interval == when:
+                self.other.step()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.step_other("step")
+
+        def on_train_epoch_end(self) -> None:
+            super().on_train_epoch_end()
+            self.step_other("epoch")
+
+    module = HasOther()
+    trainer(callbacks=quiet_callback({**SGD, "lr": 1.0}, {"warmup_steps": 8})).fit(module)
+    per_step = 4 if interval == "epoch" else 1
+    assert module.lrs == pytest.approx([0.9 ** (n // per_step) * min(1, 0.125 + 0.875 * n / 8) for n in range(12)])
+
+
+def test_lr_set_by_other_code_during_a_warmup_is_reported_once(
+    scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any
+) -> None:
+    class Halves(scripted_module):
+        def on_train_epoch_end(self) -> None:
+            super().on_train_epoch_end()
+            self.trainer.optimizers[0].param_groups[0]["lr"] *= 0.5
+
+    trainer(callbacks=optplug_lightning.ConfigureOptimizers({**SGD, "lr": 1.0}, {"warmup_steps": 8})).fit(Halves())
+    lines = [line for line in printed_lines(capsys) if "other code" in line]
+    assert lines == [
+        "epoch 1: other code has set lr during the warmup: 0.281 (group 0). From now on, this is the learning rate "
+        "without the warmup factor"
+    ]
 
 
 # -------------------------------------------------------------------------------------------- steps in other hooks

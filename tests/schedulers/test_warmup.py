@@ -275,6 +275,34 @@ def test_lr_set_by_other_code_is_the_lr_without_warmup(inner: str):
         assert lrs_of(optimizer) == [1.0, 0.3]
 
 
+@pytest.mark.parametrize("warmed", [1, 3])
+def test_warmup_continues_after_an_earlier_optimizer_state_is_loaded(warmed: int):
+    optimizer = sgd(0.5, 0.1)
+    warmup = Warmup(lr_scheduler.ConstantLR(optimizer, 1.0), 4)
+    earlier = copy.deepcopy(optimizer.state_dict())
+    for _ in range(warmed):
+        warmup.warmup_step()
+    optimizer.load_state_dict(earlier)
+    for step in range(warmed + 1, 6):
+        optimizer.step()
+        warmup.warmup_step()
+        factor = min(1.0, 0.25 + 0.75 * step / 4)
+        assert lrs_of(optimizer) == pytest.approx([0.5 * factor, 0.1 * factor], rel=1e-15)
+    assert not warmup.lrs_from_outside
+
+
+def test_rates_that_are_loaded_after_the_warmup_are_kept():
+    optimizer = sgd(0.5)
+    warmup = Warmup(lr_scheduler.ExponentialLR(optimizer, 0.5), 1)
+    optimizer.step()
+    warmup.warmup_step()
+    earlier = copy.deepcopy(optimizer.state_dict())
+    warmup.step()
+    optimizer.load_state_dict(earlier)
+    warmup.step()
+    assert lrs_of(optimizer) == [0.25]
+
+
 @pytest.mark.parametrize("name", ["optplug's cosine", "plateau"])
 def test_tensor_lr_is_changed_in_place(name: str):
     lr = torch.tensor(0.5, dtype=torch.float64)
