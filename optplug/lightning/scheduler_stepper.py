@@ -257,8 +257,8 @@ class SchedulerStepper:
         rates = listing(f"{lr:.3g} (group {i})" for i, lr in found.items())
         self._reporter.report(
             trainer,
-        """Let warmups take over the learning rates that other code has set since the last optimizer step."""
-            "learning rate without the warmup factor",
+            f"epoch {trainer.current_epoch}: other code has set lr during the warmup: {rates}. From now on, this is "
+            "the learning rate without the warmup factor",
         )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
