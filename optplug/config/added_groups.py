@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from optplug.config.param_groups import (
     parameter_infos,
 )
 from optplug.config.param_selection import Selector, module_parameters
+
+RenameGroups = Callable[[Optimizer], None]
 
 FOLLOWS_KEY = "lr_follows"
 """Key of a parameter group whose learning rate follows that of a later group: how many groups later it comes."""
@@ -44,6 +46,7 @@ class AddParamGroup:
         base: the options of the optimizer.
         select: what the optimizer selects of the module. Default None: all parameters.
         with_names: whether groups get names. Default: True.
+        rename_groups: called when added groups have got their names. Default: None.
     """
 
     def __init__(
@@ -55,9 +58,11 @@ class AddParamGroup:
         select: Selector | None = None,
         *,
         with_names: bool = True,
+        rename_groups: RenameGroups | None = None,
     ) -> None:
         self._optimizer, self._module = weakref.ref(optimizer), weakref.ref(module)
         self._rules, self._base, self._select, self._with_names = rules, base or {}, select, with_names
+        self._rename_groups = rename_groups
         # Ids remain valid: the optimizer holds the parameters, and an id leaves the set with the parameter.
         self._frozen = {id(p) for group in optimizer.param_groups for p in group["params"] if not p.requires_grad}
 
@@ -86,6 +91,8 @@ class AddParamGroup:
         self._frozen -= moved
         if self._with_names:
             name_groups(optimizer, parameter_infos(module), count)
+        if self._rename_groups is not None:
+            self._rename_groups(optimizer)
 
     def _split(self, given: dict[str, Any], tensors: Sequence[Tensor], module: nn.Module) -> list[dict[str, Any]]:
         """The groups to add, with the options of the rules. The group with the highest learning rate comes last."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from optplug.config.added_groups import AddParamGroup
+from optplug.config.added_groups import AddParamGroup, RenameGroups
 from optplug.config.arguments import check_arguments
 from optplug.config.fields import has_unresolved
 from optplug.config.form import MULTIPLIERS, is_auto
@@ -165,13 +165,20 @@ def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments:
 # -------------------------------------------------------------------------- from a configuration
 
 
-def build_optimizer(module: nn.Module, setup: OptimizerSetup, *, hold_frozen: bool = True) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module,
+    setup: OptimizerSetup,
+    *,
+    hold_frozen: bool = True,
+    rename_groups: RenameGroups | None = None,
+) -> torch.optim.Optimizer:
     """Build the optimizer of a setup on the current parameters of a module.
 
     Args:
         module: the module whose parameters are optimized.
         setup: from `optplug.config.parse.parse`, with at least one entry.
         hold_frozen: whether the optimizer holds frozen parameters too. Default: True.
+        rename_groups: called when parameter groups have got their names, now and later. Default: None.
 
     Raises:
         ConfigError: an error that depends on the module: a pattern matches no parameter, or a link cannot be resolved;
@@ -179,17 +186,20 @@ def build_optimizer(module: nn.Module, setup: OptimizerSetup, *, hold_frozen: bo
         ConfigErrors: several of these errors.
         OptplugError: whatever the optimizer class raises.
     """
-    if not setup.is_combined:
-        return _build_entry(module, setup.entries[0], hold_frozen)
-    members = [_build_entry(module, entry, hold_frozen) for entry in setup.entries]
+    members = [_build_entry(module, entry, hold_frozen, rename_groups) for entry in setup.entries]
     try:
-        return Combined(members)
+        optimizer = Combined(members) if setup.is_combined else members[0]
     except OptplugError as error:
         error.loc = ("optimizer",)
         raise
+    if rename_groups is not None:
+        rename_groups(optimizer)
+    return optimizer
 
 
-def _build_entry(module: nn.Module, entry: OptimizerEntry, hold_frozen: bool) -> torch.optim.Optimizer:
+def _build_entry(
+    module: nn.Module, entry: OptimizerEntry, hold_frozen: bool, rename_groups: RenameGroups | None
+) -> torch.optim.Optimizer:
     """Build the optimizer of an entry."""
     optimizer_config, collector = entry.optimizer, ErrorCollector()
     hyperparameters = _replace_links(collector, module, optimizer_config.hyperparameters, optimizer_config.argument_loc)
@@ -218,7 +228,7 @@ def _build_entry(module: nn.Module, entry: OptimizerEntry, hold_frozen: bool) ->
 
     optimizer = _hold_frozen_if_possible(construct, module) if hold_frozen else construct(False)
     optimizer.add_param_group = AddParamGroup(  # type: ignore[method-assign]
-        optimizer, module, rules, base, entry.select
+        optimizer, module, rules, base, entry.select, rename_groups=rename_groups
     )
     # Schedulers write into tensors. Clone them, so that no group shares one with the configuration or another group.
     for group in optimizer.param_groups:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from optplug.errors import MissingLightningError, WiringError
@@ -33,13 +33,13 @@ def installed_import_names() -> list[str]:
 def imported_callback_classes() -> tuple[type, ...]:
     """Lightning's class `Callback` of each import name that has been imported. Nothing is imported."""
     classes = (getattr(sys.modules.get(f"{name}.callbacks"), "Callback", None) for name in IMPORT_NAMES)
-    return tuple(cls for cls in classes if cls is not None)
+    return tuple(cls for cls in classes if isinstance(cls, type))  # a documentation tool mocks Lightning
 
 
 def imported_module_classes() -> tuple[Any, ...]:
     """Lightning's class `LightningModule` of each import name that has been imported. Nothing is imported."""
     classes = (getattr(sys.modules.get(name), "LightningModule", None) for name in IMPORT_NAMES)
-    return tuple(cls for cls in classes if cls is not None)
+    return tuple(cls for cls in classes if isinstance(cls, type))
 
 
 class CallbackInheritance:
@@ -191,7 +191,12 @@ def logs_hyperparameters(trainer: Any, key: str) -> bool:
         return False
     if module.hparams and not getattr(module, "_log_hyperparams", True):
         return False
-    return key not in module.hparams and key not in getattr(data, "hparams", ())
+    return not any(_has_hyperparameter(owner, key) for owner in (module, data))
+
+
+def _has_hyperparameter(owner: Any, name: str) -> bool:
+    hparams = getattr(owner, "hparams", None)  # of any type, if the class of the user defines the attribute itself
+    return hasattr(hparams, name) or (isinstance(hparams, Container) and name in hparams)
 
 
 def restore_data_loaders(trainer: Any) -> None:

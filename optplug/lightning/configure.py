@@ -256,8 +256,8 @@ def _build(
     optimizer = prebuilt
     if optimizer is None:
         # A finetuning callback adds the parameters that it unfreezes itself, and skips those that the optimizer holds.
-        optimizer = build_optimizer(module, setup, hold_frozen=not finetuning_callbacks(trainer))
-        rename_unloggable_groups(optimizer)
+        hold_frozen = not finetuning_callbacks(trainer)
+        optimizer = build_optimizer(module, setup, hold_frozen=hold_frozen, rename_groups=rename_unloggable_groups)
     scheduler = plan = None
     if scheduled is not None and given is not None:
         # Without a trainer: in a plain training loop, or for a submodule, whose schedule Lightning steps.

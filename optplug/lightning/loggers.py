@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from optplug.errors import one_line
 from optplug.lightning._compat import logging_step, logs_hyperparameters
 from optplug.lightning.checkpoint_metadata import METADATA_KEY, config_dict, group_tables
 from optplug.lightning.fit_state import FitState
-from optplug.lightning.logger_names import loggable_name
+from optplug.lightning.logger_names import loggable_name, unused_name
 from optplug.lightning.reporter import Reporter
 
 
@@ -21,15 +20,22 @@ def log_configuration(trainer: Any, state: FitState, reporter: Reporter) -> None
     Nothing is logged if the trainer or the module asks for no hyperparameters in the logs, or if the module logs a
     hyperparameter of the same name itself.
     """
+    if not trainer.loggers:
+        return
     groups: dict[str, Any] = {}
     for rows in group_tables(trainer, state):
         for row in rows:
             name = row["group"] if row["group"] not in groups else f"{row['group']} {len(groups)}"
             groups[name] = {**row, "parameters": len(row["parameters"])}
-    if not groups or not logs_hyperparameters(trainer, METADATA_KEY):
+    if not groups:
         return
     params = _with_loggable_names({METADATA_KEY: {**config_dict(trainer, state), "groups": groups}})
-    _send(trainer, state, reporter, lambda logger: logger.log_hyperparams(params, **_options(logger)))
+
+    def log(logger: Any) -> None:
+        if logs_hyperparameters(trainer, METADATA_KEY):  # reads attributes of the user, which may raise an exception
+            logger.log_hyperparams(params, **_options(logger))
+
+    _send(trainer, state, reporter, log)
 
 
 def log_cuts(trainer: Any, state: FitState, reporter: Reporter, name: str, cuts: int) -> None:
@@ -75,7 +81,5 @@ def _with_loggable_names(value: Any) -> Any:
         return value
     result: dict[str, Any] = {}
     for key, inner in value.items():
-        name = loggable_name(str(key))
-        candidates = itertools.chain([name], (f"{name} {k}" for k in itertools.count(2)))
-        result[next(one for one in candidates if one not in result)] = _with_loggable_names(inner)
+        result[unused_name(loggable_name(str(key)), result)] = _with_loggable_names(inner)
     return result

@@ -6,7 +6,9 @@ import inspect
 import posixpath
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 import yaml
 from torch import nn
 
-from optplug.lightning.logger_names import loggable_name
+from optplug.lightning.logger_names import loggable_name, rename_unloggable_groups
 from support import ADAM, COSINE, PLATEAU, RISING, SGD
 
 
@@ -60,6 +62,17 @@ def strict_logger(pl: Any) -> type:
             self.metrics.update(metrics)
 
     return StrictLogger
+
+
+@pytest.fixture
+def mlflow_like_logger(strict_logger: Any) -> type:
+    """The class of a strict logger that removes characters from the names of metrics, as MLFlowLogger does."""
+
+    class LikeMLflow(strict_logger):
+        def log_metrics(self, metrics: Any, step: Any = None) -> None:
+            super().log_metrics({re.sub(r"[^a-zA-Z0-9_/. -]+", "", name): value for name, value in metrics.items()})
+
+    return LikeMLflow
 
 
 @pytest.fixture
@@ -122,6 +135,42 @@ def test_group_name_without_letters_is_replaced(pl: Any, optplug_lightning: Any,
     configure = optplug_lightning.ConfigureOptimizers(SGD, param_groups=[{"match": "*", "lr_mult": 0.5}], verbose=False)
     fit(SGD, callbacks=[configure, pl.callbacks.LearningRateMonitor()], logger=logger)
     assert logger.metrics["lr-SGD/group 0"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["骨干", "слой 1", "слой", "é*", "*.*", "a//b", "body/", "/a", "../a", "x" * 300])
+def test_monitored_group_names_are_accepted(
+    pl: Any, optplug_lightning: Any, mlflow_like_logger: type, fit: Any, name: str
+) -> None:
+    logger = mlflow_like_logger()
+    rules = [{"match": "*.weight", "name": name, "lr_mult": 0.5}]
+    configure = optplug_lightning.ConfigureOptimizers(SGD, param_groups=rules, verbose=False)
+    fit(SGD, callbacks=[configure, pl.callbacks.LearningRateMonitor()], logger=logger)
+    assert sorted(value for key, value in logger.metrics.items() if key.startswith("lr-SGD")) == [0.5, 1.0]
+
+
+def test_monitored_names_of_added_groups_are_accepted(
+    pl: Any, optplug_lightning: Any, mlflow_like_logger: type, fit: Any, module_with_frozen_layer: Any
+) -> None:
+    class AddGroups(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                for parameter in pl_module.extra.requires_grad_(True).parameters():
+                    trainer.optimizers[0].add_param_group({"params": [parameter], "name": "слой"})
+
+    logger = mlflow_like_logger()
+    configure = optplug_lightning.ConfigureOptimizers(SGD, verbose=False)
+    callbacks = [configure, AddGroups(), pl.callbacks.LearningRateMonitor()]
+    fit(SGD, module=module_with_frozen_layer, callbacks=callbacks, logger=logger)
+    assert {"lr-SGD/group 1", "lr-SGD/group 2"} <= logger.metrics.keys()
+
+
+def test_renamed_groups_have_different_names() -> None:
+    names = ["layer.*", "слой", "group 1", "голова", "a//b", "a/b/", "a_b"]
+    optimizer = SimpleNamespace(param_groups=[{"name": name} for name in names] + [{}, {"name": 3}])
+    for _ in range(2):
+        rename_unloggable_groups(optimizer)
+        renamed = [group.get("name") for group in optimizer.param_groups]
+        assert renamed == ["layer.*", "group 1 2", "group 1", "group 3", "a_b 2", "a_b 3", "a_b", None, 3]
 
 
 # ------------------------------------------------------------------------------------------------- Loggers that refuse
@@ -212,6 +261,49 @@ def test_nothing_is_logged_if_no_hyperparameters_are_wanted(
     fit_with_hyperparameters: Any, save: Any, arguments: Any
 ) -> None:
     assert fit_with_hyperparameters({"lr": 0.5}, save, **arguments) == {}
+
+
+@dataclass
+class OwnHyperparameters:
+    lr: float = 1.0
+    optplug: int = 1
+
+
+class WithoutTruth:
+    def __bool__(self) -> bool:
+        raise TypeError("neither true nor false")
+
+    __contains__: Any = lambda self, key: bool(self)
+
+
+@pytest.mark.parametrize("with_logger", [True, False], ids=["logger", "no logger"])
+@pytest.mark.parametrize(
+    ("hyperparameters", "logged"),
+    [(None, True), (3, True), (SimpleNamespace(lr=1), True), (OwnHyperparameters(), False), (WithoutTruth(), False)],
+    ids=["None", "number", "namespace", "dataclass", "error"],
+)
+def test_data_module_with_hyperparameters_of_any_type(
+    pl: Any,
+    scripted_module: type,
+    trainer: Any,
+    quiet_callback: Any,
+    strict_logger: Any,
+    hyperparameters: Any,
+    logged: bool,
+    with_logger: bool,
+) -> None:
+    class Data(pl.LightningDataModule):
+        hparams = hyperparameters
+
+        def train_dataloader(self) -> Any:
+            return module.train_dataloader()
+
+    module, logger = scripted_module(), strict_logger() if with_logger else False
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(callbacks=quiet_callback(SGD), logger=logger).fit(module, datamodule=Data())
+    assert not with_logger or any(name.startswith("optplug/") for name in logger.params) == logged
+    assert bool(logger_warnings(caught)) == (with_logger and isinstance(hyperparameters, WithoutTruth))
 
 
 def test_tensorboard_gets_no_metric_and_the_configuration_before_it_writes_the_file(
