@@ -25,7 +25,7 @@ from optplug.config.form import TABLES
 from optplug.config.reference import update_tables
 from optplug.registry import Registry, hookspecs
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
-from support import QUIET
+from support import QUIET, lines_with_type_errors
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -148,17 +148,20 @@ def test_code_of_the_plugin_page_collects_checks() -> None:
     checks[0]()
 
 
-@pytest.mark.parametrize("example", ["plain loop", "Fabric", "Hugging Face"])
+@pytest.mark.parametrize("example", ["plain loop", "plateau", "Fabric", "Hugging Face"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_training_loops_of_the_documentation_run(example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if example == "Hugging Face":
         for package in ("transformers", "accelerate"):
             pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
-    plain, one_optimizer, fabric, trainer = code_blocks("training_loops.md", "python")
-    blocks = {"plain loop": [plain, one_optimizer], "Fabric": [plain, fabric], "Hugging Face": [plain, trainer]}[
-        example
-    ]
+    plain, resume, plateau, one_optimizer, fabric, trainer = code_blocks("training_loops.md", "python")
+    blocks = {
+        "plain loop": [plain, resume, one_optimizer],
+        "plateau": [plateau],
+        "Fabric": [plain, fabric],
+        "Hugging Face": [plain, trainer],
+    }[example]
 
     class Model(torch.nn.Linear):
         """A linear layer that returns what the Trainer of Hugging Face expects if it is called with keywords."""
@@ -170,43 +173,84 @@ def test_training_loops_of_the_documentation_run(example: str, monkeypatch: pyte
     data = [(torch.ones(2), torch.ones(1)) for _ in range(8)]
     names: dict[str, object] = {"torch": torch, "model": Model(2, 1), "loader": torch.utils.data.DataLoader(data, 2)}
     names["dataset"] = [{"x": x, "labels": y} for x, y in data]
+    names["optplug"] = optplug
     for block in blocks:
         exec(block, names)
-        optimizer = names["optimizer"]
-        scheduler = names["scheduler"]
+        optimizer, scheduler = names["optimizer"], names["scheduler"]
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        if block is plateau:
+            assert (scheduler.last_epoch, scheduler.warmup_steps, scheduler.steps_taken) == (5, 2, 2)  # type: ignore[attr-defined]
+            continue
+        assert optimizer.param_groups[1]["weight_decay"] == 0
         if block is not one_optimizer:
             assert scheduler.T_max == scheduler.last_epoch == 20  # type: ignore[attr-defined]
             assert (scheduler.warmup_steps, scheduler.steps_taken) == (2, 2)  # type: ignore[attr-defined]
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    assert optimizer.param_groups[1]["weight_decay"] == 0
+
+
+def test_training_loops_of_the_documentation_pass_a_strict_type_check(tmp_path: Path, pytestconfig: Any) -> None:
+    *blocks, _ = code_blocks("training_loops.md", "python")  # transformers may be absent
+    declarations = """# mypy: disable-error-code="no-untyped-call"
+import torch  # some of its functions are not typed
+from torch import Tensor
+
+model = torch.nn.Linear(2, 1)
+data: list[tuple[Tensor, Tensor]] = []
+loader: torch.utils.data.DataLoader[tuple[Tensor, Tensor]] = torch.utils.data.DataLoader(data)  # type: ignore[arg-type]
+"""
+    code = declarations + "\n".join(blocks)
+    lines, output = lines_with_type_errors(code, tmp_path, pytestconfig)
+    assert not lines, output
 
 
 @pytest.mark.parametrize("from_omegaconf", [False, True])
-def test_module_of_the_documentation_is_loaded_from_a_checkpoint(from_omegaconf: bool, tmp_path: Path) -> None:
-    (block,) = (block for block in code_blocks("lightning.md", "python") if "save_hyperparameters" in block)
+@pytest.mark.parametrize("subclass", ["of its own", "that names its arguments", "with any arguments"])
+@pytest.mark.parametrize("example", ["Classifier", "SmallClassifier"])
+def test_module_of_the_documentation_is_loaded_from_a_checkpoint(
+    example: str, subclass: str, from_omegaconf: bool, tmp_path: Path
+) -> None:
+    blocks = [block for block in code_blocks("lightning.md", "python") if "save_hyperparameters" in block]
     names: dict[str, Any] = {"pl": pl, "torch": torch, "optplug": optplug, "Mapping": Mapping, "Any": Any}
-    exec(block, names)
+    for block in blocks:
+        exec(block, names)
     data = torch.utils.data.DataLoader([torch.ones(4) for _ in range(4)])
 
-    class Trained(names["Classifier"]):  # type: ignore[misc]
+    class Trained(names[example]):  # type: ignore[misc]
         def training_step(self, batch: torch.Tensor) -> torch.Tensor:
             return self.layer(batch).sum()
 
-    optim = {
+    class WithDropout(Trained):
+        def __init__(self, dropout: float = 0.5, **others: Any) -> None:
+            super().__init__(**others)
+            self.save_hyperparameters("dropout")
+
+    class WithAny(Trained):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    cls = {"of its own": Trained, "that names its arguments": WithDropout, "with any arguments": WithAny}[subclass]
+    config = {
         "optimizer": {"name": "adam", "lr": 0.25},
         "scheduler": {"name": "step_lr", "step_size": 3},
         "param_groups": ["no_decay", {"match": "layer.weight", "lr_mult": 2}],
     }
-    interpolated = {**optim, "optimizer": {"name": "adam", "lr": "${lr}"}}
-    given = OmegaConf.create({"lr": 0.25, "optim": interpolated}).optim if from_omegaconf else optim
-    module = Trained(width=3, optim=given)
+    interpolated = {**config, "optimizer": {"name": "adam", "lr": "${lr}"}}
+    given = OmegaConf.create({"lr": 0.25, "optim": interpolated}).optim if from_omegaconf else config
+    if example == "SmallClassifier":
+        arguments, expected = ({key: one[key] for key in ("optimizer", "scheduler")} for one in (given, config))
+        lrs = [0.025]
+    else:
+        arguments, expected = {"optim": given, "width": 3}, {"optim": config, "width": 3}
+        lrs = [0.05, 0.025]
+    module = cls(**arguments)
     trainer = pl.Trainer(**QUIET)
     trainer.fit(module, data)
-    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [0.05, 0.025]
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == lrs
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"]
-    loaded = Trained.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-    assert saved == dict(loaded.hparams) == {"width": 3, "optim": optim}
+    loaded = cls.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    if cls is WithDropout:
+        expected["dropout"] = 0.5
+    assert saved == dict(loaded.hparams) == expected
     pl.Trainer(**QUIET).fit(loaded, data)
 
 

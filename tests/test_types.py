@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import assert_type
 
 import optplug
+from optplug.config.options import Schedule
 from optplug.lightning.hook_types import OptimizerDict, OptimizerLRSchedulerDict
 
 STEP = {"name": "step_lr", "step_size": 3}
@@ -54,19 +55,52 @@ def use(module: nn.Module, config: dict[str, Any], given: Optimizer, schedule: d
     returned = optplug.configure_optimizers(module, "adam", scheduler=schedule)
     assert_type(returned, OptimizerDict | OptimizerLRSchedulerDict)
     assert_type(optplug.create_optimizer("adam", module, lr=0.1, param_groups="no_decay"), Optimizer)
-    assert_type(optplug.create_scheduler("step_lr", given, step_size=3), LRScheduler)
+    assert_type(optplug.create_scheduler("step_lr", given, step_size=3), Schedule)
     assert_type(optplug.create_optimizer_and_scheduler(module, given), tuple[Optimizer, None])
-    assert_type(optplug.create_optimizer_and_scheduler(module, "adam", STEP), tuple[Optimizer, LRScheduler])
+    assert_type(optplug.create_optimizer_and_scheduler(module, "adam", STEP), tuple[Optimizer, Schedule])
     assert_type(
         optplug.create_optimizer_and_scheduler(module, "adam", scheduler=STEP, mode="min", total_steps=3),
-        tuple[Optimizer, LRScheduler],
+        tuple[Optimizer, Schedule],
     )
     assert_type(
-        optplug.create_optimizer_and_scheduler(module, **config, epochs=3), tuple[Optimizer, LRScheduler | None]
+        optplug.create_optimizer_and_scheduler(module, **config, epochs=3), tuple[Optimizer, Schedule | Any]
     )
     assert_type(
-        optplug.create_optimizer_and_scheduler(module, [config]), list[tuple[Optimizer, LRScheduler | None]]
+        optplug.create_optimizer_and_scheduler(module, [config]), list[tuple[Optimizer, Schedule | None]]
     )
+
+
+def step(module: nn.Module, given: Optimizer) -> LRScheduler:
+    _, plateau = optplug.create_optimizer_and_scheduler(module, "adam", {"name": "reduce_lr_on_plateau", "mode": "min"})
+    plateau.step(0.5)
+    optplug.create_scheduler("reduce_lr_on_plateau", given).step(0.5)
+    optimizer, by_keyword = optplug.create_optimizer_and_scheduler(module, optimizer="adam", scheduler="step_lr")
+    assert_type(optimizer, Optimizer)
+    by_keyword.step()
+    return plateau
+
+
+def of_several_types(
+    module: nn.Module, o: str | dict[str, Any] | list[dict[str, Any]], one: str | dict[str, Any], s: str | None
+) -> None:
+    assert_type(optplug.configure_optimizers(module, one, s), OptimizerDict | OptimizerLRSchedulerDict)
+    _, scheduler = optplug.create_optimizer_and_scheduler(module, one, s)
+    assert_type(scheduler, Schedule | None)
+    for returned in (optplug.configure_optimizers(module, o, s), optplug.configure_optimizers(module, o)):
+        if isinstance(returned, list):
+            returned = returned[0]
+        assert_type(returned["optimizer"], Optimizer)
+    pairs = optplug.create_optimizer_and_scheduler(module, o, s)
+    optimizer, scheduler = pairs[0] if isinstance(pairs, list) else pairs
+    assert_type(optimizer, Optimizer)
+    assert_type(scheduler, Schedule | None)
+
+
+class FromTwoHyperparameters(pl.LightningModule):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return optplug.configure_optimizers(
+            self, optimizer=self.hparams["optimizer"], scheduler=self.hparams["scheduler"], verbose=False
+        )
 """
 
 WRONG = """

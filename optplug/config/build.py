@@ -26,7 +26,7 @@ from optplug.config.model import (
     OptimizerSetup,
     SchedulerConfig,
 )
-from optplug.config.options import ParamGroups
+from optplug.config.options import ParamGroups, Schedule
 from optplug.config.param_group_presets import LayerDecay
 from optplug.config.param_groups import AnyGroupRule, GroupRule, build_param_groups, held_parameters
 from optplug.config.param_selection import check_selector, module_parameters
@@ -134,7 +134,7 @@ def _construct_optimizer(name: str, params: Any, hyperparameters: Mapping[str, A
     return optimizer
 
 
-def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments: Any) -> LRScheduler:
+def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments: Any) -> Schedule:
     """Build a learning-rate scheduler by name.
 
     Args:
@@ -152,13 +152,13 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
     return _construct_scheduler(name, optimizer, arguments)
 
 
-def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments: Mapping[str, Any]) -> LRScheduler:
+def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments: Mapping[str, Any]) -> Schedule:
     cls = registry.get("scheduler", name)
     if function_arguments(cls):
         from optplug.config.expressions import resolve_function_arguments
 
         arguments = resolve_function_arguments(cls, arguments)
-    scheduler: LRScheduler = cls(optimizer, **arguments)
+    scheduler: Schedule = cls(optimizer, **arguments)
     return scheduler
 
 

@@ -12,7 +12,7 @@ import sys
 
 from optplug.config.fields import Checked, Choice, Field, Flag, Kind, ListOf, Nested, Number, Text, table
 from optplug.config.param_group_presets import PARAMETER_KINDS
-from optplug.errors import ConfigError, listing
+from optplug.errors import ConfigError, ErrorCollector, listing
 from optplug.optim.ranges import Range, at_least
 
 ARGS = "args"
@@ -298,7 +298,7 @@ OVERRIDE = Field(
     "replace the model's own `configure_optimizers`, or its schedule",
     False,
 )
-"""A key of files and of the callback, beside those of a configuration."""
+"""A key of files, of the callback and of the functions, beside those of a configuration."""
 
 VERBOSE = Field(
     "verbose",
@@ -306,7 +306,22 @@ VERBOSE = Field(
     "report the configuration when the training begins, and each learning-rate cut",
     True,
 )
-"""A key of files, of the callback and of `optplug.configure_optimizers`, beside those of a configuration."""
+"""A key of files, of the callback and of the functions, beside those of a configuration."""
+
+
+def check_flags(*, override: object, verbose: object) -> None:
+    """Check the values of `OVERRIDE` and `VERBOSE`.
+
+    Raises:
+        ConfigTypeError: a value is neither True nor False.
+        ConfigErrors: neither of them is.
+    """
+    collector = ErrorCollector()
+    for field, value in ((OVERRIDE, override), (VERBOSE, verbose)):
+        with collector.collect((field.name,)):
+            field.read(value)
+    collector.raise_collected()
+
 
 CORRECT_KEYS = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
 """Keys that are refused because they look like a key of a configuration, each with the correct key."""

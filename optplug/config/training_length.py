@@ -140,8 +140,10 @@ def _auto_length(scheduler_config: SchedulerConfig, training: TrainingLength) ->
         return max(1, known)
     other = training.epochs if scheduler_config.interval == "step" else training.steps
     unit = "epoch" if scheduler_config.interval == "step" else "step"
-    missing = training.remedy or "set the trainer's max_steps"
-    remedy = f"give a number, or interval: {unit}" if other is not None else f"{missing}, or give a number"
+    missing = training.remedy or ("set the trainer's max_steps" if other is None else None)
+    remedies = [missing, "give a number", f"interval: {unit}" if other is not None else None]
+    *first, last = filter(None, remedies)
+    remedy = f"{', '.join(first)}, or {last}"
     raise ConfigError(f"is auto, and {training.unknown_reason}: {remedy}")
 
 

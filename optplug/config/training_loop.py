@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
 from dataclasses import replace
 from typing import Any, overload
 
@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Unpack
 
 from optplug.config.build import build_optimizer, build_scheduler, check_parameter_partition, parse_and_check
-from optplug.config.form import ON_RESUME, SCHEDULER
+from optplug.config.form import ON_RESUME, SCHEDULER, check_flags
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
-from optplug.config.options import LoopOptions, OneOptimizer, Scheduler
+from optplug.config.options import LoopOptions, OneOptimizer, Schedule, Scheduler, SeveralOptimizers
 from optplug.config.training_length import EpochSteps, TrainingLength, resolve_lengths
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector
 from optplug.registry.signature import configurable_arguments
@@ -28,21 +28,27 @@ def create_optimizer_and_scheduler(
 @overload
 def create_optimizer_and_scheduler(
     module: nn.Module, optimizer: OneOptimizer, /, scheduler: Scheduler, **options: Unpack[LoopOptions]
-) -> tuple[Optimizer, LRScheduler]: ...
+) -> tuple[Optimizer, Schedule]: ...
 @overload
 def create_optimizer_and_scheduler(
-    module: nn.Module, optimizer: Sequence[Mapping[str, Any]], /, **options: Unpack[LoopOptions]
-) -> list[tuple[Optimizer, LRScheduler | None]]: ...
+    module: nn.Module,
+    optimizer: SeveralOptimizers,
+    /,
+    scheduler: Scheduler | None = None,
+    **options: Unpack[LoopOptions],
+) -> list[tuple[Optimizer, Schedule | None]]: ...
+# By keyword, and for `**config`, whose types are not known. The scheduler may be None; `| Any` allows calls of its
+# methods without a check. With one more overload for keywords, such as for a list, the type of `**config` is ambiguous.
 @overload
-def create_optimizer_and_scheduler(  # for `**config`, whose types are not known: one optimizer is assumed
+def create_optimizer_and_scheduler(
     module: nn.Module,
     *,
     optimizer: OneOptimizer,
     scheduler: Scheduler | None = None,
     **options: Unpack[LoopOptions],
-) -> tuple[Optimizer, LRScheduler | None]: ...
+) -> tuple[Optimizer, Schedule | Any]: ...
 def create_optimizer_and_scheduler(
-    module: nn.Module,
+    module: Any,
     optimizer: Any,
     scheduler: Any = None,
     *,
@@ -50,6 +56,8 @@ def create_optimizer_and_scheduler(
     monitor: str | None = None,
     mode: str | None = None,
     on_resume: str | None = None,
+    override: bool = False,
+    verbose: bool = True,
     total_steps: int | None = None,
     epochs: int | None = None,
     steps_per_epoch: int | None = None,
@@ -69,6 +77,8 @@ def create_optimizer_and_scheduler(
         monitor: the metric of a plateau scheduler. The loop passes its value to `step`; the name is not used.
         mode: `"min"` or `"max"`, for a plateau scheduler.
         on_resume: only `"keep"`: the loop loads the state dicts.
+        override: of no effect. Default: False.
+        verbose: of no effect: without a trainer nothing is reported. Default: True.
         total_steps: the number of optimizer steps of the whole training. Default: `epochs` x `steps_per_epoch`.
         epochs: the number of epochs. Default: from the other two.
         steps_per_epoch: the number of optimizer steps of an epoch. Default: from the other two. Lengths that the
@@ -81,6 +91,10 @@ def create_optimizer_and_scheduler(
     Raises:
         OptplugError: as `optplug.configure_optimizers`; also for keys that only a Lightning trainer can serve.
     """
+    if not isinstance(module, nn.Module):
+        message = f"parameters are selected by name; pass the module, got {type(module).__name__}"
+        raise ConfigTypeError(message, loc=("module",))
+    check_flags(override=override, verbose=verbose)
     if isinstance(optimizer, Optimizer):
         if param_groups is not None:
             raise ConfigError(
@@ -164,27 +178,45 @@ def _training_length(total_steps: int | None, epochs: int | None, steps_per_epoc
     """
     collector = ErrorCollector()
     given = {"total_steps": total_steps, "epochs": epochs, "steps_per_epoch": steps_per_epoch}
+    lengths: dict[str, int] = {}
     for name, value in given.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            collector.add(ConfigTypeError(f"must be a whole number, got {value!r}", argument=name), (name,))
-        elif value < 1:
-            collector.add(ConfigError(f"must be at least 1, got {value}", argument=name), (name,))
+        if value is not None:
+            with collector.collect((name,)):
+                lengths[name] = _whole_number(name, value)
     collector.raise_collected()
+    steps, epochs, steps_per_epoch = map(lengths.get, given)
     if epochs and steps_per_epoch:
-        if total_steps is not None and not (epochs - 1) * steps_per_epoch < total_steps <= epochs * steps_per_epoch:
-            message = f"is {total_steps}, but {epochs} epochs of {steps_per_epoch} steps are {epochs * steps_per_epoch}"
+        if steps is not None and not (epochs - 1) * steps_per_epoch < steps <= epochs * steps_per_epoch:
+            message = f"is {steps}, but {epochs} epochs of {steps_per_epoch} steps are {epochs * steps_per_epoch}"
             raise ConfigError(message, argument="total_steps", loc=("total_steps",))
-        total_steps = total_steps or epochs * steps_per_epoch
-    elif total_steps and steps_per_epoch:
-        epochs = math.ceil(total_steps / steps_per_epoch)
-    elif total_steps and epochs:
-        steps_per_epoch = math.ceil(total_steps / epochs)
+        steps = steps or epochs * steps_per_epoch
+    elif steps and steps_per_epoch:
+        epochs = math.ceil(steps / steps_per_epoch)
+    elif steps and epochs:
+        steps_per_epoch = math.ceil(steps / epochs)
+    known, missing = next(iter(lengths), None), [name for name in given if name not in lengths]
     return TrainingLength(
-        total_steps,
+        steps,
         epochs,
         EpochSteps(((0, steps_per_epoch),)) if steps_per_epoch else None,
-        "the length is not known from total_steps, epochs and steps_per_epoch",
-        remedy="pass them",
+        f"the length is not known from {f'{known} alone' if known else 'total_steps, epochs and steps_per_epoch'}",
+        remedy=f"pass {' or '.join(missing)} too" if known else "pass them",
     )
+
+
+def _whole_number(name: str, value: Any) -> int:
+    """Read a length. The whole numbers of NumPy and of other libraries are allowed.
+
+    Raises:
+        ConfigError: the value is below 1.
+        ConfigTypeError: the value is not a whole number.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ConfigTypeError(f"must be a whole number, got {value!r}", argument=name)
+    if number < 1:
+        raise ConfigError(f"must be at least 1, got {value}", argument=name)
+    return number

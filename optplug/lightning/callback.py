@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from optplug.config.build import parse_and_check
-from optplug.config.form import OVERRIDE
+from optplug.config.form import check_flags
 from optplug.config.model import Config
-from optplug.errors import ErrorCollector, WiringError
+from optplug.errors import WiringError
 from optplug.lightning._compat import attached_trainer
 from optplug.lightning.configure import (
     missing_optimizer,
@@ -97,11 +97,7 @@ class ConfigureOptimizers(SteppingCallback):
         override: bool = False,
         verbose: bool = True,
     ) -> None:
-        collector = ErrorCollector()
-        for name, flag in (("override", override), ("verbose", verbose)):
-            with collector.collect((name,)):
-                OVERRIDE.read(flag)
-        collector.raise_collected()
+        check_flags(override=override, verbose=verbose)
         super().__init__(manage_third_party_plateaus=optimizer is None and scheduler is None, verbose=verbose)
         self.config: Config | None = None
         self.override = override

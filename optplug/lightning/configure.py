@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, overload
 
 from torch import nn
@@ -24,12 +24,12 @@ from optplug.config.build import (
     parse_and_check,
     resolve_links,
 )
-from optplug.config.form import VERBOSE, is_auto
+from optplug.config.form import check_flags, is_auto
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
-from optplug.config.options import OneOptimizer, Options, Scheduler
+from optplug.config.options import OneOptimizer, Options, Scheduler, SeveralOptimizers
 from optplug.config.param_groups import parameter_infos
 from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
-from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, WiringError
+from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer, finetuning_callbacks, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.hook_types import OptimizerDict, OptimizerLRSchedulerDict
@@ -50,13 +50,13 @@ def configure_optimizers(
 ) -> OptimizerLRSchedulerDict: ...
 @overload
 def configure_optimizers(
-    module: nn.Module, optimizer: Sequence[Mapping[str, Any]], /, **options: Unpack[Options]
+    module: nn.Module, optimizer: SeveralOptimizers, /, scheduler: Scheduler | None = None, **options: Unpack[Options]
 ) -> list[OptimizerDict | OptimizerLRSchedulerDict]: ...
 @overload
 def configure_optimizers(  # for `**config`, whose types are not known
     module: nn.Module,
     *,
-    optimizer: OneOptimizer | Sequence[Mapping[str, Any]],
+    optimizer: OneOptimizer | SeveralOptimizers,
     scheduler: Scheduler | None = None,
     **options: Unpack[Options],
 ) -> OptimizerDict | OptimizerLRSchedulerDict | list[OptimizerDict | OptimizerLRSchedulerDict]: ...
@@ -69,6 +69,7 @@ def configure_optimizers(
     monitor: str | None = None,
     mode: str | None = None,
     on_resume: str | None = None,
+    override: bool = False,
     verbose: bool = True,
 ) -> Any:
     """Build the return value of `LightningModule.configure_optimizers`; call it from that hook.
@@ -100,6 +101,7 @@ def configure_optimizers(
             - `"override_hparams"`: the states of the checkpoint, the hyperparameters of the configuration;
             - `"reset_scheduler"`: the optimizer of the checkpoint, a new schedule of the configuration;
             - `"reset_all"`: the weights of the checkpoint, a new optimizer and schedule of the configuration.
+        override: of no effect: the hook that calls this function is the module's own. Default: False.
         verbose: whether to report the configuration when the training begins, and each learning-rate cut. If the
             trainer has a `ConfigureOptimizers`, its `verbose` decides. Default: True.
 
@@ -113,10 +115,7 @@ def configure_optimizers(
             values and the nearest match.
         ConfigErrors: several errors were found. It contains all of them.
     """
-    collector = ErrorCollector()
-    with collector.collect((VERBOSE.name,)):
-        VERBOSE.read(verbose)
-    collector.raise_collected()
+    check_flags(override=override, verbose=verbose)
     prebuilt = optimizer if isinstance(optimizer, Optimizer) else None
     given = {"monitor": monitor, "mode": mode, "on_resume": on_resume}
     if prebuilt is not None:

@@ -65,7 +65,7 @@ def training_length(
         start: where the schedules start. Default: with the training.
     """
     if trainer is None:
-        return TrainingLength()
+        return TrainingLength(remedy="pass the length to optplug.create_optimizer_and_scheduler")
     batches = _batches_per_epoch(trainer)
     if batches and start.batches >= batches:
         start = TrainingPosition(start.epochs + 1, start.steps)

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -519,13 +520,31 @@ INVALID: list[tuple[dict[str, Any], type[OptplugError], str]] = [
     (
         {"scheduler": {**COSINE, "T_max": "auto", "interval": "epoch"}, "total_steps": 9},
         ConfigError,
-        f"scheduler.T_max: is auto, and {LENGTH}: give a number, or interval: step",
+        "scheduler.T_max: is auto, and the length is not known from total_steps alone: pass epochs or steps_per_epoch "
+        "too, give a number, or interval: step",
     ),
     (
         {"scheduler": {"warmup": {"ratio": 0.1}}},
         ConfigError,
         f"scheduler.warmup.ratio: {LENGTH}: pass them, or give the warmup in steps",
     ),
+    (
+        {"scheduler": {"warmup": {"ratio": 0.1}}, "epochs": 3},
+        ConfigError,
+        "scheduler.warmup.ratio: the length is not known from epochs alone: pass total_steps or steps_per_epoch too",
+    ),
+    (
+        {"scheduler": {"warmup": {"epochs": 1}}, "total_steps": 3},
+        ConfigError,
+        "scheduler.warmup.epochs: the length is not known from total_steps alone: pass epochs or steps_per_epoch too,",
+    ),
+    (
+        {"scheduler": {**COSINE, "T_max": "auto"}, "steps_per_epoch": 3},
+        ConfigError,
+        "scheduler.T_max: is auto, and the length is not known from steps_per_epoch alone: pass total_steps or epochs",
+    ),
+    ({"verbose": None}, ConfigTypeError, "verbose: must be True or False, got None (NoneType)"),
+    ({"override": "no"}, ConfigTypeError, "override: must be True or False, got 'no' (str)"),
     ({"total_steps": 0}, ConfigError, "total_steps: must be at least 1, got 0"),
     ({"epochs": 1.5}, ConfigTypeError, "epochs: must be a whole number, got 1.5"),
     ({"steps_per_epoch": True}, ConfigTypeError, "steps_per_epoch: must be a whole number, got True"),
@@ -571,6 +590,36 @@ def test_two_of_the_lengths_give_the_third(given: Any, expected: int):
     _, by_epoch = optplug.create_optimizer_and_scheduler(model, SGD, schedule, **given)
     _, by_step = optplug.create_optimizer_and_scheduler(model, SGD, {**schedule, "interval": "step"}, **given)
     assert (by_epoch.T_max, by_step.T_max, by_epoch.warmup_steps) == (3, expected, 4)
+
+
+def test_length_may_be_an_integer_of_another_library():
+    _, scheduler = optplug.create_optimizer_and_scheduler(
+        Layers(), SGD, {"warmup": {"ratio": 0.5}}, total_steps=np.int64(10)
+    )
+    assert scheduler.warmup_steps == 5
+
+
+@pytest.mark.parametrize("flag", ["override", "verbose"])
+@pytest.mark.parametrize("value", [False, True])
+@pytest.mark.parametrize("function", [optplug.create_optimizer_and_scheduler, optplug.configure_optimizers])
+def test_flags_of_a_whole_configuration_are_accepted(function: Any, flag: str, value: bool):
+    returned = function(Layers(), optimizer=SGD, scheduler=HALVING, **{flag: value})
+    assert len(returned) == 2
+
+
+@pytest.mark.parametrize(
+    "given", [list(Layers().parameters()), iter([]), [Layers()]], ids=["list", "iterator", "models"]
+)
+def test_parameters_in_place_of_the_module_raise(given: Any):
+    message = f"module: parameters are selected by name; pass the module, got {type(given).__name__}"
+    with pytest.raises(ConfigTypeError, match=message):
+        optplug.create_optimizer_and_scheduler(given, SGD)
+
+
+@pytest.mark.parametrize("schedule", [{**COSINE, "T_max": "auto"}, {"warmup": {"ratio": 0.1}}], ids=["auto", "warmup"])
+def test_unknown_length_without_a_trainer_names_the_function_that_takes_it(schedule: Any):
+    with pytest.raises(ConfigError, match=r"pass the length to optplug.create_optimizer_and_scheduler, or give"):
+        optplug.configure_optimizers(Layers(), SGD, schedule)
 
 
 def test_create_optimizer_and_scheduler_does_not_import_lightning():
