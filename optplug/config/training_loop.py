@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from optplug.config.build import build_optimizer, build_scheduler, check_parameter_partition, parse_and_check
 from optplug.config.form import ON_RESUME, SCHEDULER, check_flags
+from optplug.config.metric_names import mode_of_name
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
 from optplug.config.options import LoopOptions, OneOptimizer, Schedule, Scheduler, SeveralOptimizers
 from optplug.config.training_length import EpochSteps, TrainingLength, resolve_lengths
@@ -74,8 +75,8 @@ def create_optimizer_and_scheduler(
             several optimizers; or an existing optimizer, which is used as it is.
         scheduler: a name, or a mapping with `name`, the scheduler's arguments and optplug's keys. Default: no schedule.
         param_groups: a preset (`"no_decay"`), or a list of presets and rules. Default: one group.
-        monitor: the metric of a plateau scheduler. The loop passes its value to `step`; the name is not used.
-        mode: `"min"` or `"max"`, for a plateau scheduler.
+        monitor: the metric of a plateau scheduler. The loop passes its value to `step`.
+        mode: `"min"` or `"max"`, for a plateau scheduler. Default: as the name in `monitor` implies.
         on_resume: only `"keep"`: the loop loads the state dicts.
         override: of no effect. Default: False.
         verbose: of no effect: without a trainer nothing is reported. Default: True.
@@ -125,7 +126,12 @@ def _build(
     optimizer = build_optimizer(module, setup) if prebuilt is None else prebuilt
     if setup.scheduler is None:
         return optimizer, None
-    return optimizer, build_scheduler(optimizer, setup.scheduler, setup.scheduler.mode)
+    return optimizer, build_scheduler(optimizer, setup.scheduler, _mode(setup.scheduler))
+
+
+def _mode(scheduler: SchedulerConfig) -> str | None:
+    """The configured mode, or the mode that the name of the metric implies."""
+    return scheduler.mode or (mode_of_name(scheduler.monitor) if scheduler.monitor is not None else None)
 
 
 def _resolve(setup: OptimizerSetup, length: TrainingLength) -> OptimizerSetup:
@@ -164,8 +170,8 @@ def _check_scheduler_without_trainer(collector: ErrorCollector, scheduler: Sched
         if value != SCHEDULER[key].default:
             message = f"{value} needs a Lightning trainer: omit it, and {remedy}"
             collector.add(ConfigError(message), (*scheduler.loc, key))
-    if scheduler.mode is None and "mode" in configurable_arguments(scheduler.registration):
-        message = "without a Lightning trainer it must be given: 'min' or 'max'"
+    if _mode(scheduler) is None and "mode" in configurable_arguments(scheduler.registration):
+        message = "without a Lightning trainer it must be given, 'min' or 'max', or implied by the name in monitor"
         collector.add(ConfigError(message), (*scheduler.loc, "mode"))
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
+from optplug.config.metric_names import shown
 from optplug.config.model import Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
 from optplug.config.training_length import TrainingLength
-from optplug.lightning.metric_names import shown
 from optplug.lightning.trainer_info import TrainingPosition
 
 CONFIGURATION = "the configuration"

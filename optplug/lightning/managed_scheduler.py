@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.config.form import PATIENCE_UNITS
+from optplug.config.metric_names import is_validation_metric, mode_of_name
 from optplug.errors import WiringError
 from optplug.lightning.fit_setup import CONFIGURATION, MonitoredMetric, SteppingPlan
-from optplug.lightning.metric_names import is_validation_metric, mode_of_name
 from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
 from optplug.schedulers.warmup import step_was_skipped
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from optplug.errors import ConfigError, WiringError, did_you_mean, listing, nearest
-from optplug.lightning._compat import logged_metric_objects
-from optplug.lightning.fit_setup import CONFIGURATION, MonitoredMetric
-from optplug.lightning.metric_names import (
+from optplug.config.metric_names import (
     corrected,
     has_same_words,
     is_metric,
@@ -21,6 +18,9 @@ from optplug.lightning.metric_names import (
     split_loader_suffix,
     validation_losses,
 )
+from optplug.errors import ConfigError, WiringError, did_you_mean, listing, nearest
+from optplug.lightning._compat import logged_metric_objects
+from optplug.lightning.fit_setup import CONFIGURATION, MonitoredMetric
 
 
 def infer_monitored_metric(
@@ -163,10 +163,7 @@ def only_validation_loss(logged: Iterable[str]) -> str:
 
 
 def monitorable_metrics(logged: Iterable[str]) -> list[str]:
-    """The names of the logged metrics, without learning rates, counters, and the `_step` and `_epoch` forms.
-
-    Names with the word `sanity` are left out too: later validations do not log them.
-    """
+    """The names of the logged metrics, without learning rates, counters, and the `_step` and `_epoch` forms."""
     names = {name for name in logged if is_metric(name)}
     parts = [split_loader_suffix(name) for name in names]
     forms = {name + form + loader for name, loader in parts for form in ("_step", "_epoch")}

@@ -12,6 +12,15 @@ from typing import Any
 
 import torch
 
+from optplug.config.metric_names import (
+    is_named_val,
+    is_validation_metric,
+    named_validation_losses,
+    names_sanity_check,
+    shown,
+    shown_list,
+    validation_losses,
+)
 from optplug.errors import ConfigError, NonFiniteMetricError, WiringError, listing
 from optplug.lightning import monitor
 from optplug.lightning._compat import as_misconfiguration
@@ -19,7 +28,6 @@ from optplug.lightning.fit_setup import MonitoredMetric
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.loggers import log_cuts
 from optplug.lightning.managed_scheduler import ManagedScheduler
-from optplug.lightning.metric_names import is_validation_metric, shown, shown_list, validation_losses
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import reason_without_validation
 from optplug.schedulers.lr import lrs_of
@@ -98,7 +106,7 @@ class PlateauObserver:
 
         What the sanity check logs is provisional: later validations may not log it.
         """
-        logged = sorted({name for names in _gather(trainer, list(new_names)) for name in names})
+        logged = _names_on_ranks(trainer, new_names, moment)
         if moment == "sanity":
             managed.metric_before_sanity = managed.metric
         elif moment == "validation":
@@ -129,8 +137,12 @@ class PlateauObserver:
             if not losses and moment != "validation":
                 return None
             found = monitor.only_validation_loss(logged)
-            text = f"{managed.name} monitors {shown(found)} ({metric.mode}), the only validation loss"
-            self.reporter.report(trainer, text)
+            others = [name for name in named_validation_losses(monitor.monitorable_metrics(logged)) if name != found]
+            reason = "the only validation loss"
+            if others:
+                reason = f"of several validation losses; the others: {shown_list(others)}"
+                managed.metric = replace(metric, source="the names of the losses that the first validation logs")
+            self.reporter.report(trainer, f"{managed.name} monitors {shown(found)} ({metric.mode}), {reason}")
             return found
         if metric.monitor in logged:
             return metric.monitor
@@ -189,10 +201,11 @@ class PlateauObserver:
         from_validation = is_validation_metric(metric.monitor)
         if moment == ("validation" if from_validation or trainer.enable_validation else "epoch"):
             managed.search_ended = True
-        is_due = managed.search_ended if moment == "late" else from_validation and moment != "epoch"
-        if managed.absence_reported or managed.history.observed or not is_due:
+        # A metric named `eval` may be logged after the validation, at the end of the epoch.
+        due = {"sanity": from_validation, "validation": is_named_val(metric.monitor), "late": managed.search_ended}
+        if managed.absence_reported or managed.history.observed or not due.get(moment, False):
             return
-        known = {name for names in _gather(trainer, list(trainer.callback_metrics)) for name in names}
+        known = _names_on_ranks(trainer, trainer.callback_metrics, moment)
         available = monitor.monitorable_metrics(known)
         # The metric is logged elsewhere, or the module logs nothing at all in the sanity check: both are intended.
         if metric.monitor in known or (moment == "sanity" and not available):
@@ -257,7 +270,7 @@ class PlateauObserver:
             self.reporter.warn(trainer, f"{name} is {when} stepped, unless training itself logs {logged}: {reason}")
             managed.absence_reported = True
         elif metric.monitor is None and managed.metric_before_sanity is None:
-            text = "no sanity check runs: if the first validation logs several losses, the training stops with an error"
+            text = "no sanity check runs: if the first validation logs several losses, training may stop with an error"
             self.reporter.report(trainer, f"{name}: {text}; set scheduler.monitor to avoid this")
 
     # ------------------------------------------------------------------ steps
@@ -302,6 +315,12 @@ class PlateauObserver:
         subject = f"epoch {history.cuts[-1]}: {shown(str(history.monitor))} is {value:.4g}"
         self.reporter.report(trainer, f"{subject}{than}: learning rate{of} {changes}")
         log_cuts(trainer, state, self.reporter, managed.name, len(history.cuts))
+
+
+def _names_on_ranks(trainer: Any, names: Iterable[str], moment: str) -> list[str]:
+    """The names of the metrics on all ranks; in the sanity check without those that only the sanity check logs."""
+    found = sorted({name for gathered in _gather(trainer, list(names)) for name in gathered})
+    return [name for name in found if not (moment == "sanity" and names_sanity_check(name))]
 
 
 def _gather(trainer: Any, value: Any) -> list[Any]:

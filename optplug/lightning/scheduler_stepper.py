@@ -15,6 +15,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
+from optplug.config.metric_names import shown_list
 from optplug.config.param_groups import parameter_infos, proposed_group_names
 from optplug.errors import NonFiniteMetricError, OptplugError, WiringError, listing
 from optplug.lightning._compat import loaded_checkpoint, share_add_param_group, validation_is_due
@@ -29,7 +30,6 @@ from optplug.lightning.managed_scheduler import (
     manage,
     plan_for_third_party_plateau,
 )
-from optplug.lightning.metric_names import shown_list
 from optplug.lightning.monitor import monitorable_metrics
 from optplug.lightning.optimizer_modes import OptimizerModes
 from optplug.lightning.plateau import PlateauObserver

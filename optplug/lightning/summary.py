@@ -8,12 +8,12 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from optplug.config.metric_names import is_validation_metric
 from optplug.config.param_groups import group_table
 from optplug.config.training_length import length_warnings
 from optplug.errors import short_list
 from optplug.lightning.fit_setup import ConfiguredOptimizer
 from optplug.lightning.fit_state import FitState
-from optplug.lightning.metric_names import is_validation_metric
 from optplug.lightning.trainer_info import BEGINNING, training_length
 from optplug.schedulers.adapters import adapter_for
 

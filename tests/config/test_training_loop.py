@@ -498,6 +498,18 @@ def test_monitor_is_accepted_and_mode_is_passed_to_the_plateau():
     assert plateau.mode == "max"
 
 
+@pytest.mark.parametrize(
+    ("monitor", "mode", "expected"),
+    [("val_loss", None, "min"), ("val_acc", None, "max"), ("val_loss", "max", "max"), ("val_score", "min", "min")],
+)
+def test_name_of_monitored_metric_implies_mode(monitor: str, mode: str | None, expected: str) -> None:
+    options = {} if mode is None else {"mode": mode}
+    _, scheduler = optplug.create_optimizer_and_scheduler(
+        Layers(), SGD, "reduce_lr_on_plateau", monitor=monitor, **options
+    )
+    assert scheduler.mode == expected
+
+
 LENGTH = "the length is not known from total_steps, epochs and steps_per_epoch"
 INVALID: list[tuple[dict[str, Any], type[OptplugError], str]] = [
     ({"optimizer": None}, ConfigTypeError, "optimizer: must be a name, a mapping with a name"),
@@ -507,6 +519,11 @@ INVALID: list[tuple[dict[str, Any], type[OptplugError], str]] = [
     ({"scheduler": {**HALVING, "frequency": 2}}, ConfigError, "scheduler.frequency: is 2, but without a Lightning"),
     (
         {"scheduler": "reduce_lr_on_plateau"},
+        ConfigError,
+        "scheduler.mode: without a Lightning trainer it must be given",
+    ),
+    (
+        {"scheduler": "reduce_lr_on_plateau", "monitor": "val_score"},
         ConfigError,
         "scheduler.mode: without a Lightning trainer it must be given",
     ),

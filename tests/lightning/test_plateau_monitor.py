@@ -267,13 +267,48 @@ def test_validation_loss_without_other_words_is_preferred(fit_plateau: Any, caps
     val = {"validation_loss": [1.0], "reconstruction_loss_validation": [3.0], "kl_local_validation": [2.0]}
     _, module = fit_plateau(val, num_sanity_val_steps=sanity)
     assert module.step_values == [1.0, 1.0, 1.0]
-    assert plateau_summary(capsys).endswith(
-        "monitor validation_loss (min) from the only validation loss that the first validation logs"
+    lines = printed_lines(capsys)
+    text = "of several validation losses; the others: reconstruction_loss_validation"
+    assert f"reduce_lr_on_plateau monitors validation_loss (min), {text}" in lines
+    assert lines[-1].endswith(
+        "monitor validation_loss (min) from the names of the losses that the first validation logs"
     )
 
 
+@pytest.mark.parametrize("sanity", [2, 0])
+def test_metric_named_eval_may_be_logged_at_the_end_of_the_epoch(
+    fit_plateau: Any, scripted_module: type, capsys: Any, sanity: int
+) -> None:
+    module = scripted_module(val=RISING, late={"eval/return": range(9)})
+    fit_plateau(module=module, monitor="eval/return", num_sanity_val_steps=sanity)
+    assert plateau_summary(capsys) == "plateau: 3 epochs seen, 0 cuts, monitor eval/return (max) from the configuration"
+    module = scripted_module(val=RISING)
+    with pytest.raises(WiringError, match=r"monitors 'dev_f1' .* which is not logged; logged metrics: val_loss"):
+        fit_plateau(module=module, monitor="dev_f1", num_sanity_val_steps=sanity)
+    assert len(module.lrs) == BATCHES_PER_EPOCH
+
+
+@pytest.mark.parametrize("sanity", [2, 0])
+def test_name_with_the_word_sanity_is_used_if_each_validation_logs_it(fit_plateau: Any, sanity: int) -> None:
+    _, module = fit_plateau({"sanity_check_val_loss": [1.0, 2.0]}, num_sanity_val_steps=sanity)
+    assert module.step_values == [1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("val_dice_coef", "min"), ("val_neg_mean_squared_error", None)], ids=["warns", "silent"]
+)
+def test_callback_mode_is_compared_with_the_meaning_of_the_whole_name(
+    pl: Any, fit_plateau: Any, name: str, mode: str | None
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_plateau({name: [1.0]}, callbacks=[pl.callbacks.EarlyStopping(name, mode=mode or "max", patience=9)])
+    messages = [str(one.message) for one in caught if "but the name means" in str(one.message)]
+    assert len(messages) == (mode is not None)
+
+
 def test_ambiguity_that_no_sanity_check_can_find_is_announced(fit_plateau: Any, capsys: Any) -> None:
-    text = "no sanity check runs: if the first validation logs several losses, the training stops with an error"
+    text = "no sanity check runs: if the first validation logs several losses, training may stop with an error"
     line = f"reduce_lr_on_plateau: {text}; set scheduler.monitor to avoid this"
     fit_plateau(RISING, num_sanity_val_steps=0)
     assert line in printed_lines(capsys)
@@ -595,10 +630,11 @@ def torchmetrics_module(scripted_module: type) -> Any:
     [
         (
             "min",
-            "loss val_loss val/loss valid.loss train_loss loss_epoch val-error rmse val_mae test/WER cross_entropy",
+            "loss val_loss val/loss valid.loss train_loss loss_epoch val-error rmse val_mae test/WER cross_entropy "
+            "top1_error",
         ),
         ("max", "acc val_acc val/accuracy top5 val_auroc f1 val_F1 mAP iou val/dice bleu reward r2"),
-        (None, "score val metric top1_error loss_accuracy glossy mapping value"),
+        (None, "score val metric accuracy_of_loss_map loss_accuracy glossy mapping value"),
     ],
 )
 def test_mode_from_name_returns_mode_or_raises(mode: str | None, names: str):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from optplug.lightning.metric_names import (
+from optplug.config.metric_names import (
     corrected,
     has_same_words,
     is_metric,
+    is_named_val,
     is_near_match,
     is_validation_metric,
     mode_of_name,
+    names_sanity_check,
     shown,
     validation_losses,
     words,
@@ -40,7 +42,7 @@ from optplug.lightning.metric_names import (
         ("mAP", "map"),
         ("val_mAP50", "val map 50"),
         ("IoU", "iou"),
-        ("valmIoU", "valm iou"),
+        ("valmIoU", "val miou"),
         ("val/mIoU", "val miou"),
         ("F1", "f1"),
         ("ValF1Score", "val f1score"),
@@ -48,6 +50,9 @@ from optplug.lightning.metric_names import (
         ("acc@1", "acc 1"),
         ("top5Acc", "top 5 acc"),
         ("cross_entropy", "crossentropy"),
+        ("lossval", "loss val"),
+        ("valf1", "val f1"),
+        ("negative_log_likelihood", "negativeloglikelihood"),
         ("crossEntropy", "crossentropy"),
         ("sanity_check/loss", "sanity check loss"),
         ("interval", "interval"),
@@ -62,15 +67,20 @@ def test_words_of_a_name(name: str, expected: str) -> None:
 LOWER = (
     "val_loss|Validation loss|valLoss|loss (val)|VALLoss|valloss|eval_loss|dev loss|test-loss|valid_1/rmse|MSEVal"
     "|RMSELoss|val.losses|val_loss2|crossEntropy|Word Error Rate|val/lr_loss|val loss/dataloader_idx_1|NLLLoss"
-    "|val_totalloss"
+    "|val_totalloss|class_recall_loss|val_dice_loss|val_iou_loss_epoch|val_top1_err|lossval"
+    "|negative_log_likelihood|val_neg_log_likelihood|neg_log_likelihood|val_brier|ece|crps|val_lpips|val_ce|valid_1/mse"
 )
 HIGHER = (
     "Validation Accuracy|valAcc|ValF1Score|val accuracy|AUROC|mAP|val_mAP50|IoU|mIoU|valIoU|F1|top5|acc@1|Acc (val)|R²"
-    "|val:AUC|valRecall@10|F score"
+    "|val:AUC|valRecall@10|F score|dice_coef|val_dice_coeff|val_dice_coefficient|kappa_coef|kappa_coefficient"
+    "|matthews_corrcoef|MatthewsCorrCoef|top_1-acc|top-1|valid_1/auc|accval|valf1|valmIoU|val_pearson|spearmanr|meteor|CIDEr"
+    "|ExactMatch|exact_match|snr|val_sdr|PESQ|success_rate|eval/success|acc_norm|val_aupr"
 )
 NEITHER = (
-    "score|loss_scale|lossScale|accumulated|interval|invalid|evaluate|error_free|free_space|class_recall_loss|glossy"
+    "score|loss_scale|lossScale|accumulated|interval|invalid|evaluate|error_free|free_space|glossy"
     "|mapping|scrap|wrap|value|neg_mse|loss_weight|iou_threshold|top|f|train_std_dev|lossless|macbook|retrieval"
+    "|neg_mean_squared_error|val_neg_mean_squared_error|neg_val_loss|negative_log_loss|val_1-acc|1 - accuracy|kl_coef"
+    "|loss_coeff|loss_coefficients|val_feature_map_norm|attention_map_entropy|val_reward_penalty|loss_accuracy|f1_weight"
 )
 
 
@@ -93,6 +103,8 @@ def test_any_separator_ends_a_word(name: str, other: str) -> None:
     [
         ("val_loss|Validation loss|valLoss|VALLoss|valAcc|loss (val)|valid_1/rmse|dev loss|eval_loss", True),
         ("validate/loss|evalLoss|MSEVal|valloss|val loss/dataloader_idx_0|std_dev_val", True),
+        ("train/val_loss|training/val_loss|train/loss/val|train/val_loss/dataloader_idx_1|lossval", True),
+        ("val/train_loss|train/loss|train_val/gap", False),
         ("loss|test-loss|interval|invalid|evaluate|value|retrieval|train_loss|train_val_gap|std_dev|device", False),
     ],
 )
@@ -101,13 +113,21 @@ def test_validation_metrics_by_name(names: str, expected: bool) -> None:
 
 
 def test_names_that_are_no_metrics() -> None:
-    excluded = (
-        "lr-Adam|lr-SGD/pg1|lr|learning rate|Learning_Rate|train/lr|epoch|step|Global step"
-        "|sanity_check_loss|RunningStage.SANITY_CHECKING/loss|Sanity loss"
-    )
+    excluded = "lr-Adam|lr-SGD/pg1|lr|learning rate|Learning_Rate|train/lr|epoch|step|Global step"
     kept = "lr_loss|val/lr-loss|LRScore accuracy|epochs_loss|step_loss|lrate"
     assert not [name for name in excluded.split("|") if is_metric(name)]
     assert [name for name in kept.split("|") if not is_metric(name)] == []
+
+
+def test_names_with_a_word_for_the_sanity_check() -> None:
+    named = ["sanity_check_loss", "RunningStage.SANITY_CHECKING/loss", "Sanity loss"]
+    assert [name for name in [*named, "val_loss", "insanity_loss"] if names_sanity_check(name)] == named
+
+
+def test_names_with_the_word_val() -> None:
+    named = ["val_loss", "Validation loss", "valid/f1", "train/val_loss"]
+    others = ["eval/return", "dev_f1", "validate/loss", "val/train_f1"]
+    assert [name for name in named + others if is_named_val(name)] == named
 
 
 @pytest.mark.parametrize(
@@ -116,6 +136,11 @@ def test_names_that_are_no_metrics() -> None:
         ("validation_loss|reconstruction_loss_validation|kl_local_validation", "validation_loss"),
         ("Validation loss|Validation recon loss", "Validation loss"),
         ("val_loss|test_loss|loss", "val_loss"),
+        ("eval_loss|val_loss", "val_loss"),
+        ("val_loss|dev_loss|validate_loss", "val_loss"),
+        ("val_recon_loss|eval_loss", "val_recon_loss"),
+        ("train/val_loss|train/loss", "train/val_loss"),
+        ("eval_loss|dev_loss|eval_kl_loss", "eval_loss|dev_loss|eval_kl_loss"),
         ("eval_loss|eval_acc", "eval_loss"),
         ("test-loss", "test-loss"),
         ("loss|acc", "loss"),
@@ -160,6 +185,10 @@ def test_near_matches() -> None:
         ("val/precison@5", "val/precision@5"),
         ("val_score", None),
         ("quality", None),
+        ("val_acs", None),
+        ("val_cerr", None),
+        ("val_bce", None),
+        ("val_aupr", None),
     ],
 )
 def test_misspelt_words_are_corrected(name: str, expected: str | None) -> None:
