@@ -44,7 +44,12 @@ def _validate(path: Path, model: str | None) -> str:
 
     checked = _load(path)
     if checked.config is None:
-        what = "the callback steps the schedulers that the module's own configure_optimizers returns"
+        group = checked.section.group
+        what = (
+            f"it configures no {group}"
+            if group
+            else "the callback steps the schedulers that the module's own configure_optimizers returns"
+        )
         return f"{checked.file} is valid: {what}\n"
     module = _build_model(checked, model, required=False)
     is_checked = module is not None and bool(_build_optimizers(checked, module, required=False))
@@ -132,8 +137,15 @@ def _load(path: Path) -> _CheckedFile:
     Raises:
         NoSectionError: the file does not configure optplug.
     """
-    from optplug.cli.config_files import ConfigFile, NoSectionError, key_errors, read_config_file, section_values
-    from optplug.config.form import OVERRIDE
+    from optplug.cli.config_files import (
+        ConfigFile,
+        NoSectionError,
+        key_errors,
+        key_notes,
+        read_config_file,
+        section_values,
+    )
+    from optplug.config.form import OVERRIDE, VERBOSE
 
     file, section, config = ConfigFile(path), None, None
     collector = ErrorCollector()
@@ -142,12 +154,18 @@ def _load(path: Path) -> _CheckedFile:
         section = file.section()
         for key, error in key_errors(file, section):
             collector.add(error, (key,))
+        for key, note in key_notes(file, section):
+            _print_line(f"{file}:{file.line_of(section.file_loc((key,)))}: note: {key}: {note}")
         values = section_values(file, section)
         unresolved = _report_unresolved(collector, file, section, values)
         with collector.collect((OVERRIDE.name,)):
             OVERRIDE.read(values.get(OVERRIDE.name, False))
+        if section.is_callback:
+            with collector.collect((VERBOSE.name,)):
+                VERBOSE.read(section.mapping.get(VERBOSE.name, VERBOSE.default))
+            values = {key: value for key, value in values.items() if value is not None}
         given = {key: value for key, value in values.items() if key != OVERRIDE.name}
-        if given or not section.is_callback:
+        if given or not (section.is_callback or section.group):
             config = _parse(collector, given)
         collector.raise_collected()
     except NoSectionError:
@@ -321,7 +339,7 @@ def _build_model(checked: _CheckedFile, model: str | None, *, required: bool) ->
     from optplug.config.fields import has_unresolved
 
     file, section = checked.file, checked.section
-    written = section.mapping.get("model", file.data.get("model"))
+    written = section.mapping.get("model", file.data.get("model") if isinstance(file.data, Mapping) else None)
     given = _known(written) if isinstance(written, Mapping) else {}
     try:
         if model is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -12,8 +13,8 @@ from typing import Any, NoReturn
 import yaml
 
 from optplug.cli.interpolations import MANDATORY, UnresolvedInterpolation, resolve_interpolations
-from optplug.config.dialects import missing_space, top_level_key, warmup_form
-from optplug.config.form import OVERRIDE, SUBCOMMANDS, TABLES, TOP_LEVEL
+from optplug.config.dialects import is_name_key, missing_space, top_level_key, warmup_form
+from optplug.config.form import CORRECT_KEYS, OVERRIDE, SCHEDULER, SELECTORS, SUBCOMMANDS, TABLES, TOP_LEVEL
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import owner_of
 from optplug.config.yaml_text import duplicate_keys, read_yaml
@@ -39,6 +40,9 @@ SECTION_IDENTIFYING_KEYS = ("optimizer", "scheduler", "param_groups")
 OTHER_KEYS = ("model", "data", "trainer", "seed_everything", "ckpt_path", "verbose", "print_config", "config")
 """Keys of LightningCLI and of the callback, accepted next to `SECTION_KEYS`."""
 
+_COMMON_ARGUMENTS = ("lr", "learning_rate", "weight_decay")
+"""Arguments that most optimizers have."""
+
 MAX_FOLLOWED = 10
 """How many interpolations are followed from one to the next to find a line. Interpolations may form a circle."""
 
@@ -60,7 +64,7 @@ class ConfigSection:
         mapping: the mapping at `loc`, with all its keys.
         is_callback: whether the mapping has the arguments of a ConfigureOptimizers.
         is_strict: whether other keys in the mapping can be mistakes.
-        group: `"optimizer"` or `"scheduler"` for a file with the content of only this key, as Hydra's groups have.
+        group: the key of a file with the content of only this key, as Hydra's groups have.
     """
 
     loc: Loc
@@ -106,14 +110,20 @@ class ConfigFile:
 
         Interpolations of a whole value, such as `${optimizer}`, are followed.
         """
-        return self._line_of(loc, MAX_FOLLOWED)
+        return self._find(loc, MAX_FOLLOWED)[0]
 
-    def _line_of(self, loc: Loc, followed: int) -> int:
+    def is_empty(self, loc: Loc) -> bool:
+        """Whether nothing is written as the value of a key, not even `null`."""
+        node = self._find(loc, 0)[1]
+        return isinstance(node, yaml.ScalarNode) and not node.value and node.style is None
+
+    def _find(self, loc: Loc, followed: int) -> tuple[int, yaml.Node | None]:
+        """The line and the node of a location, or of its parent; `followed` interpolations are followed."""
         node, line, steps = self.node, 1, list(loc)
         while True:
             target = _interpolated_loc(node)
             if target is not None and followed and _has(self.data, target):
-                return self._line_of((*target, *steps), followed - 1)
+                return self._find((*target, *steps), followed - 1)
             found = None
             step = steps.pop(0) if steps else None
             if isinstance(node, yaml.MappingNode):
@@ -121,7 +131,7 @@ class ConfigFile:
             elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
                 found = (node.value[step],) * 2
             if found is None or step is None:
-                return line
+                return line, node
             line, node = found[0].start_mark.line + 1, found[1]
 
     def section(self) -> ConfigSection:
@@ -135,6 +145,9 @@ class ConfigFile:
             ConfigError: the file has no such section but a misspelled key, or it has several sections.
             ConfigTypeError: the file does not contain a mapping.
         """
+        group = _group_of(self.path, self.text, self.data)
+        if group is not None:
+            return _group_section(group, self.data)
         if self.data is None:
             raise ConfigError("is empty; a minimal configuration is optimizer: adam")
         if not isinstance(self.data, Mapping):
@@ -164,23 +177,21 @@ class ConfigFile:
         if any("_target_" in section.mapping for section in callbacks):
             yield from callbacks  # Hydra passes only their arguments
             return
-        places: list[tuple[Loc, Any]] = [((), self.data), *(((key,), self.data.get(key)) for key in SUBCOMMANDS)]
+        places: list[tuple[Loc, Any]] = [((key,), self.data.get(key)) for key in SUBCOMMANDS]
+        if not _is_object(self.data):  # such as a file with only the arguments of a model
+            places.insert(0, ((), self.data))
         own = [_section(loc, mapping) for loc, mapping in places if _has_section_keys(mapping)]
         if callbacks:  # a configuration that LightningCLI has saved has null for keys that are not used
             own = [section for section in own if any(section.values.get(key) for key in SECTION_IDENTIFYING_KEYS)]
         yield from own
         yield from callbacks
-        if own or callbacks:
-            return
-        group = _group_of(self.path, self.data)
-        if group is not None:
-            yield ConfigSection((), {group: self.data}, {}, group=group)
-        else:
+        if not own and not callbacks:
             yield from self._model_sections()
 
     def _model_sections(self) -> Iterator[ConfigSection]:
         """The arguments of a model that look as if it passes them to `optplug.configure_optimizers`."""
-        for loc in (("model",), ("model", "init_args")):
+        below: Loc = () if _is_object(self.data) else ("model",)
+        for loc in (below, (*below, "init_args")):
             mapping: Any = self.data
             for key in loc:
                 mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
@@ -193,55 +204,117 @@ class ConfigFile:
         if owner is not None:
             raise ConfigError(f"{message}{short_list(self.data)}; indent them under {owner}")
         model = self.data.get("model")
-        locs: list[tuple[str, ...]] = [(str(key),) for key in self.data]
-        locs += [("model", str(key)) for key in model if str(key) not in TABLES] if isinstance(model, Mapping) else []
+        locs: list[tuple[str, ...]] = [(key,) for key in self.data if isinstance(key, str) and key not in TABLES]
+        if isinstance(model, Mapping):
+            locs += [("model", key) for key in model if isinstance(key, str) and key not in TABLES]
         collector = ErrorCollector()
         for loc in locs:
-            hint = _nearest_key_hint(loc[-1], SECTION_IDENTIFYING_KEYS)
-            if hint:
-                collector.add(ConfigError(f"{message}{loc[-1]}{hint}"), loc)
+            value = self.data.get(loc[0]) if len(loc) == 1 else model[loc[1]]
+            if _is_misspelled(loc[-1], value, SECTION_IDENTIFYING_KEYS):
+                collector.add(ConfigError(f"{message}{loc[-1]}{_hint(loc[-1])}"), loc)
         collector.raise_collected()
         composed = f"; Hydra composes it with other files: {COMPOSED}" if self.is_composed else ""
         raise NoSectionError(f"{message}{short_list(self.data)}{composed}")
 
 
-def _nearest_key_hint(key: str, keys: Collection[str]) -> str:
-    """The end of a message about a key that is misspelled or of another format; empty for other keys."""
-    meant = top_level_key(key)
-    return did_you_mean(key, keys) or (f"; did you mean {meant!r}?" if meant in keys else "")
-
-
 def key_errors(file: ConfigFile, section: ConfigSection) -> Iterator[tuple[str, ConfigError]]:
-    """Errors for keys next to those of a section: misspelled keys, and arguments that belong one level deeper.
+    """Errors for keys next to those of a section: an empty key, misspelled keys, and arguments one level too high.
 
     Yields:
         The key and the error.
     """
-    if not section.is_strict:
-        return
-    # A value that an interpolation uses, such as `lr: 0.1` for `${lr}`, may have any name.
-    others = [key for key in section.mapping if key not in (*SECTION_KEYS, *OTHER_KEYS, *SUBCOMMANDS)]
-    others = [
-        key for key in others if isinstance(key, str) and not re.search(rf"\$\{{\.*{re.escape(key)}\b", file.text)
-    ]
-    others = [key for key in others if not key.startswith("_") and key not in ("class_path", "init_args", "defaults")]
-    owners = {key: owner_of(key, section.mapping) for key in others}
-    for kind in TABLES:
-        inside = [key for key in others if owners[key] == kind]
-        if inside and kind in section.mapping and section.mapping[kind] is None:
-            yield kind, ConfigError(f"has no value: indent {listing(inside)} under {kind}")
-            others = [key for key in others if key not in inside]
+    others = _other_keys(file, section)
+    for key in SECTION_IDENTIFYING_KEYS:
+        inside = _keys_below_empty(key, file, section, others)
+        if inside:
+            item = ", as an item of a list: - match: ..." if key == "param_groups" else ""
+            yield key, ConfigError(f"has no value: indent {listing(inside)} under {key}{item}")
+            others = [other for other in others if other not in inside]
     for key in others:
-        hint, owner = _nearest_key_hint(key, SECTION_KEYS), owners[key]
-        if owner is not None:
-            noun = "the name" if key == "name" else "an argument"
-            form = warmup_form(key, section.mapping[key])
-            written = f" as {form}" if form and form != f"{key}: {section.mapping[key]}" else ""
-            yield key, ConfigError(f"is {noun} of the {owner}; indent it under {owner}{written}")
+        owner = owner_of(key, section.mapping)
+        if owner is not None and not _may_be_of_program(key, section):
+            yield key, ConfigError(f"is an argument of the {owner}; indent it under {owner}")
         elif section.is_callback:
+            hint = did_you_mean(key, SECTION_KEYS)
             yield key, ConfigError(f"ConfigureOptimizers has no argument {key!r}{hint}")
-        elif hint:
-            yield key, ConfigError(f"unknown key {key!r}{hint}")
+        elif _is_misspelled(key, section.mapping[key], SECTION_KEYS):
+            yield key, ConfigError(f"unknown key {key!r}{_hint(key)}")
+
+
+def key_notes(file: ConfigFile, section: ConfigSection) -> Iterator[tuple[str, str]]:
+    """Notes on keys next to those of a section that can be mistakes, and can be arguments of the program.
+
+    Yields:
+        The key and the note.
+    """
+    reported = {key for key, _ in key_errors(file, section)}
+    for key in _other_keys(file, section):
+        value = section.mapping[key]
+        if reported & {key, *SECTION_IDENTIFYING_KEYS} or value is None or value is False:
+            continue
+        owner = owner_of(key, section.mapping)
+        if owner is not None and key != "name":
+            form = warmup_form(key, value)
+            written = f" as {form}" if form and form != f"{key}: {value}" else ""
+            yield key, f"is not used; if it is meant for the {owner}, indent it under {owner}{written}"
+        elif top_level_key(key):
+            yield key, f"is not used{_hint(key)}"
+
+
+def _other_keys(file: ConfigFile, section: ConfigSection) -> list[str]:
+    """The keys next to those of a section that can be mistakes."""
+    if not section.is_strict:
+        return []
+    known = (*SECTION_KEYS, *OTHER_KEYS, *SUBCOMMANDS, "class_path", "init_args", "defaults")
+    others = [key for key in section.mapping if isinstance(key, str) and key not in known and not key.startswith("_")]
+    # A value that an interpolation uses, such as `lr: 0.1` for `${lr}`, may have any name.
+    return [key for key in others if not re.search(rf"\$\{{\.*{re.escape(key)}\b", file.text)]
+
+
+def _keys_below_empty(key: str, file: ConfigFile, section: ConfigSection, others: Collection[str]) -> list[str]:
+    """The keys that are meant to be the value of a key without a value."""
+    if key not in section.mapping or section.mapping[key] is not None:
+        return []
+    is_empty = file.is_empty((*section.loc, key))  # nothing is written, not even null
+    if key == "param_groups":
+        has_selector = is_empty and not {*SELECTORS, "preset"}.isdisjoint(others)
+        return (
+            [other for other in others if other in (*SELECTORS, "preset", *_COMMON_ARGUMENTS)] if has_selector else []
+        )
+
+    def is_inside(other: str) -> bool:
+        owner = owner_of(other, section.mapping)
+        if owner is not None or not is_empty:
+            return owner == key
+        return other == "name" or is_name_key(other) or (key == "optimizer" and other in _COMMON_ARGUMENTS)
+
+    return [other for other in others if is_inside(other)]
+
+
+def _may_be_of_program(key: str, section: ConfigSection) -> bool:
+    """Whether a key is no argument of a class, but one of optplug's keys or of another format."""
+    return not section.is_callback and (key in (*SCHEDULER, "name") or bool(warmup_form(key, section.mapping[key])))
+
+
+def _is_misspelled(key: str, value: Any, keys: Collection[str]) -> bool:
+    """Whether a key with its value certainly stands for one of the given keys of a section."""
+    if key in CORRECT_KEYS:
+        return True
+    similar = _similar_key(key, keys)
+    if similar is not None:
+        return isinstance(value, (str, list, Mapping) if similar in SECTION_IDENTIFYING_KEYS else (str, bool))
+    return isinstance(value, Mapping) and "name" in value and top_level_key(key) in TABLES
+
+
+def _similar_key(key: str, keys: Collection[str]) -> str | None:
+    distinct = [known for known in keys if known != "mode"]  # many words resemble it, such as `model` and `node`
+    return next(iter(difflib.get_close_matches(key.lower(), distinct, 1, cutoff=0.85)), None)
+
+
+def _hint(key: str) -> str:
+    """The end of a message about a key that is misspelled or of another format; empty for other keys."""
+    meant = _similar_key(key, SECTION_KEYS) or top_level_key(key)
+    return f"; did you mean {meant!r}?" if meant else ""
 
 
 def section_values(file: ConfigFile, section: ConfigSection) -> dict[str, Any]:
@@ -249,7 +322,8 @@ def section_values(file: ConfigFile, section: ConfigSection) -> dict[str, Any]:
     values = dict(section.values)
     for kind in TABLES:
         given = values.get(kind)
-        if file.is_composed and isinstance(given, Mapping) and "name" not in given:
+        is_named = isinstance(given, Mapping) and any(key == "name" or is_name_key(key) for key in given)
+        if file.is_composed and isinstance(given, Mapping) and not is_named:
             values[kind] = {
                 "name": UnresolvedInterpolation(MANDATORY, "one of the files in the list defaults has it"),
                 **given,
@@ -264,11 +338,37 @@ def _interpolated_loc(node: yaml.Node | None) -> Loc | None:
     return tuple(found[1].split(".")) if found else None
 
 
-def _group_of(path: Path, data: Any) -> str | None:
-    """`"optimizer"` or `"scheduler"` for a file of this group of Hydra, such as `optimizer/adam.yaml`; else None."""
-    kind = top_level_key(path.parent.name) or path.parent.name
-    is_whole = not isinstance(data, Mapping) or any(key in data for key in (*SECTION_IDENTIFYING_KEYS, *OTHER_KEYS))
-    return kind if kind in TABLES and not is_whole else None
+def _is_object(mapping: Mapping[str, Any]) -> bool:
+    """Whether a mapping names a class and has its arguments."""
+    return not {"_target_", "class_path"}.isdisjoint(mapping)
+
+
+def _package_of(path: Path, text: str) -> str:
+    """The key under which Hydra includes a file: its header names the key, else it is the name of the folder."""
+    header = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
+    if header is not None and header[1] not in ("_group_", "_here_"):
+        return header[1].rpartition(".")[2]
+    return "" if path == STANDARD_INPUT else path.resolve().parent.name
+
+
+def _group_of(path: Path, text: str, data: Any) -> str | None:
+    """The key of which a file is the content, such as `"optimizer"` for `optimizer/adam.yaml` of Hydra; else None."""
+    package = _package_of(path, text)
+    if package == "param_groups":
+        return package if isinstance(data, list) else None
+    kind = package if package in TABLES else top_level_key(package)
+    is_whole = isinstance(data, Mapping) and any(key in data for key in (*SECTION_IDENTIFYING_KEYS, *OTHER_KEYS))
+    return kind if kind in TABLES and not is_whole and not isinstance(data, str) else None
+
+
+def _group_section(group: str, data: Any) -> ConfigSection:
+    """The section of a file with the content of only one key. An empty file configures nothing."""
+    if isinstance(data, Mapping):
+        data = {key: value for key, value in data.items() if key != "defaults"} if "name" in data else data
+    values = {group: data} if data else {}
+    if values and group == "param_groups":
+        values["optimizer"] = UnresolvedInterpolation(MANDATORY, "another file has it")
+    return ConfigSection((), values, {}, group=group)
 
 
 def _has(data: Any, loc: Loc) -> bool:
@@ -302,9 +402,11 @@ def _callback_sections(data: Any, loc: Loc) -> Iterator[ConfigSection]:
     if isinstance(data, Mapping):
         path = data.get("class_path", data.get("_target_"))
         if isinstance(path, str) and path.rpartition(".")[2] == "ConfigureOptimizers":
-            arguments, arguments_loc = data, loc
+            positional = data.get("_args_")
+            arguments, arguments_loc = {**dict(zip(TABLES, positional or (), strict=False)), **data}, loc
             if "class_path" in data:
-                arguments, arguments_loc = data.get("init_args") or {}, (*loc, "init_args")
+                arguments = {**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {})}
+                arguments_loc = (*loc, "init_args")
             yield _section(arguments_loc, arguments, is_callback=True)
             return
         for key, value in data.items():
@@ -327,6 +429,9 @@ def read_config_file(path: Path) -> ConfigFile:
         raise ConfigError(f"cannot be read: {one_line(error)}") from None
     data, node = read_yaml(text)
     if "${" in text or MANDATORY in text:
-        group = _group_of(path, data)  # its interpolations are relative to the whole configuration
-        data = resolve_interpolations(data) if group is None else resolve_interpolations({group: data})[group]
+        if _group_of(path, text, data) is None:
+            data = resolve_interpolations(data)
+        else:  # its interpolations are relative to the whole configuration
+            package = _package_of(path, text)
+            data = resolve_interpolations({package: data})[package]
     return ConfigFile(path, data, node, text, tuple(duplicate_keys(node)))

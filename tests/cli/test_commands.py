@@ -396,9 +396,28 @@ def test_validate_accepts_a_callback_without_optimizer(run: Any) -> None:
         ),
         ("name: adam\nlr: 0.1\n", "it has name, lr; indent them under optimizer"),
         (
-            "optimizer: adam\nwarmup_epochs: 1\n",
-            "config.yaml:2: warmup_epochs: is an argument of the scheduler; indent it under "
-            "scheduler as warmup: {epochs: 1}",
+            "optimizer:\nname: adma\nlr: 0.1\n",
+            "config.yaml:1: optimizer: has no value: indent name, lr under optimizer",
+        ),
+        ("optimizer:\ntype: adam\n", "config.yaml:1: optimizer: has no value: indent type under optimizer"),
+        ("optimizer:\nlr: 0.1\n", "config.yaml:1: optimizer: has no value: indent lr under optimizer"),
+        (
+            "optimizer: adam\nscheduler:\nwarmup_epochs: 1\n",
+            "config.yaml:2: scheduler: has no value: indent warmup_epochs under scheduler",
+        ),
+        (
+            "optimizer: adam\nparam_groups:\nmatch: '*.bias'\nlr: 0.1\n",
+            "config.yaml:2: param_groups: has no value: indent match, lr under param_groups, as an item of a list: "
+            "- match: ...",
+        ),
+        (
+            "optimizer: adam\nscheduller: step_lr\n",
+            "config.yaml:2: scheduller: unknown key 'scheduller'; did you mean 'scheduler'?",
+        ),
+        ("optimizer: adam\nmoniter: loss\n", "config.yaml:2: moniter: unknown key 'moniter'; did you mean 'monitor'?"),
+        (
+            "optimizer: adam\nsched: {name: step_lr}\n",
+            "config.yaml:2: sched: unknown key 'sched'; did you mean 'scheduler'?",
         ),
         (
             "model:\n  optim: {name: adam, sched: {name: step_lr}}\n",
@@ -411,6 +430,38 @@ def test_validate_accepts_a_callback_without_optimizer(run: Any) -> None:
 def test_mistake_in_yaml_names_the_cause(run: Any, text: str, end: str) -> None:
     (line,) = error_lines(run("validate", text))
     assert line.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("key", "note"),
+    [
+        ("warmup_epochs: 1", "; if it is meant for the scheduler, indent it under scheduler as warmup: {epochs: 1}"),
+        ("warmup: 100", "; if it is meant for the scheduler, indent it under scheduler as warmup_steps: 100"),
+        ("warmup: false", None),
+        ("warmup_epochs: null", None),
+        ("frequency: 3", "; if it is meant for the scheduler, indent it under scheduler"),
+        ("opt: x", "; did you mean 'optimizer'?"),
+        ("lr_decay: 0.1", "; did you mean 'scheduler'?"),
+        ("lr_config: {policy: step}", "; did you mean 'scheduler'?"),
+        ("schedule_callbacks: true", "; did you mean 'scheduler'?"),
+        ("no_decay: [bias]", "; did you mean 'param_groups'?"),
+        ("layer_decay: 0.5", "; did you mean 'param_groups'?"),
+        ("optimized: true", None),
+        ("optimized_metric: val/acc", None),
+        ("base_model: x", None),
+        ("models: [x]", None),
+        ("overrides: [x]", None),
+    ],
+)
+def test_key_that_a_program_can_have_is_at_most_a_note(run: Any, key: str, note: str | None) -> None:
+    name = key.partition(":")[0]
+    result = run("validate", f"optimizer: adam\nscheduler: {{name: step_lr, step_size: 3}}\n{key}\n")
+    assert result.exit_code == 0, result.output
+    if note is None:
+        assert result.stderr == "" or "did you mean" in result.stderr
+        assert "indent" not in result.stderr
+    else:
+        assert result.stderr == f"config.yaml:3: note: {name}: is not used{note}\n"
 
 
 def test_every_duplicate_key_is_reported_with_the_other_errors(run: Any) -> None:
@@ -633,6 +684,80 @@ def test_unknown_argument_of_the_callback_is_an_error(run: Any) -> None:
         )
     )
     assert line == "config.yaml:19: foo: ConfigureOptimizers has no argument 'foo'"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["_target_: {}, _args_: [adm]", "class_path: {}, dict_kwargs: {{optimizer: adm}}"],
+    ids=["_args_", "dict_kwargs"],
+)
+def test_arguments_of_the_callback_in_other_places_are_checked(run: Any, arguments: str) -> None:
+    callback = arguments.format("optplug.lightning.ConfigureOptimizers")
+    (line,) = error_lines(run("validate", f"callback: {{{callback}}}\n"))
+    assert line.startswith("config.yaml:1: optimizer: no optimizer named 'adm'")
+
+
+def test_callback_with_null_and_wrong_flags(run: Any) -> None:
+    callback = "callback: {_target_: optplug.lightning.ConfigureOptimizers, optimizer: null, verbose: %s}\n"
+    result = run("validate", callback % "true")
+    assert result.exit_code == 0, result.output
+    assert "the callback steps the schedulers" in result.stdout
+    (line,) = error_lines(run("validate", callback % "maybe"))
+    assert line == "config.yaml:1: verbose: must be True or False, got 'maybe' (str)"
+
+
+def test_optimizer_of_hydra_beside_defaults_is_an_error(run: Any) -> None:
+    lines = error_lines(run("validate", "defaults: [_self_]\noptimizer: {_target_: torch.optim.Adam, lr: 0.1}\n"))
+    assert "config.yaml:2: optimizer: needs a name; it has _target_, lr" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "heading"),
+    [
+        ("optim/a.yaml", "name: adam\nlr: 0.1\neps: ${optim.lr}\n", "optim/a.yaml is valid:"),
+        ("x/a.yaml", "# @package model.optimizer\nname: adam\n", "x/a.yaml is valid:"),
+        ("optimizer/a.yaml", "defaults: [base]\nname: adam\n", "optimizer/a.yaml is valid:"),
+        ("scheduler/none.yaml", "", "scheduler/none.yaml is valid: it configures no scheduler"),
+        ("scheduler/none.yaml", "null\n", "scheduler/none.yaml is valid: it configures no scheduler"),
+        (
+            "param_groups/a.yaml",
+            "- no_decay\n- {match: '*', lr: 1}\n",
+            "param_groups/a.yaml is valid, except for 1 value that could not be checked:",
+        ),
+        ("model/a.yaml", "_target_: nets.Net\noptimizer: {name: adam}\nlr: 1\n", "model/a.yaml is valid:"),
+    ],
+    ids=["folder", "header", "defaults", "empty", "null", "list", "model"],
+)
+def test_file_of_one_hydra_group(run: Any, tmp_path: Path, name: str, text: str, heading: str) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(text)
+    result = run("validate", None, name)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == heading
+
+
+def test_file_of_a_hydra_group_in_the_current_folder(
+    run: Any, hydra_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(hydra_files / "scheduler")
+    assert run("validate", None, "step.yaml").stdout.startswith("step.yaml is valid:")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "_target_: nets.Net\noptimizer: {_target_: torch.optim.Adam, _partial_: true}\n",
+        "# @package _global_\ndefaults: [_self_]\noptimized_metric: val/acc\n",
+        "optim_wrapper: {type: x}\n",
+    ],
+    ids=["model", "metric", "wrapper"],
+)
+def test_file_with_keys_of_a_program_is_skipped(run: Any, tmp_path: Path, text: str) -> None:
+    (tmp_path / "good.yaml").write_text("optimizer: adam\n")
+    (tmp_path / "other.yaml").write_text(text)
+    result = run("validate", None, "good.yaml", "other.yaml")
+    assert result.exit_code == 0, result.output
+    assert "other.yaml: skipped: it has none of the keys" in result.stderr
 
 
 @pytest.fixture
