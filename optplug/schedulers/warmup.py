@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import ref
@@ -29,6 +29,9 @@ from optplug.schedulers.lr import clone_tensor, set_lr
 _ABSOLUTE = (LambdaLR, CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR)
 """Schedulers that do not compute a learning rate from the current one."""
 
+_STEP_HOOKS = "_optplug_warmup_hooks"
+"""The attribute of an optimizer that has the step hooks of its newest warmup."""
+
 
 class Warmup(LRScheduler):
     r"""A linear warmup around any scheduler: learning rate = warmup(n) x the learning rate of the inner scheduler.
@@ -48,8 +51,8 @@ class Warmup(LRScheduler):
         scheduler: the inner scheduler, already constructed with its optimizer.
         steps: N, the length in optimizer steps, at least 1.
         start_factor: s, in (0, 1]. Default: 1 / N.
-        counts_steps: whether the warmup counts the steps of its optimizer, with step hooks of the optimizer. Default:
-            False.
+        counts_steps: whether the warmup counts the steps of its optimizer, with step hooks of the optimizer. The newest
+            such warmup of an optimizer replaces the hooks of the others. Default: False.
         interval: with `counts_steps`, the interval at which `step` is called: `"step"` (optimizer steps), or another
             one. After two calls of `step()` the warmup knows which it is. Default: `"step"`.
 
@@ -155,11 +158,16 @@ class Warmup(LRScheduler):
             self._loaded_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _register_hooks(self) -> None:
+        optimizer: Any = self.optimizer
         with suppress(AttributeError):  # an optimizer without hooks, such as a wrapper of another library
-            self.optimizer.register_load_state_dict_post_hook(_Hook(self, "_after_load_state_dict"))
+            optimizer.register_load_state_dict_post_hook(_Hook(self, "_after_load_state_dict"))
             if self.counts_steps:
-                self.optimizer.register_step_pre_hook(_Hook(self, "_before_optimizer_step"))
-                self.optimizer.register_step_post_hook(_Hook(self, "_after_optimizer_step"))
+                for hook in vars(optimizer).get(_STEP_HOOKS, ()):  # two warmups would set the rates in turn
+                    hook.detach()
+                before, after = _Hook(self, "_before_optimizer_step"), _Hook(self, "_after_optimizer_step")
+                optimizer.register_step_pre_hook(before)
+                optimizer.register_step_post_hook(after)
+                setattr(optimizer, _STEP_HOOKS, (before, after))
 
     def _before_optimizer_step(self) -> None:
         if self.counts_steps and self._steps_since and not self._steps_less_often:
@@ -293,8 +301,12 @@ class _Hook:
     """
 
     def __init__(self, warmup: Warmup | None, method: str) -> None:
-        self._warmup = (lambda: None) if warmup is None else ref(warmup)
+        self._warmup: Callable[[], Warmup | None] = (lambda: None) if warmup is None else ref(warmup)
         self._method = method
+
+    def detach(self) -> None:
+        """Call nothing from now on."""
+        self._warmup = lambda: None
 
     def __call__(self, *_: Any) -> None:
         warmup = self._warmup()

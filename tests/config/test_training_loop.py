@@ -307,6 +307,21 @@ def test_copy_of_the_optimizer_alone_does_not_step_the_original_warmup():
     assert (scheduler.steps_taken, twin.param_groups[0]["lr"]) == (0, optimizer.param_groups[0]["lr"])
 
 
+@pytest.mark.parametrize("name", ["step", "epoch", "plateau"])
+@pytest.mark.parametrize("kind", ["sgd", "torch"])
+def test_second_warmup_of_an_optimizer_replaces_the_first(name: str, kind: str):
+    optimizer = torch.optim.SGD(Layers().parameters(), lr=1.0) if kind == "torch" else SGD
+    _, interval, lr = LOOPS[name]
+    optimizer, first = create(name, optimizer)
+    train(optimizer, first, 1, 2, interval)
+    for group in optimizer.param_groups:
+        group["lr"] = 1.0
+    optimizer, second = create(name, optimizer)
+    lrs = train(optimizer, second, 3, 4, interval)
+    assert lrs == pytest.approx([lr(i) for i in range(12)])
+    assert first.steps_taken < 3
+
+
 def test_optimizer_does_not_keep_the_warmup_alive():
     optimizer, scheduler = create("epoch")
     alive = weakref.ref(scheduler), weakref.ref(optimizer)
@@ -373,6 +388,18 @@ def test_warmup_ramps_under_accelerate():
             scheduler.step()
             optimizer.zero_grad()
     assert lrs[1::2] == pytest.approx([LOOPS["step"][2](i) for i in range(12)])
+
+
+def test_steps_of_several_processes_under_accelerate_count_for_the_warmup():
+    """With two processes, Accelerate calls the scheduler's `step` twice after each optimizer step."""
+    optimizer, scheduler = create("step")
+    lrs = []
+    for _ in range(6):
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+        scheduler.step()
+    assert lrs == pytest.approx([LOOPS["step"][2](2 * i) for i in range(6)])
 
 
 # -------------------------------------------------------------------------------------------------------- Hugging Face
