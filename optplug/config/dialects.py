@@ -197,7 +197,11 @@ def missing_space(text: str) -> str | None:
 
 def name_slip(text: str) -> str | None:
     """What is wrong with the YAML of a name; None if the text may be a name."""
+    if text == "None":
+        return "is 'None': in YAML, None is null"
     if text.lstrip()[:1] in ("{", "["):
+        if spaced := missing_space(text.strip(" {}[]")):
+            return f"is {text!r}: write a space after the colon: {spaced}"
         return "is text and not a mapping: close every bracket, and omit quotes around the whole"
     spaced = missing_space(text) if " " in text.strip() or text.startswith("name:") else None
     return f"is {text!r}: write a space after the colon: {spaced}" if spaced else None

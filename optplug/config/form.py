@@ -323,6 +323,9 @@ def check_flags(*, override: object, verbose: object) -> None:
     collector.raise_collected()
 
 
+CALLBACK_OPTIONS = table(OVERRIDE, VERBOSE)
+"""The keys that are options of the callback, beside those of a configuration. They always have a value."""
+
 CORRECT_KEYS = {"lr_scheduler": "scheduler", "optimizers": "optimizer", "schedulers": "scheduler"}
 """Keys that are refused because they look like a key of a configuration, each with the correct key."""
 

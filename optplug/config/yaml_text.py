@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -35,6 +36,30 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
         raise ConfigError(f"cannot be read: {_problem(error)}{_syntax_hint(error, text)}") from None
     except (ValueError, RecursionError) as error:  # a date that does not exist; an alias in its own value
         raise ConfigError(f"cannot be read: {one_line(error)}") from None
+
+
+def duplicate_keys_under(
+    text: str, keys: Collection[str], sections: Collection[str]
+) -> Iterator[tuple[int, ConfigError]]:
+    """As `duplicate_keys`, for some keys of YAML text and their values. Nothing for text that is not valid YAML.
+
+    Args:
+        text: the YAML text.
+        keys: the keys.
+        sections: the keys of mappings that may have these keys too.
+    """
+    with suppress(yaml.YAMLError, RecursionError):
+        yield from duplicate_keys(_part(yaml.compose(text, _Loader), keys, sections))
+
+
+def _part(node: yaml.Node | None, keys: Collection[str], sections: Collection[str]) -> yaml.MappingNode | None:
+    """A mapping with only some keys, also in its sections; None if nothing remains."""
+    items = []
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            part = _part(value, keys, ()) if key.value in sections else value if key.value in keys else None
+            items += [] if part is None else [(key, part)]
+    return yaml.MappingNode("tag:yaml.org,2002:map", items) if items else None
 
 
 def duplicate_keys(node: yaml.Node | None) -> Iterator[tuple[int, ConfigError]]:

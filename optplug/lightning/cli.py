@@ -9,27 +9,26 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 from optplug.config.build import parse_and_check
 from optplug.config.describe import describe_registration, encodable
-from optplug.config.fields import Field
-from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL, VERBOSE
+from optplug.config.form import CALLBACK_OPTIONS, SUBCOMMANDS, VERBOSE
 from optplug.config.model import Config
 from optplug.errors import OptplugError
 from optplug.lightning._compat import installed_import_names
 from optplug.lightning.callback import ConfigureOptimizers
-from optplug.lightning.cli_arguments import all_errors, check_values, file_errors
+from optplug.lightning.cli_arguments import (
+    CLI_KEYS,
+    ParsedArguments,
+    all_errors,
+    check_values,
+    duplicate_key_errors,
+    own_values,
+)
 from optplug.lightning.configure import missing_optimizer, own_configure_optimizers
 from optplug.registry import registry
-
-_CALLBACK_KEYS: Mapping[str, Field] = MappingProxyType({OVERRIDE.name: OVERRIDE, VERBOSE.name: VERBOSE})
-"""Keys that are options of the callback, beside those of a configuration. They always have a value."""
-
-CLI_KEYS: Mapping[str, Field] = MappingProxyType({**TOP_LEVEL, **_CALLBACK_KEYS})
-"""The keys that OptplugCLI adds. `ConfigureOptimizers` has arguments of these names."""
 
 _ANY_VALUE = bool | int | float | str | dict[str, Any] | list[Any] | None
 """The type of every key for jsonargparse: the values are checked by `parse_and_check`, which reports all errors."""
@@ -59,12 +58,6 @@ def make_cli_class(import_name: str, module: str) -> type:
     return type("OptplugCLI", (_OptplugCLI, lightning_cli.LightningCLI), contents)
 
 
-class _Arguments:
-    """The arguments that OptplugCLI parses: words, or a mapping. Its parser and those of subcommands share them."""
-
-    given: Any = ()
-
-
 class _OptplugParser:
     """Parser mixin.
 
@@ -72,19 +65,19 @@ class _OptplugParser:
     without the usage, which has a line for each option of the Trainer.
     """
 
-    arguments: _Arguments
+    arguments: ParsedArguments
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         words = sys.argv[1:] if args is None else list(args)
         flags = [f"--{key}" for key in NAME_KEYS]
-        converted: list[str] = []
+        converted = list(words)
         for i, word in enumerate(words):
             flag, equals, name = word.partition("=")
             if equals and flag in flags:
-                word = f"{flag}={_bare_name_as_mapping(name)}"
+                converted[i] = f"{flag}={_bare_name_as_mapping(name)}"
             elif i and words[i - 1] in flags:
-                word = _bare_name_as_mapping(word)
-            converted.append(word)
+                converted[i] = _bare_name_as_mapping(word)
+        self.arguments.written = dict(zip(converted, words, strict=True))
         return super().parse_args(converted, *rest, **kwargs)  # type: ignore[misc]
 
     def add_method_arguments(self, theclass: Any, themethod: str, *args: Any, skip: Any = None, **kwargs: Any) -> Any:
@@ -97,7 +90,7 @@ class _OptplugParser:
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
         if self.exit_on_error:  # type: ignore[attr-defined]  # else jsonargparse only tries one of several types
-            message = _joined(all_errors(self.arguments.given, message))
+            message = _joined(all_errors(self.arguments, message))
         return super().error(message, *args, **kwargs)  # type: ignore[misc]
 
     def end_with(self, errors: Sequence[str]) -> Any:
@@ -110,7 +103,7 @@ class _OptplugParser:
 
     def parse_string(self, *args: Any, **kwargs: Any) -> Any:
         config = super().parse_string(*args, **kwargs)  # type: ignore[misc]
-        for section in ("", *(f"{subcommand}." for subcommand in SUBCOMMANDS)):
+        for section in ("", *(f"{subcommand}." for subcommand in self.arguments.subcommands)):
             for key in NAME_KEYS:
                 if isinstance(config.get(section + key), str):
                     config[section + key] = {"name": config[section + key]}
@@ -146,19 +139,17 @@ def _optplug_keys(config: Any) -> dict[str, Any]:
     return {key: section.get(key) for key in CLI_KEYS}
 
 
-def _has_optplug_keys(given: dict[str, Any]) -> bool:
-    """Whether a configuration has any of the keys, apart from those of the callback."""
-    return any(value is not None for key, value in given.items() if key not in _CALLBACK_KEYS)
-
-
-def _without_callback_keys(given: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration."""
-    return {key: value for key, value in given.items() if key not in _CALLBACK_KEYS}
-
-
 def _bare_name_as_mapping(word: str) -> str:
     """`adam` as `{"name": "adam"}`; YAML mappings, lists and null stay as they are."""
-    return json.dumps({"name": word}) if re.fullmatch(r"[\w:-]+", word) and word not in ("null", "None") else word
+    is_name = re.fullmatch(r"[\w:-]+(\.\w+)*", word) and word != "null"
+    return json.dumps({"name": word}) if is_name else word
+
+
+def _hidden_error(error: BaseException | None) -> OptplugError | None:
+    """The error of optplug behind an error of jsonargparse."""
+    while error is not None and not isinstance(error, OptplugError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class _OptplugCLI:
@@ -173,12 +164,19 @@ class _OptplugCLI:
     """
 
     parser_base: type
+    parser: Any
+    subcommand: str | None
+    subcommands: Any
+    config: Any
+    config_init: Any
+    model: Any
+    trainer: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The values of the keys at parsing, and the configuration that they were parsed into.
         self._checked: tuple[dict[str, Any], Config] | None = None
         kwargs["auto_configure_optimizers"] = False
-        self._arguments = _Arguments()
+        self._arguments = ParsedArguments(subcommands=tuple(self.subcommands()))
         parser = kwargs.get("parser_class", self.parser_base)
         contents = {"arguments": self._arguments}
         kwargs["parser_class"] = type("OptplugArgumentParser", (_OptplugParser, parser), contents)
@@ -187,46 +185,68 @@ class _OptplugCLI:
     def add_default_arguments_to_parser(self, parser: Any) -> None:
         # Not in add_arguments_to_parser, which users override without calling super.
         super().add_default_arguments_to_parser(parser)  # type: ignore[misc]
+        self._arguments.parsers.append(parser)
         for key, field in CLI_KEYS.items():
             if key in NAME_KEYS:
                 help_text = f"Show the arguments and the documentation of the {key} NAME, and exit."
                 parser.add_argument(f"--{key}.help", action=_DescribeAction, kind=key, help=help_text)
-            default = field.default if key in _CALLBACK_KEYS else None
+            default = field.default if key in CALLBACK_OPTIONS else None
             pointers = f"; see `optplug list` and --{key}.help NAME" if key in NAME_KEYS else ""
             words = f"{field.kind}: {field.plain_words}{pointers}"
             parser.add_argument(f"--{key}", type=_ANY_VALUE, default=default, help=words)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        self._arguments.given = sys.argv[1:] if args is None else args
+        arguments = self._arguments
+        arguments.given = sys.argv[1:] if args is None else args
+        if parser not in arguments.parsers:  # it has subcommands
+            arguments.parsers.append(parser)
         super().parse_arguments(parser, args)  # type: ignore[misc]
-        given = _optplug_keys(self.config)  # type: ignore[attr-defined]
-        config, errors = check_values(given)
-        errors = [*file_errors(self._arguments.given), *errors]
+        given = _optplug_keys(self.config)
+        config, errors = check_values(given, arguments)
+        errors = [*duplicate_key_errors(arguments), *errors]
         if errors:
             parser.end_with(errors)
         if config is not None:
             self._checked = copy.deepcopy(given), config
+        arguments.given = ()  # errors that the program reports later are its own
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()  # type: ignore[misc]
-        model, callbacks = self.model, self.trainer.callbacks  # type: ignore[attr-defined]
-        if own_configure_optimizers(model) is not None or any(isinstance(c, ConfigureOptimizers) for c in callbacks):
-            return
-        if self.subcommand == "fit":  # type: ignore[attr-defined]
-            self.parser.end_with([missing_optimizer(model)])  # type: ignore[attr-defined]
-        elif self.subcommand is None:  # type: ignore[attr-defined]
-            # The program may train the model later. The callback then reports that there is no optimizer.
-            self.trainer.callbacks = [ConfigureOptimizers(), *callbacks]  # type: ignore[attr-defined]
+        try:
+            super().instantiate_classes()  # type: ignore[misc]
+        except ValueError as error:
+            hidden = None if isinstance(error, OptplugError) else _hidden_error(error)
+            if hidden is None:
+                raise
+            # jsonargparse created a ConfigureOptimizers in trainer.callbacks.
+            self.parser.end_with([str(one) for one in hidden.errors])
+        # The program, or the user's own subcommand, may train the model later. The callback then reports that there is
+        # no optimizer.
+        if self.subcommand not in SUBCOMMANDS and not self._has_optimizer():
+            callback = ConfigureOptimizers()
+            callback.manage_third_party_plateaus = False
+            self.trainer.callbacks = [callback, *self.trainer.callbacks]
+
+    def _has_optimizer(self) -> bool:
+        """Whether the model has a `configure_optimizers`, or the trainer a `ConfigureOptimizers`."""
+        callbacks = self.trainer.callbacks
+        return own_configure_optimizers(self.model) is not None or any(
+            isinstance(callback, ConfigureOptimizers) for callback in callbacks
+        )
+
+    def fit(self, model: Any, **kwargs: Any) -> Any:
+        """Run the subcommand `fit`. LightningCLI calls it after `before_fit`, which may add an optimizer."""
+        if not self._has_optimizer():
+            self.parser.end_with([missing_optimizer(model)])
+        return self.trainer.fit(model, **kwargs)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = super().instantiate_trainer(**kwargs)  # type: ignore[misc]
-        given = _optplug_keys(self.config_init)  # type: ignore[attr-defined]
-        if _has_optplug_keys(given):
+        given = _optplug_keys(self.config_init)
+        if own := own_values(given):
             # Code that runs between parsing and this call may edit the configuration.
-            if self._checked is not None and self._checked[0] == given:
-                config = self._checked[1]
-            else:
-                config = parse_and_check(**_without_callback_keys(given))
-            callback = ConfigureOptimizers.from_config(config, **{key: given[key] for key in _CALLBACK_KEYS})
+            checked, config = self._checked or (None, None)
+            if config is None or checked != given:
+                config = parse_and_check(**own)
+            callback = ConfigureOptimizers.from_config(config, **{key: given[key] for key in CALLBACK_OPTIONS})
             trainer.callbacks = [callback, *trainer.callbacks]
         return trainer

@@ -1,50 +1,121 @@
-"""The values of optplug's keys in the arguments of LightningCLI, read without its parser, and the errors in them.
+"""The error messages of OptplugCLI.
 
-LightningCLI's parser stops at the first error, and reads the last of two equal keys in a file. With these values, an
-error message reports all errors.
+LightningCLI's parser stops at the first error. The values of optplug's keys are then read from the command line and the
+files without that parser, to report the errors in them too. This is done only if no other source can have these keys.
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from optplug.config.build import parse_and_check
 from optplug.config.dialects import top_level_key
-from optplug.config.form import OVERRIDE, SUBCOMMANDS, TOP_LEVEL, VERBOSE
+from optplug.config.fields import table
+from optplug.config.form import CALLBACK_OPTIONS, SUBCOMMANDS, TOP_LEVEL
 from optplug.config.model import Config
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import owner_of
-from optplug.config.yaml_text import duplicate_keys, read_yaml
+from optplug.config.yaml_text import duplicate_keys_under, read_yaml
 from optplug.errors import OptplugError, did_you_mean
 
 _OPTIMIZER_WORDS = ("lr", "learning_rate", "weight_decay", "momentum")
 """Arguments that most optimizers have."""
 
-KEYS = (*TOP_LEVEL, OVERRIDE.name, VERBOSE.name)
+CLI_KEYS = table(*TOP_LEVEL.values(), *CALLBACK_OPTIONS.values())
+"""The keys that OptplugCLI adds. `ConfigureOptimizers` has arguments of these names."""
+
+_YAML_MODES = ("yaml", "omegaconf", "omegaconf+")
+"""The values of jsonargparse's `parser_mode` with which files are YAML."""
 
 
-def all_errors(args: Any, message: str) -> list[str]:
+@dataclass
+class ParsedArguments:
+    """The arguments that OptplugCLI parses, and its parsers, which share this object.
+
+    Attributes:
+        given: the words of a command line, or a mapping. Empty before and after the parsing.
+        written: the words that the parser gets in another form, each by that form.
+        parsers: the main parser and those of the subcommands.
+        subcommands: the names of the subcommands.
+    """
+
+    given: Any = ()
+    written: dict[str, str] = field(default_factory=dict)
+    parsers: list[Any] = field(default_factory=list)
+    subcommands: tuple[str, ...] = SUBCOMMANDS
+
+    def as_written(self, message: str) -> str:
+        """A message of the parser with the words that the user wrote."""
+        for converted, word in self.written.items():
+            message = message.replace(converted, word)
+        return message
+
+    def are_only_source(self) -> bool:
+        """Whether the values of optplug's keys can only come from the command line and from YAML files it names."""
+        return all(
+            parser.parser_mode == "yaml"
+            and not parser.default_env
+            and not parser.default_config_files
+            and all(action.default is None for action in parser._actions if action.dest in TOP_LEVEL)
+            for parser in self.parsers
+        )
+
+    def have_yaml_files(self) -> bool:
+        return all(parser.parser_mode in _YAML_MODES for parser in self.parsers)
+
+    def known_keys(self) -> set[str]:
+        """The first parts of the parsers' options, such as `trainer`."""
+        options = {action.dest.partition(".")[0] for parser in self.parsers for action in parser._actions}
+        return options | {"model", "data", "trainer"}  # a class without arguments has no option
+
+    def flags(self) -> Iterator[tuple[str, str]]:
+        """The options of the command line without dashes, each with its value."""
+        words = list(self.given) if _is_command_line(self.given) else []
+        for word, following in zip_longest(words, words[1:]):
+            if word.startswith("-"):
+                flag, equals, value = word.partition("=")
+                value = value if equals else following
+                if value is not None:
+                    yield {"-c": "config"}.get(flag, flag.lstrip("-")), value
+
+    def config_files(self) -> list[str]:
+        return [value for flag, value in self.flags() if flag == "config"]
+
+
+def _is_command_line(given: Any) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, str)
+
+
+def all_errors(arguments: ParsedArguments, message: str) -> list[str]:
     """All errors in the arguments of LightningCLI, one line each.
 
     Args:
-        args: the words of a command line, or a mapping.
+        arguments: the arguments.
         message: the error with which LightningCLI's parser stopped.
     """
-    values = read_values(args)
-    hints = {key: hint for key in [*_named_keys(message), *values] if (hint := _stray_key_hint(key, values))}
-    lines = [f"{key}: unknown key{hint}" for key, hint in hints.items()]
-    in_files = file_errors(args)
-    is_explained = hints.keys() & _named_keys(message) or (in_files and message.startswith("Problems parsing config"))
-    if not is_explained:
-        lines.append(_one_line(message))
-    return [*in_files, *lines, *check_values(values)[1]]
+    values = read_values(arguments)
+    known, named = arguments.known_keys(), _rejected_keys(message)
+    unknown = [key for key in dict.fromkeys([*named, *values]) if key not in known]
+    hints = {key: hint for key in unknown if (hint := _stray_key_hint(key, values))}
+    lines = [*duplicate_key_errors(arguments), *(f"{key}: unknown key{hint}" for key, hint in hints.items())]
+    if not named or not hints.keys() >= set(named):
+        lines.append(_syntax_error(arguments, message) or _innermost(arguments.as_written(message)))
+    return [*lines, *check_values(values, arguments)[1]]
 
 
-def check_values(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+def own_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration's keys, without those of the callback's options."""
+    return {key: value for key, value in values.items() if key in TOP_LEVEL and value is not None}
+
+
+def check_values(values: Mapping[str, Any], arguments: ParsedArguments) -> tuple[Config | None, list[str]]:
     """Parse and check the values of optplug's keys.
 
     Returns:
@@ -52,83 +123,99 @@ def check_values(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """
     config = None
     found: list[str] = []
-    own = {key: value for key, value in values.items() if key in TOP_LEVEL and value is not None}
-    for field in (OVERRIDE, VERBOSE):
+    for option in CALLBACK_OPTIONS.values():
         try:
-            field.read(values.get(field.name, field.default))
+            option.read(values.get(option.name, option.default))
         except OptplugError as error:
-            found.append(f"{field.name}: {error}")
+            found.append(f"{option.name}: {error}")
+    own = own_values(values)
     try:
         config = parse_and_check(**own) if own else None
     except OptplugError as joined:
         found += [str(error) for error in joined.errors]
-    if found and any("${" in line for line in found):
+    is_yaml = all(parser.parser_mode == "yaml" for parser in arguments.parsers)
+    if is_yaml and any("${" in line for line in found):
         found.append('interpolations: OptplugCLI(..., parser_kwargs={"parser_mode": "omegaconf"}) resolves ${...}')
     return config, found
 
 
-def file_errors(args: Any) -> list[str]:
-    """The syntax errors of configuration files, and the keys that occur twice in a mapping, one line each."""
+# ------------------------------------------------------------------------------------------------ files and words
+
+
+def duplicate_key_errors(arguments: ParsedArguments) -> list[str]:
+    """The keys that occur twice in a mapping of optplug's sections in YAML files, one line each."""
     found = []
-    for flag, value in _flags(args):
-        if flag != "config" or value is None:
-            continue
-        try:
-            _, node = read_yaml(_file_text(value))
-            found += [f"{value}:{line}: {error}" for line, error in duplicate_keys(node)]
-        except OptplugError as error:
-            found.append(f"{value}: {error}")
-        except (OSError, UnicodeDecodeError):  # LightningCLI reports it
-            pass
+    for value in arguments.config_files() if arguments.have_yaml_files() else ():
+        with suppress(OSError, ValueError):  # reading the file is the parser's task
+            is_file, text = _file_text(value)
+            duplicates = duplicate_keys_under(text, CLI_KEYS, arguments.subcommands)
+            found += [f"{value if is_file else '--config'}:{line}: {error}" for line, error in duplicates]
     return found
 
 
-def read_values(args: Any) -> dict[str, Any]:
+def _syntax_error(arguments: ParsedArguments, message: str) -> str | None:
+    """The error of a YAML file that the parser could not read, with a hint; None for other messages."""
+    if message.startswith("Problems parsing config") and arguments.have_yaml_files():
+        for value in arguments.config_files():
+            try:
+                read_yaml(_file_text(value)[1])
+            except OptplugError as error:
+                return f"{value}: {error}"
+            except (OSError, ValueError):
+                return None
+    return None
+
+
+def read_values(arguments: ParsedArguments) -> dict[str, Any]:
     """The values of optplug's keys, and of all other keys that are at their level in a configuration file.
 
-    Args:
-        args: the words of a command line, or a mapping.
+    Empty if another source can have them, or if a file cannot be read.
     """
     values: dict[str, Any] = {}
-    if isinstance(args, str) or not isinstance(args, Sequence):
-        with suppress(OptplugError):
-            data = to_builtins(args)
-            _merge(values, data, data.get("subcommand") if isinstance(data, Mapping) else None)
+    if not arguments.are_only_source():
         return values
-    subcommand = next((word for word in args if word in SUBCOMMANDS), None)
-    for flag, value in _flags(args):
-        with suppress(OSError, UnicodeDecodeError, OptplugError):
-            if value is None:
-                continue
+    given = arguments.given
+    try:
+        if not _is_command_line(given):
+            data = to_builtins(given)
+            return _section(data, data.get("subcommand") if isinstance(data, Mapping) else None, arguments.subcommands)
+        subcommand = next((word for word in given if word in arguments.subcommands), None)
+        for flag, value in arguments.flags():
             if flag == "config":
-                _merge(values, read_yaml(_file_text(value))[0], subcommand)
-            elif flag.rstrip("+").partition(".")[0] in KEYS and not flag.endswith(".help"):
-                _set(values, flag, read_yaml(value)[0])
+                data = read_yaml(_file_text(value)[1])[0]
+                values |= _section(data, subcommand, arguments.subcommands)
+            elif flag.rstrip("+").partition(".")[0] in CLI_KEYS and not flag.endswith(".help"):
+                _set(values, flag, _word_value(value))
+    except (OSError, ValueError, TypeError, OptplugError):
+        return {}
     return values
 
 
-def _flags(args: Any) -> Iterator[tuple[str, str | None]]:
-    """The options of a command line without dashes, each with its value."""
-    words = [] if isinstance(args, str) or not isinstance(args, Sequence) else list(args)
-    for i, word in enumerate(words):
-        if word.startswith("-"):
-            flag, equals, value = word.partition("=")
-            following = words[i + 1] if i + 1 < len(words) else None
-            yield {"-c": "config"}.get(flag, flag.lstrip("-")), value if equals else following
-
-
-def _file_text(value: str) -> str:
+def _file_text(value: str) -> tuple[bool, str]:
+    """Whether a value of `--config` is the path of a file, and the text of the file; else the value."""
     path = Path(value)
-    return path.read_text(encoding="utf-8") if path.is_file() else value
+    is_file = len(value) < 4096 and path.is_file()
+    return is_file, path.read_text(encoding="utf-8") if is_file else value
 
 
-def _merge(values: dict[str, Any], data: Any, subcommand: str | None) -> None:
-    """Take the keys of a configuration file; those in the section of a subcommand have precedence."""
-    if isinstance(data, Mapping):
-        section = data.get(subcommand) if subcommand else None
-        for part in (data, section):
-            if isinstance(part, Mapping):
-                values |= {str(key): value for key, value in part.items() if key not in SUBCOMMANDS}
+def _word_value(word: str) -> Any:
+    """The value of a word. LightningCLI takes a word that is not valid YAML as text."""
+    with suppress(OptplugError):
+        return read_yaml(word)[0]
+    return word
+
+
+def _section(data: Any, subcommand: str | None, subcommands: Sequence[str]) -> dict[str, Any]:
+    """The keys of a configuration file; those in the section of the subcommand have precedence.
+
+    Raises:
+        TypeError: the file does not contain mappings.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError("not a mapping")
+    section = data.get(subcommand) if subcommand else None
+    parts = {**data, **(section or {})}
+    return {str(key): value for key, value in parts.items() if key not in subcommands}
 
 
 def _set(values: dict[str, Any], flag: str, value: Any) -> None:
@@ -148,30 +235,44 @@ def _set(values: dict[str, Any], flag: str, value: Any) -> None:
 # ------------------------------------------------------------------------------------------ messages of the parser
 
 
-def _named_keys(message: str) -> set[str]:
-    """The keys in a message of LightningCLI's parser about unknown keys."""
-    _, _, unrecognized = message.partition("unrecognized arguments:")
-    words = re.findall(r"(?:^|\s)-*(\w+)(?:[.=\s]|$)", unrecognized)
-    return {*words, *re.findall(r"(?:[Oo]ption|[Kk]ey) ['\"](\w+)", message)}
+def _rejected_keys(message: str) -> list[str]:
+    """The first parts of the options that the parser rejected; empty for other messages."""
+    _, prefix, words = message.partition("unrecognized arguments: ")
+    if prefix:
+        return re.findall(r"(?<!\S)(?:-+(?=\w)|(?=\w+=))(\w+)", words)
+    option = re.match(r"(?:Subcommand '\w+' does not accept o|O)ption '(\w+)|Key '(\w+)", message)
+    return [next(filter(None, option.groups()))] if option else []
 
 
 def _stray_key_hint(key: str, values: Mapping[str, Any]) -> str:
-    """The end of a message about a key that OptplugCLI does not have; empty for keys that do not resemble its keys."""
-    if key in (*KEYS, "trainer", "model", "data", "config", "seed_everything", "ckpt_path", "verbose"):
-        return ""
+    """The end of a message about an unknown key; empty for keys that do not resemble those of OptplugCLI."""
     owner = owner_of(key, {key: None, **values})
     if owner is not None:
         return f"; it belongs to {owner}: write --{owner}.{key}, or indent it under {owner} in the file"
     if key in _OPTIMIZER_WORDS and "optimizer" not in values:
         return "; it belongs to optimizer: write e.g. --optimizer adam --optimizer.lr 0.001"
     meant = top_level_key(key)
-    return f"; did you mean {meant!r}?" if meant else did_you_mean(key, KEYS)
+    return f"; did you mean {meant!r}?" if meant else did_you_mean(key, CLI_KEYS)
 
 
-def _one_line(message: str) -> str:
-    """A message of LightningCLI's parser on one line."""
-    union = re.search(r'Parser key "([^"]+)":.*Subtypes: \[(.*?)\]\n.*Given value: (.*)$', message, re.DOTALL)
-    if union:
-        types = re.sub(r"<class '([\w.]+)'>", r"\1", union[2])
-        return f"{union[1]}: must be one of {types}, got {union[3].strip()!r}"
-    return " ".join(message.split())
+def _innermost(message: str) -> str:
+    """A message of the parser on one line, with the causes in place of the types that a value may have."""
+    head, union, rest = message.partition("Does not validate against any of the Union subtypes")
+    if not union:
+        return _one_line(message)
+    types, _, rest = rest.partition("Errors:\n")
+    block, _, given = rest.rpartition("Given value type:")
+    errors = re.split(r"(?m)^- ", textwrap.dedent(block))[1:]
+    # The other errors only say that the value has none of the types.
+    causes = [_innermost(error) for error in errors if not re.match("Expected |Not a valid subclass", error)]
+    if not causes:
+        allowed = _one_line(types).removeprefix("Subtypes: [").removesuffix("]")
+        causes = [f"must be one of {allowed}, got {given.partition('Given value: ')[2].strip()!r}"]
+    head = re.sub(r"(?m)^\s*- (Expected .*)?$", "", head)
+    return " ".join([_one_line(head), "; ".join(dict.fromkeys(causes))]).strip()
+
+
+def _one_line(text: str) -> str:
+    text = re.sub(r'Parser key "([^"]+)":', r"\1:", " ".join(text.split()))
+    text = re.sub(r"Expected an? <class", "expected <class", text)
+    return re.sub(r"<class '([\w.]+)'>", r"\1", text)

@@ -415,9 +415,10 @@ def test_misspelled_key_suggests_the_nearest_key(cli: Any, write_config: Any, ca
 def fit_errors(optplug_lightning: Any, model: type, capsys: Any, working_directory: Path) -> Any:
     """The lines on stderr of a run that ends with exit code 2, without `error: ` and without the heading of several."""
 
-    def run(args: Any, module: type = model) -> list[str]:
+    def run(args: Any, module: Any = model, base: type = optplug_lightning.OptplugCLI, **arguments: Any) -> list[str]:
+        defaults = {**QUIET, "logger": False}
         lines = error_lines(
-            capsys, lambda: optplug_lightning.OptplugCLI(module, args=args, trainer_defaults={**QUIET, "logger": False})
+            capsys, lambda: base(module, args=args, trainer_defaults=defaults, seed_everything_default=1, **arguments)
         )
         lines = [line.removeprefix("error: ").strip() for line in lines]
         heading = f"the configuration has {len(lines) - 1} errors:"
@@ -843,3 +844,289 @@ def test_invalid_configuration_edited_after_parsing_raises(optplug_lightning: An
 
     with pytest.raises(HyperparameterError):
         cli(["--config", write_config(optimizer={"name": "sgd", "lr": 0.5})], base=Edited)
+
+
+# ------------------------------------------------------------------------- programs and files that LightningCLI accepts
+
+
+@pytest.fixture
+def quiet_cli(optplug_lightning: Any, model: type, working_directory: Path) -> Any:
+    """Runs OptplugCLI with a quiet trainer, without logger and without saved configuration."""
+
+    def run(args: Any, *, module: type = model, base: type = optplug_lightning.OptplugCLI, **arguments: Any) -> Any:
+        defaults = {**QUIET, "logger": False}
+        arguments = {"save_config_callback": None, "seed_everything_default": 1, **arguments}
+        return base(module, args=args, trainer_defaults=defaults, **arguments)
+
+    return run
+
+
+def _sgd(module: nn.Module) -> Any:
+    return lambda: torch.optim.SGD(module.parameters(), lr=0.1)
+
+
+@pytest.mark.both_import_names
+@pytest.mark.parametrize("place", ["before_fit", "instantiate_classes"])
+def test_optimizer_may_be_set_on_the_model_before_the_fit(optplug_lightning: Any, quiet_cli: Any, place: str):
+    class Sets(optplug_lightning.OptplugCLI):
+        def instantiate_classes(self) -> None:
+            super().instantiate_classes()
+            if place == "instantiate_classes":
+                self.model.configure_optimizers = _sgd(self.model)
+
+        def before_fit(self) -> None:
+            if place == "before_fit":
+                self.model.configure_optimizers = _sgd(self.model)
+
+    made = quiet_cli(["fit"], base=Sets)
+    assert type(made.trainer.optimizers[0]) is torch.optim.SGD
+    assert not any(type(c).__name__ == "ConfigureOptimizers" for c in made.trainer.callbacks)
+
+
+@pytest.mark.both_import_names
+def test_callback_may_be_added_before_the_fit(optplug_lightning: Any, quiet_cli: Any):
+    class Adds(optplug_lightning.OptplugCLI):
+        def before_fit(self) -> None:
+            scheduler = {"name": "exponential_lr", "gamma": 0.5}
+            callback = optplug_lightning.ConfigureOptimizers({"name": "sgd", "lr": 1.0}, scheduler)
+            self.trainer.callbacks.append(callback)
+
+    assert quiet_cli(["fit"], base=Adds).model.lrs == [1.0] * 4 + [0.5] * 4
+
+
+@pytest.fixture
+def finetune(pl: Any, optplug_lightning: Any) -> dict[str, Any]:
+    """The arguments of OptplugCLI for a program with the subcommand `finetune`."""
+
+    class Trainer(pl.Trainer):
+        def finetune(self, model: Any, datamodule: Any = None) -> None:
+            self.fit(model, datamodule=datamodule)
+
+    class WithFinetune(optplug_lightning.OptplugCLI):
+        @staticmethod
+        def subcommands() -> Any:
+            return {**optplug_lightning.OptplugCLI.subcommands(), "finetune": {"model", "datamodule"}}
+
+    return {"base": WithFinetune, "trainer_class": Trainer}
+
+
+@pytest.mark.both_import_names
+def test_subcommand_of_the_user_takes_names(quiet_cli: Any, fit_errors: Any, finetune: Any, working_directory: Path):
+    made = quiet_cli(["finetune", "--optimizer", "sgd", "--optimizer.lr", "0.5"], **finetune)
+    assert made.model.lrs == [0.5] * 8
+    file = working_directory / "whole.yaml"
+    file.write_text("finetune:\n  optimizer: sgd\n")
+    made = quiet_cli(["--config", str(file), "finetune", "--optimizer.lr", "0.5"], **finetune)
+    assert made.model.lrs == [0.5] * 8
+    file.write_text("finetune: {optimizer: adma, trainer: {max_epochs: x}}\n")
+    lines = fit_errors(["--config", str(file), "finetune"], **finetune)
+    assert [line.partition(":")[0] for line in lines] == ["trainer.max_epochs", "optimizer"]
+    with pytest.raises(WiringError, match="--optimizer adam"):
+        quiet_cli(["finetune"], **finetune)
+
+
+def test_later_fit_leaves_the_models_own_plateau_to_lightning(cli: Any, write_config: Any):
+    made = cli(["--config", write_config()], fit=False)
+    optimizer = torch.optim.SGD(made.model.parameters(), lr=1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    made.model.configure_optimizers = lambda: {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"},
+    }
+    made.trainer.fit(made.model)
+    assert type(plateau).__module__ == "torch.optim.lr_scheduler"
+    assert made.trainer.lr_scheduler_configs[0].scheduler is plateau
+
+
+FILES = {
+    "toml": ("toml", '[optimizer]\nname = "sgd"\nlr = 0.5\n'),
+    "json": ("json", '{"optimizer": {"name": "sgd", "lr": 0.5}}'),
+    "date": ("yaml", "optimizer: {name: sgd, lr: 0.5}\nmodel: {extra: {day: 2024-02-30}}\n"),
+    "own duplicates": ("yaml", "optimizer: {name: sgd, lr: 0.5}\nmodel: {extra: {a: 1, a: 2}}\n"),
+    "interpolation": ("omegaconf", "model: {rate: 0.5}\noptimizer: {name: sgd, lr: '${model.rate}'}\n"),
+}
+
+
+@pytest.fixture
+def model_with_arguments(model: type) -> type:
+    class WithArguments(model):
+        def __init__(self, rate: float = 0.1, extra: dict | None = None) -> None:
+            super().__init__()
+
+    return WithArguments
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_that_lightning_reads_are_accepted(
+    quiet_cli: Any, model_with_arguments: type, working_directory: Path, kind: str
+):
+    mode, text = FILES[kind]
+    if mode == "toml":
+        pytest.importorskip("tomllib")
+    path = working_directory / f"in.{mode}"
+    path.write_text(text)
+    made = quiet_cli(
+        ["--config", str(path)], module=model_with_arguments, run=False, parser_kwargs={"parser_mode": mode}
+    )
+    made.trainer.fit(made.model)
+    assert made.model.lrs == [0.5] * 8
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_error_elsewhere_adds_no_false_error(
+    fit_errors: Any, model_with_arguments: type, working_directory: Path, kind: str
+):
+    mode, text = FILES[kind]
+    if mode == "toml":
+        pytest.importorskip("tomllib")
+    path = working_directory / f"in.{mode}"
+    path.write_text(text)
+    args = ["--config", str(path), "--scheduler.step_size=3", "--scheduler.name=step_lr", "--trainer.max_epochs=x"]
+    lines = fit_errors(args, module=model_with_arguments, run=False, parser_kwargs={"parser_mode": mode})
+    assert lines == ["trainer.max_epochs: must be one of int, NoneType, got 'x'"]
+
+
+@pytest.mark.parametrize("source", ["set_defaults", "default_config_files", "environment"])
+def test_other_sources_of_the_optimizer_add_no_false_error(
+    optplug_lightning: Any,
+    quiet_cli: Any,
+    fit_errors: Any,
+    working_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+):
+    class WithDefault(optplug_lightning.OptplugCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            if source == "set_defaults":
+                parser.set_defaults({"optimizer": {"name": "sgd", "lr": 0.1}})
+
+    parser_kwargs: dict[str, Any] = {}
+    if source == "default_config_files":
+        (working_directory / "default.yaml").write_text("optimizer: {name: sgd, lr: 0.1}\n")
+        parser_kwargs = {"default_config_files": ["default.yaml"]}
+    elif source == "environment":
+        monkeypatch.setenv("PL_OPTIMIZER", "{name: sgd, lr: 0.1}")
+        parser_kwargs = {"default_env": True}
+    arguments = {"base": WithDefault, "run": False, "parser_kwargs": parser_kwargs}
+    assert quiet_cli(["--optimizer.lr=0.5"], **arguments).config["optimizer"] == {"name": "sgd", "lr": 0.5}
+    lines = fit_errors(["--optimizer.lr=0.5", "--trainer.max_epochs=x"], **arguments)
+    assert lines == ["trainer.max_epochs: must be one of int, NoneType, got 'x'"]
+
+
+# -------------------------------------------------------------------------------------------- messages of the parser
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--lr=abc"], "lr: expected float. Got value: abc"),
+        (
+            ["--config", "own.yaml", "--trainer.max_epochs=x"],
+            "trainer.max_epochs: must be one of int, NoneType, got 'x'",
+        ),
+        (["--config", "own.yaml"], "lr is too large"),
+    ],
+    ids=["wrong value", "error elsewhere", "error of the program"],
+)
+def test_arguments_of_a_subclass_are_known(
+    optplug_lightning: Any, fit_errors: Any, working_directory: Path, args: list[str], line: str
+):
+    class WithArguments(optplug_lightning.OptplugCLI):
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.add_argument("--lr", type=float, default=0.1)
+            parser.add_argument("--warmup_steps", type=int, default=5)
+
+        def before_instantiate_classes(self) -> None:
+            if self.config.fit.lr > 0.2:
+                self.parser.error("lr is too large")
+
+    (working_directory / "own.yaml").write_text("lr: 0.3\nwarmup_steps: 7\noptimizer: adam\n")
+    assert fit_errors(["fit", *args], base=WithArguments) == [line]
+
+
+def test_keys_of_other_sections_are_not_optplug_keys(fit_errors: Any, pl: Any, working_directory: Path):
+    callbacks = f"{pl.__name__}.callbacks"
+    for text, words in (
+        (f"trainer: {{callbacks: [{{class_path: {callbacks}.ModelCheckpoint, init_args: {{monitr: x}}}}]}}", "monitr"),
+        (
+            "trainer: {callbacks: [{class_path: optplug.lightning.ConfigureOptimizers, "
+            "init_args: {optimiser: {name: adam}}}]}",
+            "optimiser",
+        ),
+    ):
+        (working_directory / "in.yaml").write_text(f"{text}\noptimizer: adam\n")
+        (line,) = fit_errors(["fit", "--config", "in.yaml"])
+        assert line.startswith("trainer.callbacks: Problem with given class_path")
+        assert f"Option '{words}" in line
+        assert line.endswith("is not accepted")
+    (working_directory / "in.yaml").write_text("trainer: {lr: 3}\noptimizer: adam\n")
+    assert fit_errors(["fit", "--config", "in.yaml"]) == ["Subcommand 'fit' does not accept option 'trainer.lr'"]
+    lines = fit_errors(["fit", "--optimizer=adam", "--model.momentum=3", "--lr=1", "--foo=1"])
+    assert lines == [
+        "lr: unknown key; it belongs to optimizer: write --optimizer.lr, or indent it under optimizer in the file",
+        "unrecognized arguments: --model.momentum=3 --lr=1 --foo=1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "model: {class_path: PL.demos.transformer.LightningTransformer, init_args: {vocab_size: abc}}",
+            "LightningTransformer': vocab_size: expected int. Got value: abc",
+        ),
+        ("model: {class_path: torch.Nope}", "Problem with given class_path 'torch.Nope': "),
+        (
+            "trainer: {logger: {class_path: CSVLogger, init_args: {name: x}}}",
+            "the following arguments are required: save_dir",
+        ),
+    ],
+    ids=["wrong value", "import error", "missing argument"],
+)
+def test_message_has_the_innermost_cause(fit_errors: Any, pl: Any, working_directory: Path, text: str, line: str):
+    (working_directory / "in.yaml").write_text(f"{text.replace('PL', pl.__name__)}\n")
+    arguments = {"module": pl.LightningModule, "subclass_mode_model": True} if text.startswith("model") else {}
+    (message,) = fit_errors(["fit", "--optimizer=adam", "--config", "in.yaml"], **arguments)
+    assert message.startswith(text.partition(":")[0])
+    assert line in message
+    assert "must be one of" not in message
+
+
+@pytest.mark.both_import_names
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config", "callbacks.yaml"],
+        ["--trainer.callbacks=ConfigureOptimizers", "--trainer.callbacks.optimizer=adma"],
+        ["--trainer.callbacks+=ConfigureOptimizers", "--trainer.callbacks.optimizer=adma"],
+    ],
+    ids=["file", "option", "added option"],
+)
+def test_error_of_a_callback_in_the_trainers_callbacks(
+    optplug_lightning: Any, fit_errors: Any, working_directory: Path, arguments: list[str]
+):
+    (working_directory / "callbacks.yaml").write_text(
+        f"trainer:\n  callbacks:\n  - class_path: {optplug_lightning.__name__}.ConfigureOptimizers\n"
+        "    init_args: {optimizer: adma}\n"
+    )
+    (line,) = fit_errors(["fit", *arguments])
+    assert line.startswith("optimizer: no optimizer named 'adma'; did you mean 'adam")
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (
+            ["fit", "--optimizer=torch.optim.AdamW", "--optimizer.lr=0.1"],
+            "optimizer.name: no optimizer named 'torch.optim.AdamW'; did you mean 'adamw'",
+        ),
+        (["fit", "--optimizer={name:adam}"], "optimizer: is '{name:adam}': write a space after the colon: name: adam"),
+        (["--optimizer=adam"], "argument subcommand: invalid choice: '--optimizer=adam' "),
+        (["fit", "--config", "{optimizer: None}"], "optimizer.name: is 'None': in YAML, None is null"),
+        (["fit", "--optimizer=None"], "optimizer.name: is 'None': in YAML, None is null"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+def test_names_are_shown_as_written(fit_errors: Any, args: list[str], line: str):
+    (message,) = fit_errors(args)
+    assert message.startswith(line)
