@@ -229,7 +229,7 @@ def test_options_are_merged_into_a_bare_name_of_a_subcommand_section(
 
 
 def test_args_may_be_a_mapping(optplug_lightning: Any, model: type, working_directory: Path):
-    config = {"optimizer": {"name": "adam", "lr": 0.02}, "trainer": {**QUIET, "logger": False}}
+    config = {"seed_everything": 1, "optimizer": {"name": "adam", "lr": 0.02}, "trainer": {**QUIET, "logger": False}}
     made = optplug_lightning.OptplugCLI(model, run=False, args=config, save_config_callback=None)
     made.trainer.fit(made.model)
     assert only_param_group(made)["lr"] == 0.02
