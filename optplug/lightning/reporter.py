@@ -47,11 +47,12 @@ class Reporter:
 def _shows_info(logger: logging.Logger) -> bool:
     """Whether lines of level INFO are wanted.
 
-    Python's default level is WARNING. It does not show that a user wants no lines; a higher level of the root logger
-    does.
+    The root logger has the level WARNING by default. Unless it has a console handler, this does not show that a user
+    wants no lines.
     """
     root = logging.getLogger()
-    level = logger.level or (root.level if root.level > logging.WARNING else logging.INFO)
+    is_chosen = root.level > logging.WARNING or any(map(_writes_to_console, root.handlers))
+    level = logger.level or (root.level if is_chosen else logging.INFO)
     return level <= logging.INFO and not logger.disabled and logger.manager.disable < logging.INFO
 
 

@@ -40,6 +40,7 @@ def root_handler() -> Any:
     """A function that gives the root logger a handler of a stream, as `logging.basicConfig` does."""
 
     def add(stream: Any) -> logging.Handler:
+        ROOT.setLevel(logging.INFO)
         ROOT.addHandler(handler := logging.StreamHandler(stream))
         handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
         return handler
@@ -110,6 +111,21 @@ def test_console_handler_with_a_higher_level_shows_no_line(capsys: Any, root_han
     root_handler(sys.stderr).setLevel(logging.WARNING)
     report()
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("root_level", "level", "shown"),
+    [(logging.WARNING, None, False), (logging.WARNING, logging.INFO, True), (logging.NOTSET, None, True)],
+    ids=["root", "logger", "none"],
+)
+def test_level_of_root_with_a_console_handler_applies(
+    capsys: Any, root_handler: Any, root_level: int, level: Any, shown: bool
+) -> None:
+    root_handler(sys.stderr)
+    ROOT.setLevel(root_level)
+    LOGGER.setLevel(level or logging.NOTSET)
+    report()
+    assert capsys.readouterr() == ("", "optplug INFO 100 % of the lines\n" if shown else "")
 
 
 def test_line_is_also_printed_if_root_writes_to_a_file_only(capsys: Any, root_handler: Any) -> None:
