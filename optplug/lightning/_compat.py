@@ -24,10 +24,15 @@ def installed_import_names() -> list[str]:
     Raises:
         MissingLightningError: Lightning is not installed under either name.
     """
-    found = [name for name in IMPORT_NAMES if importlib.util.find_spec(name.split(".")[0]) is not None]
+    found = [name for name in IMPORT_NAMES if _is_installed(name.split(".")[0])]
     if not found:
         raise MissingLightningError("Lightning is not installed: pip install lightning (or pytorch-lightning)")
     return found
+
+
+def _is_installed(package: str) -> bool:
+    # find_spec raises an error for an imported module without a spec, such as the mock object of a documentation tool.
+    return sys.modules.get(package) is not None or importlib.util.find_spec(package) is not None
 
 
 def imported_callback_classes() -> tuple[type, ...]:

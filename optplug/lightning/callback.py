@@ -49,7 +49,13 @@ class _LogDescriptor:
             callback._attach(module)
 
 
-class ConfigureOptimizers(SteppingCallback):
+class _NotifiedOfModule:
+    """Base class with the descriptor: if the trainer sets an attribute `log` of a derived class, it can be removed."""
+
+    log = _LogDescriptor()
+
+
+class ConfigureOptimizers(_NotifiedOfModule, SteppingCallback):
     """Configures the optimizer and the schedule of a module by name, and steps the schedule.
 
     The module needs no `configure_optimizers`. Optimizer and schedule are built inside Lightning's call of that hook,
@@ -82,8 +88,6 @@ class ConfigureOptimizers(SteppingCallback):
 
     All errors except WiringError are raised by the constructor, unless the check needs the parameters or the trainer.
     """
-
-    log = _LogDescriptor()
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from abc import ABCMeta
 from itertools import takewhile
 from typing import Any
 
@@ -27,22 +26,7 @@ installed_import_names()  # raises an error without Lightning
 _Callbacks: Any = imported_callback_classes()
 
 
-class _CallbackMeta(ABCMeta):
-    """The metaclass of optplug's callbacks: detects a class in the place of a callback.
-
-    It derives from ABCMeta, so that users can combine a callback with abstract base classes.
-    """
-
-    def __setattr__(cls, name: str, value: Any) -> None:
-        if name in ("log", "log_dict"):  # the trainer sets them on each of its callbacks
-            raise WiringError(
-                f"the trainer's callbacks contain the class {cls.__name__}, not an object: add the parentheses, "
-                f"callbacks=[{cls.__name__}(...)]"
-            )
-        super().__setattr__(name, value)
-
-
-class SteppingCallback(SchedulerStepper, *_Callbacks, metaclass=_CallbackMeta):  # type: ignore[misc]
+class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
     """Resumes optimizers and schedulers, prints and logs the configuration, and steps the schedulers.
 
     `optplug.configure_optimizers` adds one to the trainer if there is no `ConfigureOptimizers` among its callbacks.
@@ -90,8 +74,8 @@ class SteppingCallback(SchedulerStepper, *_Callbacks, metaclass=_CallbackMeta): 
         self._restore(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException | None = None) -> None:
-        if exception is None:  # called on a class in place of a callback, after the error of the metaclass
-            return
+        if exception is None:  # called on a class in the place of a callback: `self` is the trainer
+            raise _class_in_place_of_a_callback(self) from None
         super().on_exception(trainer, pl_module, exception)
         self._restore(trainer)
 
@@ -99,6 +83,18 @@ class SteppingCallback(SchedulerStepper, *_Callbacks, metaclass=_CallbackMeta): 
         """Restore the trainer to its state before the fit."""
         if self._added_for_this_fit:  # a new list, because the trainer is iterating over the old one
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]
+
+
+def _class_in_place_of_a_callback(trainer: Any) -> WiringError:
+    """The error for a class among the callbacks. The attributes that the trainer has set on classes are removed."""
+    classes = [one for one in trainer.callbacks if isinstance(one, type) and issubclass(one, SteppingCallback)]
+    for cls in classes:
+        for name in {"log", "log_dict"} & vars(cls).keys():
+            delattr(cls, name)
+    return WiringError(
+        f"the trainer's callbacks contain the class {classes[0].__name__}, not an object: add the parentheses, "
+        f"callbacks=[{classes[0].__name__}(...)]"
+    )
 
 
 def _follow_lightning_imports() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import pickle
+import types
+from abc import ABC, ABCMeta
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
 import torch
@@ -490,7 +493,30 @@ def test_class_in_place_of_a_callback_is_an_error_and_later_fits_work(
             WiringError, match=rf"the class {listed.__name__}.*callbacks=\[{listed.__name__}\(\.\.\.\)\]"
         ):
             trainer(callbacks=[listed]).fit(scripted_module())
+        with pytest.raises(WiringError, match=r"add the parentheses"):
+            trainer(callbacks=[listed]).validate(scripted_module())
     assert {one: set(vars(one)) for one in before} == before
+    assert isinstance(inspect.getattr_static(subclass, "log"), type(inspect.getattr_static(cls, "log")))
     module = scripted_module()
     trainer(callbacks=[quiet_callback("sgd")]).fit(module)
     assert module.lrs
+
+
+class Registry(type):
+    """A metaclass that does not derive from ABCMeta."""
+
+
+@pytest.mark.parametrize(
+    ("base", "metaclass"),
+    [(Protocol, type(Protocol)), (ABC, ABCMeta), (Generic[TypeVar("T")], type), (object, Registry)],
+    ids=["protocol", "abstract", "generic", "own metaclass"],
+)
+def test_callback_can_be_combined_with_other_classes(
+    optplug_lightning: Any, trainer: Any, scripted_module: type, base: Any, metaclass: Any
+):
+    mixin = types.new_class("Mixin", (base,), {"metaclass": metaclass})
+    derived = types.new_class("Derived", (optplug_lightning.ConfigureOptimizers, mixin))
+    trainer(callbacks=derived(SGD, verbose=False)).fit(module := scripted_module())
+    assert set(module.lrs) == {1.0}
+    with pytest.raises(WiringError, match=r"the class Derived, not an object"):
+        trainer(callbacks=[derived]).fit(scripted_module())

@@ -242,3 +242,23 @@ assert "lightning.pytorch" not in sys.modules
 """
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_callback_class_can_be_imported_beside_a_mock_of_lightning() -> None:
+    ran = run(
+        """
+from unittest.mock import MagicMock
+
+for name in ("lightning", "lightning.pytorch", "lightning.pytorch.callbacks"):
+    sys.modules[name] = MagicMock()
+from optplug.lightning import ConfigureOptimizers
+
+
+class Subclass(ConfigureOptimizers):
+    pass
+
+
+Subclass("sgd", verbose=False)
+"""
+    )
+    assert ran.returncode == 0, ran.stderr
