@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 import yaml
 
 from optplug.cli.interpolations import MANDATORY, UnresolvedInterpolation, resolve_interpolations
-from optplug.config.dialects import is_name_key, missing_space, top_level_key, warmup_form
+from optplug.config.dialects import is_name_key, top_level_key, warmup_form
 from optplug.config.form import CORRECT_KEYS, OVERRIDE, SCHEDULER, SELECTORS, SUBCOMMANDS, TABLES, TOP_LEVEL
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import owner_of
-from optplug.config.yaml_text import duplicate_keys, read_yaml
+from optplug.config.yaml_text import duplicate_keys, mapping_slip, read_yaml
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -151,8 +151,7 @@ class ConfigFile:
         if self.data is None:
             raise ConfigError("is empty; a minimal configuration is optimizer: adam")
         if not isinstance(self.data, Mapping):
-            spaced = missing_space(self.data) if isinstance(self.data, str) else None
-            hint = f"; write a space after the colon: {spaced}" if spaced else ""
+            hint = mapping_slip(self.data) if isinstance(self.data, str) else ""
             raise ConfigTypeError(f"must contain a mapping, got {type(self.data).__name__}{hint}")
         found = list(self._sections())
         if not found:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from optplug.config.dialects import foreign_key_hint, group_rule_key
+from optplug.config.dialects import argument_of, foreign_key_hint, group_rule_key
 from optplug.config.fields import Choice, Table
 from optplug.config.form import (
     ARGS,
@@ -22,7 +23,7 @@ from optplug.config.form import (
     SELECTORS,
 )
 from optplug.config.value_schema import numbers_from_text, schema_of_type
-from optplug.errors import ConfigError, ErrorCollector, Loc, did_you_mean, listing, short_list
+from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_you_mean, listing, short_list
 from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import Registration, registry
 from optplug.registry.signature import (
@@ -151,7 +152,7 @@ def _unknown_argument(
 
 def _hint_for_misplaced_key(kind: str, key: str, value: Any, keys: Collection[str]) -> str:
     """Where a key of the configuration belongs if it is not an option of the optimizer; empty for other keys."""
-    if kind != "optimizer" or not keys:
+    if kind != "optimizer" or not keys or (key == "type" and _is_optimizer(value)):
         return ""
     if key == "params" and not isinstance(value, Mapping):
         where = "" if "match" in keys else " in an entry of param_groups, or in an entry in a list of optimizers"
@@ -164,6 +165,12 @@ def _hint_for_misplaced_key(kind: str, key: str, value: Any, keys: Collection[st
         entry = "" if "match" in keys else ", or to an entry in a list of optimizers"
         return f"; {key} belongs to the top level of the configuration{entry}"
     return ""
+
+
+def _is_optimizer(name: Any) -> bool:
+    with suppress(OptplugError):
+        return isinstance(name, str) and bool(registry.resolve("optimizer", name))
+    return False
 
 
 def check_arguments(registration: Registration, arguments: Mapping[str, Any]) -> None:
@@ -210,7 +217,7 @@ def group_options(
                 raise ConfigError(f"{key} applies to the whole optimizer: set it in optimizer, not in a group")
             elif key not in known and (is_complete or key in OPTIMIZER_WIDE_OPTIONS):
                 keys = [key for key in GROUP_RULE if key not in MULTIPLIERS or key in multipliers]
-                meant = group_rule_key(key, [key for key in keys if key not in options])
+                meant = group_rule_key(key, [key for key in keys if key not in options]) or argument_of(key, known)
                 hint = did_you_mean(key, [*known, *keys]) if meant is None else f"; did you mean {meant!r}?"
                 if not hint:
                     shown = short_list(sorted(known), f"optplug info {name}")

@@ -10,8 +10,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from optplug.config.form import CORRECT_KEYS
-
 _SIMILAR = 0.9
 """A key that is at least so similar to one of optplug's keys is a misspelled key of optplug."""
 
@@ -98,11 +96,17 @@ def foreign_key_hint(
     for pattern, reason in _NOT_NEEDED:
         if _matches(pattern, key):
             return f"; omit it: {reason}"
+    meant = argument_of(key, arguments)
+    return f"; did you mean {meant!r}?" if meant else ""
+
+
+def argument_of(key: str, arguments: Collection[str]) -> str | None:
+    """The one of the given arguments that is meant by a key of another format; None if there is none."""
     for pattern, targets in _SYNONYMS:
         meant = [target for target in targets if target in arguments]
         if meant and _matches(pattern, key):
-            return f"; did you mean {meant[0]!r}?"
-    return ""
+            return meant[0]
+    return None
 
 
 def _optimizer_hint(key: str, keys: Collection[str]) -> str:
@@ -120,8 +124,8 @@ def _optimizer_hint(key: str, keys: Collection[str]) -> str:
 
 
 def _scheduler_hint(key: str, keys: Collection[str], length: str | None) -> str:
-    if _matches(_METRIC, key) and "monitor" in keys:
-        return "; did you mean 'monitor'?"
+    if _matches(_METRIC, key):
+        return "; did you mean 'monitor'?" if "monitor" in keys else "; omit it: the scheduler takes no metric"
     if _matches(_INTERVAL, key) and "interval" in keys:
         return "; did you mean 'interval', which is epoch or step?"
     if _matches(_LENGTH, key):
@@ -155,8 +159,6 @@ def is_name_key(key: str) -> bool:
 
 def top_level_key(key: str) -> str | None:
     """The key of a configuration that is meant by a key beside it; None if there is none."""
-    if key in CORRECT_KEYS:
-        return CORRECT_KEYS[key]
     if _matches(_SCHEDULER, key):
         return "scheduler"
     if _matches(_PARAM_GROUPS, key):
@@ -187,21 +189,3 @@ def group_rule_key(key: str, keys: Collection[str]) -> str | None:
     if difflib.get_close_matches(key, keys, 1, _SIMILAR):
         return None
     return next((target for pattern, target in _GROUP_SYNONYMS if _matches(pattern, key) and target in keys), None)
-
-
-def missing_space(text: str) -> str | None:
-    """The last key and value in a text if there is no space after the colon, with the space; else None."""
-    found = re.search(r"(?:^|\s)([A-Za-z_]\w*):([\w.+'\"\[{-]\S*)$", text)
-    return f"{found[1]}: {found[2]}" if found else None
-
-
-def name_slip(text: str) -> str | None:
-    """What is wrong with the YAML of a name; None if the text may be a name."""
-    if text == "None":
-        return "is 'None': in YAML, None is null"
-    if text.lstrip()[:1] in ("{", "["):
-        if spaced := missing_space(text.strip(" {}[]")):
-            return f"is {text!r}: write a space after the colon: {spaced}"
-        return "is text and not a mapping: close every bracket, and omit quotes around the whole"
-    spaced = missing_space(text) if " " in text.strip() or text.startswith("name:") else None
-    return f"is {text!r}: write a space after the colon: {spaced}" if spaced else None

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from optplug.config.arguments import group_options, own_arguments, scheduler_fields
-from optplug.config.dialects import group_rule_key, is_name_key, name_slip, warmup_form
+from optplug.config.dialects import group_rule_key, is_name_key, warmup_form
 from optplug.config.fields import Table, Unresolved, has_unresolved, read_fields
 from optplug.config.form import (
     ARGS,
@@ -40,6 +40,7 @@ from optplug.config.param_groups import AnyGroupRule, GroupRule
 from optplug.config.param_selection import Selector
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import stray_key_hint
+from optplug.config.yaml_text import missing_space, name_slip
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -217,7 +218,8 @@ def _string_keys(collector: ErrorCollector, given: Mapping[Any, Any], loc: Loc) 
     """The part of a mapping whose keys are strings; an error is collected for each other key."""
     for key in given:
         if not isinstance(key, str):
-            collector.add(ConfigTypeError(f"has the key {key!r}; keys must be strings"), loc)
+            hint = "; a decimal number has a point: 0.1" if isinstance(key, int) and given[key] is None else ""
+            collector.add(ConfigTypeError(f"has the key {key!r}; keys must be strings{hint}"), loc)
     return {key: value for key, value in given.items() if isinstance(key, str)}
 
 
@@ -246,6 +248,10 @@ def _missing_name_hint(kind: str, given: Mapping[str, Any]) -> tuple[str | None,
         name = _registered_name(kind, path) or "..."
         example = "lr: ..." if kind == "optimizer" else "..."
         return None, f": write {{name: {name}, {example}}}; optplug looks up registered names and does not import paths"
+    for key, value in given.items():
+        spaced = missing_space(key) if value is None else None
+        if spaced:
+            return key, f"; write a space after the colon: {spaced}"
     foreign_warmup = next((key for key in given if warmup_form(key, given[key])), None)
     for word in ("combine", "name") if kind == "optimizer" else ("warmup_steps", "warmup", "name"):
         misspelled = next((key for key in given if nearest(key, [word])), None)

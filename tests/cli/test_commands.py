@@ -357,6 +357,16 @@ def test_validate_accepts_a_callback_without_optimizer(run: Any) -> None:
             "optimizer:\n  name:adam\n",
             "config.yaml:1: optimizer: is 'name:adam': write a space after the colon: name: adam",
         ),
+        (
+            "optimizer:\n  name = adam\n",
+            "config.yaml:1: optimizer: is 'name = adam': write a colon: name: adam",
+        ),
+        ("optimizer = adam\n", "must contain a mapping, got str; write a colon: optimizer: adam"),
+        (
+            "optimizer: {name:adam, lr:0.1}\n",
+            "needs a name; it has name:adam, lr:0.1; write a space after the colon: name: adam",
+        ),
+        ("optimizer: {name: adam, lr: 0,1}\n", "keys must be strings; a decimal number has a point: 0.1"),
         ("optimizer:adam\n", "must contain a mapping, got str; write a space after the colon: optimizer: adam"),
         ("optimizer:adam\nscheduler: step_lr\n", "; write a space after the colon: optimizer: adam"),
         (

@@ -66,6 +66,7 @@ def test_warmup_keys_name_the_form_of_the_warmup(key: str, value: Any, hint: str
         ({"name": "adam", "kwargs": {"lr": 1}}, "; write the arguments beside name: {name: ..., lr: 1}"),
         ({"name": "adam", "init_args": {"lr": 1}}, "; write the arguments beside name: {name: ..., lr: 1}"),
         ({"name": "adam", "_target_": "torch.optim.Adam"}, "; the key name alone chooses the optimizer: omit _target_"),
+        ({"name": "adam", "type": "AdamW"}, "; the key name alone chooses the optimizer: omit type"),
         ({"name": "adam", "_partial_": True}, "; omit it: optplug builds the object from its name"),
         ({"name": "adam", "wd": 0.1}, "; did you mean 'weight_decay'?"),
         ({"name": "adam", "base_lr": 0.1}, "; did you mean 'lr'?"),
@@ -95,6 +96,7 @@ def test_optimizer_keys_of_other_formats(given: dict[str, Any], end: str):
         ({**COSINE, "max_steps": 5}, "; did you mean 'T_max'? Its value auto is the length of the training"),
         ({**STEP, "by_epoch": True}, "; did you mean 'interval', which is epoch or step?"),
         ({**PLATEAU, "metric": "val_loss"}, "; did you mean 'monitor'?"),
+        ({**STEP, "metric": "val_loss"}, "; omit it: the scheduler takes no metric"),
         ({**PLATEAU, "strict": False}, "; omit it: a metric that is missing is an error"),
         ({"scheduler": STEP, "interval": "step"}, "; write its keys one level up, directly in scheduler"),
         (
@@ -118,6 +120,7 @@ def test_scheduler_keys_of_other_formats(given: Any, end: str):
     [
         ([{"params": "a", "lr": 1}], "; did you mean 'match' instead of 'params'?"),
         ([{"match": "a", "lr_scale": 0.1}], "; did you mean 'lr_mult'?"),
+        ([{"match": "a", "wd": 0.0}], "; did you mean 'weight_decay'?"),
         ([{"match": "a", "decay_mult": 0.0}], "; did you mean 'wd_mult'?"),
         ({"no_decay": True}, "; write a list: [no_decay]"),
     ],

@@ -68,9 +68,9 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
         ),
         ([{"match": "*", "name": None}], ConfigTypeError, "[0].name: must be a non-empty string, got None"),
         (
-            [{"match": "a"}, {"match": "*", "wd": 0}],
+            [{"match": "a"}, {"match": "*", "foo": 0}],
             ConfigError,
-            f"[1].wd: adam has no option 'wd'; {ADAM_GROUP_KEYS}",
+            f"[1].foo: adam has no option 'foo'; {ADAM_GROUP_KEYS}",
         ),
         (
             [{"match": "*", "weigth_decay": 0}],
