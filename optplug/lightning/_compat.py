@@ -220,3 +220,12 @@ def validation_is_due(trainer: Any) -> bool:
     loop = trainer.fit_loop
     should_validate = getattr(loop.epoch_loop, "_should_check_val_fx", None)
     return bool(trainer.enable_validation and should_validate is not None and should_validate(loop._data_fetcher))
+
+
+def validation_is_repeated(trainer: Any) -> bool:
+    """Whether Lightning runs the current validation again when it resumes: the checkpoint is written within a batch."""
+    progress = getattr(trainer.fit_loop.epoch_loop.val_loop, "batch_progress", None)
+    if progress is None:
+        return False
+    total = progress.total
+    return bool(total.ready == total.started == total.processed + 1 == total.completed + 1)

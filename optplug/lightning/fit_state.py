@@ -47,31 +47,34 @@ class EpochCount:
     Attributes:
         last_counted: the last epoch that counted.
         is_open: whether a batch of the current epoch has begun, and the epoch has not counted yet.
-        states_before: for each managed scheduler, its `snapshot` before the last epoch counted, empty if it is not
-            stepped in epochs. Only if that epoch ended early, and until the next one starts: a training with
-            `max_steps` resumes within the epoch in which it stopped.
+        changes: for each managed scheduler, its `changes` when the last epoch counted, empty if it is not stepped in
+            epochs. Only if that epoch ended early, and until the next one starts: a training with `max_steps` resumes
+            within the epoch in which it stopped.
     """
 
     last_counted: int = -1
     is_open: bool = False
-    states_before: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def resume(self, epoch: int) -> list[dict[str, Any]]:
+        """Open the epoch in which the training resumes if it has ended early, and counted.
+
+        Returns:
+            The changes of the schedulers that must be undone.
+        """
+        if epoch != self.last_counted or not self.changes:
+            return []
+        changes, self.changes = self.changes, []
+        self.last_counted, self.is_open = epoch - 1, True
+        return changes
 
     def begin_epoch(self, epoch: int) -> None:
         self.is_open = False
         if epoch > self.last_counted:  # after some resumes, Lightning starts an epoch again that ended early
-            self.states_before = []
+            self.changes = []
 
-    def begin_batch(self, epoch: int) -> list[dict[str, Any]]:
-        """Open the epoch.
-
-        Returns:
-            The states of the schedulers that must be restored: an epoch that has ended early, and counted, goes on.
-        """
-        states: list[dict[str, Any]] = []
-        if epoch == self.last_counted and self.states_before:
-            states, self.states_before, self.last_counted = self.states_before, [], epoch - 1
+    def begin_batch(self, epoch: int) -> None:
         self.is_open = epoch > self.last_counted
-        return states
 
     def count(self, epoch: int) -> None:
         self.is_open, self.last_counted = False, epoch
@@ -123,6 +126,7 @@ class FitState:
         epoch_ended: whether an epoch has ended, and the next one has not started.
         after_batch: whether a batch has ended, and neither the next batch nor a validation has started.
         in_validation: whether a validation has started, and its metrics have not been observed yet.
+        metadata_at_end: what checkpoints that are saved after the fit, or after an exception, contain; None before.
         failed_loggers: the `id` of each logger that has raised an exception.
     """
 
@@ -143,6 +147,7 @@ class FitState:
     epoch_ended: bool = False
     after_batch: bool = False
     in_validation: bool = False
+    metadata_at_end: dict[str, Any] | None = None
     failed_loggers: set[int] = field(default_factory=set)
     _configured_at_end: list[ConfiguredOptimizer | None] | None = None
 
@@ -203,6 +208,7 @@ class FitState:
 
         Step counts, histories and what was configured stay: the user may save a checkpoint after the fit.
         """
+        self.modes.detach()
         for counter in self.step_counters:
             counter.detach()
         for managed in self.managed:

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -157,7 +158,7 @@ class ManagedScheduler:
         self.steps_taken = self.adapter.step_count
 
     def snapshot(self) -> dict[str, Any]:
-        """The state of the scheduler and the values that it may set in the parameter groups, as plain data."""
+        """The state of the scheduler and the options that it may set in the parameter groups, as plain data."""
         groups = [
             {
                 key: copy.deepcopy(value)
@@ -168,15 +169,25 @@ class ManagedScheduler:
         ]
         return {"scheduler": copy.deepcopy(self.scheduler.state_dict()), "groups": groups}
 
-    def restore(self, snapshot: dict[str, Any]) -> None:
-        """Restore the state of a `snapshot`."""
-        self.scheduler.load_state_dict(copy.deepcopy(snapshot["scheduler"]))
-        for group, saved in zip(self.scheduler.optimizer.param_groups, snapshot["groups"], strict=False):
-            for key, value in saved.items():
-                if isinstance(group.get(key), Tensor):
-                    group[key].copy_(value)  # a tensor is changed in place: kernels and graphs may hold it
+    def changes(self, before: dict[str, Any]) -> dict[str, Any]:
+        """What has changed since a `snapshot`: for each group, the changed options with old and new value."""
+        groups = [
+            {key: [old[key], new[key]] for key in new if key in old and not _equal(old[key], new[key])}
+            for old, new in zip(before["groups"], self.snapshot()["groups"], strict=False)
+        ]
+        return {"scheduler": before["scheduler"], "groups": groups}
+
+    def undo(self, changes: dict[str, Any]) -> None:
+        """Undo `changes`, except in options that other code has changed since."""
+        self.scheduler.load_state_dict(copy.deepcopy(changes["scheduler"]))
+        for group, changed in zip(self.scheduler.optimizer.param_groups, changes["groups"], strict=False):
+            for key, (old, new) in changed.items():
+                if not _equal(group.get(key), new):
+                    continue
+                if isinstance(group[key], Tensor):
+                    group[key].copy_(old)  # a tensor is changed in place: kernels and graphs may hold it
                 else:
-                    group[key] = value
+                    group[key] = old
         self.steps_taken = self.adapter.step_count
 
     def stepped_twice_message(self, module: Any) -> str:
@@ -194,6 +205,10 @@ class ManagedScheduler:
         """
         if self.plan.patience_unit != PATIENCE_UNITS[0]:
             self.scheduler.at(epochs if self.plan.patience_unit == "epochs" else self.optimizer_steps)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(torch.as_tensor(one == other).all())
 
 
 def manage(entry: Any, plan: SteppingPlan) -> ManagedScheduler:

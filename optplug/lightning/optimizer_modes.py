@@ -29,6 +29,21 @@ class OptimizerModes:
         self.optimizers = list(filter(has_train_eval_modes, optimizers))
         # Optimizer classes store their mode in different attributes, so it cannot be read from them.
         self._in_train_mode = False
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step)
+            for optimizer in self.optimizers
+            if hasattr(optimizer, "register_step_pre_hook")
+        ]
+
+    def _before_step(self, optimizer: Any, *_: Any) -> None:
+        """Set the mode for the steps of a tuner within the training, and for the first step after it."""
+        if not self._in_train_mode:
+            optimizer.train()
+
+    def detach(self) -> None:
+        """Remove the hooks from the optimizers."""
+        for handle in self._handles:
+            handle.remove()
 
     def switch(self, mode: str) -> None:
         """Switch the optimizers to the mode `"train"` or `"eval"`."""

@@ -10,15 +10,22 @@ an epoch too: its end is known only in `on_train_epoch_end`.
 from __future__ import annotations
 
 import contextlib
+import copy
 from dataclasses import asdict
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
+from optplug.config.form import RESTARTING
 from optplug.config.metric_names import shown_list
 from optplug.config.param_groups import parameter_infos, proposed_group_names
 from optplug.errors import NonFiniteMetricError, OptplugError, WiringError, listing
-from optplug.lightning._compat import loaded_checkpoint, share_add_param_group, validation_is_due
+from optplug.lightning._compat import (
+    loaded_checkpoint,
+    share_add_param_group,
+    validation_is_due,
+    validation_is_repeated,
+)
 from optplug.lightning.checkpoint_metadata import METADATA_KEY, collect_metadata, saved_metadata
 from optplug.lightning.fit_state import EpochCount, FitState
 from optplug.lightning.followed_lrs import EpochStartRates
@@ -185,24 +192,31 @@ class SchedulerStepper:
             self._resume(trainer)
 
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
-        self._resume_once(trainer)  # the sanity check observes metrics, also in a resumed run
+        # The sanity check observes metrics, also in a resumed run. Lightning has not set the epoch yet: a policy that
+        # reads the learning rates of a schedule must wait where `_resume_epochs` may change them.
+        if not self.fit_state.checkpoint_metadata.get("epochs", {}).get("changes"):
+            self._resume_once(trainer)
 
     def _resume_epochs(self, trainer: Any) -> None:
         """Restore the count of epochs, after Lightning has set the epoch in which the training resumes."""
-        saved = self.fit_state.checkpoint_metadata.get("epochs")
+        state = self.fit_state
+        saved = state.checkpoint_metadata.get("epochs")
         if (
             saved is None
         ):  # Lightning steps the schedules of an epoch after its last batch, and never when it ends early
             saved = {"last_counted": trainer.current_epoch - 1, "is_open": not last_batch_is_done(trainer)}
-        self.fit_state.epochs = EpochCount(**saved)
-        resume = self.fit_state.resume
-        if resume is not None and resume.policy != "keep":
-            self.fit_state.epochs.states_before = []
+        state.epochs = EpochCount(**saved)
+        changes = state.epochs.resume(trainer.current_epoch)
+        if state.resume is not None and state.resume.policy in RESTARTING:
+            return  # the schedulers are new
+        for managed, changed in zip(state.managed, changes, strict=False):
+            if changed:
+                managed.undo(changed)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._resume_epochs(trainer)
         self._resume_once(trainer)
         self._start_counting(trainer)
-        self._resume_epochs(trainer)
         lost = lost_values(self.fit_state.checkpoint_metadata, trainer.current_epoch)
         for managed in self.fit_state.current_plateaus(trainer):
             self._observer.check_before_training(trainer, managed, lost)
@@ -228,9 +242,7 @@ class SchedulerStepper:
         state = self.fit_state
         state.has_batch, state.after_batch = True, False
         state.count_steps(True)
-        for managed, saved in zip(state.managed, state.epochs.begin_batch(trainer.current_epoch), strict=False):
-            if saved:
-                managed.restore(saved)
+        state.epochs.begin_batch(trainer.current_epoch)
         state.modes.switch("train")
         rates, state.epoch_start_rates = state.epoch_start_rates, None
         if rates is not None:  # the first batch of the epoch
@@ -294,10 +306,14 @@ class SchedulerStepper:
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         epochs = self.fit_state.epochs
         if epochs.is_open:  # the epoch has ended before its last batch
-            epochs.states_before = [
+            before = [
                 managed.snapshot() if managed.plan.interval == "epoch" else {} for managed in self.fit_state.managed
             ]
             self._count_epoch(trainer)
+            epochs.changes = [
+                managed.changes(snapshot) if snapshot else {}
+                for managed, snapshot in zip(self.fit_state.managed, before, strict=False)
+            ]
         self.fit_state.modes.switch("eval")
         self._observer.observe(trainer, self.fit_state, "epoch")
         self.fit_state.after_batch, self.fit_state.epoch_ended = False, True
@@ -331,19 +347,33 @@ class SchedulerStepper:
                 checkpoint["lr_schedulers"] = [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs]
                 checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
         state.modes.save_eval_weights(trainer, checkpoint)
+        metadata = self._metadata(trainer) if state.metadata_at_end is None else state.metadata_at_end
+        if metadata:
+            checkpoint[METADATA_KEY] = metadata
+
+    def _metadata(self, trainer: Any) -> dict[str, Any]:
+        """Optplug's metadata for a checkpoint; empty if optplug has no part in this fit."""
+        state = self.fit_state
         if not (state.configured(trainer) or state.managed or state.histories):
-            return  # optplug has no part in this fit
-        checkpoint[METADATA_KEY] = {
+            return {}
+        in_validation = state.in_validation and not validation_is_repeated(trainer)
+        return {
             **collect_metadata(trainer, state),
             "steps": [counter.count for counter in state.step_counters],
             "steps_handled": [managed.optimizer_steps_handled for managed in state.managed],
             "plateau_histories": [asdict(history) for history in state.histories],
-            "validation_due": state.in_validation or (state.after_batch and validation_is_due(trainer)),
+            "validation_due": in_validation or (state.after_batch and validation_is_due(trainer)),
             "late_due": (state.epoch_ended or (state.after_batch and last_batch_is_done(trainer)))
             and self._observer.expects_late_value(trainer, state),
             "epoch_over": state.epoch_ended,
             "epochs": asdict(state.epochs),
         }
+
+    def _release(self, trainer: Any) -> None:
+        """Release the optimizers. Checkpoints that are saved later have the metadata of now."""
+        if self.fit_state.metadata_at_end is None:
+            self.fit_state.metadata_at_end = copy.deepcopy(self._metadata(trainer))
+        self.fit_state.release(trainer)
 
     # ------------------------------------------------------------------ end
 
@@ -373,13 +403,13 @@ class SchedulerStepper:
             self._reporter.report(trainer, managed.history.summary(title, managed.metric, logged))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self.fit_state.release(trainer)
+        self._release(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
             self._report_histories(trainer)
         self.fit_state.modes.switch("eval")
-        self.fit_state.release(trainer)  # Lightning does not call teardown after an exception
+        self._release(trainer)  # Lightning does not call teardown after an exception; other callbacks save checkpoints
 
 
 def _other_schedulers(trainer: Any, scheduler: Any) -> list[Any]:

@@ -280,6 +280,64 @@ def test_training_in_parts_equals_uninterrupted_training(
     assert parts == run(18)
 
 
+@pytest.fixture
+def resume_within_an_epoch(recording_module: type, trainer: Any, quiet_callback: Any, pl: Any, tmp_path: Any) -> Any:
+    """A function that trains for one and a half epochs, then resumes for two, and returns the resumed module."""
+
+    def run(module: Any, scheduler: Any, optimizer: Any = SGD, on_resume: str | None = None, **arguments: Any) -> Any:
+        path = tmp_path / "half.ckpt"
+        hook = {"on_train_epoch_end": lambda callback, run, *_: run.save_checkpoint(path)}
+        save = type("Save", (pl.callbacks.Callback,), hook)()
+        trainer(callbacks=[quiet_callback(SGD, scheduler), save], max_epochs=-1, max_steps=6).fit(recording_module())
+        second = quiet_callback(optimizer, scheduler, on_resume=on_resume)
+        trainer(callbacks=second, max_epochs=-1, max_steps=14, **arguments).fit(module, ckpt_path=path)
+        return module
+
+    return run
+
+
+@pytest.mark.parametrize("scheduler", [HALVING, {**HALVING, "warmup_steps": 1}], ids=["plain", "warmup"])
+@pytest.mark.parametrize("hook", ["on_load_checkpoint", "on_train_start", "on_train_batch_start"])
+def test_options_set_before_the_first_batch_are_kept(
+    recording_module: type, resume_within_an_epoch: Any, scheduler: Any, hook: str
+) -> None:
+    class Sets(recording_module):
+        has_set = False
+
+        def set_options(self, groups: Any) -> None:
+            if not self.has_set:
+                self.has_set = True
+                groups[0].update(lr=0.05, weight_decay=0.125)
+
+    def change(module: Any, *args: Any) -> None:
+        saved = args[0]["optimizer_states"][0] if hook == "on_load_checkpoint" else None
+        module.set_options(saved["param_groups"] if saved else module.trainer.optimizers[0].param_groups)
+
+    setattr(Sets, hook, change)
+    module = resume_within_an_epoch(Sets(), scheduler)
+    assert [lr for *_, lr in module.batches] == pytest.approx([0.05] * 2 + [0.025] * 4 + [0.0125] * 2)
+    assert module.trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.125
+
+
+RATES_BY_POLICY = {
+    "keep": [0.5, 0.25, 0.125],
+    "override_hparams": [1.0, 0.5, 0.25],
+    "reset_scheduler": [2.0, 1.0, 0.5],
+    "reset_all": [2.0, 1.0, 0.5],
+}
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 1])
+@pytest.mark.parametrize(("policy", "expected"), RATES_BY_POLICY.items(), ids=RATES_BY_POLICY)
+def test_epoch_in_which_a_training_resumes_counts_with_each_policy(
+    recording_module: type, resume_within_an_epoch: Any, policy: str, expected: list[float], sanity_steps: int
+) -> None:
+    doubled = {**SGD, "lr": 2.0}
+    module = resume_within_an_epoch(recording_module(), HALVING, doubled, policy, num_sanity_val_steps=sanity_steps)
+    rates = dict.fromkeys((epoch, lr) for epoch, _, lr in module.batches)
+    assert list(rates) == list(zip([1, 2, 3], expected, strict=True))
+
+
 @pytest.mark.parametrize("saved_in", ["on_validation_start", "on_validation_end", "on_train_epoch_end", "on_train_end"])
 @pytest.mark.parametrize("limit", [{"max_epochs": 4}, {"max_epochs": -1, "max_steps": 16}], ids=["epochs", "steps"])
 def test_resumed_epoch_end_does_not_count_again(

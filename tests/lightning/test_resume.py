@@ -439,7 +439,7 @@ def test_resume_with_an_added_warmup_raises(fit: Any, saved: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fit.ckpt_path=:UserWarning")  # Lightning resumes OnExceptionCheckpoint by itself
-@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_epoch_start", "validation_step"])
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_epoch_start"])
 def test_checkpoint_of_an_exception_within_a_validation_warns_about_the_lost_value(
     pl: Any, scripted_module: type, trainer: Any, quiet_callback: Any, tmp_path: Any, hook: str
 ) -> None:
@@ -457,3 +457,39 @@ def test_checkpoint_of_an_exception_within_a_validation_warns_about_the_lost_val
         trainer(callbacks=quiet_callback(SGD, PLATEAU)).fit(
             scripted_module(val=RISING), ckpt_path=tmp_path / "on_exception.ckpt"
         )
+
+
+@pytest.mark.filterwarnings("ignore:.*fit.ckpt_path=:UserWarning")
+def test_checkpoint_of_an_exception_before_a_late_value_warns(
+    pl: Any, scripted_module: type, trainer: Any, quiet_callback: Any, tmp_path: Any
+) -> None:
+    class Failing(scripted_module):
+        def on_train_epoch_end(self) -> None:
+            if self.trainer.current_epoch == 1:
+                raise ZeroDivisionError
+            super().on_train_epoch_end()
+
+    plateau = {**PLATEAU, "monitor": "late_loss", "mode": "min"}
+    late = {"late_loss": [1.0, 2.0, 3.0]}
+    saver = pl.callbacks.OnExceptionCheckpoint(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        trainer(callbacks=[quiet_callback(SGD, plateau), saver], enable_checkpointing=True).fit(Failing(late=late))
+    saved = torch.load(tmp_path / "on_exception.ckpt", weights_only=True)["optplug"]
+    assert saved["late_due"]
+    assert saved["steps_handled"] == [8]
+
+
+def test_checkpoint_within_a_validation_step_loses_no_value(
+    scripted_module: type, trainer: Any, quiet_callback: Any, tmp_path: Any
+) -> None:
+    class Saving(scripted_module):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.trainer.current_epoch == 1 and not self.trainer.sanity_checking and batch_idx == 0:
+                self.trainer.save_checkpoint(tmp_path / "saved.ckpt")
+            return super().validation_step(batch, batch_idx)
+
+    trainer(callbacks=quiet_callback(SGD, PLATEAU)).fit(Saving(val=RISING))
+    module = scripted_module(val=RISING)
+    fitted = trainer(callbacks=quiet_callback(SGD, PLATEAU))
+    fitted.fit(module, ckpt_path=tmp_path / "saved.ckpt")
+    assert fitted.lr_scheduler_configs[0].scheduler.last_epoch == 3

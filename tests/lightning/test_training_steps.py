@@ -167,6 +167,7 @@ def test_tuner_within_the_training_keeps_the_mode_of_the_optimizer(
 
     expected = run()
     torch.testing.assert_close(run(tuning_callback("BatchSizeFinder", "on_train_batch_end", 1)), expected)
+    torch.testing.assert_close(run(tuning_callback("LearningRateFinder", "on_train_epoch_start", 1)), expected)
 
 
 # ------------------------------------------------------------------------------------ learning rates set by others
