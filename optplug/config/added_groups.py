@@ -45,7 +45,6 @@ class AddParamGroup:
         rules: the rules of the configuration, with numbers in place of links. Default: none.
         base: the options of the optimizer.
         select: what the optimizer selects of the module. Default None: all parameters.
-        with_names: whether groups get names. Default: True.
         rename_groups: called when added groups have got their names. Default: None.
     """
 
@@ -57,11 +56,10 @@ class AddParamGroup:
         base: Mapping[str, Any] | None = None,
         select: Selector | None = None,
         *,
-        with_names: bool = True,
         rename_groups: RenameGroups | None = None,
     ) -> None:
         self._optimizer, self._module = weakref.ref(optimizer), weakref.ref(module)
-        self._rules, self._base, self._select, self._with_names = rules, base or {}, select, with_names
+        self._rules, self._base, self._select = rules, base or {}, select
         self._rename_groups = rename_groups
         # Ids remain valid: the optimizer holds the parameters, and an id leaves the set with the parameter.
         self._frozen = {id(p) for group in optimizer.param_groups for p in group["params"] if not p.requires_grad}
@@ -89,8 +87,7 @@ class AddParamGroup:
                 group["params"] = params
             raise
         self._frozen -= moved
-        if self._with_names:
-            name_groups(optimizer, parameter_infos(module), count)
+        name_groups(optimizer, parameter_infos(module), count)
         if self._rename_groups is not None:
             self._rename_groups(optimizer)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -28,7 +27,7 @@ from optplug.config.model import (
 )
 from optplug.config.options import ParamGroups, Schedule
 from optplug.config.param_group_presets import LayerDecay
-from optplug.config.param_groups import AnyGroupRule, GroupRule, build_param_groups, held_parameters
+from optplug.config.param_groups import AnyGroupRule, GroupRule, build_param_groups, trainable_parameters
 from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
@@ -68,9 +67,8 @@ def create_optimizer(
 
     Args:
         name: in any case, with `-` or `_`; or `plugin:name`.
-        params_or_module: a module, whose parameters are optimized (those that are frozen now, as soon as they are
-            unfrozen); or what the optimizer class accepts itself: tensors, named parameters, or dicts that each
-            describe a parameter group.
+        params_or_module: a module, whose parameters that require gradients are optimized; or what the optimizer class
+            accepts itself: tensors, named parameters, or dicts that each describe a parameter group.
         param_groups: a preset (`"no_decay"`), or a list of presets and rules, as in a configuration. Only for a module.
             Default: one group.
         hyperparameters: passed to the optimizer class.
@@ -87,36 +85,7 @@ def create_optimizer(
     check_arguments(registry.resolve("optimizer", name), hyperparameters)
     if not isinstance(params_or_module, nn.Module):
         return _construct_optimizer(name, params_or_module, hyperparameters)
-    module = params_or_module
-
-    def construct(hold_frozen: bool) -> torch.optim.Optimizer:
-        held = held_parameters(module, hold_frozen=hold_frozen)
-        return _construct_optimizer(name, [p.tensor for p in held], hyperparameters)
-
-    optimizer = _hold_frozen_if_possible(construct, module)
-    optimizer.add_param_group = AddParamGroup(optimizer, module, with_names=False)  # type: ignore[method-assign]
-    return optimizer
-
-
-def _hold_frozen_if_possible(
-    construct: Callable[[bool], torch.optim.Optimizer], module: nn.Module
-) -> torch.optim.Optimizer:
-    """Construct an optimizer with the frozen parameters of a module; without them if its class rejects them.
-
-    A class may reject parameters that it would never step: torch's Muon takes matrices only.
-
-    Args:
-        construct: constructs the optimizer; its argument is whether to include frozen parameters.
-        module: the module.
-    """
-    try:
-        return construct(True)
-    except Exception:
-        if all(p.requires_grad for p in module.parameters()):
-            raise
-        with contextlib.suppress(Exception):
-            return construct(False)
-        raise
+    return _construct_optimizer(name, [p.tensor for p in trainable_parameters(params_or_module)], hyperparameters)
 
 
 def _create_with_groups(
@@ -165,11 +134,28 @@ def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments:
 # -------------------------------------------------------------------------- from a configuration
 
 
+def frozen_to_hold(module: nn.Module, config: Config) -> frozenset[str]:
+    """The names of the frozen parameters that the optimizers of a trainer hold, in case training unfreezes them.
+
+    These are the ones that exactly one optimizer selects. Optimizers of third-party classes hold none: a class may
+    reject parameters that it would never step, as torch's Muon rejects biases.
+    """
+    entries = [entry for setup in config.setups for entry in setup.entries]
+    found = set()
+    for p in module_parameters(module):
+        selecting = [entry for entry in entries if entry.select is None or entry.select.selects(p)]
+        if not p.is_trainable and p.can_be_trained and len(selecting) == 1:
+            found.update(
+                [p.name] if issubclass(registry.get("optimizer", selecting[0].optimizer.name), StrictKwargs) else []
+            )
+    return frozenset(found)
+
+
 def build_optimizer(
     module: nn.Module,
     setup: OptimizerSetup,
     *,
-    hold_frozen: bool = True,
+    hold_frozen: Collection[str] = (),
     rename_groups: RenameGroups | None = None,
 ) -> torch.optim.Optimizer:
     """Build the optimizer of a setup on the current parameters of a module.
@@ -177,7 +163,7 @@ def build_optimizer(
     Args:
         module: the module whose parameters are optimized.
         setup: from `optplug.config.parse.parse`, with at least one entry.
-        hold_frozen: whether the optimizer holds frozen parameters too. Default: True.
+        hold_frozen: the names of the frozen parameters that the optimizer holds too. Default: none.
         rename_groups: called when parameter groups have got their names, now and later. Default: None.
 
     Raises:
@@ -198,7 +184,7 @@ def build_optimizer(
 
 
 def _build_entry(
-    module: nn.Module, entry: OptimizerEntry, hold_frozen: bool, rename_groups: RenameGroups | None
+    module: nn.Module, entry: OptimizerEntry, hold_frozen: Collection[str], rename_groups: RenameGroups | None
 ) -> torch.optim.Optimizer:
     """Build the optimizer of an entry."""
     optimizer_config, collector = entry.optimizer, ErrorCollector()
@@ -217,16 +203,12 @@ def _build_entry(
         _dry_run_entry(collector, resolved)
         collector.raise_collected()
     base = _base_options(optimizer_config, hyperparameters)
-
-    def construct(hold_frozen: bool) -> torch.optim.Optimizer:
-        with collector.collect(entry.groups_loc[:-1]):
-            groups = build_param_groups(module, rules, base, entry.select, hold_frozen=hold_frozen)
-        collector.raise_collected()
-        params: list[Any] = groups if rules else groups[0]["params"]
-        with _construction(optimizer_config, hyperparameters):
-            return _construct_optimizer(optimizer_config.name, params, hyperparameters)
-
-    optimizer = _hold_frozen_if_possible(construct, module) if hold_frozen else construct(False)
+    with collector.collect(entry.groups_loc[:-1]):
+        groups = build_param_groups(module, rules, base, entry.select, hold_frozen=hold_frozen)
+    collector.raise_collected()
+    params: list[Any] = groups if rules else groups[0]["params"]
+    with _construction(optimizer_config, hyperparameters):
+        optimizer = _construct_optimizer(optimizer_config.name, params, hyperparameters)
     optimizer.add_param_group = AddParamGroup(  # type: ignore[method-assign]
         optimizer, module, rules, base, entry.select, rename_groups=rename_groups
     )
@@ -363,15 +345,14 @@ def build_scheduler(
     return scheduler
 
 
-def check_parameter_partition(module: nn.Module, config: Config, *, hold_frozen: bool = True) -> None:
+def check_parameter_partition(module: nn.Module, config: Config) -> None:
     """Check that each trainable parameter is selected by exactly one of several optimizers.
 
-    A frozen parameter need not be selected.
+    A frozen parameter may be selected by none or several; then no optimizer holds it.
 
     Args:
         module: the module.
         config: the configuration. Without selectors there is nothing to check.
-        hold_frozen: whether the optimizers hold frozen parameters too. Default: True.
 
     Raises:
         ConfigError: two optimizers select the same parameter, or no optimizer selects a parameter; with the names.
@@ -389,11 +370,10 @@ def check_parameter_partition(module: nn.Module, config: Config, *, hold_frozen:
     locs_of = {
         p.name: [loc for loc, entry in located if entry.select is None or entry.select.selects(p)]
         for p in parameters
-        if p.is_trainable or (hold_frozen and p.can_be_trained)
+        if p.is_trainable
     }
-    trainable = {p.name for p in parameters if p.is_trainable}
     shared = [name for name, locs in locs_of.items() if len(locs) > 1]
-    unassigned = [name for name, locs in locs_of.items() if not locs and name in trainable]
+    unassigned = [name for name, locs in locs_of.items() if not locs]
     if shared:
         both = " and ".join(map(loc_text, locs_of[shared[0]]))
         message = f"{both} both select {short_list(shared)}: a parameter must have exactly one optimizer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -70,30 +70,31 @@ def trainable_parameters(module: nn.Module, select: Selector | None = None) -> l
 
 
 def held_parameters(
-    module: nn.Module, select: Selector | None = None, *, hold_frozen: bool = True
+    module: nn.Module, select: Selector | None = None, *, hold_frozen: Collection[str] = ()
 ) -> list[ModuleParameter]:
-    """The module's parameters that its optimizer holds.
+    """The module's parameters that its optimizer holds: the trainable ones, and the frozen ones in `hold_frozen`.
 
-    Frozen parameters are held as by `torch.optim` over `module.parameters()`. If the training unfreezes them, they are
-    trained. Until then they have no gradient, and the optimizer skips them.
+    If the training unfreezes a frozen parameter that is held, it is trained. Until then it has no gradient, and the
+    optimizer skips it.
 
     Args:
         module: the module.
         select: selects some of the parameters. Default None: all parameters.
-        hold_frozen: whether frozen parameters are held. Default: True.
+        hold_frozen: the names of the frozen parameters that the optimizer holds too. Default: none.
 
     Raises:
-        ConfigError: no parameter of the module requires gradients, or a pattern of `select` matches no parameter.
-            Without `hold_frozen`: or no selected parameter requires gradients.
+        ConfigError: no parameter of the module requires gradients, a pattern of `select` matches no parameter, or no
+            selected parameter is held.
     """
-    if not hold_frozen:
-        return trainable_parameters(module, select)
-    if not any(p.is_trainable for p in module_parameters(module)):
-        trainable_parameters(module)  # raises
     parameters = module_parameters(module)
+    if not any(p.is_trainable for p in parameters):
+        trainable_parameters(module)  # raises
     if select is not None:
         check_selector(select, parameters, module)
-    return [p for p in parameters if p.can_be_trained and (select is None or select.selects(p))]
+    held = [
+        p for p in parameters if (p.is_trainable or p.name in hold_frozen) and (select is None or select.selects(p))
+    ]
+    return held or trainable_parameters(module, select)  # raises
 
 
 def build_param_groups(
@@ -102,7 +103,7 @@ def build_param_groups(
     base: Mapping[str, Any] | None = None,
     select: Selector | None = None,
     *,
-    hold_frozen: bool = True,
+    hold_frozen: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Build the parameter groups for a module's parameters.
 
@@ -116,7 +117,7 @@ def build_param_groups(
         rules: the rules, in order; see `GroupRule` and `optplug.config.param_group_presets`.
         base: the optimizer's options. Multipliers apply to them where no rule sets the option.
         select: selects some of the parameters. Default None: all parameters.
-        hold_frozen: as in `held_parameters`. Default: True.
+        hold_frozen: as in `held_parameters`. Default: none.
 
     Returns:
         One dict for each group, with `params`, `name` and the options. Without rules there is one group without `name`.
@@ -237,10 +238,12 @@ class GroupTableRow:
     Attributes:
         group: the name of the group, or its index if it has no name.
         parameters: the names of its parameters.
-        elements: the total number of elements of its parameters; None if a lazy parameter has no shape yet.
+        elements: the number of elements of those that require gradients; None if a lazy one has no shape yet. For the
+            parameters that no group contains: of all.
         lr: the learning rate before schedule and warmup; None if the optimizer has none.
         weight_decay: the weight decay; None if the optimizer has none.
         frozen: the number of its parameters that do not require gradients now.
+        frozen_elements: the number of their elements; None as for `elements`.
     """
 
     group: str
@@ -249,23 +252,32 @@ class GroupTableRow:
     lr: float | None
     weight_decay: float | None
     frozen: int = 0
+    frozen_elements: int | None = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain data; `frozen` only if it is not 0."""
+        """The row as plain data; `frozen` and `frozen_elements` only if a parameter is frozen."""
         row = {**asdict(self), "parameters": list(self.parameters)}
-        return row if self.frozen else {key: value for key, value in row.items() if key != "frozen"}
+        return row if self.frozen else {key: value for key, value in row.items() if not key.startswith("frozen")}
+
+    def cells(self) -> dict[str, str]:
+        """The texts of the columns. `parameters` and `elements` count those that require gradients."""
+        numbers = {
+            "parameters": len(self.parameters) - self.frozen,
+            "elements": self.elements,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+        }
+        frozen = f"{self.frozen:,} ({_format_number(self.frozen_elements)})" if self.frozen else "-"
+        return {"group": self.group, "frozen": frozen, **{key: _format_number(n) for key, n in numbers.items()}}
 
 
 class GroupTable(tuple[GroupTableRow, ...]):
     """The parameter groups of an optimizer, one `GroupTableRow` each. `str()` formats them as a table."""
 
     def __str__(self) -> str:
-        shows_frozen = any(row.frozen for row in self if not row.group.startswith("("))
-        columns = ("parameters", *(["frozen"] if shows_frozen else []), "elements", "lr", "weight_decay")
-        cells: list[tuple[str, ...]] = [("group", *columns)]
-        for row in self:
-            values = {**asdict(row), "parameters": len(row.parameters)}
-            cells.append((row.group, *(_format_number(values[column]) for column in columns)))
+        frozen = ["frozen"] if any(row.frozen for row in self) else []
+        columns = ("group", "parameters", "elements", *frozen, "lr", "weight_decay")
+        cells = [columns, *(tuple(row.cells()[column] for column in columns) for row in self)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join(
             "  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))))
@@ -319,7 +331,7 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
         module: the module that the optimizer trains, or its `parameter_infos`. It gives the names of the parameters;
             without it they are numbered. It also adds one row for its frozen parameters that no group contains, and one
             row for its trainable parameters that no group contains, such as those of other optimizers.
-            (The parameters of a group can be frozen too; their number is the attribute `frozen` of its row.)
+            (The parameters of a group can be frozen too: attributes `frozen` and `frozen_elements` of its row.)
 
     Returns:
         A tuple of `GroupTableRow`s; `print` shows it as a table.
@@ -331,9 +343,11 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
         parameters = tuple(names.pop(id(p), f"{i}.{j}") for j, p in enumerate(group["params"]))
         lr = group.get("initial_lr", group.get("lr"))  # initial_lr is the lr before warmup and schedule
         numbers = (_float_or_none(lr), _float_or_none(group.get("weight_decay")))
-        elements = _total(element_count(p) for p in group["params"])
-        frozen = sum(not p.requires_grad for p in group["params"])
-        rows.append(GroupTableRow(str(group.get("name", i)), parameters, elements, *numbers, frozen))
+        trainable, frozen = (
+            [element_count(p) for p in group["params"] if p.requires_grad is wanted] for wanted in (True, False)
+        )
+        counts = (len(frozen), _total(frozen))
+        rows.append(GroupTableRow(str(group.get("name", i)), parameters, _total(trainable), *numbers, *counts))
     ungrouped = [info for info in infos if info.id in names]
     for title, found in (
         ("frozen", [info for info in ungrouped if not info.is_trainable]),

@@ -108,13 +108,13 @@ def finetuning_callbacks(trainer: Any) -> list[Any]:
     return [one for one in callbacks if any(base.__name__ == "BaseFinetuning" for base in type(one).__mro__)]
 
 
-def share_add_param_group(module: Any) -> None:
+def share_add_param_group(trainer: Any) -> None:
     """Give Lightning's wrappers of the optimizers, `module.optimizers()`, the `add_param_group` of the instances.
 
     A wrapper is an instance of a class derived from the optimizer's class, so it would use the method of that class.
+    Nothing if a version of Lightning stores the wrappers elsewhere.
     """
-    wrappers = module.optimizers()
-    for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
+    for wrapper in getattr(trainer.strategy, "_lightning_optimizers", ()):
         own = vars(getattr(wrapper, "optimizer", wrapper)).get("add_param_group")
         if own is not None:
             wrapper.add_param_group = own

@@ -21,6 +21,7 @@ from optplug.config.build import (
     build_optimizer,
     build_scheduler,
     check_parameter_partition,
+    frozen_to_hold,
     parse_and_check,
     resolve_links,
 )
@@ -161,7 +162,7 @@ def build_from_config(
     trainer = attached_trainer(module)
     check_optimization_mode(module, config)
     _check_combination(trainer, config)
-    check_parameter_partition(module, config, hold_frozen=not finetuning_callbacks(trainer))
+    check_parameter_partition(module, config)
     built = [_build(module, config, setup, prebuilt, replaced) for setup in config.setups]
     if trainer is not None:
         from optplug.lightning.stepping_callback import ensure_stepping_callback  # needs Lightning
@@ -186,7 +187,8 @@ def build_optimizers(module: Any, config: Config, *, override: bool = False) -> 
     if not config.setups[0].entries:
         return [_build_own_optimizer(module, override=override)[0]]
     check_parameter_partition(module, config)
-    return [build_optimizer(module, setup) for setup in config.setups]
+    hold_frozen = frozen_to_hold(module, config)
+    return [build_optimizer(module, setup, hold_frozen=hold_frozen) for setup in config.setups]
 
 
 def check_optimization_mode(module: Any, config: Config) -> None:
@@ -255,7 +257,9 @@ def _build(
     optimizer = prebuilt
     if optimizer is None:
         # A finetuning callback adds the parameters that it unfreezes itself, and skips those that the optimizer holds.
-        hold_frozen = not finetuning_callbacks(trainer)
+        # Without a trainer, frozen parameters may have gradients of earlier steps.
+        holds_frozen = trainer is not None and not finetuning_callbacks(trainer)
+        hold_frozen = frozen_to_hold(module, config) if holds_frozen else ()
         optimizer = build_optimizer(module, setup, hold_frozen=hold_frozen, rename_groups=rename_unloggable_groups)
     scheduler = plan = None
     if scheduled is not None and given is not None:

@@ -118,7 +118,9 @@ class FitState:
         step_counters: the step counter of each optimizer of the trainer.
         group_counts: the number of parameter groups of each optimizer of the trainer.
         epoch_start_rates: the learning rates at the start of the epoch; None from its first batch on.
-        reported_unheld: names of trainable parameters that no optimizer holds, and that a warning has named.
+        checks_parameters: whether the first batch of the epoch has not ended yet; `warn_of_untrained_parameters` runs
+            then.
+        reported_untrained: warnings of `warn_of_untrained_parameters`, each with a name that it has named.
         modes: the modes of the optimizers with `train()` and `eval()`.
         snapshots: earlier metric values.
         epochs: the epochs that have counted.
@@ -139,7 +141,8 @@ class FitState:
     step_counters: list[StepCounter | GlobalStepCounter] = field(default_factory=list)
     group_counts: list[int] = field(default_factory=list)
     epoch_start_rates: EpochStartRates | None = None
-    reported_unheld: set[str] = field(default_factory=set)
+    checks_parameters: bool = False
+    reported_untrained: set[tuple[str, str]] = field(default_factory=set)
     modes: OptimizerModes = field(default_factory=OptimizerModes)
     snapshots: MetricSnapshots = field(default_factory=MetricSnapshots)
     epochs: EpochCount = field(default_factory=EpochCount)

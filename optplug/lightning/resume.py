@@ -20,6 +20,7 @@ from optplug.lightning._compat import finetuning_callbacks
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.fit_setup import MonitoredMetric
 from optplug.lightning.fit_state import FitState, ResumeState
+from optplug.lightning.frozen_on_resume import adapt_frozen_parameters
 from optplug.registry import registry
 from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.lr import set_lr
@@ -56,8 +57,10 @@ def prepare_resume(
         )
     saved = saved_metadata(checkpoint)
     resume = ResumeState(policy, saved.get("config", {}), saved.get("plateau_histories", []))
+    current = collect_metadata(trainer, state)
+    if policy != "reset_all" and not sharded:
+        saved = adapt_frozen_parameters(trainer, state, checkpoint, saved, current)
     if saved.get("config"):
-        current = collect_metadata(trainer, state)
         _check_compatible(trainer, saved, current, policy)
         resume.messages = list(_describe_differences(saved, current, policy))
     elif policy != "reset_all":  # a checkpoint of another program

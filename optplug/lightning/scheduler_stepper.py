@@ -43,7 +43,7 @@ from optplug.lightning.plateau import PlateauObserver
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.resume import lost_values
 from optplug.lightning.trainer_info import last_batch_is_done
-from optplug.lightning.unheld_parameters import warn_of_unheld_parameters
+from optplug.lightning.unheld_parameters import warn_of_untrained_parameters
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.warmup import Warmup
 
@@ -166,7 +166,7 @@ class SchedulerStepper:
         self.fit_state.modes = OptimizerModes(trainer.optimizers)
         self.fit_state.modes.switch("eval")  # a checkpoint without a mode contains evaluation weights
         self._update_managed_schedulers(trainer)
-        share_add_param_group(pl_module)
+        share_add_param_group(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = self.fit_state
@@ -231,6 +231,7 @@ class SchedulerStepper:
         self.fit_state.epochs.begin_epoch(trainer.current_epoch)
         self._begin_epoch(trainer)
         self.fit_state.epoch_start_rates = EpochStartRates(trainer)
+        self.fit_state.checks_parameters = True
 
     def _begin_epoch(self, trainer: Any) -> None:
         state = self.fit_state
@@ -247,7 +248,6 @@ class SchedulerStepper:
         rates, state.epoch_start_rates = state.epoch_start_rates, None
         if rates is not None:  # the first batch of the epoch
             rates.follow()
-            warn_of_unheld_parameters(trainer, state, self._reporter)
         self._follow_groups(trainer)  # groups that callbacks added
         self._apply_changed_lrs(trainer)
 
@@ -276,6 +276,9 @@ class SchedulerStepper:
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._follow_groups(trainer)  # groups that the training step added
         state = self.fit_state
+        if state.checks_parameters or last_batch_is_done(trainer):  # a validation would discard the gradients
+            state.checks_parameters = False
+            warn_of_untrained_parameters(trainer, state, self._reporter)
         current = state.current(trainer)
         if len(current) < len(state.managed):
             self._update_managed_schedulers(trainer)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import optplug
+from optplug.config.build import build_optimizer, check_parameter_partition, frozen_to_hold, parse_and_check
 from optplug.config.param_groups import GroupTableRow, build_param_groups, group_table, trainable_parameters
-from optplug.config.param_selection import Selector
+from optplug.config.param_selection import Selector, module_parameters
 from optplug.config.parse import parse
 from optplug.errors import ConfigError, ConfigErrors, OptplugError, loc_text
 from optplug.registry import Plugin, Registration, registry
@@ -28,9 +29,17 @@ def network() -> nn.Module:
 
 
 def make_groups(module: nn.Module, *rules: Any, optimizer: str = "adam") -> list[dict[str, Any]]:
-    return build_param_groups(
-        module, parse(optimizer, param_groups=list(rules)).param_groups, {"lr": 1e-3, "weight_decay": 0.1}
-    )
+    """The parameter groups, frozen parameters included."""
+    config, names = parse(optimizer, param_groups=list(rules)), [p.name for p in module_parameters(module)]
+    return build_param_groups(module, config.param_groups, {"lr": 1e-3, "weight_decay": 0.1}, hold_frozen=names)
+
+
+def built(module: nn.Module, optimizer: Any, **options: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers of a configuration, with the frozen parameters that they hold in a trainer."""
+    config = parse_and_check(optimizer, **options)
+    check_parameter_partition(module, config)
+    hold_frozen = frozen_to_hold(module, config)
+    return [build_optimizer(module, setup, hold_frozen=hold_frozen) for setup in config.setups]
 
 
 def parameters_by_group(module: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -133,14 +142,14 @@ def test_frozen_parameters_are_in_no_group_without_hold_frozen():
     module["body"].requires_grad_(False)
     assert [p.name for p in trainable_parameters(module)] == ["head.weight", "head.bias"]
     config = parse("adam", param_groups=[{"match": "*.bias", "lr": 1.0}])
-    made = build_param_groups(module, config.param_groups, {}, hold_frozen=False)
+    made = build_param_groups(module, config.param_groups, {})
     assert parameters_by_group(module, made) == {"default": ["head.weight"], "*.bias": ["head.bias"]}
 
 
 def test_parameters_that_cannot_require_gradients_are_in_no_group():
     module = network()
     module.register_parameter("codes", nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False))
-    made = optplug.configure_optimizers(module, "adam")["optimizer"]
+    (made,) = built(module, "adam")
     assert group_table(made, module)[1] == GroupTableRow("(frozen)", ("codes",), 2, None, None)
 
 
@@ -398,20 +407,44 @@ def test_optimizer_with_only_frozen_parameters_holds_them(combined: bool):
     module = network()
     module["head"].requires_grad_(False)
     given: Any = [{"name": "adam", "match": "body.*"}, {"name": "sgd", "match": "head.*"}]
-    made = optplug.configure_optimizers(module, {"combine": given} if combined else given)
-    optimizers = [made["optimizer"]] if combined else [entry["optimizer"] for entry in made]
+    optimizers = built(module, {"combine": given} if combined else given)
     assert [len(g["params"]) for optimizer in optimizers for g in optimizer.param_groups] == [4, 2]
     assert [row.frozen for row in group_table(optimizers[-1]) if row.frozen] == [2]
 
 
-def test_frozen_parameter_that_two_optimizers_select_is_rejected():
+@pytest.mark.parametrize("combined", [False, True], ids=["list", "combine"])
+def test_frozen_parameter_that_two_optimizers_select_is_in_no_group(combined: bool):
     module = network()
-    module["head"].requires_grad_(False)
-    given = [{"name": "adam", "match": "*"}, {"name": "sgd", "match": "head.*"}]
-    assert partition_errors(module, *given) == [
-        "optimizer: optimizer[0] and optimizer[1] both select head.weight, head.bias: "
-        "a parameter must have exactly one optimizer"
-    ]
+    module["body"][1].requires_grad_(False)
+    given: Any = [{"name": "adam", "match": "body.*"}, {"name": "sgd", "match": ["head.*", "body.1.*"]}]
+    optimizers = built(module, {"combine": given} if combined else given)
+    assert [len(g["params"]) for optimizer in optimizers for g in optimizer.param_groups] == [2, 2]
+    frozen = GroupTableRow("(frozen)", ("body.1.weight", "body.1.bias"), 6, None, None)
+    assert all(frozen in group_table(optimizer, module) for optimizer in optimizers)
+
+
+def test_optimizers_without_a_trainer_hold_no_frozen_parameters():
+    module = network()
+    module["body"].requires_grad_(False)
+    before = [p.detach().clone() for p in module["body"].parameters()]
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)  # of steps before the layer was frozen
+    for made in (
+        optplug.create_optimizer("sgd", module, lr=0.1),
+        optplug.create_optimizer("sgd", module, lr=0.1, param_groups="no_decay"),
+        optplug.configure_optimizers(module, "sgd")["optimizer"],
+    ):
+        made.step()
+    assert all(torch.equal(p, old) for p, old in zip(module["body"].parameters(), before, strict=True))
+
+
+def test_plain_loop_loads_the_state_of_an_optimizer_over_the_trainable_parameters():
+    module = network()
+    module["body"].requires_grad_(False)
+    theirs = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.5)
+    made = optplug.create_optimizer("adamw", module)
+    made.load_state_dict(theirs.state_dict())
+    assert made.param_groups[0]["lr"] == 0.5
 
 
 def test_optimizers_of_a_module_without_trainable_parameters_are_rejected():
@@ -428,20 +461,20 @@ def test_optimizers_of_a_module_without_trainable_parameters_are_rejected():
 def test_table_shows_groups_and_parameters_in_no_group():
     module = network()
     module["body"][1].requires_grad_(False)
-    made = optplug.configure_optimizers(
-        module, {"name": "adamw", "lr": 0.5}, param_groups=["no_decay", {"match": "body.1.*", "lr": 3.0}]
-    )["optimizer"]
+    module["body"][0].bias.requires_grad_(False)
+    rules = ["no_decay", {"match": "body.1.*", "lr": 3.0}]
+    (made,) = built(module, {"name": "adamw", "lr": 0.5}, param_groups=rules)
     table = group_table(made, module)
     assert list(table) == [
         GroupTableRow("default", ("body.0.weight", "head.weight"), 9, 0.5, 0.01),
-        GroupTableRow("no_decay", ("body.0.bias", "head.bias"), 4, 0.5, 0.0),
-        GroupTableRow("no_decay + body.1.*", ("body.1.weight", "body.1.bias"), 6, 3.0, 0.0, 2),
+        GroupTableRow("no_decay", ("body.0.bias", "head.bias"), 1, 0.5, 0.0, 1, 3),
+        GroupTableRow("no_decay + body.1.*", ("body.1.weight", "body.1.bias"), 0, 3.0, 0.0, 2, 6),
     ]
     assert str(table).splitlines() == [
-        "group                parameters  frozen  elements   lr  weight_decay",
-        "default                       2       0         9  0.5          0.01",
-        "no_decay                      2       0         4  0.5             0",
-        "no_decay + body.1.*           2       2         6    3             0",
+        "group                parameters  elements  frozen   lr  weight_decay",
+        "default                       2         9       -  0.5          0.01",
+        "no_decay                      1         1   1 (3)  0.5             0",
+        "no_decay + body.1.*           0         0   2 (6)    3             0",
     ]
     assert table[0].to_dict() == {
         "group": "default",
@@ -450,7 +483,7 @@ def test_table_shows_groups_and_parameters_in_no_group():
         "lr": 0.5,
         "weight_decay": 0.01,
     }
-    assert table[2].to_dict()["frozen"] == 2
+    assert [table[2].to_dict()[key] for key in ("frozen", "frozen_elements")] == [2, 6]
 
 
 def test_table_of_torch_optimizer_shows_base_lr_and_parameters_in_no_group():
@@ -549,7 +582,7 @@ def test_every_parameter_is_in_one_group_with_the_expected_options(
         with pytest.raises(ConfigError, match="has no trainable parameters"):
             optplug.configure_optimizers(module, {"name": "adamw", **base}, param_groups=named)
         return
-    made = optplug.configure_optimizers(module, {"name": "adamw", **base}, param_groups=named)["optimizer"]
+    (made,) = built(module, {"name": "adamw", **base}, param_groups=named)
     names = {id(p): name for name, p in module.named_parameters()}
     grouped = [names[id(p)] for g in made.param_groups for p in g["params"]]
     assert sorted(grouped) == sorted(names.values())
@@ -585,7 +618,7 @@ def test_optimizer_of_a_configuration_is_copied_without_its_module(combined: boo
     module = network()
     module["head"].requires_grad_(False)
     parts = [{"name": "adam", "match": "body.*"}, {"name": "sgd", "match": "head.*"}]
-    made = optplug.configure_optimizers(module, {"combine": parts} if combined else "adam")["optimizer"]
+    (made,) = built(module, {"combine": parts} if combined else "adam")
     for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         copied.add_param_group({"params": [torch.zeros(1)], **({"member": 0} if combined else {})})
         assert len(copied.param_groups) == len(made.param_groups) + 1

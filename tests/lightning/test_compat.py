@@ -21,6 +21,7 @@ OWNERS: dict[str, Callable[[Any], Any]] = {
     "_trainer": lambda pl: pl.LightningModule(),
     "_checkpoint_connector": lambda pl: new_trainer(pl),
     "_loaded_checkpoint": lambda pl: new_trainer(pl)._checkpoint_connector,
+    "_lightning_optimizers": lambda pl: pl.strategies.SingleDeviceStrategy(),
     "_results": lambda pl: new_trainer(pl),
     "_batches_that_stepped": lambda pl: new_trainer(pl).fit_loop.epoch_loop,
     "_should_check_val_fx": lambda pl: new_trainer(pl).fit_loop.epoch_loop,
@@ -164,8 +165,6 @@ def test_finetuning_callbacks_are_found_under_either_name_and_without_callbacks(
 def test_add_param_group_is_shared_only_if_the_optimizer_has_its_own() -> None:
     plain, own = SimpleNamespace(), SimpleNamespace(add_param_group=len)
     wrappers = [SimpleNamespace(optimizer=plain), SimpleNamespace(optimizer=own), plain]
-    _compat.share_add_param_group(SimpleNamespace(optimizers=lambda: wrappers))
+    _compat.share_add_param_group(SimpleNamespace(strategy=SimpleNamespace(_lightning_optimizers=wrappers)))
     assert [getattr(wrapper, "add_param_group", None) for wrapper in wrappers] == [None, len, None]
-    single = SimpleNamespace(optimizer=own)
-    _compat.share_add_param_group(SimpleNamespace(optimizers=lambda: single))
-    assert single.add_param_group is len
+    _compat.share_add_param_group(SimpleNamespace(strategy=SimpleNamespace()))

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,16 @@ def test_metric_that_no_rank_logs_raises_on_both_in_each_mode(fit: Any, automati
     with pytest.raises(Exception, match=r"reduce_lr_on_plateau monitors|the validation logged no loss") as caught:
         fit(log, monitor=monitor, automatic=automatic)
     assert isinstance(caught.value, WiringError) or "WiringError" in str(caught.value)
+
+
+def test_warning_names_a_parameter_unfrozen_after_the_module_was_wrapped(fit: Any) -> None:
+    def unfreeze(module: Any, rank: int) -> None:
+        module.layer.bias.requires_grad_(True)
+        warnings.filterwarnings("error", message="layer.bias: frozen when")
+        module.log("val_loss", 1.0)
+
+    with pytest.raises(Exception, match=r"layer\.bias: frozen when DistributedDataParallel wrapped the module"):
+        fit(unfreeze, prepare=lambda module: module.layer.bias.requires_grad_(False))
 
 
 # ------------------------------------------------------------------------------- spawned processes and FSDP2

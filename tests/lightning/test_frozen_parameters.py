@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def unheld_warnings() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield found
-    found += [str(one.message) for one in caught if "no optimizer holds" in str(one.message)]
+    found += [str(one.message) for one in caught if "no optimizer of the trainer holds" in str(one.message)]
 
 
 # ------------------------------------------------------------------------------------------ unfrozen without a group
@@ -136,21 +137,7 @@ def test_parameters_unfrozen_under_the_helper_move_as_with_torch_optim(frozen_mo
         torch.testing.assert_close(p, q)
 
 
-def test_create_optimizer_holds_the_frozen_parameters_of_a_module() -> None:
-    import optplug
-
-    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    module[0].requires_grad_(False)
-    optimizer = optplug.create_optimizer("adam", module, lr=0.1)
-    assert [row.frozen for row in group_table(optimizer, module)] == [2]
-    module[0].requires_grad_(True)
-    before = module[0].weight.detach().clone()
-    module(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(module[0].weight, before)
-
-
-def test_class_that_rejects_a_frozen_parameter_gets_the_others(
+def test_optimizer_of_a_third_party_class_holds_no_frozen_parameters(
     frozen_module: Any, fit_module: Any, register_optimizers: Any
 ) -> None:
     class MatricesOnly(torch.optim.SGD):
@@ -168,7 +155,7 @@ def test_class_that_rejects_a_frozen_parameter_gets_the_others(
     module.layer.bias = None
     with unheld_warnings() as said:
         fit_module(module, "matrices_only")
-    assert [text.count("backbone") for text in said] == [4]
+    assert [text.count("backbone.") for text in said] == [4]
 
 
 # ------------------------------------------------------------------------------------------ resume
@@ -201,8 +188,10 @@ def test_checkpoint_of_lightning_with_other_groups_names_reset_all(
     native = trainer(max_epochs=1)
     native.fit(Native())
     native.save_checkpoint(path)
+    thawed = frozen_module()
+    thawed.thaw()
     with pytest.raises(WiringError, match=r"have 2 parameters, but .* have 6; on_resume: reset_all keeps the weights"):
-        fit_module(frozen_module(), SGD, path=path)
+        fit_module(thawed, SGD, path=path)
     with pytest.raises(WiringError, match=r"\(default, no_decay\) have 2, 4; on_resume: reset_all"):
         fit_module(frozen_module(), ADAMW, param_groups="no_decay", path=path)
     module = frozen_module()
@@ -227,6 +216,92 @@ def test_checkpoint_of_lightning_with_the_same_groups_resumes(
     assert not made.optimizers[0]._optimizer_load_state_dict_pre_hooks
 
 
+RULES: dict[str, Any] = {
+    "one group": None,
+    "no_decay": "no_decay",
+    "backbone": [{"match": "backbone.*", "lr_mult": 0.5}],
+    "head": [{"match": "layer.*", "lr_mult": 0.5}],
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_run_resumes_a_checkpoint_without_the_frozen_parameters(
+    rules: str, frozen_module: Any, fit_module: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    schedule = {"name": "exponential_lr", "gamma": 0.5, "warmup_steps": 2}
+
+    def run(**options: Any) -> Any:
+        module = frozen_module(thaws=False)
+        made = fit_module(module, ADAMW, schedule, param_groups=RULES[rules], **options)
+        return module, made
+
+    torch.manual_seed(0)
+    whole, uninterrupted = run(max_epochs=4)
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:  # as earlier versions
+        patch.setattr("optplug.lightning.configure.frozen_to_hold", lambda *args: frozenset())
+        run(max_epochs=2)[1].save_checkpoint(tmp_path / "old.ckpt")
+    resumed, made = run(max_epochs=4, path=tmp_path / "old.ckpt")
+    assert sum(row.frozen for row in group_table(made.optimizers[0], resumed)) == 4
+    for group, expected in zip(made.optimizers[0].param_groups, uninterrupted.optimizers[0].param_groups, strict=True):
+        assert group["lr"] == pytest.approx(expected["lr"])
+        assert group["initial_lr"] == pytest.approx(expected["initial_lr"])
+    torch.testing.assert_close(resumed.layer.weight, whole.layer.weight)
+    module = frozen_module()
+    fit_module(module, ADAMW, schedule, param_groups=RULES[rules], path=tmp_path / "old.ckpt", max_epochs=4)
+    assert module.moved()
+
+
+def test_run_resumes_a_checkpoint_of_torch_over_the_trainable_parameters(
+    frozen_module: Any, fit_module: Any, trainer: Any, tmp_path: Any
+) -> None:
+    class Native(frozen_module):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.25)
+
+    native = trainer(max_epochs=1)
+    native.fit(Native(thaws=False))
+    native.save_checkpoint(tmp_path / "native.ckpt")
+    module = frozen_module()
+    made = fit_module(module, ADAMW, path=tmp_path / "native.ckpt")
+    assert module.moved()
+    assert made.optimizers[0].param_groups[0]["lr"] == 0.25
+    steps = [int(made.optimizers[0].state[p]["step"]) for p in (module.layer.weight, module.backbone[0].weight)]
+    assert steps[0] > steps[1]
+
+
+def test_run_resumes_a_checkpoint_from_before_a_frozen_module_was_added(
+    frozen_module: Any, fit_module: Any, tmp_path: Any
+) -> None:
+    class WithTeacher(frozen_module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = nn.Linear(4, 4).requires_grad_(False)
+            self.strict_loading = False
+
+    fit_module(frozen_module(), ADAMW, max_epochs=2).save_checkpoint(tmp_path / "old.ckpt")
+    made = fit_module(WithTeacher(), ADAMW, path=tmp_path / "old.ckpt")
+    assert [row.frozen for row in group_table(made.optimizers[0])] == [2]
+
+
+def test_finetuning_run_resumes_a_checkpoint_with_frozen_parameters(
+    pl: Any, frozen_module: Any, fit_module: Any, tmp_path: Any
+) -> None:
+    class Freezing(pl.callbacks.BaseFinetuning):
+        def freeze_before_training(self, pl_module: Any) -> None:
+            self.freeze(pl_module.backbone)
+
+        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 3:
+                self.unfreeze_and_add_param_group(pl_module.backbone, optimizer, lr=0.01)
+
+    fit_module(frozen_module(thaws=False), ADAMW, max_epochs=2).save_checkpoint(tmp_path / "old.ckpt")
+    module = frozen_module(thaws=False)
+    made = fit_module(module, ADAMW, callbacks=[Freezing()], path=tmp_path / "old.ckpt", max_epochs=5)
+    assert [len(group["params"]) for group in made.optimizers[0].param_groups] == [2, 4]
+    assert module.moved()
+
+
 # ------------------------------------------------------------------------------------------ held by no optimizer
 
 
@@ -235,13 +310,17 @@ def test_warning_names_trainable_parameters_that_no_optimizer_holds(frozen_modul
         def on_train_epoch_start(self) -> None:
             if self.trainer.current_epoch == 1:
                 self.added = nn.Linear(1, 1)
+                self.target = copy.deepcopy(self.layer)  # receives no gradient
             if self.trainer.current_epoch == 3:
                 self.layer.weight = nn.Parameter(self.layer.weight.detach().clone())
 
+        def loss(self, batch: Any) -> torch.Tensor:
+            return super().loss(batch) + (self.added(batch[1]).mean() if hasattr(self, "added") else 0.0)
+
     with unheld_warnings() as said:
-        fit_module(Growing(), SGD, max_epochs=5)
+        fit_module(Growing(thaws=False), SGD, max_epochs=5)
     assert len(said) == 2
-    assert "no optimizer holds added.weight, added.bias: " in said[0]
+    assert "no optimizer of the trainer holds added.weight, added.bias, which " in said[0]
     assert "layer.weight" in said[1]
 
 
@@ -251,6 +330,36 @@ def test_warning_names_an_unfrozen_parameter_that_no_optimizer_selects(frozen_mo
         fit_module(frozen_module(), {"combine": parts})
     assert len(said) == 1
     assert "backbone.0.weight" in said[0]
+
+
+def test_warning_names_a_parameter_unfrozen_within_an_epoch(frozen_module: Any, fit_module: Any) -> None:
+    class Late(frozen_module):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                self.thaw()
+
+    parts = [{**SGD, "match": "layer.weight"}, {**SGD, "match": "layer.bias"}]
+    with unheld_warnings() as said:
+        fit_module(Late(thaws=False), {"combine": parts}, max_epochs=1)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("extends", [True, False], ids=["extended group", "appended group"])
+def test_warning_names_parameters_that_an_optimizer_holds_twice(
+    extends: bool, frozen_module: Any, fit_module: Any
+) -> None:
+    class Direct(frozen_module):
+        def on_train_epoch_start(self) -> None:
+            if self.trainer.current_epoch == 1:
+                self.thaw()
+                groups = self.trainer.optimizers[0].param_groups
+                if extends:
+                    groups[0]["params"].extend(self.backbone.parameters())
+                else:
+                    groups.append({**groups[0], "params": list(self.backbone.parameters())})
+
+    with pytest.warns(UserWarning, match=r"backbone\.0\.weight.*: an optimizer holds the parameter twice"):
+        fit_module(Direct(), SGD)
 
 
 def test_no_warning_about_parameters_that_the_modules_own_optimizer_leaves_out(
@@ -263,6 +372,13 @@ def test_no_warning_about_parameters_that_the_modules_own_optimizer_leaves_out(
     with unheld_warnings() as said:
         fit_module(Own(), None, {"name": "exponential_lr", "gamma": 0.5}, max_epochs=1)
     assert said == []
+
+
+def test_module_may_have_an_attribute_named_optimizers(frozen_module: Any, fit_module: Any) -> None:
+    module = frozen_module()
+    module.optimizers = {"lr": 1}
+    fit_module(module, SGD)
+    assert module.moved()
 
 
 # ------------------------------------------------------------------------------------------ groups that are added
