@@ -1,4 +1,4 @@
-"""The two import names of Lightning, and the private names of Lightning's trainer, loops and modules.
+"""The two import names of Lightning, and the private names of its trainer, loops, modules and parsers.
 
 Other modules use these functions instead of private attributes. A function documents what it returns if a version of
 Lightning lacks the attribute.
@@ -92,6 +92,11 @@ def as_misconfiguration(trainer: Any, error: WiringError) -> WiringError:
 
 def _reduce_wiring_error(error: WiringError) -> tuple[type[WiringError], tuple[str], dict[str, Any]]:
     return WiringError, (error.message,), vars(error)
+
+
+def options_of_parser(parser: Any) -> list[Any]:
+    """The options of a parser, which argparse keeps in a private attribute."""
+    return list(getattr(parser, "_actions", ()))
 
 
 def attached_trainer(module: Any) -> Any:

@@ -24,6 +24,7 @@ from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import owner_of
 from optplug.config.yaml_text import duplicate_keys_under, read_yaml
 from optplug.errors import OptplugError, did_you_mean
+from optplug.lightning._compat import options_of_parser
 
 _OPTIMIZER_WORDS = ("lr", "learning_rate", "weight_decay", "momentum")
 """Arguments that most optimizers have."""
@@ -63,7 +64,7 @@ class ParsedArguments:
             parser.parser_mode == "yaml"
             and not parser.default_env
             and not parser.default_config_files
-            and all(action.default is None for action in parser._actions if action.dest in TOP_LEVEL)
+            and all(action.default is None for action in options_of_parser(parser) if action.dest in TOP_LEVEL)
             for parser in self.parsers
         )
 
@@ -72,7 +73,7 @@ class ParsedArguments:
 
     def known_keys(self) -> set[str]:
         """The first parts of the parsers' options, such as `trainer`."""
-        options = {action.dest.partition(".")[0] for parser in self.parsers for action in parser._actions}
+        options = {action.dest.partition(".")[0] for parser in self.parsers for action in options_of_parser(parser)}
         return options | {"model", "data", "trainer"}  # a class without arguments has no option
 
     def flags(self) -> Iterator[tuple[str, str]]:

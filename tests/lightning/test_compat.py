@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ OWNERS: dict[str, Callable[[Any], Any]] = {
     "_combined_loader_states_to_load": lambda pl: new_trainer(pl).fit_loop,
     "_load_combined_loader_states": lambda pl: new_trainer(pl).fit_loop,
     "_log_hyperparams": lambda pl: pl.LightningModule(),
+    "_actions": lambda pl: importlib.import_module(f"{pl.__name__}.cli").LightningArgumentParser(),
     "_data_fetcher": lambda pl: new_trainer(pl).fit_loop,
     "_early_exit": lambda pl: pl.callbacks.LearningRateFinder(),
     "_update_attr": lambda pl: pl.callbacks.LearningRateFinder(),
@@ -106,6 +108,13 @@ FALLBACKS: dict[str, tuple[Callable[[], Any], Any]] = {
     "loaded_checkpoint, no attribute": (
         lambda: _compat.loaded_checkpoint(SimpleNamespace(_checkpoint_connector=object())),
         None,
+    ),
+    "options_of_parser": (lambda: _compat.options_of_parser(object()), []),
+    "validation_is_repeated": (
+        lambda: _compat.validation_is_repeated(
+            SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(val_loop=object())))
+        ),
+        False,
     ),
     "as_misconfiguration": (
         lambda: type(_compat.as_misconfiguration(SimpleNamespace(), WiringError("missing"))),
