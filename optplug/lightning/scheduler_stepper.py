@@ -201,9 +201,7 @@ class SchedulerStepper:
         """Restore the count of epochs, after Lightning has set the epoch in which the training resumes."""
         state = self.fit_state
         saved = state.checkpoint_metadata.get("epochs")
-        if (
-            saved is None
-        ):  # Lightning steps the schedules of an epoch after its last batch, and never when it ends early
+        if saved is None:  # Lightning steps a schedule after the last batch of an epoch, not when the epoch ends early
             saved = {"last_counted": trainer.current_epoch - 1, "is_open": not last_batch_is_done(trainer)}
         state.epochs = EpochCount(**saved)
         changes = state.epochs.resume(trainer.current_epoch)
