@@ -476,3 +476,11 @@ def test_subclass_of_torch_class_overrides_all_methods(kind, name):
     defined = {name for name, value in vars(theirs).items() if callable(value) or hasattr(value, "__get__")}
     assert {"__init__", "step"} <= defined
     assert not {name for name in defined if getattr(cls, name) is getattr(theirs, name)}
+
+
+def test_configuration_is_built_without_the_packages_of_the_command_line():
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['yaml', 'typer', 'rich', 'jsonargparse']))"
+    arguments = "torch.nn.Linear(1, 1), 'sgd', {'name': 'step_lr', 'step_size': 2}, param_groups='no_decay'"
+    code = f"{blocked}; import torch, optplug; optplug.create_optimizer_and_scheduler({arguments})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -15,9 +15,10 @@ import yaml
 from optplug.cli.interpolations import MANDATORY, UnresolvedInterpolation, resolve_interpolations
 from optplug.config.dialects import is_name_key, top_level_key, warmup_form
 from optplug.config.form import CORRECT_KEYS, OVERRIDE, SCHEDULER, SELECTORS, SUBCOMMANDS, TABLES, TOP_LEVEL
+from optplug.config.mapping_slips import mapping_slip
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import owner_of
-from optplug.config.yaml_text import duplicate_keys, mapping_slip, read_yaml
+from optplug.config.yaml_text import duplicate_keys, read_yaml
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,

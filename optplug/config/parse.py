@@ -27,6 +27,7 @@ from optplug.config.form import (
     WARMUP,
     WARMUP_UNITS,
 )
+from optplug.config.mapping_slips import missing_space, name_slip
 from optplug.config.model import (
     Config,
     OptimizerConfig,
@@ -40,7 +41,6 @@ from optplug.config.param_groups import AnyGroupRule, GroupRule
 from optplug.config.param_selection import Selector
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import stray_key_hint
-from optplug.config.yaml_text import missing_space, name_slip
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,

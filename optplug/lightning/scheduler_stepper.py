@@ -39,11 +39,11 @@ from optplug.lightning.managed_scheduler import (
 )
 from optplug.lightning.monitor import monitorable_metrics
 from optplug.lightning.optimizer_modes import OptimizerModes
+from optplug.lightning.parameter_warnings import warn_of_untrained_parameters
 from optplug.lightning.plateau import PlateauObserver
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.resume import lost_values
 from optplug.lightning.trainer_info import last_batch_is_done
-from optplug.lightning.unheld_parameters import warn_of_untrained_parameters
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.warmup import Warmup
 
