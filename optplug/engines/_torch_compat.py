@@ -19,6 +19,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 __all__ = [
     "active_transform",
     "capturable_device_types",
+    "check_graph_capture",
     "data_ptr_reader_address",
     "disable_dynamo",
     "fused_device_types",
@@ -36,6 +37,13 @@ def capturable_device_types() -> tuple[str, ...]:
 def fused_device_types() -> tuple[str, ...]:
     """The device types on which torch's optimizers accept `fused=True`."""
     return ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch._C._get_privateuse1_backend_name())
+
+
+def check_graph_capture(optimizer: torch.optim.Optimizer) -> None:
+    """Run torch's check that an optimizer which steps in a CUDA graph capture has `capturable=True`."""
+    current = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
+    check: Any = current or optimizer._cuda_graph_capture_health_check  # torch <= 2.9
+    check()
 
 
 def active_transform() -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
-from optplug.engines._torch_compat import disable_dynamo
+from optplug.engines._torch_compat import check_graph_capture, disable_dynamo
 from optplug.engines.buffers import indices_sharing_memory, not_in_place_reason
 from optplug.engines.protocol import Bucket, GroupSettings
 from optplug.engines.report import BucketReport
@@ -219,7 +219,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 on a device that torch's fused optimizers do not support, such as meta.
             RecordingError: `capturable` is set for a parameter on a device that cannot capture graphs.
         """
-        self._accelerator_graph_capture_health_check()
+        check_graph_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
