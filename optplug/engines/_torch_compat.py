@@ -42,7 +42,7 @@ def fused_device_types() -> tuple[str, ...]:
 def check_graph_capture(optimizer: torch.optim.Optimizer) -> None:
     """Run torch's check that an optimizer which steps in a CUDA graph capture has `capturable=True`."""
     current = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
-    check: Any = current or optimizer._cuda_graph_capture_health_check  # torch <= 2.9
+    check: Any = current or optimizer._cuda_graph_capture_health_check  # torch < 2.11
     check()
 
 

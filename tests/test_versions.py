@@ -1,0 +1,92 @@
+"""The declared versions, and the adaptations to versions that lack something: each says when it can be removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from versions import release
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPAT = {
+    "torch": ROOT / "optplug/engines/_torch_compat.py",
+    "lightning": ROOT / "optplug/lightning/_compat.py",
+}
+"""The file with the adaptations to each package."""
+
+
+class Adaptation(NamedTuple):
+    """Code of a compat file for versions that lack something.
+
+    Attributes:
+        name: the function or class of the compat file.
+        package: the package, a key of `COMPAT`.
+        until: the first version that does not need the adaptation; if it is unknown, the first tested one.
+        is_needed: whether the installed version needs it, by what this version has.
+    """
+
+    name: str
+    package: str
+    until: str
+    is_needed: Callable[[], bool]
+
+
+ADAPTATIONS = (
+    Adaptation(
+        "check_graph_capture",
+        "torch",
+        "2.11",
+        lambda: not hasattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check"),
+    ),
+)
+
+each_adaptation = pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda a: f"{a.package}-{a.name}")
+
+
+def declared_minimum(package: str) -> str:
+    """The minimum of a package in pyproject.toml."""
+    (found,) = set(re.findall(rf'"{package}>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
+    return found
+
+
+def installed_version(package: str) -> str:
+    """The installed version; for Lightning, of either distribution."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return version(f"pytorch-{package}")
+
+
+@each_adaptation
+def test_an_adaptation_serves_a_supported_version(adaptation):
+    minimum = declared_minimum(adaptation.package)
+    assert release(minimum) < release(adaptation.until), (
+        f"{adaptation.package} >= {minimum} does not need {adaptation.name}: remove the adaptation"
+    )
+
+
+@each_adaptation
+def test_the_installed_version_needs_the_adaptation_if_it_is_older(adaptation):
+    installed = installed_version(adaptation.package)
+    assert adaptation.is_needed() == (release(installed) < release(adaptation.until)), (
+        f"{adaptation.package} {installed} disagrees with `until` of {adaptation.name}: {adaptation.until}"
+    )
+
+
+@each_adaptation
+def test_an_adaptation_is_defined_in_its_compat_file(adaptation):
+    source = COMPAT[adaptation.package].read_text()
+    assert re.search(rf"^(def|class) {adaptation.name}\b", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("package", COMPAT)
+def test_the_table_has_every_version_that_a_compat_file_names(package):
+    """A compat file names the versions that need an adaptation as in "torch < 2.11"."""
+    named = re.findall(rf"\b{package} < ([\d.]*\d)", COMPAT[package].read_text(), re.IGNORECASE)
+    assert set(named) == {a.until for a in ADAPTATIONS if a.package == package}
