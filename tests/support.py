@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import optplug
+from versions import release
+
+LIGHTNING = release(version("lightning"))[:2]
+"""Major and minor number of the installed Lightning."""
 
 BATCHES_PER_EPOCH = 4
 """Number of batches of the scripted module."""
