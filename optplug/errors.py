@@ -125,8 +125,12 @@ class RecordingError(EngineError, AssertionError):
     """A step cannot be recorded as requested by `differentiable=True` or `capturable=True`."""
 
 
-class MissingLightningError(OptplugError, ImportError):
-    """The requested feature needs Lightning, and Lightning is not installed."""
+class DependencyError(OptplugError, ImportError):
+    """A package that optplug needs is not installed, or is too old."""
+
+
+class MissingLightningError(DependencyError):
+    """The requested feature needs Lightning, and Lightning is not installed, or is too old."""
 
 
 class SparseGradientError(OptplugError, RuntimeError):
@@ -322,6 +326,22 @@ def one_line(error: BaseException) -> str:
 def listing(words: Iterable[object]) -> str:
     """Return `adam, adamw, sgd`, or `none` when there are no words."""
     return ", ".join(map(str, words)) or "none"
+
+
+def upgrade_hint(distribution: str, version: str, minimum: tuple[int, int]) -> str:
+    """Return `torch 2.5.1 is installed: pip install "torch>=2.6"`, or an empty string if the version is not too old.
+
+    Args:
+        distribution: the name under which pip installs the package.
+        version: the installed version. A version that does not begin with two numbers is not too old.
+        minimum: the first two numbers of the oldest version that optplug supports.
+    """
+    import re  # imported here because only the checks of optional packages need it
+
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) >= minimum:
+        return ""
+    return f'{distribution} {version} is installed: pip install "{distribution}>={minimum[0]}.{minimum[1]}"'
 
 
 def number_hint(value: object) -> str:

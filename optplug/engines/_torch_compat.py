@@ -16,6 +16,8 @@ from torch import Tensor
 from torch._compile import _disable_dynamo as disable_dynamo
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+from optplug.errors import DependencyError, upgrade_hint
+
 __all__ = [
     "active_transform",
     "capturable_device_types",
@@ -27,6 +29,10 @@ __all__ = [
     "make_torch_guards",
     "preserve_version_counters",
 ]
+
+MINIMUM_TORCH = (2, 6)
+if _hint := upgrade_hint("torch", torch.__version__, MINIMUM_TORCH):
+    raise DependencyError(f"optplug needs torch {MINIMUM_TORCH[0]}.{MINIMUM_TORCH[1]} or later; {_hint}")
 
 
 def capturable_device_types() -> tuple[str, ...]:

@@ -28,8 +28,12 @@ def load_public_name(name: str, import_name: str, module: str) -> Any:
 
     Raises:
         AttributeError: the module has no such name.
-        MissingLightningError: Lightning is not installed under either name.
+        MissingLightningError: Lightning is not installed under either name, or is too old.
     """
+    if name in __all__:
+        from optplug.lightning._compat import supported_import_names
+
+        supported_import_names(f"{module}.{name}")  # before the imports below, for a message with the name
     if name == "ConfigureOptimizers":
         from optplug.lightning.callback import ConfigureOptimizers
 

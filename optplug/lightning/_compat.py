@@ -7,32 +7,51 @@ Lightning lacks the attribute.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Container, Iterator
 from typing import Any
 
-from optplug.errors import MissingLightningError, WiringError
+from optplug.errors import MissingLightningError, WiringError, upgrade_hint
 
 IMPORT_NAMES = ("lightning.pytorch", "pytorch_lightning")
+MINIMUM_VERSION = (2, 4)
 _PACKAGES = tuple(name.split(".")[0] for name in IMPORT_NAMES)
 
 
-def installed_import_names() -> list[str]:
-    """The import names of Lightning that are installed.
+def supported_import_names(wanted: str) -> list[str]:
+    """The import names under which a supported version of Lightning is installed. Nothing is imported.
+
+    Args:
+        wanted: what needs Lightning, for the message.
 
     Raises:
-        MissingLightningError: Lightning is not installed under either name.
+        MissingLightningError: Lightning is not installed under either name, or only in versions that are too old.
     """
-    found = [name for name in IMPORT_NAMES if _is_installed(name.split(".")[0])]
-    if not found:
-        raise MissingLightningError("Lightning is not installed: pip install lightning (or pytorch-lightning)")
-    return found
+    hints = {name: _upgrade_hint(name.split(".")[0]) for name in IMPORT_NAMES if _is_installed(name.split(".")[0])}
+    supported = [name for name, hint in hints.items() if not hint]
+    if not supported:
+        needs = f"{wanted} needs Lightning {MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]} or later"
+        missing = "neither of its packages is installed: pip install lightning, or pip install pytorch-lightning"
+        raise MissingLightningError("; ".join([needs, *(hints.values() or [missing])]))
+    return supported
 
 
 def _is_installed(package: str) -> bool:
     # find_spec raises an error for an imported module without a spec, such as the mock object of a documentation tool.
-    return sys.modules.get(package) is not None or importlib.util.find_spec(package) is not None
+    if sys.modules.get(package) is not None:
+        return True
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # no origin: an unrelated folder of this name
+
+
+def _upgrade_hint(package: str) -> str:
+    distribution = package.replace("_", "-")
+    try:
+        return upgrade_hint(distribution, importlib.metadata.version(distribution), MINIMUM_VERSION)
+    except importlib.metadata.PackageNotFoundError:  # a source checkout
+        return ""
 
 
 def imported_callback_classes() -> tuple[type, ...]:

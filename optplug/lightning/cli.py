@@ -17,7 +17,7 @@ from optplug.config.describe import describe_registration, encodable
 from optplug.config.form import CALLBACK_OPTIONS, SUBCOMMANDS, VERBOSE
 from optplug.config.model import Config
 from optplug.errors import OptplugError
-from optplug.lightning._compat import installed_import_names
+from optplug.lightning._compat import supported_import_names
 from optplug.lightning.callback import ConfigureOptimizers
 from optplug.lightning.cli_arguments import (
     CLI_KEYS,
@@ -41,14 +41,16 @@ def make_cli_class(import_name: str, module: str) -> type:
     """Create OptplugCLI as a subclass of LightningCLI.
 
     Args:
-        import_name: `"lightning.pytorch"` or `"pytorch_lightning"`. If it is not installed, the other one is used.
+        import_name: `"lightning.pytorch"` or `"pytorch_lightning"`. If it is not installed, or is too old, the other
+            one is used.
         module: the name of the module that contains the class.
 
     Raises:
-        MissingLightningError: Lightning is not installed under either name.
+        MissingLightningError: Lightning is not installed under either name, or is too old.
     """
-    if import_name not in installed_import_names():
-        (import_name,) = installed_import_names()
+    supported = supported_import_names(f"{module}.OptplugCLI")
+    if import_name not in supported:
+        (import_name,) = supported
     lightning_cli = importlib.import_module(f"{import_name}.cli")
     contents = {
         "__module__": module,

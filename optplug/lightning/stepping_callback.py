@@ -10,10 +10,10 @@ from optplug.errors import WiringError
 from optplug.lightning._compat import (
     CallbackInheritance,
     imported_callback_classes,
-    installed_import_names,
     is_lightning_callback,
     loaded_checkpoint,
     restore_data_loaders,
+    supported_import_names,
 )
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.loggers import log_configuration
@@ -22,7 +22,7 @@ from optplug.lightning.resume import finish_resume, prepare_resume
 from optplug.lightning.scheduler_stepper import SchedulerStepper
 from optplug.lightning.summary import summary_lines
 
-installed_import_names()  # raises an error without Lightning
+supported_import_names("the callback of optplug")  # raises an error without Lightning
 _Callbacks: Any = imported_callback_classes()
 
 
