@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from warnings_of_others import DEPRECATIONS_OF_OTHERS
 
 import optplug
 from optplug.registry import Plugin, Registration, registry
@@ -39,6 +40,12 @@ def check_checkpoints_hold_plain_data(request: pytest.FixtureRequest) -> Iterato
                 torch.load(path, weights_only=True)
             except UnpicklingError as error:
                 pytest.fail(f"{path} holds more than plain data: {error}", pytrace=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ignore the deprecation warnings that other packages cause."""
+    for entry in DEPRECATIONS_OF_OTHERS:
+        config.addinivalue_line("filterwarnings", f"ignore:{entry.message}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
