@@ -17,6 +17,9 @@ from versions import release
 LIGHTNING = release(version("lightning"))[:2]
 """Major and minor number of the installed Lightning."""
 
+TORCH = release(torch.__version__)[:2]
+"""Major and minor number of the installed torch."""
+
 BATCHES_PER_EPOCH = 4
 """Number of batches of the scripted module."""
 

@@ -70,15 +70,14 @@ def _applies_to_plain_steps(subject: OptimizerUnderTest, options: Mapping[str, A
 
 def _applies_to_option(option: str) -> Callable[[OptimizerUnderTest, Mapping[str, Any]], str | None]:
     def applies(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> str | None:
-        return _applies_to_plain_steps(subject, options) or (
-            None if option in _defaults(subject, options) else f"it has no option {option!r}"
-        )
+        return None if option in _defaults(subject, options) else f"it has no option {option!r}"
 
     return applies
 
 
 def _applies_to_common_weight_decay(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> str | None:
-    if reason := _applies_to_rules(subject, options) or _applies_to_option("weight_decay")(subject, options):
+    conditions = (_applies_to_rules, _applies_to_plain_steps, _applies_to_option("weight_decay"))
+    if reason := next(filter(None, (applies(subject, options) for applies in conditions)), None):
         return reason
     rule = cast(type[RuleOptimizer], subject.cls).rule
     return "its rule implements weight decay itself" if "weight_decay" in rule_signature(rule).hyperparameters else None

@@ -165,16 +165,18 @@ def take_step(
     """Take a step with the current gradients.
 
     An optimizer that needs a closure, or gradients with a graph, evaluates `loss`. Default: a quadratic function that
-    has the current gradients.
+    has the current gradients, and a maximum in place of a minimum if the optimizer maximizes.
     """
     if not subject.capabilities & {"closure", "create_graph"}:
         optimizer.step()
         return
     with_gradient = [p for p in params if p.grad is not None]
-    targets = [p.detach() - cast(Tensor, p.grad) for p in with_gradient]
+    sign = -1 if optimizer.param_groups[0].get("maximize") else 1
+    targets = [p.detach() - sign * cast(Tensor, p.grad) for p in with_gradient]
 
     def quadratic() -> Tensor:
-        return torch.stack([((p - t) ** 2).sum() / 2 for p, t in zip(with_gradient, targets, strict=True)]).sum()
+        distances = [((p - t) ** 2).sum() for p, t in zip(with_gradient, targets, strict=True)]
+        return sign * torch.stack(distances).sum() / 2
 
     def closure() -> Tensor:
         with torch.enable_grad():

@@ -127,6 +127,8 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
             number never ends a step.
         history_size: number of pairs of s (change of the parameters) and y (change of the gradient), at least 1.
         line_search_fn: `"strong_wolfe"`, or None for fixed step lengths.
+        maximize: whether to maximize the loss instead of minimizing it. The iterations then use the negated loss and
+            gradient. `step` returns the loss of the closure.
 
     Raises:
         HyperparameterError: a value is out of range.
@@ -134,8 +136,8 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         ParameterError: there is a second parameter group; parameters are duplicate, sparse or on several devices.
 
     State, stored under the first parameter: the counts `func_evals` and `n_iter`; of the last iteration `d`, `t`,
-    `prev_flat_grad` and `prev_loss`; the pairs s in `old_stps` and y in `old_dirs`, with rho in `ro`; `H_diag`, the
-    factor of the identity from which H starts.
+    `prev_flat_grad` and `prev_loss`, both negated with `maximize`; the pairs s in `old_stps` and y in `old_dirs`, with
+    rho in `ro`; `H_diag`, the factor of the identity from which H starts.
 
     The class inherits from torch's class because Lightning requires it. No algorithm of torch's class is used.
 
@@ -143,7 +145,12 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
     Numerical Optimization, 2006.
     """
 
-    cases: ClassVar[Any] = ({}, {"line_search_fn": "strong_wolfe"}, {"history_size": 3, "max_iter": 7})
+    cases: ClassVar[Any] = (
+        {},
+        {"line_search_fn": "strong_wolfe"},
+        {"history_size": 3, "max_iter": 7},
+        {"maximize": True},
+    )
     capabilities = frozenset({"closure", "complex"})
     _pairs: CurvaturePairs | None = None  # a cache: the matrices of the pairs in the state
 
@@ -157,6 +164,8 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         tolerance_change: float = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
+        *,
+        maximize: bool = False,
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -166,6 +175,7 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
             tolerance_change=tolerance_change,
             history_size=history_size,
             line_search_fn=line_search_fn,
+            maximize=maximize,
         )
         self._check({**defaults, "max_eval": 1 if max_eval is None else max_eval})  # before the parameters, as in torch
         defaults["max_eval"] = max_iter * 5 // 4 if max_eval is None else max_eval
@@ -191,7 +201,7 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         if self.param_groups[1:]:
             del self.param_groups[1:]
             raise ParameterError("LBFGS doesn't support per-parameter options (parameter groups): pass one group")
-        if len(devices := sorted({str(p.device) for p in self._params})) != 1:
+        if len(devices := sorted({str(p.device) for p in self._params})) > 1:
             raise ParameterError(f"LBFGS needs all parameters on one device; these are on {listing(devices)}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -229,7 +239,8 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
 
     def _gather_flat_grad(self) -> Tensor:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense().resolve_conj() for p in self._params]
-        return torch.cat([(torch.view_as_real(g) if g.is_complex() else g).reshape(-1) for g in grads])
+        flat = torch.cat([(torch.view_as_real(g) if g.is_complex() else g).reshape(-1) for g in grads])
+        return flat.neg_() if self.param_groups[0]["maximize"] else flat
 
     def _add_grad(self, step_size: Any, update: Tensor) -> None:
         real = [torch.view_as_real(p) if p.is_complex() else p for p in self._params]
@@ -251,10 +262,12 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         return LinePoint(t, f, g, g.dot(d))
 
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, float, Tensor]:
+        """Call the closure. Returns its loss, and the value and the gradient of the function to minimize."""
         if (loss := closure()) is None:
             raise ConfigTypeError("LBFGS needs a closure that returns the loss; the closure returned None")
         self.state[self._params[0]]["func_evals"] += 1
-        return loss, float(loss), self._gather_flat_grad()
+        f = -float(loss) if self.param_groups[0]["maximize"] else float(loss)
+        return loss, f, self._gather_flat_grad()
 
     @disable_dynamo  # the number of iterations depends on data
     @torch.no_grad()
@@ -267,13 +280,15 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         Returns:
             The loss of the first evaluation.
         """
-        group, state = self.param_groups[0], self.state[self._params[0]]
+        group, closure = self.param_groups[0], torch.enable_grad()(closure)
         self._check({"line_search_fn": group["line_search_fn"]})  # the user may have changed it
+        if not self._params:
+            return closure()
+        state = self.state[self._params[0]]
         lr, tolerance = float(group["lr"]), group["tolerance_change"]
         state.update({"func_evals": 0, "n_iter": 0, **state})
         has_line_search = group["line_search_fn"] and lr > 0  # a warmup may start with lr 0
         eval_limit = state["func_evals"] + group["max_eval"]
-        closure = torch.enable_grad()(closure)
         first, f, g = self._evaluate(closure)
         for remaining in reversed(range(group["max_iter"])):
             if (g.abs() <= group["tolerance_grad"]).all():

@@ -8,6 +8,7 @@ search direction with the exact direction.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -38,10 +39,13 @@ from optplug.errors import (
 )
 from optplug_classic import lbfgs_history
 from optplug_classic.lbfgs_history import CurvaturePairs
+from support import TORCH
 
 LBFGS = optplug.get_optimizer("lbfgs")
 LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}
 WOLFE = {"line_search_fn": "strong_wolfe"}
+HAS_MAXIMIZE = TORCH >= (2, 14)
+"""Whether torch's class has the argument `maximize`."""
 
 
 # ---------------------------------------------------------------- problems: parameters in float64, and a loss of them
@@ -426,7 +430,112 @@ def test_lr_of_zero_does_not_change_parameters():
         assert torch.equal(run.points[-1], run.points[0])
 
 
+def test_step_without_parameters_returns_the_loss():
+    """As in torch since 2.14. Before, torch's step fails."""
+    loss = torch.ones(())
+    modes: list[bool] = []
+
+    def closure():
+        modes.append(torch.is_grad_enabled())
+        return loss
+
+    optimizer = LBFGS([{"params": []}])
+    with torch.no_grad():
+        assert optimizer.step(closure) is loss
+    assert modes == [True]
+    assert optimizer.state == {}
+    theirs = torch.optim.LBFGS([{"params": []}])
+    with contextlib.nullcontext() if TORCH >= (2, 14) else pytest.raises(IndexError):
+        assert theirs.step(closure) is loss
+
+
+# ---------------------------------------------------------------- maximize
+
+
+def negated(problem: Problem) -> Problem:
+    return problem[0], lambda *params: -problem[1](*params)
+
+
+def torch_run_that_maximizes(problem: Problem, dtype: torch.dtype, steps: int, **options: Any) -> Run:
+    """A run of torch's class with `maximize`; of a class without it, on the negated loss."""
+    if HAS_MAXIMIZE:
+        return Run(torch.optim.LBFGS, problem, dtype, **options, maximize=True).run_steps(steps)
+    run = Run(torch.optim.LBFGS, negated(problem), dtype, **options).run_steps(steps)
+    run.losses = [-loss for loss in run.losses]
+    return run
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", QUICK)
+def test_maximize_equals_minimizing_the_negated_loss(name, case, dtype):
+    problem, options = PROBLEMS[name](), CASES[case]
+    down = Run(LBFGS, problem, dtype, **options).run_steps(6)
+    up = Run(LBFGS, negated(problem), dtype, **options, maximize=True).run_steps(6)
+    assert up.relative_difference(down) == 0
+    assert up.counts == down.counts
+    assert up.losses == [-loss for loss in down.losses]
+    states = [run.optimizer.state_dict()["state"][0] for run in (up, down)]
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(states[1][k])) for k, a in states[0].items() if k == "d")
+
+
+@pytest.mark.parametrize("case", ["default", "short history", "wolfe", "wolfe, short history"])
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("name", QUICK)
+def test_run_with_maximize_differs_from_torch_no_more_than_perturbed_torch_runs(name, case, dtype):
+    problem, options = PROBLEMS[name](), CASES[case]
+    ours = Run(LBFGS, negated(problem), dtype, **options, maximize=True).run_steps(6)
+    theirs = torch_run_that_maximizes(negated(problem), dtype, 6, **options)
+    spread, _ = torch_sensitivity(name, dtype, theirs, **options)
+    assert ours.relative_difference(theirs) <= allowed_difference(spread, dtype)
+    if spread < 1e-6:
+        assert ours.losses == pytest.approx(theirs.losses, rel=1e-3, abs=1e-9 * abs(theirs.losses[0]))
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.3}, WOLFE], ids=["fixed", "wolfe"])
+def test_gradient_is_not_negated_in_place(options):
+    run = Run(LBFGS, negated(rosenbrock(2)), **options, maximize=True).run_steps(2)
+    (kept,) = (p.grad.clone() for p in run.params)
+    before = run.optimizer._gather_flat_grad()
+    assert torch.equal(before, -kept)
+    assert torch.equal(run.params[0].grad, kept)
+
+
+@pytest.mark.parametrize("case", ["fixed", "wolfe"])
+def test_maximizing_state_is_exchanged_with_torch(case):
+    problem, options = negated(rosenbrock(2)), CONTINUATION_CASES[case]
+    through = Run(LBFGS, problem, **options, maximize=True).run_steps(5)
+    first = Run(LBFGS, problem, **options, maximize=True).run_steps(3)
+    loaded = continue_run(LBFGS, first, problem, torch.float64, 2, **options)  # the saved key has priority
+    assert loaded.relative_difference(through) == 0
+    if HAS_MAXIMIZE:
+        there = continue_run(torch.optim.LBFGS, first, problem, torch.float64, 2, **options)
+        assert there.relative_difference(through) <= 1e-9
+        back = continue_run(LBFGS, there, problem, torch.float64, 2, **options)
+        assert back.optimizer.param_groups[0]["maximize"] is True
+    else:  # the key is kept and has no effect: the class minimizes the loss that it gets
+        there = continue_run(torch.optim.LBFGS, first, negated(problem), torch.float64, 2, **options)
+        assert there.relative_difference(through) <= 1e-9
+        assert there.optimizer.param_groups[0]["maximize"] is True
+
+
+def test_state_dict_without_maximize_keeps_the_argument_of_the_constructor():
+    """A state dict of torch before 2.14."""
+    saved = Run(torch.optim.LBFGS, rosenbrock(2)).run_steps(2).optimizer.state_dict()
+    saved["param_groups"][0].pop("maximize", None)
+    for maximize in (False, True):
+        then = Run(LBFGS, rosenbrock(2), maximize=maximize)
+        then.optimizer.load_state_dict(saved)
+        assert then.optimizer.param_groups[0]["maximize"] is maximize
+        then.run_steps(1)
+
+
 # ---------------------------------------------------------------- state
+
+
+def with_maximize(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The options of torch's class, with those that it lacks before 2.14."""
+    return [{"maximize": False, **group} for group in groups]
 
 
 def save_and_load_state(optimizer) -> dict[str, Any]:
@@ -474,7 +583,7 @@ def test_state_has_names_types_and_shapes_of_torch():
         a, b = (run.optimizer.state_dict() for run in (ours, theirs))
         b["state"][0].pop("al")
         assert {k: kinds(v) for k, v in a["state"][0].items()} == {k: kinds(v) for k, v in b["state"][0].items()}
-        assert a["param_groups"] == b["param_groups"]
+        assert a["param_groups"] == with_maximize(b["param_groups"])
 
 
 @pytest.mark.parametrize("case", CONTINUATION_CASES)
@@ -664,9 +773,12 @@ def quartic_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return sum((s * (p - 1) ** 2).sum() + (p**4).sum() / 9 for s, p in ((3.0, a), (0.5, b)))
 
 
+@pytest.mark.parametrize("maximize", [False, True], ids=["minimize", "maximize"])
 @pytest.mark.parametrize("options", [{"lr": 0.1}, WOLFE], ids=["fixed", "wolfe"])
-def test_complex_parameters_are_treated_as_their_real_view(options):
+def test_complex_parameters_are_treated_as_their_real_view(options, maximize):
     start = [noise(3, 2), noise(5)]  # 6 real numbers, then an odd number of them
+    sign = -1 if maximize else 1
+    options = {**options, "maximize": True} if maximize else options
 
     def build(cls, complex_: bool, conjugated: bool = False):
         params = [torch.view_as_complex(start[0].clone()) if complex_ else start[0].clone(), start[1].clone()]
@@ -675,7 +787,7 @@ def test_complex_parameters_are_treated_as_their_real_view(options):
 
         def closure():
             optimizer.zero_grad()
-            loss = quartic_loss(torch.view_as_real(params[0]) if complex_ else params[0], params[1])
+            loss = sign * quartic_loss(torch.view_as_real(params[0]) if complex_ else params[0], params[1])
             loss.backward()
             if conjugated:
                 params[0].grad = params[0].grad.conj().resolve_conj().conj()
@@ -687,7 +799,9 @@ def test_complex_parameters_are_treated_as_their_real_view(options):
         return [torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in params]
 
     real = build(LBFGS, False)
-    for found in (build(LBFGS, True), build(LBFGS, True, conjugated=True), build(torch.optim.LBFGS, True)):
+    others = [build(LBFGS, True), build(LBFGS, True, conjugated=True)]
+    others += [build(torch.optim.LBFGS, True)] if HAS_MAXIMIZE or not maximize else []
+    for found in others:
         assert max(float((a - b).abs().max()) for a, b in zip(found, real, strict=True)) <= 1e-12
     assert float((real[0] - start[0]).abs().max()) > 0.1
 
@@ -707,10 +821,12 @@ def test_class_and_signature_are_compatible_with_torch():
 
     assert issubclass(LBFGS, torch.optim.LBFGS)
     ours, theirs = (inspect.signature(cls).parameters for cls in (LBFGS, torch.optim.LBFGS))
-    assert {k: p.default for k, p in ours.items()} == {k: p.default for k, p in theirs.items()}
-    assert list(ours) == list(theirs)
+    later = [] if HAS_MAXIMIZE else ["maximize"]
+    assert list(ours) == [*theirs, *later]
+    assert ours["maximize"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert all((ours[k].default, ours[k].kind) == (p.default, p.kind) for k, p in theirs.items())
     defaults = [cls([torch.zeros(1, requires_grad=True)]).defaults for cls in (LBFGS, torch.optim.LBFGS)]
-    assert defaults[0] == defaults[1]
+    assert [defaults[0]] == with_maximize([defaults[1]])
     assert LBFGS([torch.zeros(1)], max_iter=1).defaults["max_eval"] == 1
 
 
@@ -788,6 +904,8 @@ INVALID_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"tolerance_change": math.nan}, HyperparameterError, "Invalid tolerance_change value: nan"),
     ({"tolerance_change": "never"}, HyperparameterTypeError, "LBFGS: tolerance_change must be a number, got 'never'"),
     ({"line_search_fn": "strong-wolf"}, LineSearchError, "only 'strong_wolfe' is supported"),
+    ({"maximize": 1}, HyperparameterTypeError, "LBFGS: maximize must be True or False, got 1 (int)"),
+    ({"maximize": None}, HyperparameterTypeError, "LBFGS: maximize must be True or False, got None"),
 ]
 
 
@@ -872,8 +990,8 @@ def test_several_devices_sparse_and_missing_parameters_are_rejected():
         LBFGS([parameter(), parameter(device="meta")])
     with pytest.raises(ParameterError, match=r"^Sparse params at indices .*: LBFGS requires dense parameter tensors"):
         LBFGS([torch.eye(2).to_sparse().requires_grad_()])
-    with pytest.raises(ParameterError, match="these are on none"):
-        LBFGS([{"params": []}])
+    with pytest.raises(ParameterError, match=r"^optimizer got an empty parameter list"):
+        LBFGS([])
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,7 @@ def find_differences_from_torch(name: str, invalid: InvalidInput, error: Excepti
     if not isinstance(error, type(other)):
         found.append(f"torch's is {type(other).__name__}")
     text = str(other).partition("[")[0] if isinstance(error, RecordingError) else str(other)
+    text = text.partition(". Did you mean")[0]  # Python >= 3.13 suggests a keyword
     known = next(
         (str(error).startswith(ours) for start, ours in DIFFERENT_MESSAGES.items() if text.startswith(start)), False
     )
