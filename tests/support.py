@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import optplug
@@ -16,6 +19,8 @@ from versions import release
 
 LIGHTNING = release(version("lightning"))[:2]
 """Major and minor number of the installed Lightning."""
+TORCH = release(torch.__version__)[:2]
+"""Major and minor number of the installed torch."""
 
 TORCH = release(torch.__version__)[:2]
 """Major and minor number of the installed torch."""
@@ -75,6 +80,16 @@ def plateau_summary(capture: Any) -> str:
     """The only plateau summary among the printed lines."""
     (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
     return line
+
+
+@contextmanager
+def since_torch(first: tuple[int, int], error: type[Exception], match: str) -> Iterator[None]:
+    """Run the block, which works since the first version of torch; expect the error from older versions."""
+    if first <= TORCH:
+        yield
+    else:
+        with pytest.raises(error, match=match):
+            yield
 
 
 def lines_with_type_errors(code: str, folder: Path, pytestconfig: Any) -> tuple[set[int], str]:
