@@ -62,7 +62,7 @@ def not_in_place_reason(p: Tensor, g: Tensor, states: Sequence[Tensor]) -> str |
             return f"{name} is a lazy {'negative' if t.is_neg() else 'conjugate'}"
         if t.is_complex() != p.is_complex():
             return f"{name} is {'complex' if t.is_complex() else 'real'}, the parameter is not"
-        if (t.real.dtype if t.is_complex() else t.dtype) not in KERNEL_DTYPES:
+        if t.dtype.to_real() not in KERNEL_DTYPES:
             return f"{name} has dtype {str(t.dtype).removeprefix('torch.')}"
     strided = states if g.layout is torch.sparse_coo else (g, *states)
     if g.layout is torch.sparse_coo and not p.is_contiguous():
@@ -105,7 +105,7 @@ def working_tensors(originals: TensorsByRole, dtype: torch.dtype | None) -> Tens
         `originals` itself if nothing has to be converted; else views where possible and copies elsewhere.
     """
     p = originals["p"][0]
-    real = p.real.dtype if p.is_complex() else p.dtype
+    real = p.dtype.to_real()
     dtype = real if dtype is None else torch.promote_types(real, dtype)
     same = all({t.dtype for t in tensors} == {dtype} for tensors in originals.values())
     if same and not any(map(Tensor.is_neg, originals["p"])) and not any(map(Tensor.is_neg, originals["g"])):
@@ -123,7 +123,7 @@ def write_back(work: TensorsByRole, originals: TensorsByRole) -> None:
 
 def _write_one_back(computed: Tensor, original: Tensor) -> None:
     if original.is_conj() or original.is_neg():  # the memory holds another value than the tensor
-        value = computed.to(original.real.dtype).contiguous()
+        value = computed.to(original.dtype.to_real()).contiguous()
         original.copy_(torch.view_as_complex(value) if original.is_complex() else value)
         return
     target = _as_real(original)

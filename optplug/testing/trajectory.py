@@ -128,7 +128,7 @@ class Trajectory:
         p = self.params[index]
         g = seeded_randn(p.shape if not p.is_complex() else (*p.shape, 2), 100 * (step + 1) + index)
         g = g.sign() * (0.5 + g.abs() % 1)  # moderate size, so that the square is in the range of float16
-        g = g.to(self.rounded).to(p.real.dtype)
+        g = g.to(self.rounded).to(p.dtype.to_real())
         return torch.view_as_complex(g) if p.is_complex() else g
 
     def set_gradients(self, step: int) -> None:

@@ -605,7 +605,7 @@ def test_resumed_fit_equals_uninterrupted_fit(combining_module, trainer, tmp_pat
     first.fit(half)
     first.save_checkpoint(tmp_path / "half.ckpt")
     second = trainer()
-    second.fit(rest, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    second.fit(rest, ckpt_path=tmp_path / "half.ckpt")
     assert second.global_step == 12
     assert_equal_params(whole, rest)
     assert_groups_and_state_shared(second.optimizers[0])

@@ -6,6 +6,7 @@ import copy
 import functools
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from optplug.errors import HyperparameterError
 from optplug.optim.combined import Combined
 from optplug.registry import registry
 from optplug.testing.checks import assert_close, assert_equal, save_and_load
+from support import since_torch
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -182,7 +184,10 @@ def test_tensor_lr_is_read_in_each_step_and_not_written(name, shape, where, make
 
     ours = train("optplug", lambda x: torch.full(shape, x, dtype=torch.float64))
     ours.assert_equals(train("optplug", float), "lr as a tensor and as a number")
-    ours.assert_close_to(train("torch", float))
+    # Adagrad of torch 2.11 does not create the state of parameters that are added later; torch 2.13 does.
+    needs_state = name == "adagrad" and where == "add_param_group"
+    with since_torch((2, 13), KeyError, "sum") if needs_state else nullcontext():
+        ours.assert_close_to(train("torch", float))
 
 
 @pytest.mark.optimizers("torch")
