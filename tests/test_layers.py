@@ -46,7 +46,7 @@ LAYERS = (
     Layer("optplug.ops", "", "rules"),
     Layer("optplug.engines", "torch numba llvmlite numpy", "errors rules"),
     Layer("optplug.optim", "torch typing_extensions", "errors registry rules engines"),
-    Layer("optplug.schedulers", "torch", "errors optim"),
+    Layer("optplug.schedulers", "torch", "errors engines optim"),
     Layer("optplug.config", "torch typing_extensions yaml", "errors registry optim schedulers"),
     Layer("optplug.shims", "torch jsonargparse", "errors registry config"),
     Layer("optplug.testing", "torch pytest"),

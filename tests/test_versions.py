@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.optim.lr_scheduler import LRScheduler
 
 from versions import release
 
@@ -43,6 +46,18 @@ ADAPTATIONS = (
         "torch",
         "2.11",
         lambda: not hasattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check"),
+    ),
+    Adaptation(
+        "preserve_version_counters",
+        "torch",
+        "2.8",
+        lambda: "tensors" not in inspect.signature(_unsafe_preserve_version_counter).parameters,
+    ),
+    Adaptation(
+        "SchedulerBase",
+        "torch",
+        "2.8",
+        lambda: not hasattr(LRScheduler, "_is_initial"),
     ),
 )
 

@@ -8,17 +8,19 @@ are required.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo as disable_dynamo
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import DependencyError, upgrade_hint
 
 __all__ = [
+    "SchedulerBase",
     "active_transform",
     "capturable_device_types",
     "check_graph_capture",
@@ -91,4 +93,37 @@ def load_state_dict_hooks(optimizer: Any) -> tuple[Iterable[Any], Iterable[Any]]
 
 def preserve_version_counters(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:
     """A context in which writes to the tensors do not increase their version counters."""
-    return _unsafe_preserve_version_counter(tuple(tensors))
+    stack = ExitStack()  # torch < 2.8: `_unsafe_preserve_version_counter` takes one tensor, not a tuple
+    for tensor in tensors:
+        stack.enter_context(_unsafe_preserve_version_counter(tensor))
+    return stack
+
+
+class SchedulerBase(LRScheduler):
+    """`LRScheduler` with what newer versions of torch have. torch < 2.8: it has no `_is_initial`.
+
+    torch < 2.11: it has no `_update_lr`, which `step` and other schedulers call.
+    """
+
+    _is_initial: bool = False
+    """Whether the scheduler is under construction."""
+
+    def _initial_step(self) -> None:
+        self._is_initial = True
+        super()._initial_step()
+        self._is_initial = False
+
+    def before_update(self) -> None:
+        """Called before each update of the learning rates."""
+
+    if hasattr(LRScheduler, "_update_lr"):
+
+        def _update_lr(self, epoch: int | None = None) -> None:
+            self.before_update()
+            super()._update_lr(epoch)
+
+    else:
+
+        def step(self, epoch: int | None = None) -> None:
+            self.before_update()
+            super().step(epoch)

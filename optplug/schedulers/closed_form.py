@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from optplug.engines._torch_compat import SchedulerBase
 from optplug.errors import ConfigError, HyperparameterError
 from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.schedulers.adapters import TorchAdapter, adapter_for
@@ -19,7 +19,7 @@ from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import clone_tensor, set_lr
 
 
-class ClosedFormLR(ArgumentChecks, StrictKwargs, LRScheduler):
+class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
     r"""A schedule defined by :meth:`multiplier`: :math:`lr(t) = floor + (base - floor) \, f(t)`.
 
     Each step multiplies the *current* distance of the learning rate from the floor by :math:`f(t) / f(t-1)`.
@@ -76,10 +76,9 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, LRScheduler):
         before = [1.0] * len(now) if self._is_initial and t == 0 else self.multipliers(t - 1)
         return [1.0 if f == b else f / b if b else None for f, b in zip(now, before, strict=True)]
 
-    def _update_lr(self, epoch: int | None = None) -> None:
+    def before_update(self) -> None:
         if len(self.base_lrs) < len(self.optimizer.param_groups):
             follow_groups(self)
-        super()._update_lr(epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rates of this step for each group, computed from the current ones.
