@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all test-versions lint bench docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py --config examples/adam_plateau.yaml
@@ -18,6 +18,10 @@ test: lint
 
 test-all: lint
 	$(PYTEST) --durations=20
+
+# ROWS="2.6 2.15" picks rows, SLOW=1 runs all tests, ENVIRONMENTS=DIR keeps the environments there.
+test-versions:
+	$(PYTHON) tests/run_versions.py $(ROWS) $(if $(SLOW),--slow) $(if $(ENVIRONMENTS),--environments $(ENVIRONMENTS))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ import optplug
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import lookup_key
 from support import BATCHES_PER_EPOCH, QUIET
+from version_results import difference_property
 
 # The same examples on every machine and in every run; the time of an example is not tested.
 settings.register_profile("optplug", derandomize=True, deadline=None)
@@ -254,3 +255,13 @@ def digits_module(pl: Any) -> type:
             return DataLoader(self.val_data, batch_size=357)
 
     return Digits
+
+
+@pytest.fixture
+def record_difference(record_property: Any) -> Any:
+    """A function that adds the largest difference from an optimizer of torch to the JUnit file."""
+
+    def record(optimizer: str, dtype: torch.dtype, difference: float) -> None:
+        record_property(difference_property(optimizer, dtype), difference)
+
+    return record

@@ -14,7 +14,7 @@ import torch
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim.lr_scheduler import LRScheduler
 
-from versions import release
+from versions import ROWS, release
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPAT = {
@@ -105,3 +105,24 @@ def test_the_table_has_every_version_that_a_compat_file_names(package):
     """A compat file names the versions that need an adaptation as in "torch < 2.11"."""
     named = re.findall(rf"\b{package} < ([\d.]*\d)", COMPAT[package].read_text(), re.IGNORECASE)
     assert set(named) == {a.until for a in ADAPTATIONS if a.package == package}
+
+
+@pytest.mark.parametrize("package", ["torch", "lightning", "pytorch-lightning", "numba"])
+def test_the_first_row_has_the_declared_minimum(package):
+    minimum = release(declared_minimum(package))
+    assert release(ROWS[0].packages[package])[: len(minimum)] == minimum
+    assert minimum <= min(release(row.packages[package]) for row in ROWS)
+
+
+def test_the_rows_have_the_declared_versions_of_python():
+    declared = (ROOT / "pyproject.toml").read_text()
+    classifiers = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', declared)
+    assert set(classifiers) == {row.python for row in ROWS}
+    assert f'requires-python = ">={ROWS[0].python}"' in declared
+    assert ROWS[0].python == classifiers[0]
+
+
+def test_one_row_has_the_versions_of_the_constraints():
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [row for row in ROWS if {f"{name}=={number}" for name, number in row.packages.items()} <= {*constraints}]
+    assert len(pinned) == 1

@@ -225,9 +225,9 @@ ENGINES_AND_DTYPES = [
     ids=str,
 )
 @pytest.mark.parametrize("name", TORCH)
-def test_all_option_combinations_equal_torch(name, engine, dtype):
+def test_all_option_combinations_equal_torch(name, engine, dtype, record_difference):
     difference, where = worst_difference(name, engine, dtype)
-    print(f"{name:8} {engine:8} {dtype}: {difference:.1e} at {where}")
+    record_difference(name, dtype, difference)
     assert difference <= LIMITS[dtype], where
 
 
