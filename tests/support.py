@@ -17,11 +17,8 @@ import torch
 import optplug
 from versions import release
 
-LIGHTNING = release(version("lightning"))[:2]
-"""Major and minor number of the installed Lightning."""
-TORCH = release(torch.__version__)[:2]
-"""Major and minor number of the installed torch."""
-
+LIGHTNING = release(version("lightning"))
+"""The numbers of the installed Lightning."""
 TORCH = release(torch.__version__)[:2]
 """Major and minor number of the installed torch."""
 

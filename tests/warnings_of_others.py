@@ -26,5 +26,6 @@ DEPRECATIONS_OF_OTHERS = (
     DeprecationOfOthers(r"\s*By default only one JsonargparseDeprecationWarning", "lightning", (2, 6)),
     DeprecationOfOthers(r"\s*``ArgumentParser\.add_instantiator`` was deprecated", "lightning", (2, 6)),
     DeprecationOfOthers(r"\s*``instantiate_classes`` was deprecated", "lightning", (2, 6)),
+    DeprecationOfOthers(r"\s*set_config_read_mode was deprecated", "lightning", (2, 5)),
     DeprecationOfOthers(r"\s*skip_none parameter was deprecated", "lightning", (2, 6)),
 )

@@ -52,11 +52,7 @@ def make_cli_class(import_name: str, module: str) -> type:
     if import_name not in supported:
         (import_name,) = supported
     lightning_cli = importlib.import_module(f"{import_name}.cli")
-    contents = {
-        "__module__": module,
-        "__doc__": _OptplugCLI.__doc__,
-        "parser_base": lightning_cli.LightningArgumentParser,
-    }
+    contents = {"__module__": module, "__doc__": _OptplugCLI.__doc__}
     return type("OptplugCLI", (_OptplugCLI, lightning_cli.LightningCLI), contents)
 
 
@@ -165,7 +161,6 @@ class _OptplugCLI:
     the model is not changed. Wrong names, keys and values end the parsing with one message for each.
     """
 
-    parser_base: type
     parser: Any
     subcommand: str | None
     subcommands: Any
@@ -179,10 +174,14 @@ class _OptplugCLI:
         self._checked: tuple[dict[str, Any], Config] | None = None
         kwargs["auto_configure_optimizers"] = False
         self._arguments = ParsedArguments(subcommands=tuple(self.subcommands()))
-        parser = kwargs.get("parser_class", self.parser_base)
-        contents = {"arguments": self._arguments}
-        kwargs["parser_class"] = type("OptplugArgumentParser", (_OptplugParser, parser), contents)
         super().__init__(*args, **kwargs)
+
+    def init_parser(self, **kwargs: Any) -> Any:
+        parser = super().init_parser(**kwargs)  # type: ignore[misc]
+        # The argument `parser_class` of LightningCLI is the user's, and Lightning 2.4 and 2.5.0 do not have it.
+        contents = {"arguments": self._arguments}
+        parser.__class__ = type("OptplugArgumentParser", (_OptplugParser, type(parser)), contents)
+        return parser
 
     def add_default_arguments_to_parser(self, parser: Any) -> None:
         # Not in add_arguments_to_parser, which users override without calling super.

@@ -15,6 +15,7 @@ from torch import nn
 import optplug
 from optplug.config import build
 from optplug.errors import HyperparameterError, WiringError
+from support import LIGHTNING
 
 # LightningCLI warns if both `args` and sys.argv are given, and sys.argv has the arguments of pytest.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
@@ -247,6 +248,7 @@ def test_subclass_may_add_arguments_without_super(optplug_lightning: Any, cli: A
     assert only_param_group(made)["lr"] == 0.02
 
 
+@pytest.mark.skipif(LIGHTNING < (2, 5, 1), reason="Lightning < 2.5.1: LightningCLI has no argument parser_class")
 def test_parser_class_of_the_user_is_used(pl: Any, optplug_lightning: Any, model: type, write_config: Any):
     base = sys.modules[f"{pl.__name__}.cli"].LightningArgumentParser
 
