@@ -22,6 +22,10 @@ LIGHTNING = release(version("lightning"))
 TORCH = release(torch.__version__)[:2]
 """Major and minor number of the installed torch."""
 
+needs_fsdp2_on_cpu = pytest.mark.skipif(
+    TORCH < (2, 8), reason="torch 2.6: FSDP2 needs streams that the CPU lacks; 2.8 does not"
+)
+
 BATCHES_PER_EPOCH = 4
 """Number of batches of the scripted module."""
 
@@ -87,6 +91,22 @@ def since_torch(first: tuple[int, int], error: type[Exception], match: str) -> I
     else:
         with pytest.raises(error, match=match):
             yield
+
+
+def lr_finder(pl: Any, **arguments: Any) -> Any:
+    """A learning-rate finder after which the training begins with the first batch, on every version of Lightning.
+
+    Lightning < 2.5.4: the first epoch continues after the last batch of the finder, also without optplug.
+    """
+
+    class Finder(pl.callbacks.LearningRateFinder):  # type: ignore[misc]
+        def lr_find(self, trainer: Any, module: Any) -> None:
+            super().lr_find(trainer, module)
+            if LIGHTNING < (2, 5, 4):
+                trainer.fit_loop._combined_loader = None
+                trainer.fit_loop.setup_data()
+
+    return Finder(**arguments)
 
 
 def lines_with_type_errors(code: str, folder: Path, pytestconfig: Any) -> tuple[set[int], str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch.tuner import lr_finder
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -58,6 +59,12 @@ ADAPTATIONS = (
         "torch",
         "2.8",
         lambda: not hasattr(LRScheduler, "_is_initial"),
+    ),
+    Adaptation(
+        "lr_of_finder",
+        "lightning",
+        "2.5.4",
+        lambda: "param_groups" not in inspect.getsource(lr_finder._lr_find),
     ),
 )
 

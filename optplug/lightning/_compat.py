@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from collections.abc import Container, Iterator
 from typing import Any
@@ -183,6 +184,30 @@ def attribute_set_by_tuner(trainer: Any, module: Any) -> str | None:
         if name and name in getattr(module, "hparams", ()):
             return f"module.hparams.{name}"
     return None
+
+
+def lr_of_finder(trainer: Any) -> float | None:
+    """The learning rate that `LearningRateFinder` has found at the start of the fit and that optimizers lack.
+
+    Lightning < 2.5.4: the callback sets only the attribute of the module. None in later versions, and for a class
+    derived from the callback that runs at another time.
+    """
+    for finder in trainer.callbacks:
+        if not is_lightning_callback(finder, "LearningRateFinder") or not getattr(finder, "_update_attr", False):
+            continue
+        hook = type(finder).on_fit_start
+        found = getattr(finder, "optimal_lr", None)
+        if found is not None and hook.__module__.split(".")[0] in _packages_before((2, 5, 4)):
+            lr: float | None = found.suggestion()
+            return lr
+    return None
+
+
+def _packages_before(first: tuple[int, ...]) -> list[str]:
+    """The imported packages of Lightning that are older than a version."""
+    versions = {name: getattr(sys.modules.get(name), "__version__", "") for name in _PACKAGES}
+    numbers = {name: tuple(map(int, re.findall(r"\d+", version)[:3])) for name, version in versions.items()}
+    return [name for name, number in numbers.items() if () < number < first]
 
 
 def is_lightning_callback(callback: Any, name: str) -> bool:

@@ -9,13 +9,13 @@ from optplug.config.build import resolve_link, resolve_links
 from optplug.config.model import Config
 from optplug.config.training_length import possibly_wrong_unit, resolve_lengths
 from optplug.errors import WiringError
-from optplug.lightning._compat import attribute_set_by_tuner
+from optplug.lightning._compat import attribute_set_by_tuner, lr_of_finder
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.reporter import Reporter
 from optplug.lightning.trainer_info import training_length
 from optplug.schedulers.adapters import adapter_for
-from optplug.schedulers.lr import lrs_of
+from optplug.schedulers.lr import lrs_of, set_lr
 
 
 def rebuild_if_stale(trainer: Any, module: Any, state: FitState) -> None:
@@ -35,7 +35,11 @@ def rebuild_if_stale(trainer: Any, module: Any, state: FitState) -> None:
     if any(_is_stale(trainer, module, configured) for _, configured in found):
         trainer.strategy.setup_optimizers(trainer)
         return
+    lr = lr_of_finder(trainer)
     for optimizer, configured in found:
+        if lr is not None:
+            for group in optimizer.param_groups:
+                set_lr(group, lr)
         lrs = lrs_of(optimizer)
         if lrs == configured.lrs:
             continue

@@ -14,7 +14,7 @@ from optplug.config.build import parse_and_check
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning.managed_scheduler import ManagedFrequency
 from optplug.lightning.scheduler_stepper import SchedulerStepper
-from support import ADAM, COSINE, PLATEAU, RISING, RISING_LOSSES, SGD, cosine, final_lrs
+from support import ADAM, COSINE, PLATEAU, RISING, RISING_LOSSES, SGD, cosine, final_lrs, lr_finder
 
 
 @pytest.mark.both_import_names
@@ -195,7 +195,7 @@ def test_lr_set_by_the_lr_finder_is_the_base_lr_of_a_warmup(
         def on_train_batch_start(self, *_: Any) -> None:
             self.seen = [*getattr(self, "seen", []), self.trainer.optimizers[0].param_groups[0]["lr"]]
 
-    finder = pl.callbacks.LearningRateFinder(num_training_steps=40)
+    finder = lr_finder(pl, num_training_steps=40)
     callback = optplug_lightning.ConfigureOptimizers({"name": "sgd", "lr": 0.01}, {"warmup_steps": 10}, verbose=False)
     quiet = {"max_epochs": 1, "limit_val_batches": 0, "limit_train_batches": 20, "num_sanity_val_steps": 0}
     made, module = trainer(callbacks=[finder, callback], **quiet), WithLR()

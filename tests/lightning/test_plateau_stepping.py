@@ -19,6 +19,7 @@ from support import (
     PLATEAU,
     RISING,
     SGD,
+    lr_finder,
     plateau_summary,
     printed_lines,
     scheduler_of,
@@ -616,10 +617,10 @@ def test_tuner_does_not_step_plateau(
 def test_tuning_callback_does_not_step_plateau(
     pl: Any, fit_plateau: Any, tunable_module: Any, capsys: Any, tuner_name: str
 ) -> None:
-    arguments = (
-        {"num_training_steps": 40} if tuner_name == "LearningRateFinder" else {"max_trials": 2, "steps_per_trial": 2}
-    )
-    finder = getattr(pl.callbacks, tuner_name)(**arguments)
+    if tuner_name == "LearningRateFinder":
+        finder = lr_finder(pl, num_training_steps=40)
+    else:
+        finder = pl.callbacks.BatchSizeFinder(max_trials=2, steps_per_trial=2)
     fitted, _ = fit_plateau(optimizer=LINKED_SGD, module=tunable_module, callbacks=[finder], max_epochs=2, verbose=True)
     assert (tunable_module.lr != 0.5) == (tuner_name == "LearningRateFinder")
     assert (tunable_module.batch_size != 2) == (tuner_name == "BatchSizeFinder")
