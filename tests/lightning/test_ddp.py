@@ -19,7 +19,7 @@ import torchmetrics
 from torch import nn
 
 from optplug.errors import WiringError
-from support import PLATEAU
+from support import PLATEAU, needs_fsdp2_on_cpu
 
 pytestmark = [
     pytest.mark.timeout(90),
@@ -29,6 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     # The resumed runs have no ModelCheckpoint.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create"),
+    # Sharded checkpoints of torch 2.8; 2.11 does not warn.
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
 ]
 ADAM = {"name": "adam", "lr": 0.1}
 
@@ -419,6 +421,7 @@ def fit_sharded(pl: Any, optplug_lightning: Any, scripted_module: type, trainer:
     return run
 
 
+@needs_fsdp2_on_cpu
 @automatic_and_manual
 @all_log_functions
 def test_sharded_ranks_agree_whatever_each_logs(fit_sharded: Any, case: str, automatic: bool) -> None:
@@ -430,11 +433,13 @@ def test_sharded_ranks_agree_whatever_each_logs(fit_sharded: Any, case: str, aut
     assert (first["lrs"], first["weights"]) == (second["lrs"], second["weights"])
 
 
+@needs_fsdp2_on_cpu
 def test_metric_that_no_rank_logs_raises_on_both_sharded_ranks(fit_sharded: Any) -> None:
     for result in fit_sharded(log_different_values, monitor="val_nll"):
         assert "WiringError: reduce_lr_on_plateau monitors 'val_nll'" in result
 
 
+@needs_fsdp2_on_cpu
 @pytest.mark.parametrize("scheduler", [PLATEAU, {**PLATEAU, "warmup_steps": 6}], ids=["no warmup", "warmup"])
 def test_sharded_resume_equals_uninterrupted_run(pl: Any, fit_sharded: Any, tmp_path: Path, scheduler: Any) -> None:
     saver = pl.callbacks.ModelCheckpoint(tmp_path / "saved", "{epoch}", save_top_k=-1)
@@ -448,6 +453,7 @@ def test_sharded_resume_equals_uninterrupted_run(pl: Any, fit_sharded: Any, tmp_
     assert first["weights"] == uninterrupted["weights"]
 
 
+@needs_fsdp2_on_cpu
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from optplug.lightning.logger_names import loggable_name, rename_unloggable_groups
-from support import ADAM, COSINE, PLATEAU, RISING, SGD
+from support import ADAM, COSINE, LIGHTNING, PLATEAU, RISING, SGD
 
 
 def flattened(params: Any, prefix: str = "") -> dict[str, Any]:
@@ -254,8 +254,17 @@ def test_module_without_hyperparameters_logs_the_configuration(fit_with_hyperpar
     assert set(fit_with_hyperparameters({})) == {"optplug"}
 
 
+needs_autolog_argument = pytest.mark.skipif(
+    LIGHTNING < (2, 6, 0), reason="Lightning 2.5.6: Trainer has no enable_autolog_hparams; 2.6.6 has it"
+)
+
+
 @pytest.mark.parametrize(
-    ("save", "arguments"), [({"logger": False}, {}), ({}, {"enable_autolog_hparams": False})], ids=["module", "trainer"]
+    ("save", "arguments"),
+    [
+        pytest.param({"logger": False}, {}, id="module"),
+        pytest.param({}, {"enable_autolog_hparams": False}, id="trainer", marks=needs_autolog_argument),
+    ],
 )
 def test_nothing_is_logged_if_no_hyperparameters_are_wanted(
     fit_with_hyperparameters: Any, save: Any, arguments: Any

@@ -14,6 +14,7 @@ from torch import nn
 import optplug
 from optplug.lightning.optimizer_modes import OptimizerModes
 from optplug.optim.combined import Combined
+from support import LIGHTNING
 
 # Some resumed runs save into the folder of the checkpoint that they resume from.
 pytestmark = [
@@ -261,17 +262,16 @@ def test_exception_leaves_and_saves_evaluation_weights(
             before.append(evaluation_state(fitted.layer, fitted.optimizer))
             raise InterruptedError
 
+    saves = {"save_on_exception": True} if LIGHTNING >= (2, 5, 3) else {}  # older ones have no such argument
     with pytest.raises(InterruptedError):
-        run(
-            fitted,
-            batch_end_callback(fail),
-            save_every_checkpoint(save_on_train_epoch_end=True, save_on_exception=True),
-        )
+        run(fitted, batch_end_callback(fail), save_every_checkpoint(save_on_train_epoch_end=True, **saves))
     weights, states = before[0]
     assert to_lists(fitted.layer.state_dict()) == weights
-    saved = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
-    assert saved_weights(saved) == weights
-    assert to_lists(saved["optimizer_states"]) == states
+    assert (tmp_path / "step=6.ckpt").exists() == bool(saves)
+    if saves:
+        saved = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
+        assert saved_weights(saved) == weights
+        assert to_lists(saved["optimizer_states"]) == states
 
 
 # ---------------------------------------------------------------- checkpoints

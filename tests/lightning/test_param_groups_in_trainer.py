@@ -17,7 +17,7 @@ from torch import nn
 import optplug
 from optplug.config.param_groups import group_table
 from optplug.lightning.checkpoint_metadata import group_tables
-from support import QUIET_NO_SANITY
+from support import QUIET_NO_SANITY, needs_fsdp2_on_cpu
 
 ADAM = {"name": "adam", "lr": 0.1}
 
@@ -199,6 +199,7 @@ def train_sharded(pl: Any, optplug_lightning: Any, scripted_module: type, rank: 
         os._exit(code)
 
 
+@needs_fsdp2_on_cpu
 @pytest.mark.timeout(120)
 def test_fsdp2_shards_are_grouped_by_name(
     pl: Any, optplug_lightning: Any, fit: Any, scripted_module: type, tmp_path: Path
