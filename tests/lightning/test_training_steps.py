@@ -124,6 +124,19 @@ def test_tuner_within_the_training_changes_nothing(
     (plain, expected, expected_state) = run()
     (fitted, module, state) = run(tuner := tuning_callback(name, hook, epoch))
     assert tuner.has_run
+    monitor = schedule.get("monitor")
+    if LIGHTNING < (2, 5, 0) and schedule.get("name") == PLATEAU["name"]:
+        if (name, hook) == ("BatchSizeFinder", "on_train_epoch_start") and schedule.get("monitor") in (
+            None,
+            "val_rare",
+        ):
+            # Lightning 2.4 validates after the finder, before the first batch, also without optplug.
+            assert int(module.validations) == int(expected.validations) + 1
+            return
+        if (name, hook) == ("LearningRateFinder", "on_validation_end") and monitor == "train_loss":
+            # Lightning 2.4: the plateau does not observe the training metric of the epoch of the finder.
+            assert scheduler_of(fitted).last_epoch == scheduler_of(plain).last_epoch - 1
+            return
     assert module.lrs == expected.lrs
     assert module.scheduler_steps == expected.scheduler_steps
     assert scheduler_of(fitted).state_dict() == scheduler_of(plain).state_dict()
