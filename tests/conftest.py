@@ -89,6 +89,7 @@ class ScriptedModule:
         self.val, self.train_values, self.late = val or {}, train or {}, late or {}
         self.automatic_optimization = automatic
         self.register_buffer("validations", torch.tensor(0))
+        self.validated_batch = -1  # the number of the batch before the last validation of a fit
         self.lrs: list[float] = []
         self.scheduler_steps: list[Any] = []
 
@@ -113,15 +114,28 @@ class ScriptedModule:
             optimizer.step()
         return loss
 
+    @property
+    def is_validation_repeated(self) -> bool:
+        """Whether Lightning runs a validation of the fit again, as before 2.5 when it resumes."""
+        is_fit = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        return is_fit and self.trainer.fit_loop.total_batch_idx == self.validated_batch
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._log(self.val, int(self.validations), self.loss(batch))
+        self._log(self.val, int(self.validations) - self.is_validation_repeated, self.loss(batch))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.log("test_loss", self.loss(batch), batch_size=2)
 
     def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
+        if not self.trainer.sanity_checking and not self.is_validation_repeated:
             self.validations += 1
+            self.validated_batch = self.trainer.fit_loop.total_batch_idx
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validated_batch"] = self.validated_batch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.validated_batch = checkpoint.get("validated_batch", -1)
 
     def on_train_epoch_end(self) -> None:
         self._log(self.late, self.trainer.current_epoch, None)

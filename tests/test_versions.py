@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.tuner import lr_finder
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim.lr_scheduler import LRScheduler
@@ -53,6 +54,12 @@ ADAPTATIONS = (
         "torch",
         "2.8",
         lambda: "tensors" not in inspect.signature(_unsafe_preserve_version_counter).parameters,
+    ),
+    Adaptation(
+        "repeats_batches",
+        "lightning",
+        "2.5",
+        lambda: not hasattr(_TrainingEpochLoop, "update_restart_stage"),
     ),
     Adaptation(
         "SchedulerBase",

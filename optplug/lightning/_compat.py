@@ -154,16 +154,27 @@ def loaded_checkpoint(trainer: Any) -> dict[str, Any] | None:
     return getattr(getattr(trainer, "_checkpoint_connector", None), "_loaded_checkpoint", None) or None
 
 
-def saved_epochs(checkpoint: dict[str, Any]) -> tuple[int, int]:
+def repeats_batches(trainer: Any) -> bool:
+    """Whether Lightning, when it resumes, repeats the batch or the validation in which the checkpoint was written.
+
+    Lightning < 2.5: it trains with the batch once more. It also runs a validation again that had ended in the
+    checkpoint, before the first batch.
+    """
+    return not hasattr(trainer.fit_loop.epoch_loop, "update_restart_stage")
+
+
+def saved_epochs(trainer: Any, checkpoint: dict[str, Any]) -> tuple[int, int]:
     """The number of epochs that are over in a checkpoint, and the number of batches of an incomplete epoch after them.
 
-    The number of batches is 0 if a version of Lightning stores the progress of its loops in another way.
+    Batches that Lightning repeats when it resumes do not count. The number of batches is 0 if a version of Lightning
+    stores the progress of its loops in another way.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    over = "completed" if repeats_batches(trainer) else "processed"
     try:
         epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
         is_incomplete = epochs["processed"] < epochs["ready"]
-        return int(epochs["processed"]), int(batches["processed"]) if is_incomplete else 0
+        return int(epochs["processed"]), int(batches[over]) if is_incomplete else 0
     except (KeyError, TypeError):
         return int(checkpoint.get("epoch", 0)), 0
 

@@ -128,6 +128,7 @@ class FitState:
         epoch_ended: whether an epoch has ended, and the next one has not started.
         after_batch: whether a batch has ended, and neither the next batch nor a validation has started.
         in_validation: whether a validation has started, and its metrics have not been observed yet.
+        repeats_validation: whether a validation before the next batch repeats one that the checkpoint contains.
         metadata_at_end: what checkpoints that are saved after the fit, or after an exception, contain; None before.
         failed_loggers: the `id` of each logger that has raised an exception.
     """
@@ -150,6 +151,7 @@ class FitState:
     epoch_ended: bool = False
     after_batch: bool = False
     in_validation: bool = False
+    repeats_validation: bool = False
     metadata_at_end: dict[str, Any] | None = None
     failed_loggers: set[int] = field(default_factory=set)
     _configured_at_end: list[ConfiguredOptimizer | None] | None = None

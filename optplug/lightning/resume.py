@@ -16,7 +16,7 @@ from typing import Any
 
 from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS, RESTARTING
 from optplug.errors import Loc, WiringError, listing, loc_text, short_list
-from optplug.lightning._compat import finetuning_callbacks
+from optplug.lightning._compat import finetuning_callbacks, repeats_batches
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.fit_setup import MonitoredMetric
 from optplug.lightning.fit_state import FitState, ResumeState
@@ -88,27 +88,39 @@ def prepare_resume(
     return resume
 
 
-def lost_values(saved: Mapping[str, Any], epoch: int) -> dict[str, str]:
+def repeats_observed_validation(trainer: Any, saved: Mapping[str, Any]) -> bool:
+    """Whether a validation before the first batch repeats one whose values the schedulers of the checkpoint had.
+
+    Args:
+        trainer: the Lightning trainer.
+        saved: optplug's metadata in the checkpoint (`saved_metadata`). A checkpoint without it is of Lightning alone,
+            which steps a plateau scheduler after it has saved the checkpoint.
+    """
+    return repeats_batches(trainer) and not saved.get("in_validation", saved.get("validation_due", True))
+
+
+def lost_values(trainer: Any, saved: Mapping[str, Any]) -> dict[str, str]:
     """Find the metric values that a plateau misses because Lightning does not repeat the code that logs them.
 
     Args:
+        trainer: the Lightning trainer, in the epoch in which the training resumes.
         saved: optplug's metadata in the checkpoint (`saved_metadata`).
-        epoch: the epoch in which the training resumes.
 
     Returns:
         By the moment at which the plateau would have received the value (see `PlateauObserver`), the reason.
     """
-    reasons = {}
-    if saved.get("validation_due"):
+    reasons, repeats = {}, repeats_batches(trainer)
+    if saved.get("validation_due") and not repeats:
         reasons["validation"] = (
             "the checkpoint was written after a batch and before the validation that was due was complete, and "
             "Lightning does not run this validation when it resumes"
         )
     if not saved.get("epoch_over", True):
         reasons["epoch"] = (
-            f"the checkpoint was written within epoch {epoch}, and the values logged in this epoch before it are lost"
+            f"the checkpoint was written within epoch {trainer.current_epoch}, and the values logged in this epoch "
+            "before it are lost"
         )
-    if saved.get("late_due"):
+    if saved.get("late_due") and (saved.get("epoch_over", True) or not repeats):
         reasons["late"] = (
             "the checkpoint was written before the module's on_train_epoch_end, and Lightning does not call this hook "
             "again when it resumes"

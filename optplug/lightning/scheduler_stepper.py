@@ -42,7 +42,7 @@ from optplug.lightning.optimizer_modes import OptimizerModes
 from optplug.lightning.parameter_warnings import warn_of_untrained_parameters
 from optplug.lightning.plateau import PlateauObserver
 from optplug.lightning.reporter import Reporter
-from optplug.lightning.resume import lost_values
+from optplug.lightning.resume import lost_values, repeats_observed_validation
 from optplug.lightning.trainer_info import last_batch_is_done
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.warmup import Warmup
@@ -215,7 +215,9 @@ class SchedulerStepper:
         self._resume_epochs(trainer)
         self._resume_once(trainer)
         self._start_counting(trainer)
-        lost = lost_values(self.fit_state.checkpoint_metadata, trainer.current_epoch)
+        saved = self.fit_state.checkpoint_metadata
+        self.fit_state.repeats_validation = repeats_observed_validation(trainer, saved)
+        lost = lost_values(trainer, saved)
         for managed in self.fit_state.current_plateaus(trainer):
             self._observer.check_before_training(trainer, managed, lost)
         self._begin_epoch(trainer)
@@ -239,7 +241,7 @@ class SchedulerStepper:
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         state = self.fit_state
-        state.has_batch, state.after_batch = True, False
+        state.has_batch, state.after_batch, state.repeats_validation = True, False, False
         state.count_steps(True)
         state.epochs.begin_batch(trainer.current_epoch)
         state.modes.switch("train")
@@ -333,6 +335,9 @@ class SchedulerStepper:
             self.fit_state.in_validation = False
             self.fit_state.count_steps(self.fit_state.has_batch)
             self.fit_state.modes.switch("eval")  # the module may have changed the mode
+            if self.fit_state.repeats_validation and not trainer.sanity_checking:
+                self.fit_state.snapshots.ignore_present_values(trainer)
+                return
             moment = "sanity" if trainer.sanity_checking else "validation"
             self._observer.observe(trainer, self.fit_state, moment)
 
@@ -357,13 +362,14 @@ class SchedulerStepper:
         state = self.fit_state
         if not (state.configured(trainer) or state.managed or state.histories):
             return {}
-        in_validation = state.in_validation and not validation_is_repeated(trainer)
+        is_lost = state.in_validation and not validation_is_repeated(trainer)
         return {
             **collect_metadata(trainer, state),
             "steps": [counter.count for counter in state.step_counters],
             "steps_handled": [managed.optimizer_steps_handled for managed in state.managed],
             "plateau_histories": [asdict(history) for history in state.histories],
-            "validation_due": in_validation or (state.after_batch and validation_is_due(trainer)),
+            "in_validation": state.in_validation and not state.repeats_validation,
+            "validation_due": is_lost or (state.after_batch and validation_is_due(trainer)),
             "late_due": (state.epoch_ended or (state.after_batch and last_batch_is_done(trainer)))
             and self._observer.expects_late_value(trainer, state),
             "epoch_over": state.epoch_ended,

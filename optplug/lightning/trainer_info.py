@@ -45,7 +45,7 @@ def schedule_start(trainer: Any, on_resume: str) -> TrainingPosition:
     if checkpoint is not None:
         if on_resume not in RESTARTING:
             return BEGINNING
-        epochs, batches = saved_epochs(checkpoint)
+        epochs, batches = saved_epochs(trainer, checkpoint)
         return TrainingPosition(epochs, int(checkpoint.get("global_step", 0)), batches)
     if trainer.ckpt_path and trainer.strategy.restore_checkpoint_after_setup:  # a sharded strategy loads it later
         return BEGINNING

@@ -102,6 +102,8 @@ def test_installed_lightning_has_the_private_name(pl: Any, name: str) -> None:
     assert hasattr(OWNERS[name](pl), name)
 
 
+OTHER_LOOPS = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=object()))
+
 FALLBACKS: dict[str, tuple[Callable[[], Any], Any]] = {
     "attached_trainer": (lambda: _compat.attached_trainer(object()), None),
     "loaded_checkpoint, no connector": (lambda: _compat.loaded_checkpoint(SimpleNamespace()), None),
@@ -127,8 +129,11 @@ FALLBACKS: dict[str, tuple[Callable[[], Any], Any]] = {
         ),
         7,
     ),
-    "saved_epochs, no loops": (lambda: _compat.saved_epochs({"epoch": 3}), (3, 0)),
-    "saved_epochs, other loops": (lambda: _compat.saved_epochs({"epoch": 3, "loops": {"fit_loop": {}}}), (3, 0)),
+    "saved_epochs, no loops": (lambda: _compat.saved_epochs(OTHER_LOOPS, {"epoch": 3}), (3, 0)),
+    "saved_epochs, other loops": (
+        lambda: _compat.saved_epochs(OTHER_LOOPS, {"epoch": 3, "loops": {"fit_loop": {}}}),
+        (3, 0),
+    ),
     "restore_data_loaders": (
         lambda: _compat.restore_data_loaders(SimpleNamespace(fit_loop=SimpleNamespace())),
         None,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from support import BATCHES_PER_EPOCH, SGD, scheduler_of
+from support import BATCHES_PER_EPOCH, LIGHTNING, SGD, scheduler_of
 
 HALVING = {"name": "exponential_lr", "gamma": 0.5}
 
@@ -166,8 +166,12 @@ def test_skipped_epochs_count_as_with_lightning_alone(
     native, module = Native(skip_from=2), recording_module(skip_from=2)
     trainer(max_epochs=4).fit(native)
     trainer(callbacks=quiet_callback(SGD, HALVING), max_epochs=4).fit(module)
-    assert [lr for *_, lr in module.batches] == [lr for *_, lr in native.batches]
-    assert torch.equal(module.layer.weight, native.layer.weight)
+    assert [lr for *_, lr in module.batches] == [0.5**epoch for epoch, *_ in module.batches]
+    if LIGHTNING < (2, 6):  # Lightning 2.5.6 does not step a schedule after a skipped epoch, 2.6.6 does
+        assert {lr for *_, lr in native.batches} == {1.0}
+    else:
+        assert native.batches == module.batches
+        assert torch.equal(module.layer.weight, native.layer.weight)
 
 
 def test_epochs_of_several_optimizers_count_once(two_optimizer_module: type, trainer: Any, quiet_callback: Any) -> None:
@@ -385,8 +389,13 @@ def test_resume_from_a_checkpoint_without_an_epoch_count(
         warnings.simplefilter("ignore")
         fitted = trainer(callbacks=quiet_callback(SGD, HALVING), max_epochs=4)
         fitted.fit(module, ckpt_path=path)
-    assert [lr for *_, lr in module.batches] == [0.25] * 4 + [0.125] * 4
-    assert scheduler_of(fitted).last_epoch == 4
+    if LIGHTNING < (2, 5) and saved_in == "on_train_batch_end":
+        # Lightning trains the last batch of epoch 1 once more, and the schedule is stepped once more after it.
+        assert [lr for *_, lr in module.batches] == [0.25] + [0.125] * 4 + [0.0625] * 4
+        assert scheduler_of(fitted).last_epoch == 5
+    else:
+        assert [lr for *_, lr in module.batches] == [0.25] * 4 + [0.125] * 4
+        assert scheduler_of(fitted).last_epoch == 4
 
 
 def test_metric_of_on_train_epoch_end_is_used_once_although_lightning_calls_the_hook_again(

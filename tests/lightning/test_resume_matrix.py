@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from support import PLATEAU
+from support import LIGHTNING, PLATEAU
 
 BATCHES, EPOCHS = 4, 5
 ADAM = {"name": "adam", "lr": 0.1}
@@ -59,6 +59,12 @@ class Setting(NamedTuple):
     optimizer: dict[str, Any] = ADAM
     warning: str = ""
     save_hook: str = "on_train_batch_end"
+
+    @property
+    def expected_warning(self) -> str:
+        """`warning`, unless Lightning < 2.5 runs the validation again in which the checkpoint was written."""
+        is_repeated = LIGHTNING < (2, 5) and self.save_hook.startswith("on_validation") and "due" in self.warning
+        return "" if is_repeated else self.warning
 
 
 EPOCH_END = {"save_on_train_epoch_end": True}
@@ -195,6 +201,27 @@ SETTINGS = {
 """Each setting runs with automatic and with manual optimization; accumulation is possible only in automatic."""
 
 
+REPEATED_BATCH = {
+    "middle of an epoch",
+    "middle of an epoch, resumable data",
+    "two validations per epoch, between the two",
+    "warmup, within the warmup",
+    "loss as metric, middle of an epoch",
+    "cosine per epoch, after the last batch",
+    "value lost: after the last batch of an epoch",
+    "value lost: after the batch before a validation",
+    "value lost: saved by a callback before a validation",
+    "value lost: metric of on_train_epoch_end, after the last batch",
+}
+"""The settings whose result depends on what Lightning does with the batch in which the checkpoint was written."""
+
+repeated_batch = pytest.mark.xfail(
+    LIGHTNING < (2, 5),
+    strict=True,
+    reason="Lightning < 2.5: after a resume it counts the batch again in which the checkpoint was written",
+)
+
+
 class ResumableDataLoader(DataLoader):
     """A data loader that resumes within an epoch."""
 
@@ -226,7 +253,13 @@ def weights_and_states(run: Any, module: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("automatic", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["automatic", "manual"])
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(setting, id=name, marks=[repeated_batch] if name in REPEATED_BATCH else [])
+        for name, setting in SETTINGS.items()
+    ],
+)
 def test_resumed_run_equals_uninterrupted_run(
     pl: Any,
     optplug_lightning: Any,
@@ -297,9 +330,9 @@ def test_resumed_run_equals_uninterrupted_run(
         and summary == second_summary
     )
     assert len(resumed.lrs) >= BATCHES
-    if setting.warning:
+    if setting.expected_warning:
         assert len(lost_value_warnings) == 1
-        assert setting.warning in lost_value_warnings[0]
+        assert setting.expected_warning in lost_value_warnings[0]
         assert not equal
         return
     assert lost_value_warnings == []
