@@ -25,6 +25,10 @@ TORCH = release(torch.__version__)[:2]
 needs_fsdp2_on_cpu = pytest.mark.skipif(
     TORCH < (2, 8), reason="torch 2.6: FSDP2 needs streams that the CPU lacks; 2.8 does not"
 )
+ignore_epoch_of_sequential_lr = pytest.mark.filterwarnings(
+    *(["ignore:The epoch parameter in `scheduler.step"] if TORCH < (2, 11) else [])
+)
+"""Mark of tests that step SequentialLR. torch < 2.11: it steps its schedulers with an epoch, which is deprecated."""
 
 BATCHES_PER_EPOCH = 4
 """Number of batches of the scripted module."""

@@ -68,6 +68,12 @@ ADAPTATIONS = (
         lambda: not hasattr(LRScheduler, "_is_initial"),
     ),
     Adaptation(
+        "SchedulerBase",
+        "torch",
+        "2.11",
+        lambda: not hasattr(LRScheduler, "_update_lr"),
+    ),
+    Adaptation(
         "lr_of_finder",
         "lightning",
         "2.5.4",

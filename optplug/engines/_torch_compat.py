@@ -100,18 +100,20 @@ def preserve_version_counters(tensors: Iterable[Tensor]) -> AbstractContextManag
 
 
 class SchedulerBase(LRScheduler):
-    """`LRScheduler` with what newer versions of torch have. torch < 2.8: it has no `_is_initial`.
+    """`LRScheduler` with what newer versions of torch have.
 
-    torch < 2.11: it has no `_update_lr`, which `step` and other schedulers call.
+    torch < 2.8: it has no `_is_initial`. The schedulers of these versions take every step to epoch 0 for the initial
+    step, and the step that resumes at a later epoch for an ordinary one; so do those derived from this class.
+
+    torch < 2.11: it has no `_update_lr`, which `step` and other schedulers call. `base_lrs` and the last learning rates
+    are the tensors of the parameter groups, not copies.
     """
 
-    _is_initial: bool = False
-    """Whether the scheduler is under construction."""
+    if not hasattr(LRScheduler, "_is_initial"):
 
-    def _initial_step(self) -> None:
-        self._is_initial = True
-        super()._initial_step()
-        self._is_initial = False
+        @property
+        def _is_initial(self) -> bool:  # type: ignore[override]
+            return self.last_epoch == 0
 
     def before_update(self) -> None:
         """Called before each update of the learning rates."""
@@ -124,6 +126,15 @@ class SchedulerBase(LRScheduler):
 
     else:
 
+        def _initial_step(self) -> None:
+            self.base_lrs = _with_copied_tensors(self.base_lrs)
+            super()._initial_step()
+
         def step(self, epoch: int | None = None) -> None:
             self.before_update()
             super().step(epoch)
+            self._last_lr = _with_copied_tensors(self._last_lr)
+
+
+def _with_copied_tensors(values: Iterable[Any]) -> list[Any]:
+    return [value.clone() if isinstance(value, Tensor) else value for value in values]

@@ -25,6 +25,8 @@ from torch.optim import lr_scheduler
 import optplug
 from optplug.config.expressions import Expression
 from optplug.errors import ConfigError, HyperparameterError
+from support import TORCH as TORCH_VERSION
+from support import since_torch
 
 LIMIT = 1e-12
 
@@ -286,7 +288,7 @@ def test_resuming_without_initial_lr_raises_as_in_torch(name):
 def test_tensor_lr_is_updated_in_place_as_in_torch(name, arguments):
     histories = []
     for cls in (OURS[name], TORCH[name]):
-        lrs = [torch.tensor(0.1, dtype=torch.float64), torch.tensor([0.02], dtype=torch.float64)]
+        lrs = [torch.tensor(lr, dtype=torch.float64) for lr in (0.1, 0.02)]
         optimizer = sgd(*lrs)
         scheduler = cls(optimizer, **arguments)
         seen = []
@@ -295,9 +297,26 @@ def test_tensor_lr_is_updated_in_place_as_in_torch(name, arguments):
             scheduler.step()
             seen.append([lr.item() for lr in lrs])
             assert [group["lr"] is lr for group, lr in zip(optimizer.param_groups, lrs, strict=True)] == [True, True]
-            assert not any(a is b for a in scheduler.get_last_lr() for b in lrs)
+            is_shared = any(a is b for a in scheduler.get_last_lr() for b in lrs)
+            assert is_shared == (TORCH_VERSION < (2, 11) and cls is TORCH[name])
         histories.append(seen)
         assert [float(lr) for lr in scheduler.base_lrs] == [0.1, 0.02]
+    assert_equal_lrs(*histories)
+
+
+@each_case
+def test_tensor_lr_with_a_dimension_is_updated_as_in_torch(name, arguments):
+    histories = []
+    for cls in (OURS[name], TORCH[name]):
+        lr = torch.tensor([0.1], dtype=torch.float64)
+        seen = [lr.item()]
+        with since_torch((2, 8), RuntimeError, "fill_ only supports 0-dimension value tensor"):
+            scheduler = cls(sgd(lr), **arguments)
+            for _ in range(100):
+                scheduler.optimizer.step()
+                scheduler.step()
+                seen.append(lr.item())
+        histories.append([seen])
     assert_equal_lrs(*histories)
 
 
