@@ -158,7 +158,7 @@ def test_the_row_of_the_constraints_is_installed_with_all_of_them():
 
 def test_an_interrupted_command_ends_with_its_children():
     """The grandchild keeps a pipe open until it ends."""
-    grandchild = "print('ready', flush=True); import time; time.sleep(60)"
+    grandchild = "print('ready', flush=True); import time; time.sleep(300)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
     script = f"import sys, run_versions; run_versions.run(sys.executable, '-c', {child!r}, output=sys.stdout)"
     process = subprocess.Popen(
@@ -168,4 +168,4 @@ def test_an_interrupted_command_ends_with_its_children():
     while b"ready" not in process.stdout.readline().split():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=50)
+    process.communicate(timeout=200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.metadata
 import json
 import math
 import sys
@@ -545,7 +546,7 @@ def test_json_has_expected_keys(report: Report):
     assert set(read) == {"format", "date", "machine", "versions", "settings", "cells", "failures"}
     assert set(read["machine"]) == {"cpu", "cores", "threads", "system", "load"}
     assert {"python", "torch", "optplug"} <= set(read["versions"])
-    assert read["versions"]["torch"] == torch.__version__
+    assert read["versions"]["torch"] == importlib.metadata.version("torch")
     first = read["cells"][0]
     assert (first["best"], first["ratio"], first["memory_limit_fraction"]) == ("fused", 0.5, 0.5)
     keys = {"path", "median", "lower", "upper", "rounds", "first_steps", "cold", "extra_bytes"}

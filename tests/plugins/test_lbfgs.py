@@ -990,7 +990,7 @@ def test_several_devices_sparse_and_missing_parameters_are_rejected():
         LBFGS([parameter(), parameter(device="meta")])
     with pytest.raises(ParameterError, match=r"^Sparse params at indices .*: LBFGS requires dense parameter tensors"):
         LBFGS([torch.eye(2).to_sparse().requires_grad_()])
-    with pytest.raises(ParameterError, match=r"^optimizer got an empty parameter list"):
+    with pytest.raises(ValueError, match=r"^optimizer got an empty parameter list"):
         LBFGS([])
 
 

@@ -834,9 +834,9 @@ def find_problems_on_torch_input(name: str, i: int) -> list[str]:
     error = exception_of(act, "error")
     if error is None:
         return ["accepted"]
-    warned = entry.error_type is UserWarning  # torch: "in future, this will cause an error"; optplug raises
-    expected = ParameterError if warned else entry.error_type
-    found = [] if isinstance(error, expected) else [f"no {expected.__name__}"]
+    warned = issubclass(entry.error_type, Warning)  # torch: "will be an error in a future release"; optplug raises
+    expected = (ParameterError, TypeError) if warned else (entry.error_type,)
+    found = [] if isinstance(error, expected) else [f"none of {[cls.__name__ for cls in expected]}"]
     found += [] if re.search(entry.error_regex, str(error)) else [f"does not match {entry.error_regex!r}"]
     return [f"{one}: {type(error).__name__}: {error}" for one in found]
 
