@@ -45,7 +45,8 @@ def draw(report: Report, path: Path) -> None:
     width = 1.2 + 0.09 * longest + 2.6 * len(report.profiles)
     figure = Figure(figsize=(max(width, 7), 1.9 + 0.36 * len(optimizers)), layout="constrained")
     panels = figure.subplots(1, len(report.profiles), sharex=True, sharey=True, squeeze=False)[0]
-    x_limit = 1.22 * max(1.0, *(cell.ratio for cell in report.cells))
+    memory_limits = [c.memory_limit.median / c.best.median for c in report.cells if c.memory_limit_fraction is not None]
+    x_limit = 1.22 * max(1.0, *(cell.ratio for cell in report.cells), *memory_limits)
     for axes, profile in zip(panels, report.profiles, strict=True):
         cells = report.cells_of(profile)
         positions = [optimizers.index(cell.optimizer) for cell in cells]
