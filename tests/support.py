@@ -22,6 +22,9 @@ LIGHTNING = release(version("lightning"))
 TORCH = release(torch.__version__)[:2]
 """Major and minor number of the installed torch."""
 
+NEW_IN_TORCH = {("adam", "decoupled_weight_decay"): (2, 8), ("lbfgs", "maximize"): (2, 14)}
+"""By name and argument: the first tested version of torch whose class has the argument, where an older one lacks it."""
+
 needs_fsdp2_on_cpu = pytest.mark.skipif(
     TORCH < (2, 8), reason="torch 2.6: FSDP2 needs streams that the CPU lacks; 2.8 does not"
 )
@@ -85,6 +88,11 @@ def plateau_summary(capture: Any) -> str:
     """The only plateau summary among the printed lines."""
     (line,) = (line for line in printed_lines(capture) if line.startswith("plateau"))
     return line
+
+
+def torch_has(name: str, argument: str) -> bool:
+    """Whether the class of the installed torch has an argument that some supported version has."""
+    return NEW_IN_TORCH.get((name, argument), TORCH) <= TORCH
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from optplug.config.form import TABLES
 from optplug.config.reference import update_tables
 from optplug.registry import Registry, hookspecs
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
-from support import QUIET, TORCH, lines_with_type_errors
+from support import QUIET, lines_with_type_errors, torch_has
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -281,10 +281,6 @@ def test_version_is_the_version_of_the_distribution() -> None:
 SECTIONS = re.findall(r"\n### (\w+) \(`(\w+)`\)\n\n(.*?)(?=\n\n|\Z)", PAGES["torch.md"] + "\n\n", re.DOTALL)
 
 
-NEW_IN_TORCH = {("lbfgs", "maximize"): (2, 14)}
-"""The first version of torch that has an argument, where a supported version lacks it."""
-
-
 def rows(table: str) -> dict[str, list[str]]:
     """Return the rows of a Markdown table: by the first column, the other columns."""
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
@@ -320,8 +316,7 @@ def test_comparison_has_correct_arguments_and_defaults(title: str, name: str, ta
     assert set(documented) == {*arguments(ours), *arguments(theirs), *(["verbose"] if "Plateau" in title else [])}
     for column, cls in ((1, theirs), (2, ours)):
         for argument, cells in documented.items():
-            first_version = NEW_IN_TORCH.get((name, argument), (0,))
-            if cls is theirs and first_version > TORCH:
+            if cls is theirs and not torch_has(name, argument):
                 assert argument not in arguments(theirs)
                 continue
             parameter = arguments(cls).get(argument)

@@ -64,7 +64,7 @@ LAYERS = (
         "torch numba llvmlite numpy typing_extensions",
         "errors registry rules ops engines optim schedulers",
     ),
-    Layer("optplug_schedules", "torch", "errors registry optim schedulers"),
+    Layer("optplug_schedules", "torch", "errors registry engines optim schedulers"),
 )
 """`optplug/__init__.py` is not a layer: it may import every public name on first use, and only `registry` at import."""
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.tuner import lr_finder
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from versions import ROWS, release
 
@@ -60,6 +60,12 @@ ADAPTATIONS = (
         "lightning",
         "2.5",
         lambda: not hasattr(_TrainingEpochLoop, "update_restart_stage"),
+    ),
+    Adaptation(
+        "PlateauNames",
+        "torch",
+        "2.11",
+        lambda: hasattr(ReduceLROnPlateau, "is_better"),
     ),
     Adaptation(
         "SchedulerBase",

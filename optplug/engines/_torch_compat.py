@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from optplug.errors import DependencyError, upgrade_hint
 
 __all__ = [
+    "PlateauNames",
     "SchedulerBase",
     "active_transform",
     "capturable_device_types",
@@ -138,3 +139,12 @@ class SchedulerBase(LRScheduler):
 
 def _with_copied_tensors(values: Iterable[Any]) -> list[Any]:
     return [value.clone() if isinstance(value, Tensor) else value for value in values]
+
+
+class PlateauNames:
+    """The names of methods of older versions of `ReduceLROnPlateau`. torch < 2.11: `_is_better` is `is_better`."""
+
+    _is_better: Any
+
+    def is_better(self, a: float, best: float) -> bool:
+        return bool(self._is_better(a, best))

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from optplug.engines._torch_compat import PlateauNames
 from optplug.schedulers.warmup import Warmup
 
 
-class PlateauWarmup(Warmup, ReduceLROnPlateau):  # type: ignore[misc]  # `factor` is a method of Warmup
+class PlateauWarmup(Warmup, PlateauNames, ReduceLROnPlateau):  # type: ignore[misc]  # `factor` is a method of Warmup
     """A warmup around `ReduceLROnPlateau`, torch's or optplug's; arguments as of `Warmup`.
 
     The class inherits from torch's class because trainers check `isinstance` to decide when they step a scheduler, and

@@ -9,6 +9,7 @@ from typing import Any, Literal, SupportsFloat
 
 from torch.optim import Optimizer, lr_scheduler
 
+from optplug.engines._torch_compat import PlateauNames
 from optplug.errors import HyperparameterError, WiringError
 from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.schedulers.checks import ArgumentChecks, check_state
@@ -16,7 +17,7 @@ from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.lr import set_lr
 
 
-class ReduceLROnPlateau(ArgumentChecks, StrictKwargs, lr_scheduler.ReduceLROnPlateau):
+class ReduceLROnPlateau(ArgumentChecks, StrictKwargs, PlateauNames, lr_scheduler.ReduceLROnPlateau):
     """Multiply the learning rates by `factor` when a metric has not improved for more than `patience` steps.
 
     Args:

@@ -12,7 +12,9 @@ import io
 import itertools
 import math
 import pickle
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import optplug
+
+sys.path.append(str(Path(__file__).parents[1]))  # when this file is run as a program
 from support import TORCH
 
 ENGINES = ("loop", "foreach", "auto")

@@ -22,14 +22,20 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import optplug
+
+sys.path.append(str(Path(__file__).parents[1]))  # when this file is run as a program
+from support import TORCH as INSTALLED
+from support import since_torch, torch_has
 
 ENGINES = ("loop", "foreach", "numba")
 LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -111,6 +117,28 @@ ALL_OPTIONS = {
     for name in TORCH
 }
 """By name, the options that can be combined, all at once."""
+OPTIONS_IN_TORCH = {
+    name: {key: value for key, value in options.items() if torch_has(name, key)}
+    for name, options in ALL_OPTIONS.items()
+}
+"""The same for the class of the installed torch."""
+
+
+def reference(name: str, params: Any, **options: Any) -> torch.optim.Optimizer:
+    """torch's optimizer with these options and `foreach=False`.
+
+    torch < 2.8: Adam has no `decoupled_weight_decay`. With it, Adam is AdamW with another default of `weight_decay`.
+    """
+    cls = TORCH[name]
+    if name == "adam" and not torch_has(name, "decoupled_weight_decay") and "decoupled_weight_decay" in options:
+        options = {"weight_decay": 0.0, **options}
+        cls = torch.optim.AdamW if options.pop("decoupled_weight_decay") else cls
+    return cls(params, foreach=False, **options)
+
+
+def classes(name: str, engine: str) -> tuple[Callable[..., torch.optim.Optimizer], ...]:
+    """What constructs optplug's optimizer with the engine, and torch's."""
+    return functools.partial(optplug.get_optimizer(name), engine=engine), functools.partial(reference, name)
 
 
 def options_id(options: dict[str, Any]) -> str:
@@ -211,7 +239,7 @@ def torch_trajectory(
     name: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...], rounded: torch.dtype | None = None
 ) -> Trajectory:
     """The trajectory of torch's class."""
-    return Trajectory(TORCH[name], dtype, rounded=rounded, foreach=False, **dict(options)).run_steps()
+    return Trajectory(functools.partial(reference, name), dtype, rounded=rounded, **dict(options)).run_steps()
 
 
 ENGINES_AND_DTYPES = [
@@ -274,9 +302,9 @@ def rms_errors(name: str) -> list[Errors]:
 
     found = []
     for options in combinations(name):
-        exact = run(TORCH[name], torch.float64, foreach=False, **options)
+        exact = run(functools.partial(reference, name), torch.float64, **options)
         ours = run(optplug.get_optimizer(name), torch.float32, engine="numba", **options)
-        torch_error = run(TORCH[name], torch.float32, foreach=False, **options)
+        torch_error = run(functools.partial(reference, name), torch.float32, **options)
         rms = [float((t - exact).square().mean().sqrt()) for t in (ours, torch_error)]
         found.append(Errors(*rms, options_id(options)))
     return found
@@ -296,7 +324,7 @@ def test_float32_numba_is_as_accurate_as_torch_on_average(name):
 def test_combinations_cover_all_options_of_torch(name):
     engine_keys = {"params", "foreach", "capturable", "differentiable", "fused"}
     options = set(inspect.signature(TORCH[name]).parameters) - engine_keys
-    assert options == {key for combination in combinations(name) for key in combination}
+    assert options == {key for combination in combinations(name) for key in combination if torch_has(name, key)}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -304,13 +332,10 @@ def test_combinations_cover_all_options_of_torch(name):
 def test_float32_tensor_lr_with_float64_parameters(name, engine):
     for lr, options in itertools.product((1e-3, 0.01), ({}, ALL_OPTIONS[name])):
         options = {**options, "lr": torch.tensor(lr)}
-        pair = []
-        for cls, engine_options in (
-            (optplug.get_optimizer(name), {"engine": engine}),
-            (TORCH[name], {"foreach": False}),
-        ):
-            pair.append(Trajectory(cls, torch.float64, **engine_options, **copy.deepcopy(options)).run_steps())
-        differences = pair[0].differences(pair[1])
+        ours, theirs = (
+            Trajectory(cls, torch.float64, **copy.deepcopy(options)).run_steps() for cls in classes(name, engine)
+        )
+        differences = ours.differences(theirs)
         # torch computes ASGD's next step size in float32, the dtype of lr, so the last bit can differ.
         assert differences.pop("eta", 0.0) <= 2**-23
         assert max(differences.values()) <= 1e-7
@@ -321,17 +346,25 @@ def test_tensor_hyperparameters_equal_torch(engine):
     def tensor(value, *shape):
         return torch.full(shape, value, dtype=torch.float64)
 
+    def run(cls, options):
+        return Trajectory(cls, torch.float64, **copy.deepcopy(options)).run_steps()
+
     betas = {"lr": tensor(0.01), "betas": (tensor(0.9, 1, 1), tensor(0.99)), "amsgrad": True}
-    cases = {name: {"lr": tensor(0.01, 1)} for name in TORCH}
-    cases |= {"sgd": {"momentum": 0.9, "weight_decay": tensor(0.1)}, "adam": betas, "adamw": betas}
-    for name, options in cases.items():
-        pair = []
-        for cls, engine_options in (
-            (optplug.get_optimizer(name), {"engine": engine}),
-            (TORCH[name], {"foreach": False}),
-        ):
-            pair.append(Trajectory(cls, torch.float64, **engine_options, **copy.deepcopy(options)).run_steps())
-        assert pair[0].max_difference(pair[1]) <= 1e-11, name
+    cases = [(name, (2, 8), {"lr": tensor(0.01, 1)}) for name in TORCH]
+    cases += [("sgd", (2, 6), {"momentum": 0.9, "weight_decay": tensor(0.1)})]
+    cases += [(name, (2, 11), betas) for name in ("adam", "adamw")]
+    for name, first_version, options in cases:
+        ours, theirs = classes(name, engine)
+        if name != "asgd":  # torch < 2.8: the states of ASGD take the shape of lr
+            with since_torch(first_version, TypeError, "must be Number, not Tensor"):
+                run(theirs, options)
+        taken = options if first_version <= INSTALLED else without_dimensions(options)
+        assert run(ours, options).max_difference(run(theirs, taken)) <= 1e-11, name
+
+
+def without_dimensions(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with each tensor as a tensor without dimensions."""
+    return tree_map_only(torch.Tensor, lambda t: t.reshape(()), options)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64], ids=str)
@@ -350,8 +383,8 @@ def test_complex_parameters_equal_torch(name, engine, dtype):
 
     for options in ({}, NUMBERS[name], ALL_OPTIONS[name], {**ALL_OPTIONS[name], "maximize": True}):
         ours = run(optplug.get_optimizer(name), engine=engine, **options)
-        theirs = run(TORCH[name], foreach=False, **options)
-        exact = run(TORCH[name], torch.complex128, foreach=False, **options)
+        theirs = run(functools.partial(reference, name), **options)
+        exact = run(functools.partial(reference, name), torch.complex128, **options)
         assert ours.keys() == theirs.keys()
         for key, state in theirs.items():
             against, limit = state, LIMITS[dtype.to_real()]
@@ -425,19 +458,19 @@ def test_state_dicts_are_exchanged_with_torch(name, engine, direction):
         (theirs, ours) if direction.startswith("ours") else (ours, theirs)
     )
     for dtype, limit in LIMITS.items():
-        first = Trajectory(first_cls, dtype, **ALL_OPTIONS[name], **first_engine_options).run_steps(0, 20)
+        first = Trajectory(first_cls, dtype, **OPTIONS_IN_TORCH[name], **first_engine_options).run_steps(0, 20)
         # The state dict contains the hyperparameters.
         then = Trajectory(then_cls, dtype, **then_engine_options).resume(first)
-        through = Trajectory(TORCH[name], dtype, **ALL_OPTIONS[name], foreach=False).run_steps()
+        through = Trajectory(TORCH[name], dtype, **OPTIONS_IN_TORCH[name], foreach=False).run_steps()
         assert then.run_steps(20).max_difference(through) <= limit, f"{direction} in {dtype}"
         for a, b in zip(then.optimizer.param_groups, through.optimizer.param_groups, strict=True):
-            assert {key: a[key] for key in ALL_OPTIONS[name]} == {key: b[key] for key in ALL_OPTIONS[name]}
+            assert {key: a[key] for key in OPTIONS_IN_TORCH[name]} == {key: b[key] for key in OPTIONS_IN_TORCH[name]}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TORCH)
 def test_state_dict_that_torch_loaded_and_saved_is_continued(name, engine):
-    first = Trajectory(TORCH[name], torch.float64, **ALL_OPTIONS[name], foreach=False).run_steps(0, 20)
+    first = Trajectory(TORCH[name], torch.float64, **OPTIONS_IN_TORCH[name], foreach=False).run_steps(0, 20)
     again = Trajectory(TORCH[name], torch.float64, foreach=False).resume(first).run_steps(20, 30)
     then = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine).resume(again).run_steps(30)
     through = Trajectory(TORCH[name], torch.float64, foreach=False).resume(again).run_steps(30)
@@ -526,8 +559,7 @@ def test_state_has_names_dtypes_devices_and_strides_of_torch(name, engine, dtype
         return described, optimizer.param_groups[0]
 
     for options in ({}, ALL_OPTIONS[name], {"maximize": True}):
-        ours, a = states(optplug.get_optimizer(name), {**options, "engine": engine})
-        theirs, b = states(TORCH[name], {**options, "foreach": False})
+        (ours, a), (theirs, b) = (states(cls, options) for cls in classes(name, engine))
         assert ours == theirs
         shared = b.keys() - {"params", "foreach"}
         assert {key: a[key] for key in shared} == {key: b[key] for key in shared}
@@ -538,8 +570,9 @@ def test_state_has_names_dtypes_devices_and_strides_of_torch(name, engine, dtype
 def test_scalar_states_have_the_default_dtype_float64_as_in_torch(name, engine):
     torch.set_default_dtype(torch.float64)
     try:
-        ours = Trajectory(optplug.get_optimizer(name), torch.float64, engine=engine, **ALL_OPTIONS[name]).run_steps()
-        theirs = Trajectory(TORCH[name], torch.float64, foreach=False, **ALL_OPTIONS[name]).run_steps()
+        ours, theirs = (
+            Trajectory(cls, torch.float64, **ALL_OPTIONS[name]).run_steps() for cls in classes(name, engine)
+        )
     finally:
         torch.set_default_dtype(torch.float32)
     dtypes = [
