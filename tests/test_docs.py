@@ -25,7 +25,7 @@ from optplug.config.form import TABLES
 from optplug.config.reference import update_tables
 from optplug.registry import Registry, hookspecs
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
-from support import QUIET, lines_with_type_errors, torch_has
+from support import QUIET, TORCH, lines_with_type_errors, torch_has
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -288,7 +288,11 @@ def rows(table: str) -> dict[str, list[str]]:
 
 
 def arguments(cls: type) -> dict[str, inspect.Parameter]:
-    return {k: p for k, p in inspect.signature(cls).parameters.items() if k not in ("params", "optimizer")}
+    """Return the arguments of a class, without `verbose` of torch's schedulers, which torch has removed after 2.6."""
+    found = {k: p for k, p in inspect.signature(cls).parameters.items() if k not in ("params", "optimizer")}
+    if TORCH < (2, 8) and cls.__module__.startswith("torch.optim.lr_scheduler"):
+        assert found.pop("verbose").default == "deprecated"
+    return found
 
 
 def both_classes(name: str) -> tuple[type, type]:
