@@ -46,7 +46,8 @@ def check_checkpoints_hold_plain_data(request: pytest.FixtureRequest) -> Iterato
 def pytest_configure(config: pytest.Config) -> None:
     """Ignore the deprecation warnings that other packages cause."""
     for entry in DEPRECATIONS_OF_OTHERS:
-        config.addinivalue_line("filterwarnings", f"ignore:{entry.message}")
+        if entry.is_expected():
+            config.addinivalue_line("filterwarnings", f"ignore:{entry.message}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -158,9 +158,12 @@ def test_the_row_of_the_constraints_is_installed_with_all_of_them():
 
 def test_an_interrupted_command_ends_with_its_children():
     """The grandchild keeps a pipe open until it ends."""
-    grandchild = "print('ready', flush=True); import time; time.sleep(300)"
+    grandchild = "print('ready', flush=True); import time; time.sleep(60)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
-    script = f"import sys, run_versions; run_versions.run(sys.executable, '-c', {child!r}, output=sys.stdout)"
+    script = (  # a process in the background inherits that SIGINT is ignored
+        "import signal, sys, run_versions; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"run_versions.run(sys.executable, '-c', {child!r}, output=sys.stdout)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=run_versions.ROOT / "tests", stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -168,4 +171,4 @@ def test_an_interrupted_command_ends_with_its_children():
     while b"ready" not in process.stdout.readline().split():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=200)
+    process.communicate(timeout=50)

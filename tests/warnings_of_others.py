@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import NamedTuple
+
+from versions import release
 
 
 class DeprecationOfOthers(NamedTuple):
@@ -11,12 +14,17 @@ class DeprecationOfOthers(NamedTuple):
     Attributes:
         message: a regular expression for the start of the message, without colons.
         package: the package that calls what is deprecated.
-        newest: major and minor number of the newest version of the package that was seen to do so.
+        newest: major and minor number of the newest version of the package that was seen to do so. Later versions
+            are expected not to.
     """
 
     message: str
     package: str
     newest: tuple[int, int]
+
+    def is_expected(self) -> bool:
+        """Whether the installed version of the package is not newer than `newest`."""
+        return release(version(self.package))[:2] <= self.newest
 
 
 DEPRECATIONS_OF_OTHERS = (
