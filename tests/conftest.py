@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from warnings_of_others import DEPRECATIONS_OF_OTHERS
+from warnings_of_others import WARNINGS_OF_OTHERS
 
 import optplug
 from optplug.registry import Plugin, Registration, registry
@@ -44,8 +44,8 @@ def check_checkpoints_hold_plain_data(request: pytest.FixtureRequest) -> Iterato
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ignore the deprecation warnings that other packages cause."""
-    for entry in DEPRECATIONS_OF_OTHERS:
+    """Ignore the warnings that other packages cause."""
+    for entry in WARNINGS_OF_OTHERS:
         if entry.is_expected():
             config.addinivalue_line("filterwarnings", f"ignore:{entry.message}")
 

@@ -111,7 +111,7 @@ def lr_finder(pl: Any, **arguments: Any) -> Any:
     Lightning < 2.5.4: the first epoch continues after the last batch of the finder, also without optplug.
     """
 
-    class Finder(pl.callbacks.LearningRateFinder):  # type: ignore[misc]
+    class Finder(pl.callbacks.LearningRateFinder):
         def lr_find(self, trainer: Any, module: Any) -> None:
             super().lr_find(trainer, module)
             if LIGHTNING < (2, 5, 4):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import training_by_name
 from training_by_name import Deprecation
-from warnings_of_others import DEPRECATIONS_OF_OTHERS, DeprecationOfOthers
+from warnings_of_others import WARNINGS_OF_OTHERS, WarningOfOthers
 
 from versions import release
 
@@ -28,7 +28,7 @@ def deprecations_of_training(way: str) -> list[Deprecation]:
     return [Deprecation(**fields) for fields in json.loads(result.stdout)]
 
 
-def is_caused_by(entry: DeprecationOfOthers, found: Deprecation) -> bool:
+def is_caused_by(entry: WarningOfOthers, found: Deprecation) -> bool:
     caller = found.caller.removeprefix("pytorch_")  # both import names of Lightning are one package
     return caller == entry.package and re.match(entry.message, found.text) is not None
 
@@ -38,12 +38,12 @@ def is_caused_by(entry: DeprecationOfOthers, found: Deprecation) -> bool:
 )
 def test_training_by_name_causes_no_deprecation_warning(way):
     found = deprecations_of_training(way)
-    expected = [entry for entry in DEPRECATIONS_OF_OTHERS if entry.is_expected()]
+    expected = [entry for entry in WARNINGS_OF_OTHERS if entry.is_expected()]
     unknown = [one for one in found if not any(is_caused_by(entry, one) for entry in expected)]
     assert not unknown, "\n\n".join(f"{one.caller}: {one.text}\n" + "\n".join(one.stack) for one in unknown)
 
 
-@pytest.mark.parametrize("entry", DEPRECATIONS_OF_OTHERS, ids=lambda entry: entry.message)
+@pytest.mark.parametrize("entry", WARNINGS_OF_OTHERS, ids=lambda entry: entry.message)
 def test_ignored_deprecations_are_those_of_supported_versions(entry):
     (minimum,) = set(re.findall(rf'"{entry.package}>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
     assert release(minimum)[:2] <= entry.newest, f"{entry.package} {entry.newest} is not supported: remove the entry"

@@ -1,4 +1,4 @@
-"""Deprecation warnings that other packages cause: their code calls what is deprecated."""
+"""Warnings that other packages cause, each with the newest version that does so."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from versions import release
 
 
-class DeprecationOfOthers(NamedTuple):
-    """Deprecation warnings that a package causes.
+class WarningOfOthers(NamedTuple):
+    """A warning that a package causes.
 
     Attributes:
         message: a regular expression for the start of the message, without colons.
-        package: the package that calls what is deprecated.
+        package: the package that gives the warning, or that calls what is deprecated.
         newest: major and minor number of the newest version of the package that was seen to do so. Later versions
             are expected not to.
     """
@@ -27,13 +27,17 @@ class DeprecationOfOthers(NamedTuple):
         return release(version(self.package))[:2] <= self.newest
 
 
-DEPRECATIONS_OF_OTHERS = (
+WARNINGS_OF_OTHERS = (
+    # torch's own LBFGS calls float(loss); 2.8 warns, 2.11 was not seen to.
+    WarningOfOthers("Converting a tensor with requires_grad=True to a scalar", "torch", (2, 8)),
+    # torch.load says that it checks sparse tensors, which takes time.
+    WarningOfOthers("Validating sparse tensor invariants because weights_only=True", "torch", (2, 15)),
     # Deprecated between torch 2.8 and 2.11.
-    DeprecationOfOthers(r"`isinstance\(treespec, LeafSpec\)` is deprecated", "lightning", (2, 6)),
+    WarningOfOthers(r"`isinstance\(treespec, LeafSpec\)` is deprecated", "lightning", (2, 6)),
     # Deprecated in jsonargparse 4.49; Lightning calls them in LightningCLI.
-    DeprecationOfOthers(r"\s*By default only one JsonargparseDeprecationWarning", "lightning", (2, 6)),
-    DeprecationOfOthers(r"\s*``ArgumentParser\.add_instantiator`` was deprecated", "lightning", (2, 6)),
-    DeprecationOfOthers(r"\s*``instantiate_classes`` was deprecated", "lightning", (2, 6)),
-    DeprecationOfOthers(r"\s*set_config_read_mode was deprecated", "lightning", (2, 5)),
-    DeprecationOfOthers(r"\s*skip_none parameter was deprecated", "lightning", (2, 6)),
+    WarningOfOthers(r"\s*By default only one JsonargparseDeprecationWarning", "lightning", (2, 6)),
+    WarningOfOthers(r"\s*``ArgumentParser\.add_instantiator`` was deprecated", "lightning", (2, 6)),
+    WarningOfOthers(r"\s*``instantiate_classes`` was deprecated", "lightning", (2, 6)),
+    WarningOfOthers(r"\s*set_config_read_mode was deprecated", "lightning", (2, 5)),
+    WarningOfOthers(r"\s*skip_none parameter was deprecated", "lightning", (2, 6)),
 )
