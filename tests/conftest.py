@@ -14,13 +14,13 @@ import torch
 from hypothesis import settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from warnings_of_others import WARNINGS_OF_OTHERS
 
 import optplug
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import lookup_key
 from support import BATCHES_PER_EPOCH, QUIET
 from version_results import difference_property
+from warnings_of_others import WARNINGS_OF_OTHERS
 
 # The same examples on every machine and in every run; the time of an example is not tested.
 settings.register_profile("optplug", derandomize=True, deadline=None)
@@ -90,7 +90,7 @@ class ScriptedModule:
         self.val, self.train_values, self.late = val or {}, train or {}, late or {}
         self.automatic_optimization = automatic
         self.register_buffer("validations", torch.tensor(0))
-        self.validated_batch = -1  # the number of the batch before the last validation of a fit
+        self.validated_batch: int | None = None  # the number of the batch before the last validation of a fit
         self.lrs: list[float] = []
         self.scheduler_steps: list[Any] = []
 
@@ -136,7 +136,7 @@ class ScriptedModule:
         checkpoint["validated_batch"] = self.validated_batch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.validated_batch = checkpoint.get("validated_batch", -1)
+        self.validated_batch = checkpoint.get("validated_batch")
 
     def on_train_epoch_end(self) -> None:
         self._log(self.late, self.trainer.current_epoch, None)

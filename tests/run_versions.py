@@ -103,10 +103,13 @@ def not_copied(folder: str, names: list[str]) -> set[str]:
 
 
 def requirements(row: Row, source: Path) -> list[str]:
-    """The arguments of `pip install`. The row of constraints.txt takes all versions from there."""
-    constraints = (source / "constraints.txt").read_text().splitlines()
+    """The arguments of `pip install`. A row whose versions are in a file of constraints takes all from there."""
     pins = [f"{name}=={version}" for name, version in row.packages.items()]
-    constrained = ["--constraint", str(source / "constraints.txt")] if set(pins) <= set(constraints) else []
+    constrained = [
+        f"--constraint={file}"
+        for file in sorted(source.glob("constraints*.txt"))
+        if set(pins) <= set(file.read_text().splitlines())
+    ]
     return [*constrained, *pins, "--editable", f"{source}[{EXTRAS}]"]
 
 

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
 
 import pathspec
 import pytest
+import torch
 
 import optplug
 from environments import ROOT, Environment
@@ -157,3 +159,29 @@ def test_type_checkers_see_the_types_of_the_installed_packages(environment: Envi
     assert "error" not in ran.stdout, ran.stdout
     assert ran.stdout.count("Revealed type is") == 3, ran.stdout + ran.stderr
     assert '"Any"' not in ran.stdout
+
+
+@pytest.fixture
+def unpacked_with_index(built: Built) -> Iterator[Path]:
+    """The unpacked source distribution, where `make` can install the versions of `constraints.txt`; else skips."""
+    if f"torch=={torch.__version__.partition('+')[0]}" not in (ROOT / "constraints.txt").read_text().splitlines():
+        pytest.skip("make installs the versions of constraints.txt, and this row has others")
+    probe = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "pluggy"]
+    probe += ["--retries=0", "--timeout=15", f"--dest={built.unpacked.parent / 'probe'}"]
+    ran = subprocess.run(probe, capture_output=True, text=True, timeout=120)
+    if ran.returncode != 0:
+        pytest.skip(f"no package index: {ran.stderr.strip().splitlines()[-1]}")
+    yield built.unpacked
+    subprocess.run(["make", "clean"], cwd=built.unpacked, check=True)  # .venv is large
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # under 4 minutes on an idle machine
+def test_make_commands_run_in_the_source_distribution(unpacked_with_index: Path) -> None:
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MAKE"))}
+    collect = [".venv/bin/python", "-m", "pytest", "-q", "--collect-only"]
+    for command in (["make", "demo", f"PYTHON={sys.executable}"], ["make", "lint"], collect):
+        ran = subprocess.run(command, cwd=unpacked_with_index, env=variables, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
+    for name in ("adam_plateau", "sgd_cosine", "gan"):
+        assert list((unpacked_with_index / "runs" / name).rglob("*.csv"))

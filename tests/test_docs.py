@@ -149,7 +149,6 @@ def test_code_of_the_plugin_page_collects_checks() -> None:
 
 
 @pytest.mark.parametrize("example", ["plain loop", "plateau", "Fabric", "Hugging Face"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_training_loops_of_the_documentation_run(example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if example == "Hugging Face":
         for package in ("transformers", "accelerate"):

@@ -151,9 +151,13 @@ def test_installed_versions_have_to_be_those_of_the_row():
         check_versions(OLDEST, {**installed, "numba": "0.1"})
 
 
-def test_the_row_of_the_constraints_is_installed_with_all_of_them():
-    constrained = [row for row in ROWS if "--constraint" in requirements(row, run_versions.ROOT)]
-    assert len(constrained) == 1
+def test_a_row_with_a_file_of_constraints_is_installed_with_all_of_them():
+    given = [(row, a) for row in ROWS for a in requirements(row, run_versions.ROOT) if a.startswith("--constraint")]
+    (latest,) = (row for row, _ in given[1:])
+    assert given == [
+        (OLDEST, f"--constraint={run_versions.ROOT / 'constraints-oldest.txt'}"),
+        (latest, f"--constraint={run_versions.ROOT / 'constraints.txt'}"),
+    ]
 
 
 def test_an_interrupted_command_ends_with_its_children():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from support import lines_with_type_errors
+from support import LIGHTNING, lines_with_type_errors
 
 CODE = """
 from typing import Any
@@ -118,4 +119,9 @@ def misuse(module: nn.Module, given: Optimizer) -> None:
 def test_mypy_knows_the_types_of_the_public_functions(tmp_path: Path, pytestconfig: Any) -> None:
     lines, output = lines_with_type_errors(CODE + WRONG, tmp_path, pytestconfig)
     first = CODE.count("\n") + 4
-    assert lines == set(range(first, first + 6)), output
+    expected = set(range(first, first + 6))
+    if LIGHTNING < (2, 5):  # the types of the hook have no schedule that is always there, and none that never is
+        expected |= {
+            i for i, line in enumerate(CODE.splitlines(), 1) if re.search(r"\breturn (optplug|returned)", line)
+        }
+    assert lines == expected, output

@@ -133,11 +133,22 @@ def test_the_table_has_every_version_that_a_compat_file_names(package):
     assert set(named) == {a.until for a in ADAPTATIONS if a.package == package}
 
 
-@pytest.mark.parametrize("package", ["torch", "lightning", "pytorch-lightning", "numba"])
-def test_the_first_row_has_the_declared_minimum(package):
-    minimum = release(declared_minimum(package))
-    assert release(ROWS[0].packages[package])[: len(minimum)] == minimum
-    assert minimum <= min(release(row.packages[package]) for row in ROWS)
+def test_the_constraints_of_the_first_row_are_the_declared_minimums():
+    """Of all packages but those of the extras for tests and documentation."""
+    _, _, declared = (ROOT / "pyproject.toml").read_text().partition("[project]")
+    for extra in ("docs", "huggingface", "test"):
+        declared = re.sub(rf"^{extra} = \[.*?\]", "", declared, flags=re.MULTILINE | re.DOTALL)
+    minimums = dict(re.findall(r'"([\w-]+)[^"]*>=([\d.]+)"', declared.lower()))
+    constraints = (ROOT / "constraints-oldest.txt").read_text().lower()
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", constraints, re.MULTILINE))
+    assert pins.keys() == minimums.keys() | {"pyparsing"}
+    for name, minimum in minimums.items():
+        assert re.fullmatch(rf"{re.escape(minimum)}(\.0)*", pins[name]), name
+
+
+def test_no_row_is_older_than_the_first():
+    for package, number in ROWS[0].packages.items():
+        assert release(number) == min(release(row.packages[package]) for row in ROWS)
 
 
 def test_the_rows_have_the_declared_versions_of_python():
@@ -148,7 +159,8 @@ def test_the_rows_have_the_declared_versions_of_python():
     assert ROWS[0].python == classifiers[0]
 
 
-def test_one_row_has_the_versions_of_the_constraints():
-    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])
+def test_one_row_has_the_versions_of_the_constraints(file):
+    constraints = (ROOT / file).read_text().splitlines()
     pinned = [row for row in ROWS if {f"{name}=={number}" for name, number in row.packages.items()} <= {*constraints}]
     assert len(pinned) == 1

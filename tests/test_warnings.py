@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 import training_by_name
 from training_by_name import Deprecation
-from warnings_of_others import WARNINGS_OF_OTHERS, WarningOfOthers
-
 from versions import release
+from warnings_of_others import WARNINGS_OF_OTHERS, WarningOfOthers
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for folder in ("optplug", "plugins") for path in (ROOT / folder).rglob("*.py"))

@@ -30,6 +30,8 @@ class WarningOfOthers(NamedTuple):
 WARNINGS_OF_OTHERS = (
     # torch's own LBFGS calls float(loss); 2.8 warns, 2.11 was not seen to.
     WarningOfOthers("Converting a tensor with requires_grad=True to a scalar", "torch", (2, 8)),
+    # torch saves sharded checkpoints; 2.8 warns, 2.11 was not seen to.
+    WarningOfOthers("TypedStorage is deprecated", "torch", (2, 8)),
     # torch.load says that it checks sparse tensors, which takes time.
     WarningOfOthers("Validating sparse tensor invariants because weights_only=True", "torch", (2, 15)),
     # Deprecated between torch 2.8 and 2.11.

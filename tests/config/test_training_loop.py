@@ -439,10 +439,6 @@ def hugging_face() -> Callable[..., Any]:
     return run
 
 
-hugging_face_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-@hugging_face_warnings
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_warmup_ramps_in_the_trainer_of_hugging_face(hugging_face: Any, tmp_path, interval: str):
     schedule = {**COSINE, "interval": interval, "T_max": 9, "warmup_steps": 4}
@@ -456,7 +452,6 @@ def test_warmup_ramps_in_the_trainer_of_hugging_face(hugging_face: Any, tmp_path
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
 
 
-@hugging_face_warnings
 def test_plateau_with_warmup_is_stepped_with_the_metric_by_the_trainer_of_hugging_face(hugging_face: Any, tmp_path):
     schedule = {**PLATEAU, "patience": 0, "mode": "max", "threshold": 10.0, "warmup_steps": 4}  # no improvement ever
     lrs, trainer, _ = hugging_face(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from numpy_engine import NumpyEngine
 
 import optplug
+from numpy_engine import NumpyEngine
 from optplug import engines
 from optplug.engines.protocol import BucketKey
 from optplug.errors import EngineError

@@ -25,12 +25,10 @@ pytestmark = [
     pytest.mark.timeout(90),
     # The tests log different values on the ranks on purpose.
     pytest.mark.filterwarnings("ignore:It is recommended to use .self.log.*sync_dist=True"),
-    # ddp_fork forks a process that has threads.
+    # ddp_fork forks a process that has threads; Python 3.12 and later warn.
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     # The resumed runs have no ModelCheckpoint.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create"),
-    # Sharded checkpoints of torch 2.8; 2.11 does not warn.
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
 ]
 ADAM = {"name": "adam", "lr": 0.1}
 

@@ -478,9 +478,11 @@ def test_resume_from_checkpoint_within_training_differs_only_by_rounding(
     uninterrupted, resumed = (switching_module(OPTIMIZERS[name], automatic=automatic).to(dtype) for _ in range(2))
     run(uninterrupted, save_every_checkpoint(every_n_train_steps=1))
     run(resumed, save_every_checkpoint(every_n_train_steps=1), ckpt_path=tmp_path / f"step={step}.ckpt")
-    assert sum(hook == "forward" for hook, _ in resumed.recorded_modes) == EPOCHS * BATCHES - step
-    for p, q in zip(resumed.layer.parameters(), uninterrupted.layer.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-7)
+    repeated = LIGHTNING < (2, 5)  # after the resume, Lightning counts and trains the batch of the checkpoint again
+    assert sum(hook == "forward" for hook, _ in resumed.recorded_modes) == EPOCHS * BATCHES - step + repeated
+    if not repeated:
+        for p, q in zip(resumed.layer.parameters(), uninterrupted.layer.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-7)
 
 
 def test_resume_from_checkpoint_with_training_weights(switching_module, run, trainer, save_every_checkpoint, tmp_path):
