@@ -336,7 +336,7 @@ def upgrade_hint(distribution: str, version: str, minimum: tuple[int, int]) -> s
         version: the installed version. A version that does not begin with two numbers is not too old.
         minimum: the first two numbers of the oldest version that optplug supports.
     """
-    import re  # imported here because only the checks of optional packages need it
+    import re  # imported here because only the checks of versions need it
 
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None or (int(numbers[1]), int(numbers[2])) >= minimum:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.tuner import lr_finder
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
@@ -85,6 +86,12 @@ ADAPTATIONS = (
         "2.5.4",
         lambda: "param_groups" not in inspect.getsource(lr_finder._lr_find),
     ),
+    Adaptation(
+        "logs_hyperparameters",
+        "lightning",
+        "2.6",
+        lambda: "enable_autolog_hparams" not in inspect.signature(Trainer).parameters,
+    ),
 )
 
 each_adaptation = pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=lambda a: f"{a.package}-{a.name}")
@@ -94,14 +101,6 @@ def declared_minimum(package: str) -> str:
     """The minimum of a package in pyproject.toml."""
     (found,) = set(re.findall(rf'"{package}>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
     return found
-
-
-def installed_version(package: str) -> str:
-    """The installed version; for Lightning, of either distribution."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return version(f"pytorch-{package}")
 
 
 @each_adaptation
@@ -114,7 +113,9 @@ def test_an_adaptation_serves_a_supported_version(adaptation):
 
 @each_adaptation
 def test_the_installed_version_needs_the_adaptation_if_it_is_older(adaptation):
-    installed = installed_version(adaptation.package)
+    installed = version(adaptation.package)
+    if all(release(installed) != release(row.packages[adaptation.package]) for row in ROWS):
+        pytest.skip("`until` is the first version of the rows that does not need it; this version is in no row")
     assert adaptation.is_needed() == (release(installed) < release(adaptation.until)), (
         f"{adaptation.package} {installed} disagrees with `until` of {adaptation.name}: {adaptation.until}"
     )

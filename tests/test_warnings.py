@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,8 @@ SOURCES = sorted(path for folder in ("optplug", "plugins") for path in (ROOT / f
 def deprecations_of_training(way: str) -> list[Deprecation]:
     """The deprecation warnings of a process that trains in one way: an import name of Lightning, or `plain`."""
     command = [sys.executable, "-W", "always", str(ROOT / "tests/training_by_name.py"), way]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "JSONARGPARSE_DEPRECATION_WARNINGS": "all"}  # otherwise it shows one of each type
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert result.returncode == 0, result.stderr
     return [Deprecation(**fields) for fields in json.loads(result.stdout)]
 

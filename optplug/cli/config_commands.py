@@ -407,9 +407,7 @@ def _instantiate(given: Mapping[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "model", required=True)
     try:
-        # Older versions of jsonargparse do not have `instantiate`.
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        module = instantiate(parser.parse_object({"model": dict(given)})).model
+        module = parser.instantiate(parser.parse_object({"model": dict(given)})).model
         if callable(getattr(module, "configure_model", None)):
             module.configure_model()
     except Exception as error:  # from jsonargparse or from the model

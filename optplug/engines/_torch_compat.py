@@ -12,12 +12,18 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
+
+from optplug.errors import DependencyError, upgrade_hint
+
+MINIMUM_TORCH = (2, 6)
+if _hint := upgrade_hint("torch", torch.__version__, MINIMUM_TORCH):  # before the imports of internals
+    raise DependencyError(f"optplug needs torch {MINIMUM_TORCH[0]}.{MINIMUM_TORCH[1]} or later; {_hint}")
+
+# ruff: noqa: E402
 from torch import Tensor
 from torch._compile import _disable_dynamo as disable_dynamo
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim.lr_scheduler import LRScheduler
-
-from optplug.errors import DependencyError, upgrade_hint
 
 __all__ = [
     "PlateauNames",
@@ -33,10 +39,6 @@ __all__ = [
     "preserve_version_counters",
 ]
 
-MINIMUM_TORCH = (2, 6)
-if _hint := upgrade_hint("torch", torch.__version__, MINIMUM_TORCH):
-    raise DependencyError(f"optplug needs torch {MINIMUM_TORCH[0]}.{MINIMUM_TORCH[1]} or later; {_hint}")
-
 
 def capturable_device_types() -> tuple[str, ...]:
     """The device types on which torch's optimizers accept `capturable=True`."""
@@ -44,7 +46,7 @@ def capturable_device_types() -> tuple[str, ...]:
 
 
 def fused_device_types() -> tuple[str, ...]:
-    """The device types on which torch's optimizers accept `fused=True`."""
+    """The device types on which the optimizers of current versions of torch accept `fused=True`."""
     return ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch._C._get_privateuse1_backend_name())
 
 

@@ -30,13 +30,38 @@ def supported_import_names(wanted: str) -> list[str]:
     Raises:
         MissingLightningError: Lightning is not installed under either name, or only in versions that are too old.
     """
-    hints = {name: _upgrade_hint(name.split(".")[0]) for name in IMPORT_NAMES if _is_installed(name.split(".")[0])}
+    hints = _upgrade_hints()
     supported = [name for name, hint in hints.items() if not hint]
     if not supported:
-        needs = f"{wanted} needs Lightning {MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]} or later"
-        missing = "neither of its packages is installed: pip install lightning, or pip install pytorch-lightning"
-        raise MissingLightningError("; ".join([needs, *(hints.values() or [missing])]))
+        raise _missing_error(wanted, list(hints.values()))
     return supported
+
+
+def supported_import_name(wanted: str, preferred: str) -> str:
+    """The preferred import name if its package is installed, otherwise the other one.
+
+    Args:
+        wanted: what needs Lightning, for the message.
+        preferred: `"lightning.pytorch"` or `"pytorch_lightning"`.
+
+    Raises:
+        MissingLightningError: Lightning is not installed under either name, or the package of the name is too old.
+    """
+    if hint := _upgrade_hints().get(preferred):
+        raise _missing_error(wanted, [hint])
+    supported = supported_import_names(wanted)
+    return preferred if preferred in supported else supported[0]
+
+
+def _missing_error(wanted: str, hints: list[str]) -> MissingLightningError:
+    needs = f"{wanted} needs Lightning {MINIMUM_VERSION[0]}.{MINIMUM_VERSION[1]} or later"
+    missing = "neither of its packages is installed: pip install lightning, or pip install pytorch-lightning"
+    return MissingLightningError("; ".join([needs, *(hints or [missing])]))
+
+
+def _upgrade_hints() -> dict[str, str]:
+    """For each installed import name, how to upgrade it; empty if it is not too old."""
+    return {name: _upgrade_hint(name.split(".")[0]) for name in IMPORT_NAMES if _is_installed(name.split(".")[0])}
 
 
 def _is_installed(package: str) -> bool:
@@ -252,7 +277,7 @@ def logs_hyperparameters(trainer: Any, key: str) -> bool:
     hyperparameters in the logs, and not if module or data module have a hyperparameter of this name.
     """
     module, data = trainer.lightning_module, getattr(trainer, "datamodule", None)
-    if not getattr(trainer, "enable_autolog_hparams", True):
+    if not getattr(trainer, "enable_autolog_hparams", True):  # Lightning < 2.6: no such argument
         return False
     if module.hparams and not getattr(module, "_log_hyperparams", True):
         return False

@@ -17,7 +17,7 @@ from optplug.config.describe import describe_registration, encodable
 from optplug.config.form import CALLBACK_OPTIONS, SUBCOMMANDS, VERBOSE
 from optplug.config.model import Config
 from optplug.errors import OptplugError
-from optplug.lightning._compat import supported_import_names
+from optplug.lightning._compat import supported_import_name
 from optplug.lightning.callback import ConfigureOptimizers
 from optplug.lightning.cli_arguments import (
     CLI_KEYS,
@@ -41,16 +41,13 @@ def make_cli_class(import_name: str, module: str) -> type:
     """Create OptplugCLI as a subclass of LightningCLI.
 
     Args:
-        import_name: `"lightning.pytorch"` or `"pytorch_lightning"`. If it is not installed, or is too old, the other
-            one is used.
+        import_name: `"lightning.pytorch"` or `"pytorch_lightning"`. If it is not installed, the other one is used.
         module: the name of the module that contains the class.
 
     Raises:
         MissingLightningError: Lightning is not installed under either name, or is too old.
     """
-    supported = supported_import_names(f"{module}.OptplugCLI")
-    if import_name not in supported:
-        (import_name,) = supported
+    import_name = supported_import_name(f"{module}.OptplugCLI", import_name)
     lightning_cli = importlib.import_module(f"{import_name}.cli")
     contents = {"__module__": module, "__doc__": _OptplugCLI.__doc__}
     return type("OptplugCLI", (_OptplugCLI, lightning_cli.LightningCLI), contents)

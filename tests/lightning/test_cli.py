@@ -965,8 +965,6 @@ def test_files_that_lightning_reads_are_accepted(
     quiet_cli: Any, model_with_arguments: type, working_directory: Path, kind: str
 ):
     mode, text = FILES[kind]
-    if mode == "toml":
-        pytest.importorskip("tomllib")
     path = working_directory / f"in.{mode}"
     path.write_text(text)
     made = quiet_cli(
@@ -981,8 +979,6 @@ def test_error_elsewhere_adds_no_false_error(
     fit_errors: Any, model_with_arguments: type, working_directory: Path, kind: str
 ):
     mode, text = FILES[kind]
-    if mode == "toml":
-        pytest.importorskip("tomllib")
     path = working_directory / f"in.{mode}"
     path.write_text(text)
     args = ["--config", str(path), "--scheduler.step_size=3", "--scheduler.name=step_lr", "--trainer.max_epochs=x"]

@@ -274,6 +274,13 @@ def test_supported_lightning_is_found_beside_an_old_one(version: str, monkeypatc
     assert _compat.supported_import_names("it") == ["pytorch_lightning"]
 
 
+def test_name_of_an_old_package_is_an_error_beside_a_supported_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed_versions(monkeypatch, lightning="2.6.0", pytorch_lightning="2.3.3")
+    assert _compat.supported_import_name("it", "lightning.pytorch") == "lightning.pytorch"
+    with pytest.raises(MissingLightningError, match=r"pytorch-lightning 2\.3\.3 is installed"):
+        _compat.supported_import_name("it", "pytorch_lightning")
+
+
 def test_folder_with_the_name_of_lightning_is_no_lightning(environment: Callable, tmp_path: Path) -> None:
     (tmp_path / "lightning" / "pytorch").mkdir(parents=True)
     ran = environment("neither").run("python", "-c", "from optplug.lightning import ConfigureOptimizers", cwd=tmp_path)
