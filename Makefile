@@ -21,7 +21,7 @@ test-all: lint
 
 # ROWS="2.6 2.15" picks rows, SLOW=1 runs all tests, ENVIRONMENTS=DIR keeps the environments there.
 test-versions:
-	$(PYTHON) tests/run_versions.py $(ROWS) $(if $(SLOW),--slow) $(if $(ENVIRONMENTS),--environments $(ENVIRONMENTS))
+	$(PYTHON) tests/run_versions.py $(ROWS) $(if $(filter 1,$(SLOW)),--slow) $(if $(ENVIRONMENTS),--environments "$(ENVIRONMENTS)")
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -21,13 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from version_results import Result, read_result, summary, update_tables
+from source_tree import commit, copy_source
+from version_results import Result, read_result, suite_name, summary, update_tables
 from versions import Row, release, select_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "runs" / "versions"
 EXTRAS = "cli,cpu,demo,test"
-GENERATED = (".git", ".*_cache", ".hypothesis", "__pycache__", "runs", "site", "build", "dist", "*.egg-info")
 
 INSTALLED = """
 import json, sys
@@ -49,9 +49,17 @@ def find_python(version: str) -> str:
     """
     for folder in os.get_exec_path():
         found = shutil.which(f"python{version}", path=folder)
-        if found and subprocess.run([found, "-c", ""], check=False, capture_output=True).returncode == 0:
+        if found and succeeds(found, "-c", ""):
             return found
     raise RowError(f"python{version} not found")
+
+
+def succeeds(*command: str) -> bool:
+    """Whether a command exists and ends without an error."""
+    try:
+        return subprocess.run(command, check=False, capture_output=True, env=clean_environ()).returncode == 0
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -68,38 +76,26 @@ def run_row(row: Row, kept: Path | None, is_slow: bool) -> Result:
     """Install the row's versions, and run the tests.
 
     Raises:
-        RowError: something failed that is not a test.
+        RowError, OSError, subprocess.CalledProcessError: something failed that is not a test.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     junit, log = RESULTS / f"{row.name}.xml", RESULTS / f"{row.name}.log"
     junit.unlink(missing_ok=True)
     with environment_of(row, kept) as environment, log.open("w") as output:
-        python = environment / "bin" / "python"
-        if not python.exists():
-            run(find_python(row.python), "-m", "venv", str(environment), output=output)
-        source = copy_source(environment / "source")
+        python, source = environment / "bin" / "python", environment / "source"
+        if not succeeds(str(python), "-m", "pip", "--version"):  # new, or its creation was interrupted
+            run(find_python(row.python), "-m", "venv", "--clear", str(environment), output=output)
+        suite = suite_name(is_slow, commit(ROOT))
+        copy_source(ROOT, source)  # changes during the tests have no effect on them
         print(f"{row.name}: installing {row}; output in {log}", flush=True)
         run(str(python), "-m", "pip", "install", "--upgrade", "pip", output=output)
         run(str(python), "-m", "pip", "install", *requirements(row, source), output=output)
         check_versions(row, installed_versions(python, row))
         print(f"{row.name}: testing", flush=True)
-        status = run(str(python), *pytest_arguments(junit, is_slow), output=output, cwd=source, allowed=(0, 1))
+        status = run(str(python), *pytest_arguments(junit, suite, is_slow), output=output, cwd=source, allowed=(0, 1))
         if not junit.exists():
             raise RowError(f"pytest ended with status {status} and without results, see {log}")
         return read_result(junit)
-
-
-def copy_source(target: Path) -> Path:
-    """Copy the source tree, so that changes during the tests have no effect on them."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(ROOT, target, ignore=not_copied)
-    return target
-
-
-def not_copied(folder: str, names: list[str]) -> set[str]:
-    """The names in a folder of generated files and of environments."""
-    environments = {name for name in names if (Path(folder) / name / "pyvenv.cfg").exists()}
-    return environments | shutil.ignore_patterns(*GENERATED)(folder, names)
 
 
 def requirements(row: Row, source: Path) -> list[str]:
@@ -113,11 +109,10 @@ def requirements(row: Row, source: Path) -> list[str]:
     return [*constrained, *pins, "--editable", f"{source}[{EXTRAS}]"]
 
 
-def pytest_arguments(junit: Path, is_slow: bool) -> list[str]:
+def pytest_arguments(junit: Path, suite: str, is_slow: bool) -> list[str]:
     """The arguments of Python that run the tests."""
     arguments = ["-m", "pytest", "--numprocesses", "auto", "--dist", "worksteal", "--junit-xml", str(junit)]
-    selected = ["-o", "junit_suite_name=all"] if is_slow else ["-o", "junit_suite_name=fast", "-m", "not slow"]
-    return [*arguments, *selected]
+    return [*arguments, "-o", f"junit_suite_name={suite}", *([] if is_slow else ["-m", "not slow"])]
 
 
 def installed_versions(python: Path, row: Row) -> dict[str, str]:
@@ -164,8 +159,9 @@ def run(*command: str, output: Any, cwd: Path = ROOT, allowed: Sequence[int] = (
 
 
 def clean_environ() -> dict[str, str]:
-    """The environment variables, without those that let Python import other packages."""
-    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    """The environment variables, without those that change what Python imports or what pytest runs."""
+    prefixes = ("PYTEST_", "PYTHON", "VIRTUAL_ENV")
+    return {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
 
 
 def run_rows(rows: Sequence[Row], kept: Path | None, is_slow: bool) -> int:
@@ -175,12 +171,19 @@ def run_rows(rows: Sequence[Row], kept: Path | None, is_slow: bool) -> int:
         for row in rows:
             try:
                 outcomes[row] = run_row(row, kept, is_slow)
-            except RowError as error:
+            except (RowError, OSError, subprocess.CalledProcessError) as error:
                 outcomes[row] = f"not run: {error}"
             print(f"{row.name}: {outcomes[row]}", flush=True)
     finally:
         print("\n".join(["", *summary(outcomes)]))
     return int(any(isinstance(outcome, str) or bool(outcome.failed) for outcome in outcomes.values()))
+
+
+def exit_on_signal(number: int, _: Any) -> None:
+    """Exit, which removes the environment. A closed terminal signals several times; later signals are ignored."""
+    for each in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,7 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = select_rows(given.rows)
     except ValueError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes the environment
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, exit_on_signal)
     return run_rows(rows, given.environments, given.slow)
 
 

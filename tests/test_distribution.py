@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,34 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
 
-import pathspec
 import pytest
 import torch
 
 import optplug
 from environments import ROOT, Environment
+from source_tree import copy_source, source_files
 
 VERSION = optplug.__version__
 WHEEL = f"optplug-{VERSION}-py3-none-any.whl"
 SDIST = f"optplug-{VERSION}.tar.gz"
 DIST_INFO = f"optplug-{VERSION}.dist-info"
-
-
-def source_files() -> list[str]:
-    """The files of the repository: those that Git tracks or, in an unpacked source distribution, all except caches."""
-    if (ROOT / ".git").exists():
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        return sorted(name for name in listed.split("\0") if name and (ROOT / name).is_file())
-    ignored = pathspec.GitIgnoreSpec.from_lines((ROOT / ".gitignore").read_text().splitlines())
-    found = []
-    for folder, folders, names in os.walk(ROOT):
-        relative = Path(folder).relative_to(ROOT)
-        folders[:] = [name for name in folders if not ignored.match_file(f"{(relative / name).as_posix()}/")]
-        found += [(relative / name).as_posix() for name in names]
-    return sorted(name for name in found if name != "PKG-INFO" and not ignored.match_file(name))
-
-
-FILES = source_files()
+FILES = source_files(ROOT)
 
 
 class Built:
@@ -53,9 +36,7 @@ class Built:
 
     def __init__(self, folder: Path) -> None:
         tree = folder / "tree"
-        for name in FILES:
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, tree / name)
+        copy_source(ROOT, tree)
         self.sdist = build(tree, folder / "dist", "--sdist") / SDIST
         self.wheel = build(tree, folder / "dist", "--wheel") / WHEEL
         with tarfile.open(self.sdist) as archive:

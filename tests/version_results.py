@@ -22,11 +22,18 @@ def difference_property(optimizer: str, dtype: object) -> str:
     return f"{DIFFERENCE}{optimizer}; {str(dtype).removeprefix('torch.')}"
 
 
+def suite_name(is_slow: bool, commit: str) -> str:
+    """The `junit_suite_name` of a run."""
+    tests = "all" if is_slow else "fast"
+    return f"{tests}, commit {commit}" if commit else tests
+
+
 class Result(NamedTuple):
     """The tests of one row.
 
     Attributes:
         suite: "fast" or "all".
+        commit: the short hash, with "+" if the files differed from the commit; empty without Git.
         date: the day on which the tests ran.
         passed: the number of tests that passed.
         failed: the names of the tests that failed, or whose fixtures raised an error.
@@ -36,6 +43,7 @@ class Result(NamedTuple):
     """
 
     suite: str
+    commit: str
     date: str
     passed: int
     failed: list[str]
@@ -49,7 +57,7 @@ class Result(NamedTuple):
 
 
 def read_result(path: Path) -> Result:
-    """The result in a file of `pytest --junit-xml`, whose `junit_suite_name` is "fast" or "all"."""
+    """The result in a file of `pytest --junit-xml`, whose `junit_suite_name` is a `suite_name`."""
     suite = next(ET.parse(path).iter("testsuite"))
     passed, failed, skipped = 0, [], Counter[str]()
     differences: dict[tuple[str, str], float] = {}
@@ -63,8 +71,9 @@ def read_result(path: Path) -> Result:
             passed += 1
         for key, difference in _differences(case):
             differences[key] = max(differences.get(key, 0.0), difference)
+    name, _, commit = suite.get("name", "").partition(", commit ")
     date, _, _ = suite.get("timestamp", "").partition("T")
-    return Result(suite.get("name", ""), date, passed, failed, skipped, float(suite.get("time", "0")), differences)
+    return Result(name, commit, date, passed, failed, skipped, float(suite.get("time", "0")), differences)
 
 
 def _differences(case: ET.Element) -> Iterable[tuple[tuple[str, str], float]]:
@@ -117,13 +126,14 @@ def _markdown(header: Iterable[str], lines: Iterable[Iterable[Any]]) -> str:
 def _tests_table(results: Mapping[Row, Result]) -> str:
     lines = []
     for row in ROWS:
-        cells: list[Any] = ["not run", "", "", "", "", ""]
+        cells: list[Any] = ["not run", *[""] * 6]
         if row in results:
             found = results[row]
             minutes = f"{round(found.seconds / 60)} min"
-            cells = [found.suite, found.date, found.passed, len(found.failed), found.skipped.total(), minutes]
+            counts = (found.passed, len(found.failed), found.skipped.total())
+            cells = [found.suite, found.commit, found.date, *counts, minutes]
         lines.append([*row, *cells])
-    names = "Python, torch, Lightning, numba, tests, date, passed, failed, skipped, time"
+    names = "Python, torch, Lightning, numba, tests, commit, date, passed, failed, skipped, time"
     return _markdown(names.split(", "), lines)
 
 
