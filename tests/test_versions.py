@@ -69,6 +69,12 @@ ADAPTATIONS = (
         lambda: hasattr(ReduceLROnPlateau, "is_better"),
     ),
     Adaptation(
+        "search_limit",
+        "torch",
+        "2.11",
+        lambda: "max_ls=max_eval" not in inspect.getsource(torch.optim.LBFGS.step),
+    ),
+    Adaptation(
         "SchedulerBase",
         "torch",
         "2.8",

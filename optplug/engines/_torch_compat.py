@@ -24,6 +24,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo as disable_dynamo
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim.lr_scheduler import LRScheduler
+from torch.torch_version import TorchVersion
 
 __all__ = [
     "PlateauNames",
@@ -37,6 +38,7 @@ __all__ = [
     "load_state_dict_hooks",
     "make_torch_guards",
     "preserve_version_counters",
+    "search_limit",
 ]
 
 
@@ -92,6 +94,15 @@ def load_state_dict_hooks(optimizer: Any) -> tuple[Iterable[Any], Iterable[Any]]
         optimizer._optimizer_load_state_dict_pre_hooks.values(),
         optimizer._optimizer_load_state_dict_post_hooks.values(),
     )
+
+
+def search_limit(remaining: int) -> int:
+    """The maximum number of evaluations of a line search of L-BFGS.
+
+    Args:
+        remaining: how many evaluations `max_eval` leaves. torch < 2.11: a search makes up to 25, whatever it leaves.
+    """
+    return remaining if TorchVersion(torch.__version__) >= "2.11" else 25
 
 
 def preserve_version_counters(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:

@@ -484,6 +484,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         self._bucket_cache = {}
         self._last_reports = []
         for group in self.param_groups:
+            group.setdefault("maximize", False)  # as in versions without this option
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
 

@@ -62,6 +62,11 @@ class Adam(RuleOptimizer):
         hyperparameters = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         super().__init__(params, hyperparameters, **options)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:  # of torch < 2.8, whose class lacks this option
+            group.setdefault("decoupled_weight_decay", False)
+        super().__setstate__(state)
+
     def check_options(self, options: dict[str, Any]) -> None:
         if not options["foreach"] or options["capturable"]:
             return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optplug.engines._torch_compat import disable_dynamo
+from optplug.engines._torch_compat import disable_dynamo, search_limit
 from optplug.errors import (
     ConfigTypeError,
     ErrorCollector,
@@ -228,7 +228,8 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         # Old checkpoints lack keys. "differentiable" is a default of the base class, which groups of L-BFGS do not
         # have.
         for group in self.param_groups:
-            group.update({k: v for k, v in self.defaults.items() if k not in (*group, "differentiable")})
+            defaults = {**self.defaults, "maximize": False}  # torch's class before 2.14 minimizes
+            group.update({k: v for k, v in defaults.items() if k not in (*group, "differentiable")})
 
     _params = property(
         lambda self: self.param_groups[0]["params"]
@@ -307,7 +308,8 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
                 break
             if has_line_search:
                 phi = partial(self._directional_evaluate, closure, self._clone_param(), d=d)
-                t, f, g, _ = strong_wolfe(phi, start, t, tolerance / d.abs().max(), eval_limit - state["func_evals"])
+                max_evals = search_limit(eval_limit - state["func_evals"])
+                t, f, g, _ = strong_wolfe(phi, start, t, tolerance / d.abs().max(), max_evals)
                 state["t"] = t
             self._add_grad(t, d)
             if remaining and not has_line_search:

@@ -965,6 +965,8 @@ def test_files_that_lightning_reads_are_accepted(
     quiet_cli: Any, model_with_arguments: type, working_directory: Path, kind: str
 ):
     mode, text = FILES[kind]
+    if mode == "toml" and LIGHTNING < (2, 5, 6):
+        pytest.skip("Lightning < 2.5.6 reads the dump of a TOML parser as YAML")
     path = working_directory / f"in.{mode}"
     path.write_text(text)
     made = quiet_cli(

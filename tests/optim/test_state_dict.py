@@ -87,6 +87,29 @@ def test_old_state_dict_with_missing_keys_and_plain_numbers_can_be_resumed(
 
 
 @pytest.mark.optimizers("all")
+def test_state_dict_without_maximize_minimizes(name, make_run):
+    """As with torch's classes: a version that has no such option has written it."""
+    saved = make_run(name).run_steps(0, 4).optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["maximize"]
+    run = make_run(name, maximize=True)
+    run.optimizer.load_state_dict(saved)
+    assert run.optimizer.param_groups[0]["maximize"] is False
+
+
+def test_state_dict_without_decoupled_weight_decay_is_of_adam_without_it(make_run):
+    saved = make_run("adam").run_steps(0, 4).optimizer.state_dict()
+    del saved["param_groups"][0]["decoupled_weight_decay"]
+    for name, expected in (("adam", False), ("adamw", True)):
+        run = make_run(name)
+        run.optimizer.param_groups[0]["decoupled_weight_decay"] = run.optimizer.defaults["decoupled_weight_decay"] = (
+            True
+        )
+        run.optimizer.load_state_dict(saved)
+        assert run.optimizer.param_groups[0]["decoupled_weight_decay"] is expected
+
+
+@pytest.mark.optimizers("all")
 def test_loading_and_stepping_do_not_modify_the_state_dict(name, make_run):
     saved = copy.deepcopy(make_run(name).run_steps(0, 4).optimizer.state_dict())
     before = repr(saved)
