@@ -100,11 +100,7 @@ def test_state_dict_without_maximize_minimizes(name, make_run):
 def test_state_dict_without_decoupled_weight_decay_is_of_adam_without_it(make_run):
     saved = make_run("adam").run_steps(0, 4).optimizer.state_dict()
     del saved["param_groups"][0]["decoupled_weight_decay"]
-    for name, expected in (("adam", False), ("adamw", True)):
-        run = make_run(name)
-        run.optimizer.param_groups[0]["decoupled_weight_decay"] = run.optimizer.defaults["decoupled_weight_decay"] = (
-            True
-        )
+    for run, expected in ((make_run("adam", decoupled_weight_decay=True), False), (make_run("adamw"), True)):
         run.optimizer.load_state_dict(saved)
         assert run.optimizer.param_groups[0]["decoupled_weight_decay"] is expected
 
