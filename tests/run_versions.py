@@ -92,9 +92,10 @@ def run_row(row: Row, kept: Path | None, is_slow: bool) -> Result:
         run(str(python), "-m", "pip", "install", *requirements(row, source), output=output)
         check_versions(row, installed_versions(python, row))
         print(f"{row.name}: testing", flush=True)
-        status = run(str(python), *pytest_arguments(junit, suite, is_slow), output=output, cwd=source, allowed=(0, 1))
-        if not junit.exists():
-            raise RowError(f"pytest ended with status {status} and without results, see {log}")
+        status = run(str(python), *pytest_arguments(junit, suite, is_slow), output=output, cwd=source, allowed=range(6))
+        if status > 1 or not junit.exists():  # an interruption, or an error of pytest itself
+            junit.unlink(missing_ok=True)
+            raise RowError(f"pytest ended with status {status}, see {log}")
         return read_result(junit)
 
 
