@@ -100,6 +100,7 @@ COMMANDS = {
     ("python", "-m", "optplug", "list", "adam*"): "adamw",
     ("optplug", "info", "adam"): "amsgrad",
     ("optplug", "validate", "examples/sgd_cosine.yaml"): "sgd_cosine.yaml",
+    ("optplug", "schema"): "reduce_lr_on_plateau",
     ("optplug", "groups", "examples/sgd_cosine.yaml", "--model", "examples/digits.py:DigitsClassifier"): "no_decay",
     ("optplug", "bench", "sgd", "--profile", "tiny", "--rounds", "5", "--seconds", "0", "--no-cold"): "sgd",
 }
@@ -146,7 +147,7 @@ def test_type_checkers_see_the_types_of_the_installed_packages(environment: Envi
 def unpacked_with_index(built: Built) -> Iterator[Path]:
     """The unpacked source distribution, where `make` can install the versions of `constraints.txt`; else skips."""
     if f"torch=={torch.__version__.partition('+')[0]}" not in (ROOT / "constraints.txt").read_text().splitlines():
-        pytest.skip("make installs the versions of constraints.txt, and this row has others")
+        pytest.skip("make installs the versions of constraints.txt, which are not those of this environment")
     probe = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "pluggy"]
     probe += ["--retries=0", "--timeout=15", f"--dest={built.unpacked.parent / 'probe'}"]
     ran = subprocess.run(probe, capture_output=True, text=True, timeout=120)

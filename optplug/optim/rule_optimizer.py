@@ -420,7 +420,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         """Load a state dict of this class, or of the class of the same name in torch.optim.
 
         `foreach`, `fused`, `capturable`, `differentiable` and `state_dtype` keep their current values. Keys that an
-        older state dict lacks get the defaults.
+        older state dict lacks get the values of the constructor, but `maximize` is off.
         """
         engine_options = [{key: group[key] for key in dispatch.ENGINE_KEYS} for group in self.param_groups]
         loaded: dict[str, Any] = {}

@@ -224,7 +224,6 @@ def test_type_of_a_parametrized_module_in_a_wrapper(prefix: str):
     assert selected(module, type="Linear") == ["bias", *(f"parametrizations.weight.original{i}" for i in (0, 1))]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")  # torch's own import
 def test_compiled_module_has_the_original_names_and_types():
     module = torch.compile(network())
     assert [p.name for p in module_parameters(module)] == [name for name, _ in network().named_parameters()]
