@@ -80,7 +80,9 @@ def bench(
             given = [
                 name
                 for name in MEASUREMENT_PARAMETERS
-                if (s := context.get_parameter_source(name)) and s.name == "COMMANDLINE"
+                if (s := context.get_parameter_source(name))
+                and s.name == "COMMANDLINE"
+                and (name != "names" or names)  # typer 0.26: the source of an absent argument is the command line too
             ]
             if given:
                 named = listing(name if name == "names" else "--" + name.strip("_") for name in given)

@@ -816,6 +816,7 @@ def modified_report(**changes: Any) -> bytes:
         modified_report(machine={}),
         modified_report(versions=3),
     ],
+    ids=["not UTF-8", "empty", "zero", "text", "null", "texts", "no machine", "no versions"],
 )
 def test_invalid_file_is_a_one_line_error(content: bytes, tmp_path: Path):
     path = tmp_path / "bad.json"
