@@ -40,7 +40,7 @@ class Built:
         self.sdist = build(tree, folder / "dist", "--sdist") / SDIST
         self.wheel = build(tree, folder / "dist", "--wheel") / WHEEL
         with tarfile.open(self.sdist) as archive:
-            archive.extractall(folder)
+            archive.extractall(folder, filter="data")
         self.unpacked = folder / f"optplug-{VERSION}"
         self.wheel_of_sdist = build(self.unpacked, folder / "from_sdist", "--wheel") / WHEEL
 

@@ -32,6 +32,8 @@ WARNINGS_OF_OTHERS = (
     WarningOfOthers("Converting a tensor with requires_grad=True to a scalar", "torch", (2, 8)),
     # torch saves sharded checkpoints; 2.8 warns, 2.11 was not seen to.
     WarningOfOthers("TypedStorage is deprecated", "torch", (2, 8)),
+    # torch 2.11 says so of the first sparse tensor of a process; 2.13 does not.
+    WarningOfOthers("Sparse invariant checks are implicitly disabled", "torch", (2, 11)),
     # torch.compile imports a module that calls it; 2.14 does not.
     WarningOfOthers(".*torch.jit.script_method.* is deprecated", "torch", (2, 13)),
     # torch.load says that it checks sparse tensors, which takes time.

@@ -282,7 +282,7 @@ def run_rounds(paths: Sequence[_TimedPath], rounds: int, seconds: float) -> None
 def extra_bytes(step: Callable[[], Any]) -> int:
     """Return the peak memory of a step beyond the memory before it: of torch's allocator, and of Python with numpy."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # suppresses a message of the profiler on stderr
-    with torch_profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    with torch_profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
