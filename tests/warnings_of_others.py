@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ WARNINGS_OF_OTHERS = (
     WarningOfOthers("Sparse invariant checks are implicitly disabled", "torch", (2, 11)),
     # torch.compile imports a module that calls it; 2.14 does not.
     WarningOfOthers(".*torch.jit.script_method.* is deprecated", "torch", (2, 13)),
+    # torch.compile on this version of Python.
+    WarningOfOthers("Guards may run slower on Python 3.13.0", "torch", (2, 15)),
     # torch.load says that it checks sparse tensors, which takes time.
     WarningOfOthers("Validating sparse tensor invariants because weights_only=True", "torch", (2, 15)),
     # Deprecated between torch 2.8 and 2.11.
@@ -47,3 +50,8 @@ WARNINGS_OF_OTHERS = (
     WarningOfOthers(r"\s*set_config_read_mode was deprecated", "lightning", (2, 5)),
     WarningOfOthers(r"\s*skip_none parameter was deprecated", "lightning", (2, 6)),
 )
+
+
+def is_of_others(message: str) -> bool:
+    """Whether a message is one of those that installed packages are expected to cause."""
+    return any(entry.is_expected() and re.match(entry.message, message) for entry in WARNINGS_OF_OTHERS)
