@@ -96,13 +96,16 @@ def load_state_dict_hooks(optimizer: Any) -> tuple[Iterable[Any], Iterable[Any]]
     )
 
 
+_MAX_EVAL_LIMITS_SEARCHES = TorchVersion(torch.__version__) >= "2.11"  # parsed once, not in each search
+
+
 def search_limit(remaining: int) -> int:
     """The maximum number of evaluations of a line search of L-BFGS.
 
     Args:
         remaining: how many evaluations `max_eval` leaves. torch < 2.11: a search makes up to 25, whatever it leaves.
     """
-    return remaining if TorchVersion(torch.__version__) >= "2.11" else 25
+    return remaining if _MAX_EVAL_LIMITS_SEARCHES else 25
 
 
 def preserve_version_counters(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:
