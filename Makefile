@@ -36,7 +36,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/plugins/test_optimizer_inputs.py
 	$(BIN)/python tests/plugins/test_scheduler_inputs.py
 	$(BIN)/python tests/config/test_mutated_configs.py
-	wc -l plugins/optplug_classic/*.py
+	wc -l plugins/optplug_classic/*.py plugins/optplug_modern/*.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png
 	$(BIN)/python benchmarks/fused.py --rounds 41 --threads 1

@@ -74,7 +74,9 @@ def test_wheel_has_the_packages_and_nothing_else(built: Built) -> None:
     modules = [name for name in FILES if name.startswith("optplug/")]
     plugins = [name.removeprefix("plugins/") for name in FILES if name.startswith("plugins/")]
     assert all(name.endswith((".py", "/py.typed")) for name in modules + plugins)
-    assert {f"{package}/py.typed" for package in ("optplug", "optplug_classic", "optplug_schedules")} <= {
+    assert {
+        f"{package}/py.typed" for package in ("optplug", "optplug_classic", "optplug_modern", "optplug_schedules")
+    } <= {
         *modules,
         *plugins,
     }
@@ -117,7 +119,7 @@ def test_commands_of_the_readme_run_with_the_wheel(
 
 
 def test_installed_packages_are_those_of_the_wheel(environment: Environment) -> None:
-    modules = ["optplug", "optplug_classic", "optplug_schedules", "optplug.lightning.callback"]
+    modules = ["optplug", "optplug_classic", "optplug_modern", "optplug_schedules", "optplug.lightning.callback"]
     code = f"import importlib\nfor name in {modules}: print(importlib.import_module(name).__file__)"
     ran = environment.run("python", "-c", code)
     assert ran.returncode == 0, ran.stderr

@@ -64,6 +64,7 @@ LAYERS = (
         "torch numba llvmlite numpy typing_extensions",
         "errors registry rules ops engines optim schedulers",
     ),
+    Layer("optplug_modern", "torch typing_extensions", "errors registry rules ops optim"),
     Layer("optplug_schedules", "torch", "errors registry engines optim schedulers"),
 )
 """`optplug/__init__.py` is not a layer: it may import every public name on first use, and only `registry` at import."""
@@ -297,7 +298,7 @@ def test_computed_imports_occur_only_in_declared_files(file):
 @pytest.mark.parametrize("file", OPTPLUG_FILES)
 def test_optplug_does_not_name_its_plugins(file):
     tree, plugins = parsed(file), {module.partition(".")[0] for module in MODULES} - {"optplug"}
-    assert plugins >= {"optplug_classic", "optplug_schedules"}
+    assert plugins >= {"optplug_classic", "optplug_modern", "optplug_schedules"}
     assert not [found for found in imports(tree, typing=True) if found.module.partition(".")[0] in plugins]
     assert not [text for text, _ in texts(tree) if any(plugin in text for plugin in plugins)]
 

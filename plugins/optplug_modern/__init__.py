@@ -1,0 +1,12 @@
+"""Optimizers published after those of the `torch.optim` documentation: their specs. This module does not import torch.
+
+The package has one module per algorithm, and helper modules that only one algorithm uses. Code that several algorithms
+share belongs in `optplug.optim`.
+"""
+
+from optplug import OptimizerSpec, hookimpl
+
+
+@hookimpl
+def optplug_optimizers() -> list[OptimizerSpec]:
+    return []
