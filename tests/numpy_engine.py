@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from optplug.engines.arena import Arena
 from optplug.engines.buffers import TensorsByRole, working_tensors, write_back
 from optplug.engines.protocol import Bucket, BucketKey, EngineProtocol, Program, graph_obstacle
 from optplug.engines.scalars import StepScalars
@@ -66,7 +67,7 @@ class NumpyProgram:
         narrow = bucket.key.param_dtype in (torch.float16, torch.bfloat16)
         self.dtype = torch.float32 if narrow else bucket.settings.state_dtype
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> None:
         for constants, _, indices in scalars.rows(self.graph):
             for i in indices:
                 one = {role: tensors[i : i + 1] for role, tensors in roles.items()}

@@ -113,6 +113,15 @@ def working_tensors(originals: TensorsByRole, dtype: torch.dtype | None) -> Tens
     return {role: [_as_real(t).to(dtype) for t in tensors] for role, tensors in originals.items()}
 
 
+def at_least_1d(t: Tensor) -> Tensor:
+    """Return a 0-dim tensor as a view of one dimension.
+
+    The dtype of a 0-dim tensor yields to that of a tensor with dimensions, and the numbers that a rule computes per
+    parameter are 0-dim. So the tensors of a parameter must have dimensions.
+    """
+    return t if t.ndim else t.view(1)
+
+
 def write_back(work: TensorsByRole, originals: TensorsByRole) -> None:
     """Copy results that were computed on copies to the original tensors; results on views need no copy."""
     for role, tensors in originals.items():

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.engines.arena import Arena
 from optplug.engines.buffers import TensorsByRole, working_tensors, write_back
 from optplug.engines.protocol import Bucket, EngineProtocol, Program
 from optplug.engines.scalars import StepScalars
@@ -368,7 +369,7 @@ class _ForeachProgram:
         self._densify_grads = bucket.key.densify_grads
         self._state_dtype = bucket.settings.state_dtype
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> None:
         rows = scalars.rows(self._graph)
         for row in rows:
             selected = roles

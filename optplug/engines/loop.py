@@ -5,16 +5,26 @@ It is the reference for the other engines, and the only engine that autograd can
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optplug.engines.buffers import TensorsByRole, working_tensors, write_back
-from optplug.engines.protocol import Bucket, BucketKey, EngineProtocol, Program
+from optplug.engines.arena import Arena
+from optplug.engines.buffers import TensorsByRole, at_least_1d, working_tensors, write_back
+from optplug.engines.protocol import (
+    Bucket,
+    BucketKey,
+    EngineProtocol,
+    PartialReduction,
+    PartialSteps,
+    Program,
+    combine_partials,
+)
 from optplug.engines.scalars import StepScalars, scalar_dtype
 from optplug.engines.sparse import as_dense
+from optplug.rules.ops import combine_shared
 from optplug.rules.trace import FIRST_STEP, RuleVariant, TracedRule
 
 
@@ -38,12 +48,43 @@ class _LoopProgram:
         self._settings = bucket.settings
         self._densify_grads = bucket.key.densify_grads
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps | None:
+        partials = self._attempt(roles, scalars, [])
+        return self._step_with_totals(roles, scalars, partials) if partials else None
+
+    def _step_with_totals(
+        self, roles: TensorsByRole, scalars: StepScalars, partials: list[PartialReduction]
+    ) -> PartialSteps:
+        """Run the rule again after each reduction over several parameters, until it needs no further reduction."""
+        totals: list[Tensor] = []
+        while partials:
+            totals.append((yield combine_partials(partials)))
+            partials = self._attempt(roles, scalars, totals)
+
+    def _attempt(self, roles: TensorsByRole, scalars: StepScalars, totals: Sequence[Tensor]) -> list[PartialReduction]:
+        """Step all parameters; or none, if the rule needs one more reduction over several parameters.
+
+        Args:
+            roles: the parameters, the gradients and the element-wise states.
+            scalars: the hyperparameters and scalar states.
+            totals: the reductions over several parameters that are known, in the order in which the rule needs them.
+
+        Returns:
+            The part of each parameter in the reduction that is needed.
+        """
+        partials = []
         for i, state in enumerate(scalars.states):
             first = float(scalars.first is not None and scalars.first[i])
             one = {role: tensors[i : i + 1] for role, tensors in roles.items()}
-            with as_dense(one, densify_grads=self._densify_grads) as dense:
-                self._step_parameter(dense, state, {**scalars.hyperparameters, FIRST_STEP: first})
+            token = combine_shared.set(_KnownTotals(totals).combine)
+            try:
+                with as_dense(one, densify_grads=self._densify_grads) as dense:
+                    self._step_parameter(dense, state, {**scalars.hyperparameters, FIRST_STEP: first})
+            except _TotalNeededError as needed:
+                partials.append(needed.partial)
+            finally:
+                combine_shared.reset(token)
+        return partials
 
     def _step_parameter(self, roles: TensorsByRole, state: dict[str, Any], hyperparameters: dict[str, Any]) -> None:
         """Step one parameter.
@@ -55,7 +96,7 @@ class _LoopProgram:
         """
         settings = self._settings
         work = working_tensors(roles, settings.state_dtype)
-        inputs: dict[str, Any] = {role: tensors[0] for role, tensors in work.items()}
+        inputs: dict[str, Any] = {role: at_least_1d(tensors[0]) for role, tensors in work.items()}
         for name in settings.variant.scalar_states:
             inputs[name] = state[name] if settings.tensor_scalars else float(state[name])
         p, g = inputs.pop("p"), inputs.pop("g")
@@ -68,6 +109,26 @@ class _LoopProgram:
             else:
                 state[name].fill_(value)
         write_back(work, roles)
+
+
+class _TotalNeededError(Exception):
+    """A rule needs a reduction over several parameters that is not known yet."""
+
+    def __init__(self, partial: PartialReduction) -> None:
+        super().__init__()
+        self.partial = partial
+
+
+class _KnownTotals:
+    """Gives a rule the reductions over several parameters, in the order in which the rule needs them."""
+
+    def __init__(self, totals: Sequence[Tensor]) -> None:
+        self._totals = iter(totals)
+
+    def combine(self, op: str, scope: str, value: Tensor) -> Tensor:
+        for total in self._totals:
+            return total
+        raise _TotalNeededError(PartialReduction(op, scope, value))
 
 
 def step(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from optplug.engines import sparse
+from optplug.engines.arena import Arena
 from optplug.engines.buffers import AddressReader, TensorsByRole
 from optplug.engines.protocol import (
     Bucket,
@@ -42,7 +43,7 @@ class NumbaEngine(EngineProtocol):
         return key.not_in_place_reason or unavailable_reason(key.dtypes)
 
     def bytes_per_element(self, bucket: Bucket) -> float | None:
-        return fused_bytes_per_element(bucket)
+        return fused_bytes_per_element(bucket, torch.float32)
 
     def address_reader(self) -> AddressReader | None:
         from optplug.engines.addresses import read_addresses
@@ -62,7 +63,7 @@ class _DenseProgram:
         self._graph = bucket.graph
         self._table = ChunkTable(_kernel(bucket), [_parts(bucket) * length for length in bucket.lengths])
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> None:
         rows = scalars.rows(self._graph)
         if addresses is None:
             addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in roles.values()]
@@ -78,7 +79,7 @@ class _RowProgram:
         self._kernel = _kernel(bucket)
         self._parts = _parts(bucket)
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> None:
         from optplug.engines.cpu_kernel import ELEMENTS_PER_THREAD, ChunkTable
 
         rows = scalars.rows(self._graph)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
+from optplug.engines.arena import Arena
 from optplug.engines.buffers import PLAIN_TYPES, AddressReader, TensorsByRole
 from optplug.engines.report import BucketReport
 from optplug.engines.scalars import StepScalars
+from optplug.errors import RuleError
 from optplug.rules.trace import RuleVariant, TracedRule
 
 
@@ -132,10 +135,40 @@ class Bucket:
         )
 
 
+class PartialReduction(NamedTuple):
+    """A reduction over several parameters, as far as one bucket can compute it."""
+
+    op: str
+    """A key of `optplug.rules.ops.REDUCTIONS`."""
+
+    scope: str
+    """One of `optplug.rules.ops.SCOPES`."""
+
+    value: Tensor
+    """The reduction over the parameters of the bucket, 0-dim."""
+
+
+def combine_partials(partials: Sequence[PartialReduction]) -> PartialReduction:
+    """Combine the parts of one reduction.
+
+    Raises:
+        RuleError: the parts belong to different reductions.
+    """
+    first, device = partials[0], partials[0].value.device
+    if any((one.op, one.scope) != (first.op, first.scope) for one in partials):
+        raise RuleError("a rule must reduce over several parameters in the same order for all of them")
+    values = torch.stack([one.value.to(device) for one in partials])
+    return first._replace(value=values.amax() if first.op == "amax" else values.sum())
+
+
+PartialSteps = Generator[PartialReduction, Tensor, None]
+"""A step that waits for reductions over the parameters of all buckets: it yields its part and receives the whole."""
+
+
 class Program(Protocol):
     """What an engine prepared for a bucket. It is used in every step until the bucket changes."""
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any) -> None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps | None:
         """Update the parameters and the element-wise states in place.
 
         Args:
@@ -144,6 +177,10 @@ class Program(Protocol):
                 the new scalar states of these rows are stored after the step.
             addresses: the addresses of all tensors in `roles`, one row per role, from `address_reader` of the engine;
                 None if they have not been read.
+            arena: memory for temporaries.
+
+        Returns:
+            None after the step. For a rule that reduces over several parameters a generator, which makes the step.
         """
 
 
@@ -159,6 +196,7 @@ class EngineProtocol(Protocol):
             `not_in_place_reason` in their bucket key where this is impossible.
         takes_rows: whether the engine steps the rows of sparse gradients in place. If False, it steps copies of the
             rows (`sparse.as_dense`), and `engine="auto"` does not choose it for sparse gradients.
+        reduces: whether the engine runs graphs with reductions.
         tensor_scalars: the options among `differentiable` and `capturable` that the engine supports. With them
             hyperparameters and scalar states are tensors.
     """
@@ -168,6 +206,7 @@ class EngineProtocol(Protocol):
     runs_graph: bool = True
     in_place: bool = False
     takes_rows: bool = False
+    reduces: bool = False
     tensor_scalars: frozenset[str] = frozenset()
 
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
@@ -200,8 +239,15 @@ def graph_obstacle(key: BucketKey) -> str | None:
     return "the parameter shares memory with another parameter or with itself" if key.shares_memory else None
 
 
-def fused_bytes_per_element(bucket: Bucket) -> float:
-    """Return the bytes per element of a kernel that reads each input once and writes each output once."""
+def fused_bytes_per_element(bucket: Bucket, temporary_dtype: torch.dtype) -> float:
+    """Return the bytes per element of kernels that read each input and write each output of a segment once.
+
+    Args:
+        bucket: the bucket.
+        temporary_dtype: the dtype of temporaries.
+    """
     roles = ("p", "g", *bucket.graph.variant.elementwise_states)
     size = {role: dtype.itemsize for role, dtype in zip(roles, bucket.key.dtypes, strict=True)}
-    return sum(size[role] for role in (*bucket.graph.inputs, *bucket.graph.outputs))
+    parts = 2 if bucket.key.param_dtype.is_complex else 1
+    accesses = [name for one in bucket.graph.segments for name in (*one.loads.values(), *one.stores)]
+    return sum(size.get(name, parts * temporary_dtype.itemsize) for name in accesses)

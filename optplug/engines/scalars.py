@@ -159,6 +159,7 @@ class StepScalars:
         self._pack = pack
         self._packed: PackedScalars | None = None
         self._rows: list[ScalarRow] = []
+        self._computed: list[tuple[Mapping[str, Tensor], Sequence[int] | slice]] = []
 
     def rows(self, traced: TracedRule) -> list[ScalarRow]:
         """Compute the scalars of a graph, once for all parameters with equal scalar states."""
@@ -170,8 +171,21 @@ class StepScalars:
         ]
         return self._rows
 
+    def set_states(self, values: Mapping[str, Tensor], indices: Sequence[int] | slice) -> None:
+        """Set the scalar states whose new values depend on the elements of the parameters.
+
+        Args:
+            values: for each name the new values of some parameters: a vector on the CPU, or one number for all.
+            indices: the parameters, as indices into those of the bucket.
+        """
+        self._computed.append((values, indices))
+
     def store(self) -> None:
-        """Store the new scalar states of `rows`."""
+        """Store the new scalar states of `rows` and of `set_states`."""
         for row in self._rows:
             assert self._packed is not None
             self._packed.write(row.new_states, row.indices)
+        for values, indices in self._computed:
+            assert self._packed is not None
+            for name, vector in values.items():
+                self._packed.vectors[name][indices] = vector.to(self._packed.vectors[name])

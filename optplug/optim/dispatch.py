@@ -210,7 +210,7 @@ def choose_engine(candidates: Candidates, key: BucketKey) -> tuple[EngineProtoco
     for engine in candidates.engines:
         if not (is_requested or key.has_dense_grads or engine.takes_rows or not engine.runs_graph):
             continue  # stepping copies of rows is no faster than the rule itself
-        obstacle = engine.unsupported(key, candidates.traced)
+        obstacle = _reduction_obstacle(engine, key, candidates.traced) or engine.unsupported(key, candidates.traced)
         if obstacle is None:
             why = "; ".join(dict.fromkeys(obstacles)) or engine.advantage
             return engine, candidates.settings.reason if is_requested else f"auto: {why}"
@@ -220,3 +220,14 @@ def choose_engine(candidates: Candidates, key: BucketKey) -> tuple[EngineProtoco
         remedy = "use engine='auto'" if settings.reason.startswith("engine") else f"omit {settings.reason}"
         raise EngineError(f"engine {settings.requested!r} cannot take a parameter: {obstacles[0]}; {remedy}")
     raise EngineError(f"no engine can take a parameter: {'; '.join(dict.fromkeys(obstacles))}")
+
+
+def _reduction_obstacle(engine: EngineProtocol, key: BucketKey, traced: TracedRule | None) -> str | None:
+    """Return why an engine cannot run the reductions of a rule; None if it can, or if there are none."""
+    if traced is None or not engine.runs_graph or not traced.reduces:
+        return None
+    if not engine.reduces:
+        return f"the rule reduces, engine {engine.name} does not"
+    if engine.takes_rows and not key.has_dense_grads:
+        return f"the rule reduces, engine {engine.name} does not reduce sparse gradients"
+    return None

@@ -19,8 +19,9 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
 from optplug.engines._torch_compat import check_graph_capture, disable_dynamo
+from optplug.engines.arena import Arena
 from optplug.engines.buffers import indices_sharing_memory, not_in_place_reason
-from optplug.engines.protocol import Bucket, GroupSettings
+from optplug.engines.protocol import Bucket, GroupSettings, PartialSteps
 from optplug.engines.report import BucketReport
 from optplug.engines.scalars import PackedScalarsCache, StepScalars
 from optplug.errors import ErrorCollector, RuleError, listing, suggest
@@ -37,6 +38,7 @@ from optplug.optim.hyperparameters import (
 from optplug.optim.options import OPTION_DEFAULTS, RuleOptions, show_options
 from optplug.optim.parameters import Params, check_group_params
 from optplug.optim.ranges import Range
+from optplug.optim.shared_reductions import run_together
 from optplug.optim.state import State, check_saved_states, elementwise_dtype, init_missing_states
 from optplug.optim.strict_kwargs import StrictKwargs, check_keywords
 from optplug.rules.trace import (
@@ -115,6 +117,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         collector.raise_joined()
         self._packed_scalars = PackedScalarsCache()
         self._bucket_cache: dict[int, CachedBuckets] = {}
+        self._arena = Arena()
         self._last_reports: list[BucketReport] = []
         # torch raises for a set, which has no order, only inside a group.
         super().__init__([{"params": params}] if isinstance(params, set) else params, defaults)
@@ -133,7 +136,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 f"{listing(rule_signature(cls.rule).states)}: both must be the same, in the same order"
             )
         for name in names:
-            if re.fullmatch(r"[pg]|[ct]\d+", name):
+            if re.fullmatch(r"[pg]|[crt]\d+", name):
                 raise RuleError(f"{cls.__name__}: a state may not be named {name!r}")
         named = {f"ranges: {r.name}": r.name for r in vars(cls).get("ranges", ())}
         named |= {f"when of state {s.name}": s.when for s in cls.states if s.when is not None}
@@ -237,9 +240,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                     params, grads = [p for p in params if p.grad is not None], not_none
                 if params:
                     steps += self._bucket_steps(index, group, params, grads)
-            for step in steps:
-                self._unscale(step.grads)
-                self._step_bucket(step, self.param_groups[step.bucket.group])
+            waiting = [started for step in steps if (started := self._step_bucket(step)) is not None]
+            run_together([(step.bucket.group, partial_steps) for step, _, partial_steps in waiting])
+            for _, scalars, _ in waiting:
+                scalars.store()
         self._last_reports = [step.bucket.report for step in steps]
         return loss
 
@@ -365,14 +369,22 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                     return f"its gradient is sparse and so is its {state.name}", dtypes
         return not_in_place_reason(p, g, [t for t in values.values() if t is not None]), dtypes
 
-    def _step_bucket(self, step: ReadyStep | PendingStep, group: dict[str, Any]) -> None:
+    def _step_bucket(
+        self, step: ReadyStep | PendingStep
+    ) -> tuple[ReadyStep | PendingStep, StepScalars, PartialSteps] | None:
+        """Step a bucket, or start its step, if its rule reduces over several parameters: then return the rest."""
+        self._unscale(step.grads)
+        group = self.param_groups[step.bucket.group]
         if isinstance(step, PendingStep):
             step = self._create_states(step, group)
         bucket = step.bucket
         pack = functools.partial(self._packed_scalars.get, (bucket.group, bucket.key), step.scalar_states, step.states)
         scalars = StepScalars(_hyperparameter_values(group, bucket.settings), step.first, step.states, pack)
-        bucket.program.step(step.roles, scalars, step.addresses)
+        partial_steps = bucket.program.step(step.roles, scalars, step.addresses, self._arena)
+        if partial_steps is not None:
+            return step, scalars, partial_steps
         scalars.store()  # after the step, so that a step that failed is not counted
+        return None
 
     def _create_states(self, pending: PendingStep, group: dict[str, Any]) -> ReadyStep:
         """Create the missing states of the parameters of a bucket."""
@@ -482,6 +494,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         self.__dict__.setdefault("state_dtype", None)
         self._packed_scalars = PackedScalarsCache()
         self._bucket_cache = {}
+        self._arena = Arena()
         self._last_reports = []
         for group in self.param_groups:
             group.setdefault("maximize", False)  # as in versions without this option

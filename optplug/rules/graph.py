@@ -4,37 +4,52 @@ rule is called on them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from optplug.errors import BranchingError, RuleError, suggest
-from optplug.rules.ops import FLOAT_OPERATIONS, PREDICATES, SymbolicValue
+from optplug.rules.ops import FLOAT_OPERATIONS, PREDICATES, REDUCTIONS, SymbolicValue
 from optplug.rules.ops import __all__ as OPS
+
+Kind = Literal["scalar", "tensor", "element"]
+"""The kind of a value. A scalar depends on hyperparameters and scalar states only; a tensor scalar is one number per
+parameter, such as a norm; an element-wise value has one number per parameter element."""
+
+KINDS: tuple[Kind, ...] = ("scalar", "tensor", "element")
+"""The kinds in this order: an operation has the last kind among its operands."""
 
 
 class Node:
-    """One value of a graph: an input, a constant, or an operation on other nodes.
+    """One value of a graph: an input, a constant, an operation on other nodes, or a reduction.
 
     Attributes:
         index: the position of the node in its graph.
         op: `"input"`, `"const"`, or the name of an operation.
         args: the operands of an operation.
-        is_elementwise: True for a value with one element per parameter element. False for a scalar, which depends on
-            hyperparameters and scalar states only.
-        value: the name of an input, the number of a constant, None for an operation.
+        kind: the kind of the value.
+        value: the name of an input, the number of a constant, the scope (`over`) of a reduction; None for others.
     """
 
-    __slots__ = ("args", "index", "is_elementwise", "op", "value")
+    __slots__ = ("args", "index", "kind", "op", "value")
 
-    def __init__(self, index: int, op: str, args: tuple[Node, ...], is_elementwise: bool, value: Any) -> None:
+    def __init__(self, index: int, op: str, args: tuple[Node, ...], kind: Kind, value: Any) -> None:
         self.index = index
         self.op = op
         self.args = args
-        self.is_elementwise = is_elementwise
+        self.kind = kind
         self.value = value
 
+    @property
+    def is_elementwise(self) -> bool:
+        return self.kind == "element"
+
+    @property
+    def is_reduction(self) -> bool:
+        return self.op in REDUCTIONS
+
     def __repr__(self) -> str:
-        operands = repr(self.value) if self.op in ("input", "const") else ", ".join(f"%{a.index}" for a in self.args)
-        return f"%{self.index} = {self.op}({operands})"
+        operands = [] if self.value is None else [repr(self.value)]
+        operands += [f"%{a.index}" for a in self.args]
+        return f"%{self.index} = {self.op}({', '.join(operands)})"
 
 
 class Graph:
@@ -46,11 +61,11 @@ class Graph:
 
     def input(self, name: str, *, is_elementwise: bool) -> Symbol:
         """Add an input."""
-        return Symbol(self, self._node("input", (), is_elementwise, name))
+        return Symbol(self, self._node("input", (), "element" if is_elementwise else "scalar", name))
 
     def const(self, value: float) -> Node:
         """Add a constant."""
-        return self._node("const", (), False, value)
+        return self._node("const", (), "scalar", value)
 
     def record(self, op: str, *operands: Any) -> Symbol:
         """Add an operation on symbols and numbers. An operation on constants is folded to a constant.
@@ -60,31 +75,52 @@ class Graph:
         """
         args = tuple(x.node if isinstance(x, Symbol) else self.const(_check_number(op, x)) for x in operands)
         _check_conditions(op, args)
-        is_elementwise = any(a.is_elementwise for a in args)
+        kind = max((a.kind for a in args), key=KINDS.index)
         if all(a.op == "const" for a in args):
             return Symbol(self, self.const(FLOAT_OPERATIONS[op](*(a.value for a in args))))
         if op == "pow":
             if args[1].op == "const" and args[1].value == 2:
                 return self.record("mul", operands[0], operands[0])
-            if is_elementwise:
+            if kind == "element":
                 raise RuleError(
                     "a rule may raise an element-wise value to the power 2 only; for the power 0.5 use sqrt"
                 )
         if op == "lerp":
             if args[2].is_elementwise:
                 raise RuleError("the weight of lerp must be a scalar")
-            if not (args[0].is_elementwise and args[1].is_elementwise):
+            if not (args[0].is_elementwise and args[1].is_elementwise and args[2].kind == "scalar"):
                 a, b, weight = (Symbol(self, x) for x in args)
                 return self.record("add", a, self.record("mul", weight, self.record("sub", b, a)))
         if op == "where" and args[0].is_elementwise and not (args[1].is_elementwise or args[2].is_elementwise):
             raise RuleError("where(condition, scalar, scalar) has no dtype: one of the two must be element-wise")
-        return Symbol(self, self._node(op, args, is_elementwise, None))
+        return Symbol(self, self._node(op, args, kind, None))
 
-    def _node(self, op: str, args: tuple[Node, ...], is_elementwise: bool, value: Any) -> Node:
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None) -> Symbol:
+        """Add a reduction of element-wise values to one number per parameter.
+
+        Args:
+            op: a key of `REDUCTIONS`.
+            operands: the values.
+            over: one of `SCOPES` for one number for several parameters, else None.
+
+        Raises:
+            RuleError: an operand is not element-wise, or is a condition.
+        """
+        args = tuple(x.node for x in operands if isinstance(x, Symbol) and x.node.is_elementwise)
+        if len(args) != len(operands):
+            raise RuleError(f"{op} needs element-wise values: a scalar cannot be reduced")
+        _check_conditions(op, args)
+        return Symbol(self, self._node(op, args, "tensor", over))
+
+    def numel(self) -> Symbol:
+        """Add the number of elements of the parameter."""
+        return Symbol(self, self._node("numel", (), "tensor", None))
+
+    def _node(self, op: str, args: tuple[Node, ...], kind: Kind, value: Any) -> Node:
         # repr distinguishes 0.0 from -0.0 and 1 from True; == does not.
-        key = (op, tuple(a.index for a in args), is_elementwise, repr(value))
+        key = (op, tuple(a.index for a in args), kind, repr(value))
         if key not in self._nodes_by_key:
-            self._nodes_by_key[key] = Node(len(self.nodes), op, args, is_elementwise, value)
+            self._nodes_by_key[key] = Node(len(self.nodes), op, args, kind, value)
             self.nodes.append(self._nodes_by_key[key])
         return self._nodes_by_key[key]
 
@@ -129,6 +165,12 @@ class Symbol(SymbolicValue):
 
     def record(self, op: str, *operands: Any) -> Symbol:
         return self.graph.record(op, *operands)
+
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None) -> Symbol:
+        return self.graph.reduce(op, operands, over)
+
+    def count(self) -> Symbol:
+        return self.graph.numel()
 
     def __bool__(self) -> bool:
         error = BranchingError if self.node.is_elementwise else RuleError

@@ -7,16 +7,34 @@ traced scalar is inf.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optplug.errors import RuleError
+from optplug.errors import RuleError, suggest
 
-__all__ = ["abs", "exp", "lerp", "log", "maximum", "minimum", "sign", "sqrt", "where"]
+__all__ = [
+    "abs",
+    "amax",
+    "dot",
+    "exp",
+    "lerp",
+    "log",
+    "maximum",
+    "mean",
+    "minimum",
+    "norm",
+    "numel",
+    "sign",
+    "sqrt",
+    "sum",
+    "where",
+]
 
 
 class SymbolicValue:
@@ -25,6 +43,12 @@ class SymbolicValue:
     __slots__ = ()
 
     def record(self, op: str, *operands: Any) -> Any:
+        raise NotImplementedError
+
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None) -> Any:
+        raise NotImplementedError
+
+    def count(self) -> Any:
         raise NotImplementedError
 
 
@@ -118,6 +142,62 @@ PREDICATES = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
 """The operations whose result is a condition."""
 
 
+def _accumulation_dtype(x: Tensor) -> torch.dtype:
+    """Return float64, or float32 on devices that lack float64 or compute it slowly."""
+    return torch.float64 if x.device.type in ("cpu", "cuda", "meta") else torch.float32
+
+
+SERIAL_ELEMENTS = 1 << 15
+"""The number of elements up to which torch reduces a tensor in one thread."""
+
+
+def _total(reduce: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """Reduce a tensor to a 0-dim tensor in float64. On the CPU the result does not depend on the number of threads.
+
+    Large tensors are reduced in blocks of equal size, and the results once more: torch splits the reduction of a whole
+    tensor by the number of threads.
+
+    Args:
+        reduce: a function of torch that reduces a dimension, and whose results can be reduced by it again.
+        x: the tensor.
+    """
+    dtype = _accumulation_dtype(x)
+    if x.device.type != "cpu" or x.numel() <= SERIAL_ELEMENTS:
+        return reduce(x.flatten(), dim=0, dtype=dtype)
+    flat = x.flatten()
+    whole = flat.numel() // SERIAL_ELEMENTS * SERIAL_ELEMENTS
+    blocks = reduce(flat[:whole].view(-1, SERIAL_ELEMENTS), dim=1, dtype=dtype)
+    return _total(reduce, torch.cat([blocks, reduce(flat[whole:], dim=0, dtype=dtype).view(1)]))
+
+
+def _amax(x: Tensor, *, dim: int, dtype: torch.dtype) -> Tensor:
+    if not x.shape[dim]:
+        return torch.full((), -math.inf, dtype=dtype, device=x.device)
+    return x.amax(dim).to(dtype)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    dtype = _accumulation_dtype(x)
+    return _total(torch.sum, x.to(dtype) * y.to(dtype))
+
+
+REDUCTIONS: dict[str, Callable[..., Tensor]] = {
+    "sum": functools.partial(_total, torch.sum),
+    "dot": _dot,
+    "amax": functools.partial(_total, _amax),
+}
+"""The reductions of element-wise values to one number per parameter, by name, as functions of tensors."""
+
+SCOPES = ("group", "optimizer")
+"""The values of `over`: all parameters of a group, or of the optimizer."""
+
+CombineFunction = Callable[[str, str, Tensor], Tensor]
+"""Returns a reduction over all parameters: of the operation, the scope, and the value of one parameter."""
+
+combine_shared: ContextVar[CombineFunction | None] = ContextVar("combine_shared", default=None)
+"""How a rule that runs on tensors reduces over all parameters. None: the parameter is the only one."""
+
+
 def _apply(op: str, on_tensors: Callable[..., Tensor], *operands: Any) -> Any:
     for operand in operands:
         if isinstance(operand, SymbolicValue):
@@ -144,6 +224,8 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
         selected, other = FLOAT_OPERATIONS["where"](condition, (a, b), (b, a))
         # The result is element-wise for either value of the condition.
         return selected if isinstance(selected, Tensor) else torch.full_like(other, selected)
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):  # numbers per parameter; torch's default is float32
+        a = torch.as_tensor(a, dtype=_accumulation_dtype(condition), device=condition.device)
     return torch.where(condition, a, b)
 
 
@@ -203,3 +285,53 @@ def lerp(a: Any, b: Any, weight: Any) -> Any:
     A weight of exactly 1, given as a number, returns `b` exactly, even where `a` is infinite or NaN.
     """
     return _apply("lerp", _lerp_tensors, a, b, weight)
+
+
+def _reduce(op: str, operands: tuple[Any, ...], over: str | None) -> Any:
+    if over is not None and over not in SCOPES:
+        raise RuleError(f"{op} got over={over!r}{suggest(str(over), SCOPES, intro='it may be')}")
+    for x in operands:
+        if isinstance(x, SymbolicValue):
+            return x.reduce(op, operands, over)
+    if not all(isinstance(x, Tensor) for x in operands):
+        raise RuleError(f"{op} needs element-wise values, got {', '.join(map(repr, operands))}")
+    value, combine = REDUCTIONS[op](*operands), combine_shared.get()
+    return value if over is None or combine is None else combine(op, over, value)
+
+
+def sum(x: Any, *, over: str | None = None) -> Any:
+    """The sum of an element-wise value: one number for each parameter. On the CPU it is computed in float64.
+
+    Args:
+        x: the value.
+        over: `"group"` or `"optimizer"` for one number for all parameters of the group or of the optimizer that have a
+            gradient. Default: None, one number for each parameter.
+    """
+    return _reduce("sum", (x,), over)
+
+
+def dot(x: Any, y: Any, *, over: str | None = None) -> Any:
+    """The inner product of two element-wise values. `over` as in `sum`."""
+    return _reduce("dot", (x, y), over)
+
+
+def norm(x: Any, *, over: str | None = None) -> Any:
+    """The Euclidean norm of an element-wise value. `over` as in `sum`."""
+    if over is None and isinstance(x, Tensor):  # its derivative at 0 is 0; that of sqrt is infinite
+        return _total(torch.linalg.vector_norm, x)
+    return sqrt(dot(x, x, over=over))
+
+
+def amax(x: Any, *, over: str | None = None) -> Any:
+    """The largest element of an element-wise value; NaN if one element is NaN. `over` as in `sum`."""
+    return _reduce("amax", (x,), over)
+
+
+def mean(x: Any) -> Any:
+    """The mean of an element-wise value: one number for each parameter."""
+    return sum(x) / numel(x)
+
+
+def numel(x: Any) -> Any:
+    """The number of elements of the parameter. A complex element counts as two."""
+    return x.count() if isinstance(x, SymbolicValue) else float(x.numel())

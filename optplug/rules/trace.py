@@ -12,6 +12,7 @@ from optplug.errors import RuleError, listing, suggest
 from optplug.rules.graph import Graph, Node, Symbol
 from optplug.rules.ops import FLOAT_OPERATIONS
 from optplug.rules.prelude import DecayKind, prelude
+from optplug.rules.segments import cut, levels
 
 RuleFunction = Callable[..., Any]
 
@@ -133,13 +134,18 @@ class RuleVariant:
 
 
 class TracedRule:
-    """The graph of a rule variant: the element-wise computation, and the scalars that are hoisted out of it.
+    """The graph of a rule variant: its segments, and the scalars that are hoisted out of them.
 
     Attributes:
         outputs: for `"p"` and each element-wise state that changes, the node of the new value.
-        nodes: the element-wise nodes that the outputs depend on, in topological order.
+        tensor_outputs: for each scalar state whose new value is a tensor scalar, the node of the new value.
+        nodes: the element-wise values and tensor scalars that the outputs depend on, in topological order. Reductions
+            over several parameters are included even if no output depends on them: all buckets must compute them.
         inputs: the names of the element-wise inputs among them: `"p"`, `"g"` and states.
-        hoisted_scalars: the scalar nodes that element-wise nodes use. `compute_scalars` computes their values.
+        hoisted_scalars: the scalar nodes that `nodes` use. `compute_scalars` computes their values.
+        segments: the passes over memory. A rule that does not reduce has one.
+        tensor_scalars: for each segment, and at the end for the scalar states, the tensor scalars that can be computed
+            before it and not earlier, without reductions, in topological order.
     """
 
     def __init__(self, variant: RuleVariant, lengths: Mapping[str, int]) -> None:
@@ -165,6 +171,7 @@ class TracedRule:
 
         self.variant = variant
         self.outputs: dict[str, Node] = {}
+        self.tensor_outputs: dict[str, Node] = {}
         self._scalar_outputs: dict[str, Node] = {}
         for name, result in results.items():
             node = result.node if isinstance(result, Symbol) else graph.const(_check_constant(variant, name, result))
@@ -172,18 +179,26 @@ class TracedRule:
                 kinds = ("an element-wise value", "a scalar")
                 expected, got = kinds if name not in variant.scalar_states else kinds[::-1]
                 raise RuleError(f"{variant.rule.__qualname__} returned {got} for {name!r}, which is {expected}")
-            if name in variant.scalar_states:
+            if node.kind == "tensor":
+                self.tensor_outputs[name] = node
+            elif node.kind == "scalar":
                 self._scalar_outputs[name] = node
             elif node.value != name:  # an unchanged state is not written
                 self.outputs[name] = node
 
-        live = _live_nodes(self.outputs.values())
-        self.nodes = [n for n in graph.nodes if n in live and n.is_elementwise]
+        shared = [n for n in graph.nodes if n.is_reduction and n.value is not None]
+        live = _live_nodes([*self.outputs.values(), *self.tensor_outputs.values(), *shared])
+        needed_nodes = [n for n in graph.nodes if n in live]
+        self.nodes = [n for n in needed_nodes if n.kind != "scalar"]
         self.inputs = tuple(n.value for n in self.nodes if n.op == "input")
         self.hoisted_scalars = [
-            n
-            for n in graph.nodes
-            if n in live and not n.is_elementwise and n.op != "const" and any(n in t.args for t in self.nodes)
+            n for n in needed_nodes if n.kind == "scalar" and n.op != "const" and any(n in t.args for t in self.nodes)
+        ]
+        self.segments = cut(needed_nodes, self.outputs)
+        level = levels(needed_nodes)
+        self.tensor_scalars = [
+            [n for n in self.nodes if n.kind == "tensor" and not n.is_reduction and level[n] == k]
+            for k in range(len(self.segments) + 1)
         ]
         needed = _live_nodes([*self.hoisted_scalars, *self._scalar_outputs.values()])
         self._scalar_inputs = [n for n in graph.nodes if n in needed and n.op == "input"]
@@ -212,9 +227,20 @@ class TracedRule:
         hoisted = [float(computed[n]) for n in self.hoisted_scalars]
         return hoisted, {name: float(computed[n]) for name, n in self._scalar_outputs.items()}
 
+    @property
+    def reduces(self) -> bool:
+        """Whether the rule uses tensor scalars."""
+        return any(node.kind == "tensor" for node in self.nodes)
+
+    @property
+    def shares_reductions(self) -> bool:
+        """Whether the rule reduces over several parameters."""
+        return any(node.is_reduction and node.value is not None for node in self.nodes)
+
     def __str__(self) -> str:
         lines = [f"{n!r}" for n in self.nodes]
-        return "\n".join([*lines, *(f"{name} <- %{node.index}" for name, node in self.outputs.items())])
+        outputs = {**self.outputs, **self.tensor_outputs}
+        return "\n".join([*lines, *(f"{name} <- %{node.index}" for name, node in outputs.items())])
 
 
 def _check_constant(variant: RuleVariant, name: str, result: Any) -> float:
