@@ -74,12 +74,8 @@ def test_wheel_has_the_packages_and_nothing_else(built: Built) -> None:
     modules = [name for name in FILES if name.startswith("optplug/")]
     plugins = [name.removeprefix("plugins/") for name in FILES if name.startswith("plugins/")]
     assert all(name.endswith((".py", "/py.typed")) for name in modules + plugins)
-    assert {
-        f"{package}/py.typed" for package in ("optplug", "optplug_classic", "optplug_modern", "optplug_schedules")
-    } <= {
-        *modules,
-        *plugins,
-    }
+    packages = ("optplug", "optplug_classic", "optplug_modern", "optplug_schedules")
+    assert {f"{package}/py.typed" for package in packages} <= {*modules, *plugins}
     metadata = [
         f"{DIST_INFO}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
     ]

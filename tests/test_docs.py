@@ -124,23 +124,23 @@ def test_make_commands_of_the_readme_are_targets() -> None:
 
 
 def test_plugin_of_the_readme_is_registered_and_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    (source,) = (block for block in code_blocks("README.md", "python") if "class Lion" in block)
-    module = ModuleType("lion_plugin")
+    (source,) = (block for block in code_blocks("README.md", "python") if "class QHM" in block)
+    module = ModuleType("qhm_plugin")
     exec(source, vars(module))
-    monkeypatch.setitem(sys.modules, "lion_plugin", module)
-    registry = Registry([EntryPoint("lion-plugin", "lion_plugin", "optplug")])
+    monkeypatch.setitem(sys.modules, "qhm_plugin", module)
+    registry = Registry([EntryPoint("qhm-plugin", "qhm_plugin", "optplug")])
 
     assert [str(q) for q in registry.quarantined] == []
-    assert registry.names("optimizer") == ["lion"]
-    lion = registry.get("optimizer", "Lion")
-    testing.check_optimizer(lion)
+    assert registry.names("optimizer") == ["qhm"]
+    qhm = registry.get("optimizer", "QHM")
+    testing.check_optimizer(qhm)
 
 
 def test_code_of_the_plugin_page_collects_checks() -> None:
     (block,) = (block for block in code_blocks("plugins.md", "python") if "parametrize" in block)
     names: dict[str, object] = {}
-    exec(block.replace('"lion"', '"adam"'), names)
-    (mark,) = names["test_lion_conforms"].pytestmark
+    exec(block.replace('"qhm"', '"adam"'), names)
+    (mark,) = names["test_qhm_conforms"].pytestmark
     argument, checks = mark.args
 
     assert argument == "check"
@@ -274,6 +274,20 @@ def test_version_is_the_version_of_the_distribution() -> None:
 
     assert declared is not None
     assert optplug.__version__ == declared[1]
+
+
+# ---------------------------------------------------------------- optimizers.md
+
+
+def test_newer_optimizers_are_listed_with_their_arguments_and_defaults() -> None:
+    table = PAGES["optimizers.md"].partition("| name |")[2].partition("\n\n")[0]
+    listed = {name: re.findall(r"`(\w+=[^`]+)`", cells[0]) for name, cells in rows(f"| name |{table}").items()}
+
+    assert list(listed) == optplug.list_optimizers("optplug-modern:*")
+    shared = inspect.signature(optplug.RuleOptimizer).parameters
+    for name, documented in listed.items():
+        own = [p for key, p in arguments(optplug.get_optimizer(name)).items() if key not in shared]
+        assert documented == [f"{p.name}={p.default!r}" for p in own], name
 
 
 # ---------------------------------------------------------------- torch.md

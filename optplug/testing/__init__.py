@@ -4,11 +4,11 @@ Tests of optplug itself are not here but in `tests/`. Example:
 
     import optplug.testing, pytest
 
-    @pytest.mark.parametrize("check", optplug.testing.optimizer_checks("lion"), ids=str)
-    def test_lion_conforms(check):
+    @pytest.mark.parametrize("check", optplug.testing.optimizer_checks("qhm"), ids=str)
+    def test_qhm_conforms(check):
         check()
 
-or, in one call, `optplug.testing.check_optimizer("lion")`. The class attribute `cases` has the settings to test: a list
+or, in one call, `optplug.testing.check_optimizer("qhm")`. The class attribute `cases` has the settings to test: a list
 of keyword arguments. Most checks compare two computations that must give equal results: an engine and engine `loop`, a
 resumed run and an uninterrupted one, maximizing f and minimizing -f.
 """

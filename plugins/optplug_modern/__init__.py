@@ -9,4 +9,6 @@ from optplug import OptimizerSpec, hookimpl
 
 @hookimpl
 def optplug_optimizers() -> list[OptimizerSpec]:
-    return []
+    return [
+        OptimizerSpec("lion", "optplug_modern.lion:Lion", "sign of an interpolated momentum", {"complex"}),
+    ]

@@ -29,6 +29,7 @@ FULL_STATE_OPTIONS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 0.1, "amsgrad": True},
     "asgd": {"lr": 0.05, "t0": 2.0, "alpha": 0.5, "lambd": 0.05, "weight_decay": 0.05},
     "lbfgs": {"lr": 0.5, "max_iter": 3, "history_size": 3},
+    "lion": {"lr": 0.05, "weight_decay": 0.05},
     "rmsprop": {"lr": 0.05, "momentum": 0.9, "centered": True, "weight_decay": 0.05},
     "rprop": {"lr": 0.1},
     "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05},

@@ -68,8 +68,10 @@ def test_keys_of_groups_and_states_equal_those_of_torch(name, make_run):
 @pytest.mark.parametrize("of", ["optplug", "torch"])
 @pytest.mark.optimizers("all", engines=True)
 def test_old_state_dict_with_missing_keys_and_plain_numbers_can_be_resumed(
-    name, engine, of, full_state_options, make_run
+    name, engine, of, torch_classes, full_state_options, make_run
 ):
+    if of == "torch" and name not in torch_classes:
+        pytest.skip("torch has no such optimizer")
     first = make_run(name, of=of).run_steps(0, 4)
     old = copy.deepcopy(first.optimizer.state_dict())
     for group in old["param_groups"]:

@@ -44,9 +44,12 @@ def seeded_gradient(run: Trajectory, step: int, index: int, seed: int | None = N
 
 
 @pytest.mark.optimizers("without_closure", engines=True)
-def test_group_of_mixed_dtypes_steps_like_separate_groups_and_like_torch(name, engine, tested_optimizers, make_run):
+def test_group_of_mixed_dtypes_steps_like_separate_groups_and_like_torch(
+    name, engine, tested_optimizers, torch_classes, make_run
+):
     make_mixed = functools.partial(params_of_mixed_dtypes, tested_optimizers[name].capabilities)
-    together, theirs = make_run(name, make_mixed(), engine=engine), make_run(name, make_mixed(), of="torch")
+    together = make_run(name, make_mixed(), engine=engine)
+    theirs = make_run(name, make_mixed(), of="torch" if name in torch_classes else "optplug")
     for run in (together, theirs):
         run.gradient = functools.partial(seeded_gradient, run)
         run.run_steps(0, 5)

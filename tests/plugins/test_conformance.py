@@ -27,7 +27,8 @@ def test_scheduler_conforms(check: Check):
 
 
 CLASSIC_OPTIMIZERS = optplug.list_optimizers("optplug-classic:*")
-RULES = [name for name in CLASSIC_OPTIMIZERS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
+BUILT_IN_OPTIMIZERS = [*CLASSIC_OPTIMIZERS, *optplug.list_optimizers("optplug-modern:*")]
+RULES = [name for name in BUILT_IN_OPTIMIZERS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
 NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
 
 
@@ -40,7 +41,7 @@ def test_inapplicable_checks_of_rule_optimizers(name: str):
 
 
 def test_all_optimizers_except_lbfgs_have_a_rule():
-    assert {*CLASSIC_OPTIMIZERS} - {*RULES} == {"lbfgs"}
+    assert {*BUILT_IN_OPTIMIZERS} - {*RULES} == {"lbfgs"}
     assert len(CLASSIC_OPTIMIZERS) == 11
 
 
@@ -52,6 +53,6 @@ def test_rules_are_compared_on_all_engines_in_all_cases(name: str):
         assert {f"engine_agrees_with_loop[{engine}-{label}]" for engine in ("loop", "foreach", "numba")} <= ids
 
 
-@pytest.mark.parametrize("name", CLASSIC_OPTIMIZERS)
+@pytest.mark.parametrize("name", BUILT_IN_OPTIMIZERS)
 def test_spec_and_class_have_equal_capabilities(name: str):
     assert registry.resolve("optimizer", name).spec.capabilities == optplug.get_optimizer(name).capabilities

@@ -15,13 +15,11 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import io
 import itertools
 import math
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +32,7 @@ from torch.utils._pytree import tree_map_only
 import optplug
 
 sys.path.append(str(Path(__file__).parents[1]))  # when this file is run as a program
+from parity import Trajectory, noise, option_combinations, options_id
 from support import TORCH as INSTALLED
 from support import since_torch, torch_has
 
@@ -96,19 +95,11 @@ EXTREME_VALUES: dict[str, list[dict[str, Any]]] = {
 
 def combinations(name: str) -> Iterator[dict[str, Any]]:
     """All combinations of the options of torch that change the result."""
-    switches = [*SWITCHES[name], {"maximize": True}]
-    for chosen in itertools.product((False, True), repeat=len(switches)):
-        on = {
-            key: value for switch, is_on in zip(switches, chosen, strict=True) if is_on for key, value in switch.items()
-        }
-        refused = on.get("nesterov") and not (on.get("momentum") and not on.get("dampening"))
-        idle = on.get("decoupled_weight_decay") and not on.get("weight_decay")
+    for options in option_combinations([*SWITCHES[name], {"maximize": True}], NUMBERS[name], ALL_OPTIONS[name]):
+        refused = options.get("nesterov") and not (options.get("momentum") and not options.get("dampening"))
+        idle = options.get("decoupled_weight_decay") and not options.get("weight_decay")
         if not (refused or idle):
-            yield on
-            yield {**NUMBERS[name], **on}
-    for key, value in NUMBERS[name].items():
-        yield {key: value}
-        yield {k: v for k, v in ALL_OPTIONS[name].items() if k == key or k not in NUMBERS[name]}
+            yield options
     yield from EXTREME_VALUES[name]
 
 
@@ -139,88 +130,6 @@ def reference(name: str, params: Any, **options: Any) -> torch.optim.Optimizer:
 def classes(name: str, engine: str) -> tuple[Callable[..., torch.optim.Optimizer], ...]:
     """What constructs optplug's optimizer with the engine, and torch's."""
     return functools.partial(optplug.get_optimizer(name), engine=engine), functools.partial(reference, name)
-
-
-def options_id(options: dict[str, Any]) -> str:
-    return ",".join(f"{k}={v}" for k, v in options.items()).replace(" ", "") or "default"
-
-
-@functools.lru_cache(maxsize=1000)
-def noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Trajectory:
-    """Parameters and an optimizer that perform the same 50 steps for any class."""
-
-    def __init__(
-        self,
-        cls,
-        dtype: torch.dtype,
-        *,
-        rounded: torch.dtype | None = None,
-        shapes: tuple[tuple[int, ...], ...] = ((5, 3), (7,), (), (0,), (4,)),
-        **options: Any,
-    ) -> None:
-        self.rounded = rounded or dtype
-        generator = torch.Generator().manual_seed(0)
-        self.params = [
-            torch.randn(s, generator=generator, dtype=torch.float64).to(self.rounded).to(dtype).requires_grad_()
-            for s in shapes
-        ]
-        self.initial = [p.detach().clone() for p in self.params]
-        half = len(shapes) // 2
-        self.optimizer = cls([{"params": self.params[:half]}, {"params": self.params[half:]}], **options)
-
-    def run_steps(self, start: int = 0, stop: int = 50):
-        for step in range(start, stop):
-            for i, p in enumerate(self.params):
-                g = noise(tuple(p.shape), 97 * step + i)
-                absent = (i == 1 and step < 7) or (i == 2 and step % 10 == 3)
-                p.grad = None if absent else g.to(self.rounded, copy=True).to(p.dtype)
-            if step == 25:
-                group = self.optimizer.param_groups[0]
-                group["lr"] = group["lr"] * 0.3
-            self.optimizer.step()
-        return self
-
-    def resume(self, first: Trajectory, state_dict: dict[str, Any] | None = None):
-        """Continue from `first`, with its state dict or with a modified one."""
-        for p, q in zip(self.params, first.params, strict=True):
-            p.data.copy_(q.data)
-        self.optimizer.load_state_dict(save_and_load_state(first.optimizer) if state_dict is None else state_dict)
-        return self
-
-    def max_difference(self, other: Trajectory) -> float:
-        """The largest difference from `other`."""
-        return max(self.differences(other).values())
-
-    def differences(self, other: Trajectory) -> dict[str, float]:
-        """The relative differences from `other`, for the parameters (`"p"`) and for each state."""
-        far, size = defaultdict(float), defaultdict(float)
-
-        def compare(what, a, b, origin):
-            assert a.shape == b.shape, what
-            assert torch.stack([a, b]).isfinite().all(), what
-            if b.numel():
-                far[what] = max(far[what], float((a - b).detach().abs().max()))
-                size[what] = max(size[what], float((b - origin).detach().abs().max()))
-
-        for p, q, origin in zip(self.params, other.params, other.initial, strict=True):
-            compare("p", p, q, origin)
-            ours, theirs = self.optimizer.state.get(p, {}), other.optimizer.state.get(q, {})
-            assert ours.keys() == theirs.keys()
-            for name, state in theirs.items():
-                compare(name, ours[name], state, torch.zeros_like(state))
-        assert size["p"] > 0, "nothing moved"
-        return {what: distance / size[what] if distance else 0.0 for what, distance in far.items()}
-
-
-def save_and_load_state(optimizer) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def worst_difference(name: str, engine: str, dtype: torch.dtype) -> tuple[float, str]:

@@ -129,11 +129,13 @@ def test_built_in_names_are_listed():
 
 def test_built_in_plugins_come_from_distribution_optplug():
     built_in = [p for p in optplug.registry.registry.plugins if p.distribution == "optplug"]
-    assert [p.name for p in built_in] == ["optplug-classic", "optplug-schedules"]
+    assert [p.name for p in built_in] == ["optplug-classic", "optplug-modern", "optplug-schedules"]
     assert {p.version for p in built_in} == {optplug.__version__}
 
 
-@pytest.mark.parametrize("name", optplug.list_optimizers("optplug-classic:*"))
+@pytest.mark.parametrize(
+    "name", [*optplug.list_optimizers("optplug-classic:*"), *optplug.list_optimizers("optplug-modern:*")]
+)
 def test_built_in_optimizer_class_has_the_registered_name(name):
     assert lookup_key(optplug.get_optimizer(name).__name__) == lookup_key(name)
 
@@ -707,10 +709,10 @@ def test_reload_reads_changed_environment(site, monkeypatch):
 
 def test_reload_finds_newly_installed_plugin(site):
     registry = Registry()
-    assert "lion" not in registry.names("optimizer")
-    site.install("zoo", registering("lion"))
+    assert "ant" not in registry.names("optimizer")
+    site.install("zoo", registering("ant"))
     registry.reload()
-    assert "lion" in registry.names("optimizer")
+    assert "ant" in registry.names("optimizer")
 
 
 def test_reload_keeps_entry_points_given_to_the_constructor(site):

@@ -1,0 +1,137 @@
+"""The optimizers that torch lacks, compared with the classes of the authors or of pytorch_optimizer, for all options.
+
+`python tests/plugins/test_reference_parity.py` prints the largest differences. They are measured as in
+`test_optimizer_parity.py`: for the parameters max|a - b| / max|moved| after 50 steps, with a late gradient, a missing
+gradient, and a change of the learning rate; for a state max|a - b| / max|b|. Maximization is left out: the conformance
+kit compares it with the minimization of the negative.
+
+Engine `numba` adds products without rounding them first. Its float32 results are therefore compared with the float64
+results of the reference: their error must be within the limit, or not much larger than that of the float32 reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lion_pytorch
+import pytest
+import torch
+
+import optplug
+
+sys.path.append(str(Path(__file__).parents[1]))  # when this file is run as a program
+from parity import Trajectory, option_combinations, options_id
+
+ENGINES = ("loop", "foreach", "numba")
+LIMITS = {torch.float64: 1e-9, torch.float32: 2e-5}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The class of another package with the same algorithm, and the options to compare it with.
+
+    Attributes:
+        make: constructs the reference from parameter groups and optplug's options.
+        switches: groups of options that are on or off, as in `option_combinations`.
+        numbers: options that are numbers, with another value than the default.
+        extremes: further combinations.
+        states: the names of the states to compare, which both have.
+        checkpoints: whether optplug loads the state dict of the reference, and the reference that of optplug.
+    """
+
+    make: Callable[..., Any]
+    numbers: Mapping[str, Any]
+    switches: Sequence[Mapping[str, Any]] = ()
+    extremes: Sequence[Mapping[str, Any]] = ()
+    states: Sequence[str] = ()
+    checkpoints: bool = False
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """All options at once."""
+        return {**self.numbers, **{key: value for switch in self.switches for key, value in switch.items()}}
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """All combinations of the options that change the result."""
+        yield from option_combinations(self.switches, self.numbers, self.all_options)
+        yield from map(dict, self.extremes)
+
+
+REFERENCES = {
+    "lion": Reference(
+        make=lion_pytorch.Lion,
+        numbers={"lr": 0.01, "betas": (0.8, 0.7)},
+        switches=[{"weight_decay": 0.1}],
+        extremes=[{"betas": (0.0, 0.0)}, {"betas": (0.9, 0.0)}],
+        states=["exp_avg"],
+        checkpoints=True,
+    ),
+}
+NAMES_AND_CHECKPOINTS = [name for name, reference in REFERENCES.items() if reference.checkpoints]
+
+
+@functools.cache
+def reference_trajectory(
+    name: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...], rounded: torch.dtype | None = None
+) -> Trajectory:
+    return Trajectory(REFERENCES[name].make, dtype, rounded=rounded, **dict(options)).run_steps()
+
+
+def difference_and_limit(name: str, engine: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[float, float]:
+    """The largest difference from the reference, and the limit of it."""
+    states, given = REFERENCES[name].states, tuple(options.items())
+    ours = Trajectory(optplug.get_optimizer(name), dtype, engine=engine, **options).run_steps()
+    theirs = reference_trajectory(name, dtype, given)
+    if (engine, dtype) != ("numba", torch.float32):
+        return ours.max_difference(theirs, states), LIMITS[dtype]
+    exact = reference_trajectory(name, torch.float64, given, torch.float32)
+    return ours.max_difference(exact, states), max(LIMITS[dtype], 1.5 * theirs.max_difference(exact, states))
+
+
+def worst_difference(name: str, engine: str, dtype: torch.dtype) -> tuple[float, float, str]:
+    """The largest difference in relation to its limit over all combinations: the difference, the limit, the options."""
+    found = [(*difference_and_limit(name, engine, dtype, o), options_id(o)) for o in REFERENCES[name].combinations()]
+    return max(found, key=lambda one: one[0] / one[1])
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_all_option_combinations_equal_the_reference(name, engine, dtype):
+    difference, limit, where = worst_difference(name, engine, dtype)
+    assert difference <= limit, where
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_combinations_cover_all_options_that_change_the_result(name):
+    unrelated = {*inspect.signature(optplug.RuleOptimizer).parameters} - {"decoupled_weight_decay"}
+    options = set(inspect.signature(optplug.get_optimizer(name)).parameters) - unrelated
+    assert options == {key for combination in REFERENCES[name].combinations() for key in combination}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", NAMES_AND_CHECKPOINTS)
+@pytest.mark.parametrize("direction", ["ours continues theirs", "theirs continues ours"])
+def test_state_dicts_are_exchanged_with_the_reference(name, engine, direction):
+    reference = REFERENCES[name]
+    ours, theirs = functools.partial(optplug.get_optimizer(name), engine=engine), reference.make
+    first_class, then_class = (theirs, ours) if direction.startswith("ours") else (ours, theirs)
+    for dtype, limit in LIMITS.items():
+        first = Trajectory(first_class, dtype, **reference.all_options).run_steps(0, 20)
+        then = Trajectory(then_class, dtype).resume(first).run_steps(20)
+        through = Trajectory(theirs, dtype, **reference.all_options).run_steps()
+        assert then.max_difference(through, reference.states) <= limit, f"{direction} in {dtype}"
+
+
+if __name__ == "__main__":
+    print(f"{'':18} {'engine':8} {'dtype':14} {'largest':>8} {'allowed':>8}  options")
+    for name, engine, dtype in itertools.product(REFERENCES, ENGINES, LIMITS):
+        difference, limit, where = worst_difference(name, engine, dtype)
+        print(f"{name:18} {engine:8} {dtype!s:14} {difference:8.1e} {limit:8.1e}  {where}")
