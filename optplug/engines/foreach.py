@@ -6,6 +6,10 @@ traffic to that of torch's own foreach implementations:
 - a product that is added becomes `add(alpha)`, `addcmul` or `addcdiv`;
 - an operation that reads a value for the last time writes its result in place of that value;
 - the tensors are processed in chunks, so that temporaries are small.
+
+Values with one number per parameter (tensor scalars) are vectors `r0`, `r1`, ...; where element-wise operations use
+them they are lists of 0-dim tensors. A program that reduces over several parameters is a generator, which yields the
+reduction over its chunk and receives the reduction over all chunks of all buckets.
 """
 
 from __future__ import annotations
@@ -14,20 +18,29 @@ import ast
 import functools
 import linecache
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optplug.engines.arena import Arena
-from optplug.engines.buffers import TensorsByRole, working_tensors, write_back
-from optplug.engines.protocol import Bucket, EngineProtocol, Program
+from optplug.engines.buffers import TensorsByRole, at_least_1d, working_tensors, write_back
+from optplug.engines.protocol import (
+    Bucket,
+    EngineProtocol,
+    PartialReduction,
+    PartialSteps,
+    Program,
+    combine_partials,
+)
 from optplug.engines.scalars import StepScalars
 from optplug.engines.sparse import as_dense
 from optplug.rules.graph import Node
-from optplug.rules.ops import PREDICATES
+from optplug.rules.ops import PREDICATES, REDUCTIONS, compute_tensor_scalars
 from optplug.rules.trace import TracedRule
 
 CHUNK_BYTES = {"cpu": 2 * 2**20}
@@ -67,6 +80,8 @@ class _ProgramWriter:
         self.registers: dict[Node, str] = {}
         self.temporary_count = 0
         self.constants = {n: f"c{i}" for i, n in enumerate(traced.hoisted_scalars)}
+        # The list of 0-dim tensors of a tensor scalar.
+        self.lists: dict[Node, str] = {}
         self.roles = {"p", "g", *traced.variant.elementwise_states}
         self.output_roles = set(traced.outputs)
         # How many outputs and nodes use a node, in the graph and (`remaining_reads`) in the operations after fusion.
@@ -107,7 +122,7 @@ class _ProgramWriter:
         """Match a node as a product. Nodes with one consumer become part of the product and are added to `inner`."""
         if self.consumers[node] == 1 and node.op in ("mul", "div"):
             a, b = node.args
-            if node.op == "mul" and not (a.is_elementwise and b.is_elementwise):
+            if node.op == "mul" and _is_scaled(node):
                 inner.add(node)
                 scalar, value = (a, b) if b.is_elementwise else (b, a)
                 product = self._match_product(value, inner)
@@ -123,7 +138,7 @@ class _ProgramWriter:
 
     def _split_coefficient(self, node: Node, inner: set[Node]) -> tuple[str, Node]:
         """Split a node into a scalar coefficient, as source code, and an element-wise factor."""
-        if self.consumers[node] == 1 and node.op == "mul" and not all(a.is_elementwise for a in node.args):
+        if self.consumers[node] == 1 and node.op == "mul" and _is_scaled(node):
             inner.add(node)
             scalar, value = node.args if node.args[1].is_elementwise else node.args[::-1]
             coefficient, value = self._split_coefficient(value, inner)
@@ -155,6 +170,9 @@ class _ProgramWriter:
                 if register != self.registers[node] and register not in self.roles:
                     self.lines.append(f"del {register}")
         self._write_back()
+        if traced.tensor_outputs:
+            values = ", ".join(self._tensor_scalar(node) for node in traced.tensor_outputs.values())
+            self.lines.append(f"return ({values},)")
         roles = ", ".join(["p", "g", *traced.variant.elementwise_states])
         constants = "".join(f", {c}" for c in self.constants.values())
         return f"def {name}({roles}{constants}):\n" + "\n".join(f"    {line}" for line in self.lines or ["pass"]) + "\n"
@@ -177,7 +195,9 @@ class _ProgramWriter:
             self._call(node, f"_foreach_{product.kind}", base, f"{factors}{tail}", self._can_overwrite(base, dead))
             return
         op, args = node.op, node.args
-        if op in UNARY:
+        if node.kind == "tensor":
+            self._emit_tensor_scalar(node)
+        elif op in UNARY:
             self._call(node, f"_foreach_{op}", args[0], "", self._can_overwrite(args[0], dead))
         elif op == "lerp":
             rest = f"{self.registers[args[1]]}, {self._scalar(args[2])}"
@@ -186,16 +206,41 @@ class _ProgramWriter:
             self._binary(node, dead)
         else:  # torch has no foreach functions for comparisons, logic and where
             compute = "where" if op == "where" else f"logical_{op}" if op in ("and", "or", "not") else op
-            values = ", ".join(self.registers[a] if a.is_elementwise else self._scalar(a) for a in args)
+            values = ", ".join(self._scalar(a) if a.kind == "scalar" else self._list(a) for a in args)
             self._assign(node, f"_for_each_tensor('{compute}', {values})")
+
+    def _emit_tensor_scalar(self, node: Node) -> None:
+        """Compute one number per parameter: by a reduction, or from other such numbers."""
+        if node.op == "numel":
+            expression = "_count(p)"
+        elif node.is_reduction:
+            expression = f"_reduce('{node.op}', {', '.join(self.registers[a] for a in node.args)})"
+            if node.value is not None:
+                expression = f"yield '{node.op}', '{node.value}', {expression}"
+        else:
+            expression = f"_compute('{node.op}', {', '.join(map(self._tensor_scalar, node.args))})"
+        self.registers[node] = f"r{sum(name.startswith('r') for name in self.registers.values())}"
+        self.lines.append(f"{self.registers[node]} = {expression}")
+
+    def _tensor_scalar(self, node: Node) -> str:
+        return self._scalar(node) if node.kind == "scalar" else self.registers[node]
+
+    def _list(self, node: Node) -> str:
+        """The variable with the list of tensors of a value. The tensors of a tensor scalar are 0-dim."""
+        if node.kind == "element":
+            return self.registers[node]
+        if node not in self.lists:
+            self.lists[node] = f"l{self.registers[node][1:]}"
+            self.lines.append(f"{self.lists[node]} = _to_list({self.registers[node]}, p)")
+        return self.lists[node]
 
     def _binary(self, node: Node, dead: list[Node]) -> None:
         a, b = node.args
         method = f"_foreach_{node.op}"
-        if a.is_elementwise and b.is_elementwise:
+        if a.kind != "scalar" and b.kind != "scalar":
             if node.op in COMMUTATIVE and not self._can_overwrite(a, dead) and self._can_overwrite(b, dead):
                 a, b = b, a
-            self._call(node, method, a, self.registers[b], self._can_overwrite(a, dead))
+            self._call(node, method, a, self._list(b), self._can_overwrite(a, dead))
         elif a.is_elementwise:
             self._call(node, method, a, self._scalar(b), self._can_overwrite(a, dead))
         elif node.op in COMMUTATIVE:
@@ -208,7 +253,7 @@ class _ProgramWriter:
             self.lines.append(f"{then}({self.registers[node]}, {self._scalar(a)})")
 
     def _call(self, node: Node, method: str, target: Node, rest: str, in_place: bool) -> None:
-        arguments = self.registers[target] + (f", {rest}" if rest else "")
+        arguments = self._list(target) + (f", {rest}" if rest else "")
         if in_place:
             self.registers[node] = self.registers[target]
             self.lines.append(f"{method}_({arguments})")
@@ -235,6 +280,11 @@ class _ProgramWriter:
 
     def _scalar(self, node: Node) -> str:
         return repr(float(node.value)) if node.op == "const" else self.constants[node]
+
+
+def _is_scaled(node: Node) -> bool:
+    """Whether a node is an operation on an element-wise value and a scalar."""
+    return {a.kind for a in node.args} == {"scalar", "element"}
 
 
 def _multiply_code(a: str, b: str) -> str:
@@ -276,6 +326,21 @@ def _to_bool_tensors(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x if isinstance(x, Tensor) else torch.full_like(like, bool(x)) for x in row)
 
 
+def _reduce(op: str, *operands: list[Tensor]) -> Tensor:
+    """Reduce each tensor to a number. Returns a vector."""
+    return torch.stack([REDUCTIONS[op](*tensors) for tensors in zip(*operands, strict=True)])
+
+
+def _count(tensors: list[Tensor]) -> Tensor:
+    """The number of elements of each tensor, as a vector."""
+    return torch.tensor(list(map(Tensor.numel, tensors)), dtype=torch.float64).to(tensors[0].device)
+
+
+def _to_list(numbers: Tensor, tensors: list[Tensor]) -> Sequence[Tensor]:
+    """A vector with one number per tensor, or one number for all of them, as a list of 0-dim tensors."""
+    return numbers.unbind() if numbers.ndim else [numbers] * len(tensors)
+
+
 def _lerp(a: list[Tensor], b: list[Tensor], weight: float) -> Any:
     """As `ops.lerp`: a weight of 1 gives b exactly. torch's function returns NaN where a is infinite."""
     return [t.clone() for t in b] if weight == 1 else torch._foreach_lerp(a, b, weight)
@@ -297,14 +362,18 @@ def source(traced: TracedRule) -> str:
 @functools.lru_cache(maxsize=1024)
 def count_list_accesses(traced: TracedRule) -> int:
     """The number of lists of tensors that all operations of the program read or write, in total."""
-    scalars = {f"c{i}" for i in range(len(traced.hoisted_scalars))}
     count = 0
     for line in ast.parse(source(traced)).body[0].body:  # type: ignore[attr-defined]
-        call = line.value if isinstance(line, (ast.Assign, ast.Expr)) else None
-        if isinstance(call, ast.Call):
-            tensor_arguments = sum(isinstance(a, ast.Name) and a.id not in scalars for a in call.args)
-            # The target of `_foreach_copy_` is an argument, but it is written only.
-            count += tensor_arguments + (ast.unparse(call.func) != "_foreach_copy_")
+        for call in ast.walk(line):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+            lists = {a.id for a in call.args if isinstance(a, ast.Name) and not re.fullmatch(r"[clr]\d+", a.id)}
+            if call.func.id.startswith(("_foreach_", "_for_each_")):
+                names = [a.id for a in call.args if isinstance(a, ast.Name) and a.id in lists]
+                # The target of `_foreach_copy_` is an argument, but it is written only.
+                count += len(names) + (call.func.id != "_foreach_copy_")
+            elif call.func.id == "_reduce":
+                count += len(lists)
     return count
 
 
@@ -313,7 +382,9 @@ def _compile_step(traced: TracedRule) -> Callable[..., None]:
     text = source(traced)
     filename = f"<optplug foreach {traced.variant.rule.__qualname__} {hash(text):x}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the source
-    namespace: dict[str, Any] = {"_for_each_tensor": _for_each_tensor, "inf": math.inf, "nan": math.nan}
+    functions = (_for_each_tensor, _reduce, _count, _to_list)
+    namespace: dict[str, Any] = {function.__name__: function for function in functions}
+    namespace.update({"_compute": compute_tensor_scalars, "inf": math.inf, "nan": math.nan})
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
     namespace.update({"_foreach_lerp": _lerp, "_foreach_lerp_": _lerp_})
     exec(compile(text, filename, "exec"), namespace)  # noqa: S102 - source generated above
@@ -347,6 +418,7 @@ def split_chunks(traced: TracedRule, tensors: Sequence[Tensor]) -> Iterator[slic
 class ForeachEngine(EngineProtocol):
     name = "foreach"
     advantage = "few calls for all tensors"
+    reduces = True
 
     def bytes_per_element(self, bucket: Bucket) -> float | None:
         dtypes = bucket.key.dtypes
@@ -369,7 +441,40 @@ class _ForeachProgram:
         self._densify_grads = bucket.key.densify_grads
         self._state_dtype = bucket.settings.state_dtype
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps | None:
+        if self._graph.shared_reductions:
+            return self._step_with_totals(roles, scalars)
+        for constants, chunk, indices in self._chunks(roles, scalars):
+            with self._work(chunk) as work:
+                self._store(scalars, self._run(*work.values(), *constants), indices)
+        return None
+
+    def _step_with_totals(self, roles: TensorsByRole, scalars: StepScalars) -> PartialSteps:
+        """Run the programs of all chunks together. Each reduction over several parameters needs all of them."""
+        with ExitStack() as stack:
+            chunks = list(self._chunks(roles, scalars))
+            works = [stack.enter_context(self._work(chunk)) for _, chunk, _ in chunks]
+            running = [
+                self._run(*work.values(), *constants) for work, (constants, _, _) in zip(works, chunks, strict=True)
+            ]
+            total: Tensor | None = None
+            for _ in range(self._graph.shared_reductions):
+                partials = [self._partial(*program.send(total)) for program in running]
+                total = yield combine_partials(partials)
+            for program, (_, _, indices) in zip(running, chunks, strict=True):
+                try:
+                    program.send(total)
+                except StopIteration as stop:
+                    self._store(scalars, stop.value, indices)
+
+    @staticmethod
+    def _partial(op: str, scope: str, values: Tensor) -> PartialReduction:
+        return combine_partials([PartialReduction(op, scope, value) for value in values])
+
+    def _chunks(
+        self, roles: TensorsByRole, scalars: StepScalars
+    ) -> Iterator[tuple[list[float], TensorsByRole, Sequence[int]]]:
+        """Return the constants, the tensors and the indices of the parameters of each chunk."""
         rows = scalars.rows(self._graph)
         for row in rows:
             selected = roles
@@ -377,8 +482,20 @@ class _ForeachProgram:
                 selected = {role: [tensors[i] for i in row.indices] for role, tensors in roles.items()}
             for part in split_chunks(self._graph, selected["p"]):
                 chunk = {role: tensors[part] for role, tensors in selected.items()}
-                with as_dense(chunk, densify_grads=self._densify_grads) as dense:
-                    work = working_tensors(dense, self._state_dtype)
-                    self._run(*work.values(), *row.constants)
-                    if work is not dense:
-                        write_back(work, dense)
+                yield row.constants, chunk, row.indices[part]
+
+    @contextmanager
+    def _work(self, chunk: TensorsByRole) -> Iterator[TensorsByRole]:
+        """Provide the tensors to compute on, and write the results to the optimizer's tensors on exit."""
+        with as_dense(chunk, densify_grads=self._densify_grads) as dense:
+            work = working_tensors(dense, self._state_dtype)
+            if self._graph.reduces:
+                yield {role: list(map(at_least_1d, tensors)) for role, tensors in work.items()}
+            else:
+                yield work
+            if work is not dense:
+                write_back(work, dense)
+
+    def _store(self, scalars: StepScalars, values: Sequence[Tensor] | None, indices: Sequence[int]) -> None:
+        if values:
+            scalars.set_states(dict(zip(self._graph.tensor_outputs, values, strict=True)), indices)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -178,6 +179,8 @@ def _amax(x: Tensor, *, dim: int, dtype: torch.dtype) -> Tensor:
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     dtype = _accumulation_dtype(x)
+    if x is y and not x.requires_grad:  # without a copy in float64
+        return _total(torch.linalg.vector_norm, x).square()
     return _total(torch.sum, x.to(dtype) * y.to(dtype))
 
 
@@ -335,3 +338,48 @@ def mean(x: Any) -> Any:
 def numel(x: Any) -> Any:
     """The number of elements of the parameter. A complex element counts as two."""
     return x.count() if isinstance(x, SymbolicValue) else float(x.numel())
+
+
+def compute_tensor_scalars(op: str, *operands: Any) -> Any:
+    """Apply an operation to vectors with one number per parameter, and numbers. The result is a vector.
+
+    Args:
+        op: a key of `FLOAT_OPERATIONS`, except `lerp`, which graphs contain for element-wise values only.
+        operands: vectors in float64, or of bool for conditions, and numbers.
+    """
+    return _VECTOR_OPERATIONS[op](*operands)
+
+
+def _logical(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def on_vectors(*operands: Any) -> Tensor:
+        like = next(x for x in operands if isinstance(x, Tensor))
+        return combine(*(x if isinstance(x, Tensor) else torch.full_like(like, bool(x)) for x in operands))
+
+    return on_vectors
+
+
+_VECTOR_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "neg": operator.neg,
+    "pow": operator.pow,
+    "sqrt": sqrt,
+    "exp": exp,
+    "log": log,
+    "abs": abs,
+    "sign": sign,
+    "maximum": maximum,
+    "minimum": minimum,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "and": _logical(torch.logical_and),
+    "or": _logical(torch.logical_or),
+    "not": _logical(torch.logical_not),
+    "where": where,
+}

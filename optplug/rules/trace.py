@@ -227,15 +227,15 @@ class TracedRule:
         hoisted = [float(computed[n]) for n in self.hoisted_scalars]
         return hoisted, {name: float(computed[n]) for name, n in self._scalar_outputs.items()}
 
-    @property
+    @functools.cached_property
     def reduces(self) -> bool:
         """Whether the rule uses tensor scalars."""
         return any(node.kind == "tensor" for node in self.nodes)
 
-    @property
-    def shares_reductions(self) -> bool:
-        """Whether the rule reduces over several parameters."""
-        return any(node.is_reduction and node.value is not None for node in self.nodes)
+    @functools.cached_property
+    def shared_reductions(self) -> int:
+        """The number of reductions over several parameters."""
+        return sum(node.is_reduction and node.value is not None for node in self.nodes)
 
     def __str__(self) -> str:
         lines = [f"{n!r}" for n in self.nodes]
