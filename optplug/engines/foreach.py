@@ -378,7 +378,7 @@ def count_list_accesses(traced: TracedRule) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _compile_step(traced: TracedRule) -> Callable[..., None]:
+def _compile_step(traced: TracedRule) -> Callable[..., Any]:
     text = source(traced)
     filename = f"<optplug foreach {traced.variant.rule.__qualname__} {hash(text):x}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the source
@@ -388,7 +388,7 @@ def _compile_step(traced: TracedRule) -> Callable[..., None]:
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
     namespace.update({"_foreach_lerp": _lerp, "_foreach_lerp_": _lerp_})
     exec(compile(text, filename, "exec"), namespace)  # noqa: S102 - source generated above
-    compiled: Callable[..., None] = namespace["step"]
+    compiled: Callable[..., Any] = namespace["step"]
     return compiled
 
 

@@ -1,4 +1,6 @@
-"""Lowers a graph to LLVM code: a loop over chunks of tensors that reads each input once and writes each output once.
+"""Lowers a segment to LLVM code: a loop over chunks of tensors that reads each input once and writes each output once.
+
+Reductions accumulate in float64, in the order of a vector register, which depends on the length of the chunk only.
 
 Arithmetic follows IEEE 754 with one exception, the flag `contract`: a product may be added without being rounded first
 (fused multiply-add). Apart from that, NaN and infinity propagate as in engine `loop`, and the result for an element
@@ -7,6 +9,7 @@ does not depend on its chunk or on its position in a vector register.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,7 +17,7 @@ from llvmlite import ir
 
 from optplug.rules.graph import Node
 from optplug.rules.ops import PREDICATES
-from optplug.rules.trace import TracedRule
+from optplug.rules.segments import Segment
 
 INT64 = ir.IntType(64)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -26,6 +29,12 @@ HEADER_COLUMNS = 2
 
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 CONTRACT = ("contract",)
+ACCUMULATE = ("contract", "reassoc")
+"""The flags of a sum that a vector register accumulates in parts."""
+
+INITIAL_TOTALS = {"sum": 0.0, "dot": 0.0, "amax": -math.inf}
+"""The reduction of no elements, by operation."""
+
 SLOW_OPERATIONS = ("div", "sqrt", "exp", "log")
 
 
@@ -41,39 +50,45 @@ def compute_dtype(dtypes: Mapping[str, torch.dtype]) -> torch.dtype:
     return torch.float64 if torch.float64 in stored else torch.float32
 
 
-def vector_bits(traced: TracedRule) -> int:
+def vector_bits(segment: Segment) -> int:
     """The width of the vectors that a kernel uses on x86 processors, in bits.
 
     A step of large tensors is limited by memory. There wide vectors are slower (measured on Zen 4: SGD 0.83 times the
-    speed with 512 bits). A graph with divisions or roots needs more arithmetic per byte, and 128 bits are too narrow.
+    speed with 512 bits). A segment with divisions, roots or reductions needs more arithmetic per byte, and 128 bits are
+    too narrow.
     """
-    return 256 if any(node.op in SLOW_OPERATIONS for node in traced.nodes) else 128
+    slow = bool(segment.reductions) or any(node.op in SLOW_OPERATIONS for node in segment.nodes)
+    return 256 if slow else 128
 
 
-def write_kernel(traced: TracedRule, dtypes: Mapping[str, torch.dtype], module: ir.Module) -> None:
-    """Add the function `step` of a graph to a module.
+def write_kernel(segment: Segment, dtypes: Mapping[str, torch.dtype], module: ir.Module) -> None:
+    """Add the function `step` of a segment to a module.
 
     The arguments of `step` are:
 
     - `int64* table`: the chunk table, row by row;
     - `int64* blocks`: the index of the first chunk of each block, and at the end the number of chunks;
-    - `T* scalars`: the hoisted scalars, row by row;
+    - `T* scalars`: the values of `segment.constants`, row by row;
     - `int64* next_block`: a counter shared by all threads, the index of the next block;
-    - `int64 block_count`: the number of blocks.
+    - `int64 block_count`: the number of blocks;
+    - `double* partials`: where the reductions of each chunk are written, row by row. Segments without reductions lack
+      this argument.
 
     A call processes blocks until none is left.
 
     Args:
-        traced: the graph.
-        dtypes: the dtype of each role's elements, in the column order of the table.
+        segment: the segment.
+        dtypes: the dtype of the elements of each role and temporary, in the column order of the table.
         module: the module.
     """
     value_type = STORAGE_TYPES[compute_dtype(dtypes)]
     int_pointer = INT64.as_pointer()
-    signature = ir.FunctionType(ir.VoidType(), [int_pointer, int_pointer, value_type.as_pointer(), int_pointer, INT64])
-    function = ir.Function(module, signature, "step")
-    set.add(function.attributes, f'"prefer-vector-width"="{vector_bits(traced)}"')  # unknown to llvmlite
-    table, blocks, scalars, next_block, block_count = function.args
+    arguments = [int_pointer, int_pointer, value_type.as_pointer(), int_pointer, INT64]
+    if segment.reductions:
+        arguments.append(DOUBLE.as_pointer())
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "step")
+    set.add(function.attributes, f'"prefer-vector-width"="{vector_bits(segment)}"')  # unknown to llvmlite
+    table, blocks, scalars, next_block, block_count, *partials = function.args
     entry, take, block, chunk, element, after, done = map(
         function.append_basic_block, ("entry", "take", "block", "chunk", "element", "after", "done")
     )
@@ -96,8 +111,8 @@ def write_kernel(traced: TracedRule, dtypes: Mapping[str, torch.dtype], module: 
     c.add_incoming(first, block)
     row = build.gep(table, [build.mul(c, INT64(HEADER_COLUMNS + len(dtypes)))])
     length = load_at(row, INT64(0))
-    constants = build.gep(scalars, [build.mul(load_at(row, INT64(1)), INT64(len(traced.hoisted_scalars)))])
-    scalar_values = {node: load_at(constants, INT64(k)) for k, node in enumerate(traced.hoisted_scalars)}
+    constants = build.gep(scalars, [build.mul(load_at(row, INT64(1)), INT64(len(segment.constants)))])
+    scalar_values = {node: load_at(constants, INT64(k)) for k, node in enumerate(segment.constants)}
     pointers = {
         role: build.inttoptr(load_at(row, INT64(HEADER_COLUMNS + k)), STORAGE_TYPES[dtype].as_pointer())
         for k, (role, dtype) in enumerate(dtypes.items())
@@ -107,21 +122,29 @@ def write_kernel(traced: TracedRule, dtypes: Mapping[str, torch.dtype], module: 
     build.position_at_end(element)
     i = build.phi(INT64)
     i.add_incoming(INT64(0), chunk)
+    accumulators = [build.phi(DOUBLE) for _ in segment.reductions]
     arithmetic = _Arithmetic(build, module, value_type, scalar_values)
-    for node in traced.nodes:
-        if node.op == "input":
-            stored = load_at(pointers[node.value], i)
-            arithmetic.values[node] = _from_storage(build, stored, dtypes[node.value], value_type)
+    for node in segment.nodes:
+        if node in segment.loads:
+            name = segment.loads[node]
+            arithmetic.values[node] = _from_storage(build, load_at(pointers[name], i), dtypes[name], value_type)
         else:
             arithmetic.compute(node)
-    for role, node in traced.outputs.items():
-        value = _to_storage(build, arithmetic.number(node), dtypes[role])
-        build.store(value, build.gep(pointers[role], [i]))
+    for name, node in segment.stores.items():
+        value = _to_storage(build, arithmetic.number(node), dtypes[name])
+        build.store(value, build.gep(pointers[name], [i]))
+    totals = [arithmetic.accumulate(node, x) for node, x in zip(segment.reductions, accumulators, strict=True)]
+    for node, accumulator, total in zip(segment.reductions, accumulators, totals, strict=True):
+        accumulator.add_incoming(DOUBLE(INITIAL_TOTALS[node.op]), chunk)
+        accumulator.add_incoming(total, element)
     next_i = build.add(i, INT64(1))
     i.add_incoming(next_i, element)
     build.cbranch(build.icmp_signed("<", next_i, length), element, after)
 
     build.position_at_end(after)
+    for k, total in enumerate(totals):
+        column = build.add(build.mul(c, INT64(len(totals))), INT64(k))
+        build.store(total, build.gep(partials[0], [column]))
     c.add_incoming(build.add(c, INT64(1)), after)
     build.cbranch(build.icmp_signed("<", c.incomings[-1][0], last), chunk, take)
 
@@ -163,6 +186,17 @@ class _Arithmetic:
         """Emit the operation of a node."""
         method: Callable[..., ir.Value] = getattr(self, node.op)
         self.values[node] = method(*node.args)
+
+    def accumulate(self, node: Node, total: ir.Value) -> ir.Value:
+        """Emit one element of a reduction, and return the new total in float64."""
+        x, *others = (_convert(self.build, self(a), DOUBLE) for a in node.args)
+        if node.op == "amax":  # NaN if x or the total is NaN
+            larger = self.build.fcmp_unordered(">", x, total)
+            is_nan = self.build.fcmp_unordered("uno", total, total)
+            return self.build.select(self.build.and_(larger, self.build.not_(is_nan)), x, total)
+        for other in others:
+            x = self.build.fmul(x, other, flags=ACCUMULATE)
+        return self.build.fadd(total, x, flags=ACCUMULATE)
 
     def _intrinsic(self, name: str, x: Node | ir.Value) -> ir.Value:
         function = self.module.declare_intrinsic(f"llvm.{name}", [self.value_type])

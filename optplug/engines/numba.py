@@ -1,31 +1,19 @@
-"""Engine `numba`: runs the graph as one fused CPU kernel over all tensors of a bucket, in several threads.
+"""Engine `numba`: runs each segment of the graph as one fused CPU kernel over all tensors of a bucket, in several
+threads.
 
-The kernel and the table that it reads are in `optplug.engines.cpu_kernel`, whose import imports Numba. So it is
-imported when it is needed, and the import of this module does not import Numba.
+What steps a bucket is in `optplug.engines.cpu_programs`, whose import imports Numba. So it is imported when it is
+needed, and the import of this module does not import Numba.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from itertools import chain
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from optplug.engines import sparse
-from optplug.engines.arena import Arena
-from optplug.engines.buffers import AddressReader, TensorsByRole
-from optplug.engines.protocol import (
-    Bucket,
-    BucketKey,
-    EngineProtocol,
-    Program,
-    fused_bytes_per_element,
-    graph_obstacle,
-)
-from optplug.engines.scalars import ScalarRow, StepScalars
+from optplug.engines.buffers import AddressReader
+from optplug.engines.protocol import Bucket, BucketKey, EngineProtocol, Program, graph_obstacle
 from optplug.rules.trace import TracedRule
 
 
@@ -34,6 +22,7 @@ class NumbaEngine(EngineProtocol):
     advantage = "one fused kernel"
     in_place = True
     takes_rows = True
+    reduces = True
 
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
         if obstacle := graph_obstacle(key):
@@ -43,7 +32,12 @@ class NumbaEngine(EngineProtocol):
         return key.not_in_place_reason or unavailable_reason(key.dtypes)
 
     def bytes_per_element(self, bucket: Bucket) -> float | None:
-        return fused_bytes_per_element(bucket, torch.float32)
+        from optplug.engines.cpu_programs import bytes_per_element
+
+        return bytes_per_element(bucket)
+
+    def segments(self, bucket: Bucket) -> int | None:
+        return len(bucket.graph.segments)
 
     def address_reader(self) -> AddressReader | None:
         from optplug.engines.addresses import read_addresses
@@ -51,71 +45,11 @@ class NumbaEngine(EngineProtocol):
         return read_addresses
 
     def prepare(self, bucket: Bucket) -> Program:
-        return _DenseProgram(bucket) if bucket.key.has_dense_grads else _RowProgram(bucket)
+        from optplug.engines.cpu_programs import DenseProgram, RowProgram, SegmentedProgram
 
-
-class _DenseProgram:
-    """Steps all tensors of a bucket."""
-
-    def __init__(self, bucket: Bucket) -> None:
-        from optplug.engines.cpu_kernel import ChunkTable
-
-        self._graph = bucket.graph
-        self._table = ChunkTable(_kernel(bucket), [_parts(bucket) * length for length in bucket.lengths])
-
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> None:
-        rows = scalars.rows(self._graph)
-        if addresses is None:
-            addresses = [list(map(Tensor.data_ptr, tensors)) for tensors in roles.values()]
-        self._table.step(addresses, [row.constants for row in rows], _row_of_each(rows, len(roles["p"])))
-        _increment_versions(self._graph, roles)
-
-
-class _RowProgram:
-    """Steps the rows in the sparse gradients of a bucket."""
-
-    def __init__(self, bucket: Bucket) -> None:
-        self._graph = bucket.graph
-        self._kernel = _kernel(bucket)
-        self._parts = _parts(bucket)
-
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> None:
-        from optplug.engines.cpu_kernel import ELEMENTS_PER_THREAD, ChunkTable
-
-        rows = scalars.rows(self._graph)
-        stepped = sparse.RowAddresses(roles)
-        # Rows are scattered in memory, so that more threads are useful.
-        table = ChunkTable(self._kernel, (self._parts * stepped.lengths).numpy(), ELEMENTS_PER_THREAD // 16)
-        row_of = _row_of_each(rows, len(roles["p"]))
-        row_of = row_of if row_of is None else row_of[stepped.param_indices]
-        table.step(stepped.addresses.numpy(), [row.constants for row in rows], row_of)
-        _increment_versions(self._graph, roles)
-
-
-def _kernel(bucket: Bucket) -> Any:
-    from optplug.engines.cpu_kernel import compiled_kernel
-
-    return compiled_kernel(bucket.graph, tuple(dtype.to_real() for dtype in bucket.key.dtypes))
-
-
-def _parts(bucket: Bucket) -> int:
-    """Return the number of reals in an element."""
-    return 2 if bucket.key.param_dtype.is_complex else 1
-
-
-def _row_of_each(rows: list[ScalarRow], count: int) -> Tensor | None:
-    """Return the index of each parameter's row of scalars; None if there is only one row."""
-    if len(rows) == 1:
-        return None
-    row_of = torch.zeros(count, dtype=torch.int64, device="cpu")
-    for number, row in enumerate(rows):
-        row_of[list(row.indices)] = number
-    return row_of
-
-
-def _increment_versions(graph: TracedRule, roles: TensorsByRole) -> None:
-    """Increment the version counters of the outputs, which autograd checks."""
-    torch.autograd.graph.increment_version(list(chain(*(roles[role] for role in graph.outputs))))
+        if not bucket.key.has_dense_grads:
+            return RowProgram(bucket)
+        return SegmentedProgram(bucket) if bucket.graph.reduces else DenseProgram(bucket)
 
 
 def unavailable_reason(dtypes: Iterable[torch.dtype] = ()) -> str | None:

@@ -131,6 +131,7 @@ class Bucket:
             dtype=self.key.param_dtype,
             device=self.key.device,
             bytes_per_element=self.engine.bytes_per_element(self),
+            segments=self.engine.segments(self),
             ran=True,
         )
 
@@ -222,6 +223,10 @@ class EngineProtocol(Protocol):
         """Return how many bytes a step reads and writes per element of a parameter; None if unknown."""
         return None
 
+    def segments(self, bucket: Bucket) -> int | None:
+        """Return how many times a step passes over the memory of the parameters; None if unknown."""
+        return None
+
     def address_reader(self) -> AddressReader | None:
         """Return a fast function that reads the addresses of many tensors, if the engine needs addresses."""
         return None
@@ -237,17 +242,3 @@ def graph_obstacle(key: BucketKey) -> str | None:
         if tensor_type not in PLAIN_TYPES:
             return f"{tensor_type.__name__} is not a plain tensor"
     return "the parameter shares memory with another parameter or with itself" if key.shares_memory else None
-
-
-def fused_bytes_per_element(bucket: Bucket, temporary_dtype: torch.dtype) -> float:
-    """Return the bytes per element of kernels that read each input and write each output of a segment once.
-
-    Args:
-        bucket: the bucket.
-        temporary_dtype: the dtype of temporaries.
-    """
-    roles = ("p", "g", *bucket.graph.variant.elementwise_states)
-    size = {role: dtype.itemsize for role, dtype in zip(roles, bucket.key.dtypes, strict=True)}
-    parts = 2 if bucket.key.param_dtype.is_complex else 1
-    accesses = [name for one in bucket.graph.segments for name in (*one.loads.values(), *one.stores)]
-    return sum(size.get(name, parts * temporary_dtype.itemsize) for name in accesses)

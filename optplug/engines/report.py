@@ -20,7 +20,9 @@ class BucketReport:
         dtype: the dtype of the parameters.
         device: the device of the parameters.
         bytes_per_element: the bytes that the engine reads and writes for each element of a parameter. None where this
-            is unknown, as for engine `loop`. A fused kernel reads each input once and writes each output once.
+            is unknown, as for engine `loop`. A fused kernel reads each input and writes each output of a segment once.
+        segments: how many times the engine passes over the memory of the parameters. None where this is unknown, as for
+            the engines `loop` and `foreach`.
         ran: True if the last step used this engine. False if this is a prediction for the next step.
     """
 
@@ -32,11 +34,14 @@ class BucketReport:
     dtype: torch.dtype
     device: torch.device
     bytes_per_element: float | None
+    segments: int | None
     ran: bool
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         traffic = "" if self.bytes_per_element is None else f", {self.bytes_per_element:g} bytes each"
+        if self.segments is not None and self.segments > 1:
+            traffic += f" in {self.segments} segments"
         noun = "tensor" if self.tensors == 1 else "tensors"
         return (
             f"group {self.group}: {self.engine} ({self.reason}), "

@@ -144,6 +144,7 @@ class TracedRule:
         inputs: the names of the element-wise inputs among them: `"p"`, `"g"` and states.
         hoisted_scalars: the scalar nodes that `nodes` use. `compute_scalars` computes their values.
         segments: the passes over memory. A rule that does not reduce has one.
+        temporaries: the names of the temporaries in which segments store values for later ones.
         tensor_scalars: for each segment, and at the end for the scalar states, the tensor scalars that can be computed
             before it and not earlier, without reductions, in topological order.
     """
@@ -195,6 +196,8 @@ class TracedRule:
             n for n in needed_nodes if n.kind == "scalar" and n.op != "const" and any(n in t.args for t in self.nodes)
         ]
         self.segments = cut(needed_nodes, self.outputs)
+        stored = {name: None for segment in self.segments for name in segment.stores}
+        self.temporaries = tuple(name for name in stored if name not in self.outputs)
         level = levels(needed_nodes)
         self.tensor_scalars = [
             [n for n in self.nodes if n.kind == "tensor" and not n.is_reduction and level[n] == k]
