@@ -11,4 +11,8 @@ from optplug import OptimizerSpec, hookimpl
 def optplug_optimizers() -> list[OptimizerSpec]:
     return [
         OptimizerSpec("lion", "optplug_modern.lion:Lion", "sign of an interpolated momentum", {"complex"}),
+        OptimizerSpec("nadam", "optplug_modern.nadam:NAdam", "Adam with Nesterov momentum", {"complex"}),
+        OptimizerSpec(
+            "radam", "optplug_modern.radam:RAdam", "Adam with a rectified adaptive learning rate", {"complex"}
+        ),
     ]

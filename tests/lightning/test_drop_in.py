@@ -24,6 +24,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 0.1, "amsgrad": True},
     "asgd": {"lr": 0.1, "t0": 4.0},
     "lbfgs": {"lr": 0.5, "max_iter": 3, "history_size": 4},
+    "nadam": {"lr": 0.1},
+    "radam": {"lr": 0.1, "betas": (0.9, 0.7)},
     "rmsprop": {"lr": 0.05, "momentum": 0.5, "centered": True},
     "rprop": {"lr": 0.05, "etas": [0.4, 1.3]},
     "sgd": {"lr": 0.1, "momentum": 0.9, "nesterov": True},

@@ -79,7 +79,7 @@ def test_old_state_dict_with_missing_keys_and_plain_numbers_can_be_resumed(
             del group[key]
     for state in old["state"].values():
         for key, value in state.items():
-            if key in ("step", "eta", "mu"):
+            if key in ("step", "eta", "mu", "mu_product"):
                 state[key] = float(value)
     resumed = make_run(name, [p.detach().clone().requires_grad_() for p in first.params], engine=engine)
     resumed.optimizer.load_state_dict(old)
