@@ -148,46 +148,43 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.device.type in ("cpu", "cuda", "meta") else torch.float32
 
 
-SERIAL_ELEMENTS = 1 << 15
-"""The number of elements up to which torch reduces a tensor in one thread."""
+BLOCK_ELEMENTS = 1 << 15
+"""The elements that are reduced at a time on the CPU. Torch reduces so many in one thread, and their copy in float64
+stays in the cache."""
 
 
-def _total(reduce: Callable[..., Tensor], x: Tensor) -> Tensor:
-    """Reduce a tensor to a 0-dim tensor in float64. On the CPU the result does not depend on the number of threads.
+def _total(reduce: Callable[..., Tensor], combine: Callable[[Tensor], Tensor], *operands: Tensor) -> Tensor:
+    """Reduce tensors of one shape to a 0-dim tensor in float64.
 
-    Large tensors are reduced in blocks of equal size, and the results once more: torch splits the reduction of a whole
-    tensor by the number of threads.
+    On the CPU the result does not depend on the number of threads, because tensors are reduced in blocks of equal size.
 
     Args:
-        reduce: a function of torch that reduces a dimension, and whose results can be reduced by it again.
-        x: the tensor.
+        reduce: reduces vectors in float64 to a number.
+        combine: reduces a vector with the numbers of all blocks.
+        operands: the tensors.
     """
-    dtype = _accumulation_dtype(x)
-    if x.device.type != "cpu" or x.numel() <= SERIAL_ELEMENTS:
-        return reduce(x.flatten(), dim=0, dtype=dtype)
-    flat = x.flatten()
-    whole = flat.numel() // SERIAL_ELEMENTS * SERIAL_ELEMENTS
-    blocks = reduce(flat[:whole].view(-1, SERIAL_ELEMENTS), dim=1, dtype=dtype)
-    return _total(reduce, torch.cat([blocks, reduce(flat[whole:], dim=0, dtype=dtype).view(1)]))
+    dtype = _accumulation_dtype(operands[0])
+    vectors = [x.flatten() for x in operands]
+    if vectors[0].device.type != "cpu" or len(vectors[0]) <= BLOCK_ELEMENTS:
+        return reduce(*(x.to(dtype) for x in vectors))
+    blocks = zip(*(x.split(BLOCK_ELEMENTS) for x in vectors), strict=True)
+    return _total(combine, combine, torch.stack([reduce(*(x.to(dtype) for x in block)) for block in blocks]))
 
 
-def _amax(x: Tensor, *, dim: int, dtype: torch.dtype) -> Tensor:
-    if not x.shape[dim]:
-        return torch.full((), -math.inf, dtype=dtype, device=x.device)
-    return x.amax(dim).to(dtype)
+def _amax(x: Tensor) -> Tensor:
+    return x.amax() if len(x) else x.new_full((), -math.inf)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    dtype = _accumulation_dtype(x)
-    if x is y and not x.requires_grad:  # without a copy in float64
-        return _total(torch.linalg.vector_norm, x).square()
-    return _total(torch.sum, x.to(dtype) * y.to(dtype))
+    if x is y and not x.requires_grad:
+        return _total(torch.linalg.vector_norm, torch.linalg.vector_norm, x).square()
+    return _total(lambda a, b: (a * b).sum(), torch.sum, x, y)
 
 
 REDUCTIONS: dict[str, Callable[..., Tensor]] = {
-    "sum": functools.partial(_total, torch.sum),
+    "sum": functools.partial(_total, torch.sum, torch.sum),
     "dot": _dot,
-    "amax": functools.partial(_total, _amax),
+    "amax": functools.partial(_total, _amax, _amax),
 }
 """The reductions of element-wise values to one number per parameter, by name, as functions of tensors."""
 
@@ -321,7 +318,7 @@ def dot(x: Any, y: Any, *, over: str | None = None) -> Any:
 def norm(x: Any, *, over: str | None = None) -> Any:
     """The Euclidean norm of an element-wise value. `over` as in `sum`."""
     if over is None and isinstance(x, Tensor):  # its derivative at 0 is 0; that of sqrt is infinite
-        return _total(torch.linalg.vector_norm, x)
+        return _total(torch.linalg.vector_norm, torch.linalg.vector_norm, x)
     return sqrt(dot(x, x, over=over))
 
 
