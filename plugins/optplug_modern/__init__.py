@@ -10,9 +10,25 @@ from optplug import OptimizerSpec, hookimpl
 @hookimpl
 def optplug_optimizers() -> list[OptimizerSpec]:
     return [
+        OptimizerSpec(
+            "adabelief",
+            "optplug_modern.adabelief:AdaBelief",
+            "Adam with the deviation of the gradient from its average",
+            {"complex"},
+        ),
+        OptimizerSpec(
+            "adan", "optplug_modern.adan:Adan", "Nesterov momentum with the change of the gradient", {"complex"}
+        ),
+        OptimizerSpec(
+            "ademamix", "optplug_modern.ademamix:AdEMAMix", "Adam with a fast and a slow average", {"complex"}
+        ),
+        OptimizerSpec(
+            "adopt", "optplug_modern.adopt:ADOPT", "Adam that scales a gradient by those before it", {"complex"}
+        ),
         OptimizerSpec("lion", "optplug_modern.lion:Lion", "sign of an interpolated momentum", {"complex"}),
         OptimizerSpec("nadam", "optplug_modern.nadam:NAdam", "Adam with Nesterov momentum", {"complex"}),
         OptimizerSpec(
             "radam", "optplug_modern.radam:RAdam", "Adam with a rectified adaptive learning rate", {"complex"}
         ),
+        OptimizerSpec("signum", "optplug_modern.signum:Signum", "sign of the momentum", {"complex"}),
     ]

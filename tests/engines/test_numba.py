@@ -62,7 +62,7 @@ def engines_of(optimizer: Any) -> set[str]:
 SHAPES = ((1,), (CHUNK_SIZE - 1,), (CHUNK_SIZE,), (CHUNK_SIZE + 1,), (3 * CHUNK_SIZE + 5,), (0,), (), (3, 5))
 STEPS = 3
 GUARD_VALUE, GUARD_SIZE = 77.0, 9
-SIGNS_OF_ROUNDED_VALUES = ("lion",)
+SIGNS_OF_ROUNDED_VALUES = ("lion", "signum")
 """Rules that take the sign of a rounded value. In 16 bits a few values near 0 have another sign than in float64."""
 
 
@@ -138,8 +138,8 @@ def test_every_rule_is_within_six_ulps_of_loop_in_float64(name, dtype, state_dty
                 size = max(float(t.abs().max()) for t in theirs if t.numel())
                 unit = max(each.eps * max(size, each.smallest_normal) for each in kept_in)
                 figure = max_difference([a], [b]) / unit
-                if figure > 6 and name in SIGNS_OF_ROUNDED_VALUES and state_dtype is None:
-                    assert float(((a - b).abs() > 6 * unit).double().mean()) <= 1e-3, (what, tuple(b.shape), case)
+                if figure > 6 and name in SIGNS_OF_ROUNDED_VALUES and dtype.itemsize == 2:
+                    assert float(((a - b).abs() > 6 * unit).double().mean()) <= 2e-3, (what, tuple(b.shape), case)
                     continue
                 assert figure <= 6, f"{what} of {tuple(b.shape)} off by {figure:.2f} units, {case}"
 
@@ -224,7 +224,7 @@ def test_nan_propagates_as_in_loop_in_16_bits(name, dtype):
             optimizer.step()
         results.append([t.isnan() for t in (p.detach(), *elementwise_states(optimizer, p).values())])
     assert all(map(torch.equal, *results))
-    assert 12 < results[0][0].sum() < 60 or name in ("lion", "rprop", "sgd")
+    assert 12 < results[0][0].sum() < 60 or name in ("lion", "rprop", "sgd", "signum")
 
 
 # ------------------------------------------------------------------------------------------ random rules

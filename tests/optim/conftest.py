@@ -23,8 +23,12 @@ from optplug.testing.trajectory import OptimizerUnderTest, Trajectory, seeded_ra
 
 FULL_STATE_OPTIONS: dict[str, dict[str, Any]] = {
     "adadelta": {"lr": 0.5, "weight_decay": 0.05},
+    "adabelief": {"lr": 0.1, "weight_decay": 0.05},
     "adagrad": {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.05},
     "adam": {"lr": 0.1, "amsgrad": True, "weight_decay": 0.05},
+    "adan": {"lr": 0.1, "weight_decay": 0.05},
+    "ademamix": {"lr": 0.1, "weight_decay": 0.05, "t_alpha_beta3": 20.0},
+    "adopt": {"lr": 0.1, "weight_decay": 0.05},
     "adamax": {"lr": 0.1, "weight_decay": 0.05},
     "adamw": {"lr": 0.1, "amsgrad": True},
     "asgd": {"lr": 0.05, "t0": 2.0, "alpha": 0.5, "lambd": 0.05, "weight_decay": 0.05},
@@ -35,6 +39,7 @@ FULL_STATE_OPTIONS: dict[str, dict[str, Any]] = {
     "rmsprop": {"lr": 0.05, "momentum": 0.9, "centered": True, "weight_decay": 0.05},
     "rprop": {"lr": 0.1},
     "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05},
+    "signum": {"lr": 0.05, "weight_decay": 0.05},
     "sparse_adam": {"lr": 0.1},
 }
 """Options with which every optimizer has all its states, and changes the parameters considerably."""

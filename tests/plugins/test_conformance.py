@@ -30,13 +30,14 @@ CLASSIC_OPTIMIZERS = optplug.list_optimizers("optplug-classic:*")
 BUILT_IN_OPTIMIZERS = [*CLASSIC_OPTIMIZERS, *optplug.list_optimizers("optplug-modern:*")]
 RULES = [name for name in BUILT_IN_OPTIMIZERS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
 NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
+OWN_DECAY = {"weight_decay_matches_formula": "its rule implements weight decay itself"}
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_inapplicable_checks_of_rule_optimizers(name: str):
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
     later = {"engine triton": absent.format("triton")}
-    own = NO_DECAY if name in ("rprop", "sparse_adam") else {}
+    own = NO_DECAY if name in ("rprop", "sparse_adam") else OWN_DECAY if name == "adan" else {}
     assert inapplicable_checks(name) == {**later, **own}
 
 

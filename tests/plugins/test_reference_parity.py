@@ -22,6 +22,7 @@ from typing import Any
 
 import lion_pytorch
 import pytest
+import pytorch_optimizer
 import torch
 
 import optplug
@@ -31,6 +32,64 @@ from parity import Trajectory, option_combinations, options_id
 
 ENGINES = ("loop", "foreach", "numba")
 LIMITS = {torch.float64: 1e-9, torch.float32: 2e-5}
+
+
+class OnePerParameter:
+    """An optimizer of another class for each parameter. It takes a step only if the parameter has a gradient.
+
+    Some classes have one step count for a parameter group. It also counts steps in which a parameter has no gradient.
+    The step count of optplug belongs to the parameter, as in torch.
+
+    Args:
+        cls: the class.
+        groups: the parameter groups. Only their learning rate is changed later.
+        options: the options of all parameters.
+    """
+
+    def __init__(self, cls: Callable[..., torch.optim.Optimizer], groups: list[dict[str, Any]], **options: Any) -> None:
+        self.param_groups = groups
+        self.by_parameter = {p: cls([p], **options) for group in groups for p in group["params"]}
+        for group in groups:
+            group["lr"] = next(iter(self.by_parameter.values())).defaults["lr"]
+
+    @property
+    def state(self) -> dict[torch.Tensor, Any]:
+        return {p: optimizer.state.get(p, {}) for p, optimizer in self.by_parameter.items()}
+
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.by_parameter[p].param_groups[0]["lr"] = group["lr"]
+                    self.by_parameter[p].step()
+
+
+def from_pytorch_optimizer(name: str, **fixed: Any) -> Callable[..., OnePerParameter]:
+    """What constructs a class of pytorch_optimizer from optplug's options.
+
+    Args:
+        name: name of the class.
+        fixed: options that optplug's class does not have.
+    """
+
+    def make(groups: list[dict[str, Any]], decoupled_weight_decay: bool = False, **options: Any) -> OnePerParameter:
+        cls = getattr(pytorch_optimizer, name)
+        return OnePerParameter(cls, groups, weight_decouple=decoupled_weight_decay, **fixed, **options)
+
+    return make
+
+
+def make_adan(groups: list[dict[str, Any]], no_prox: bool = False, **options: Any) -> OnePerParameter:
+    return from_pytorch_optimizer("Adan")(groups, decoupled_weight_decay=no_prox, **options)
+
+
+def make_ademamix(groups: list[dict[str, Any]], t_alpha_beta3: float = 0.0, **options: Any) -> OnePerParameter:
+    options = {"decoupled_weight_decay": True, "t_alpha_beta3": t_alpha_beta3 or None, **options}
+    return from_pytorch_optimizer("AdEMAMix")(groups, **options)
+
+
+def make_adabelief(groups: list[dict[str, Any]], **options: Any) -> OnePerParameter:
+    return from_pytorch_optimizer("AdaBelief", rectify=False)(groups, **{"decoupled_weight_decay": True, **options})
 
 
 @dataclass(frozen=True)
@@ -64,7 +123,38 @@ class Reference:
         yield from map(dict, self.extremes)
 
 
+DECAY = {"weight_decay": 0.1}
+COUPLED, DECOUPLED = {"decoupled_weight_decay": False}, {"decoupled_weight_decay": True}
 REFERENCES = {
+    "adabelief": Reference(
+        make=make_adabelief,
+        numbers={"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3},
+        switches=[DECAY, COUPLED],
+        extremes=[{"betas": (0.5, 0.0)}],
+        states=["exp_avg", "exp_avg_var"],
+    ),
+    "adan": Reference(
+        make=make_adan,
+        numbers={"lr": 0.1, "betas": (0.9, 0.8, 0.7), "eps": 1e-3},
+        switches=[DECAY, {"no_prox": True}],
+        extremes=[{"betas": (0.0, 0.0, 0.0)}],
+        states=["exp_avg", "exp_avg_diff", "exp_avg_sq"],
+    ),
+    "ademamix": Reference(
+        make=make_ademamix,
+        numbers={"lr": 0.1, "betas": (0.8, 0.9, 0.99), "eps": 1e-3, "alpha": 2.0, "t_alpha_beta3": 30.0},
+        switches=[DECAY, COUPLED],
+        extremes=[{"betas": (0.0, 0.0, 0.5)}, {"alpha": 0.0}],
+        states=["exp_avg", "exp_avg_sq", "exp_avg_slow"],
+    ),
+    "adopt": Reference(
+        # pytorch_optimizer clips the second gradient to 2 ** (1 / 4), the authors and optplug to 1.
+        make=from_pytorch_optimizer("ADOPT", clip_lambda=lambda step: (step - 1) ** 0.25),
+        numbers={"lr": 0.1, "betas": (0.8, 0.9), "eps": 0.5},
+        switches=[DECAY, DECOUPLED],
+        extremes=[{"betas": (0.0, 0.0)}],
+        states=["exp_avg", "exp_avg_sq"],
+    ),
     "lion": Reference(
         make=lion_pytorch.Lion,
         numbers={"lr": 0.01, "betas": (0.8, 0.7)},
@@ -72,6 +162,12 @@ REFERENCES = {
         extremes=[{"betas": (0.0, 0.0)}, {"betas": (0.9, 0.0)}],
         states=["exp_avg"],
         checkpoints=True,
+    ),
+    "signum": Reference(
+        make=from_pytorch_optimizer("SignSGD"),
+        numbers={"lr": 0.01, "momentum": 0.6},
+        switches=[DECAY, DECOUPLED],
+        extremes=[{"momentum": 0.0}],
     ),
 }
 NAMES_AND_CHECKPOINTS = [name for name, reference in REFERENCES.items() if reference.checkpoints]
