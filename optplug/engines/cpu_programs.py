@@ -67,9 +67,9 @@ class SegmentedProgram:
             self._compute(graph.tensor_scalars[k], values)
             totals = self._table.step(kernel, addresses, *self._constants(segment, values))
             for node, total in zip(segment.reductions, torch.from_numpy(totals).unbind(1), strict=True):
-                if node.value is not None:
+                if node.is_shared:
                     reduced = total.amax() if node.op == "amax" else total.sum()
-                    total = yield PartialReduction(node.op, node.value, reduced)
+                    total = yield PartialReduction(node.op, str(node.value), reduced)
                 values[node] = total
         _increment_versions(graph, roles)
         self._compute(graph.tensor_scalars[-1], values)
@@ -134,7 +134,7 @@ class RowProgram:
 
 def _role_dtypes(bucket: Bucket) -> dict[str, torch.dtype]:
     """Return the dtypes of the reals in the elements of each role."""
-    roles = ("p", "g", *bucket.graph.variant.elementwise_states)
+    roles = ("p", "g", *bucket.graph.variant.array_states)
     return {role: dtype.to_real() for role, dtype in zip(roles, bucket.key.dtypes, strict=True)}
 
 
@@ -146,7 +146,7 @@ def _dtypes(bucket: Bucket) -> dict[str, torch.dtype]:
 
 def bytes_per_element(bucket: Bucket) -> float:
     """Return how many bytes a step reads and writes per element of a parameter."""
-    roles = ("p", "g", *bucket.graph.variant.elementwise_states)
+    roles = ("p", "g", *bucket.graph.variant.array_states)
     sizes = {role: dtype.itemsize for role, dtype in zip(roles, bucket.key.dtypes, strict=True)}
     temporary = _parts(bucket) * compute_dtype(_role_dtypes(bucket)).itemsize
     accesses = [name for one in bucket.graph.segments for name in (*one.loads.values(), *one.stores)]

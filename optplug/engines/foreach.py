@@ -40,7 +40,7 @@ from optplug.engines.protocol import (
 from optplug.engines.scalars import StepScalars
 from optplug.engines.sparse import as_dense
 from optplug.rules.graph import Node
-from optplug.rules.ops import PREDICATES, REDUCTIONS, compute_tensor_scalars
+from optplug.rules.ops import PREDICATES, REDUCTIONS, compute_tensor_scalars, reduce_along
 from optplug.rules.trace import TracedRule
 
 CHUNK_BYTES = {"cpu": 2 * 2**20}
@@ -79,10 +79,11 @@ class _ProgramWriter:
         # The variable that holds the value of a node.
         self.registers: dict[Node, str] = {}
         self.temporary_count = 0
+        self.vector_count = 0
         self.constants = {n: f"c{i}" for i, n in enumerate(traced.hoisted_scalars)}
         # The list of 0-dim tensors of a tensor scalar.
         self.lists: dict[Node, str] = {}
-        self.roles = {"p", "g", *traced.variant.elementwise_states}
+        self.roles = {"p", "g", *traced.variant.array_states}
         self.output_roles = set(traced.outputs)
         # How many outputs and nodes use a node, in the graph and (`remaining_reads`) in the operations after fusion.
         self.consumers: Counter[Node] = Counter(traced.outputs.values())
@@ -107,7 +108,7 @@ class _ProgramWriter:
         Returns:
             The product and `x`, or None and None for other nodes.
         """
-        if node.op in ("add", "sub") and all(a.is_elementwise for a in node.args):
+        if node.op in ("add", "sub") and _kinds(node) == {node.kind} and node.is_array:
             for which in (1, 0) if node.op == "add" else (1,):
                 inner: set[Node] = set()
                 product = self._match_product(node.args[which], inner)
@@ -124,12 +125,12 @@ class _ProgramWriter:
             a, b = node.args
             if node.op == "mul" and _is_scaled(node):
                 inner.add(node)
-                scalar, value = (a, b) if b.is_elementwise else (b, a)
+                scalar, value = (a, b) if b.is_array else (b, a)
                 product = self._match_product(value, inner)
                 return _Product(
                     product.kind, _multiply_code(self._scalar(scalar), product.coefficient), product.factors
                 )
-            if a.is_elementwise and b.is_elementwise:
+            if _kinds(node) == {node.kind}:
                 inner.add(node)
                 coefficient, a = self._split_coefficient(a, inner)
                 other, b = self._split_coefficient(b, inner) if node.op == "mul" else ("1.0", b)
@@ -140,16 +141,16 @@ class _ProgramWriter:
         """Split a node into a scalar coefficient, as source code, and an element-wise factor."""
         if self.consumers[node] == 1 and node.op == "mul" and _is_scaled(node):
             inner.add(node)
-            scalar, value = node.args if node.args[1].is_elementwise else node.args[::-1]
+            scalar, value = node.args if node.args[1].is_array else node.args[::-1]
             coefficient, value = self._split_coefficient(value, inner)
             return _multiply_code(self._scalar(scalar), coefficient), value
         return "1.0", node
 
     def _operands(self, node: Node, product: _Product | None, base: Node | None) -> list[Node]:
-        """The element-wise values that an operation reads."""
+        """The lists of tensors that an operation reads."""
         if product is not None and base is not None:
             return [base, *product.factors]
-        return [a for a in node.args if a.is_elementwise]
+        return [a for a in node.args if a.is_array]
 
     # ---------------------------------------------------------------- emission
 
@@ -164,7 +165,7 @@ class _ProgramWriter:
             operands = self._operands(node, product, base)
             self.remaining_reads.subtract(operands)
             dead = [a for a in operands if self._is_dead(a, output_nodes)]
-            self._emit(node, product, base, dead)
+            self._emit(node, product, base, [a for a in dead if a.kind == node.kind])
             for operand in dict.fromkeys(dead):
                 register = self.registers[operand]
                 if register != self.registers[node] and register not in self.roles:
@@ -173,7 +174,7 @@ class _ProgramWriter:
         if traced.tensor_outputs:
             values = ", ".join(self._tensor_scalar(node) for node in traced.tensor_outputs.values())
             self.lines.append(f"return ({values},)")
-        roles = ", ".join(["p", "g", *traced.variant.elementwise_states])
+        roles = ", ".join(["p", "g", *traced.variant.array_states])
         constants = "".join(f", {c}" for c in self.constants.values())
         return f"def {name}({roles}{constants}):\n" + "\n".join(f"    {line}" for line in self.lines or ["pass"]) + "\n"
 
@@ -197,6 +198,9 @@ class _ProgramWriter:
         op, args = node.op, node.args
         if node.kind == "tensor":
             self._emit_tensor_scalar(node)
+        elif node.is_reduction:
+            values = ", ".join(self.registers[a] for a in args)
+            self._assign(node, f"_reduce_along('{op}', {node.value}, {values})")
         elif op in UNARY:
             self._call(node, f"_foreach_{op}", args[0], "", self._can_overwrite(args[0], dead))
         elif op == "lerp":
@@ -212,14 +216,15 @@ class _ProgramWriter:
     def _emit_tensor_scalar(self, node: Node) -> None:
         """Compute one number per parameter: by a reduction, or from other such numbers."""
         if node.op == "numel":
-            expression = "_count(p)"
+            expression = f"_count(p, {node.value})"
         elif node.is_reduction:
             expression = f"_reduce('{node.op}', {', '.join(self.registers[a] for a in node.args)})"
-            if node.value is not None:
+            if node.is_shared:
                 expression = f"yield '{node.op}', '{node.value}', {expression}"
         else:
             expression = f"_compute('{node.op}', {', '.join(map(self._tensor_scalar, node.args))})"
-        self.registers[node] = f"r{sum(name.startswith('r') for name in self.registers.values())}"
+        self.registers[node] = f"r{self.vector_count}"
+        self.vector_count += 1
         self.lines.append(f"{self.registers[node]} = {expression}")
 
     def _tensor_scalar(self, node: Node) -> str:
@@ -227,7 +232,7 @@ class _ProgramWriter:
 
     def _list(self, node: Node) -> str:
         """The variable with the list of tensors of a value. The tensors of a tensor scalar are 0-dim."""
-        if node.kind == "element":
+        if node.is_array:
             return self.registers[node]
         if node not in self.lists:
             self.lists[node] = f"l{self.registers[node][1:]}"
@@ -241,7 +246,7 @@ class _ProgramWriter:
             if node.op in COMMUTATIVE and not self._can_overwrite(a, dead) and self._can_overwrite(b, dead):
                 a, b = b, a
             self._call(node, method, a, self._list(b), self._can_overwrite(a, dead))
-        elif a.is_elementwise:
+        elif a.kind != "scalar":
             self._call(node, method, a, self._scalar(b), self._can_overwrite(a, dead))
         elif node.op in COMMUTATIVE:
             self._call(node, method, b, self._scalar(a), self._can_overwrite(b, dead))
@@ -283,8 +288,12 @@ class _ProgramWriter:
 
 
 def _is_scaled(node: Node) -> bool:
-    """Whether a node is an operation on an element-wise value and a scalar."""
-    return {a.kind for a in node.args} == {"scalar", "element"}
+    """Whether a node is an operation on an array and a scalar."""
+    return _kinds(node) == {"scalar", node.kind} and node.is_array
+
+
+def _kinds(node: Node) -> set[str]:
+    return {a.kind for a in node.args}
 
 
 def _multiply_code(a: str, b: str) -> str:
@@ -331,9 +340,15 @@ def _reduce(op: str, *operands: list[Tensor]) -> Tensor:
     return torch.stack([REDUCTIONS[op](*tensors) for tensors in zip(*operands, strict=True)])
 
 
-def _count(tensors: list[Tensor]) -> Tensor:
-    """The number of elements of each tensor, as a vector."""
-    return torch.tensor(list(map(Tensor.numel, tensors)), dtype=torch.float64).to(tensors[0].device)
+def _reduce_along(op: str, dim: int, *operands: list[Tensor]) -> list[Tensor]:
+    """Reduce each matrix along a dimension."""
+    return [reduce_along(op, dim, *tensors) for tensors in zip(*operands, strict=True)]
+
+
+def _count(tensors: list[Tensor], dim: int | None) -> Tensor:
+    """The number of elements of each tensor, or its size in a dimension, as a vector."""
+    counts = [t.numel() if dim is None else t.shape[dim] for t in tensors]
+    return torch.tensor(counts, dtype=torch.float64, device="cpu").to(tensors[0].device)
 
 
 def _to_list(numbers: Tensor, tensors: list[Tensor]) -> Sequence[Tensor]:
@@ -372,7 +387,7 @@ def count_list_accesses(traced: TracedRule) -> int:
                 names = [a.id for a in call.args if isinstance(a, ast.Name) and a.id in lists]
                 # The target of `_foreach_copy_` is an argument, but it is written only.
                 count += len(names) + (call.func.id != "_foreach_copy_")
-            elif call.func.id == "_reduce":
+            elif call.func.id in ("_reduce", "_reduce_along"):
                 count += len(lists)
     return count
 
@@ -382,7 +397,7 @@ def _compile_step(traced: TracedRule) -> Callable[..., Any]:
     text = source(traced)
     filename = f"<optplug foreach {traced.variant.rule.__qualname__} {hash(text):x}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the source
-    functions = (_for_each_tensor, _reduce, _count, _to_list)
+    functions = (_for_each_tensor, _reduce, _reduce_along, _count, _to_list)
     namespace: dict[str, Any] = {function.__name__: function for function in functions}
     namespace.update({"_compute": compute_tensor_scalars, "inf": math.inf, "nan": math.nan})
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))

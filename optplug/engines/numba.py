@@ -29,6 +29,8 @@ class NumbaEngine(EngineProtocol):
             return obstacle
         if key.device.type != "cpu":
             return f"the parameter is on {key.device}, engine numba runs on the CPU only"
+        if traced is not None and traced.uses_dims:
+            return "the rule uses rows and columns of matrices, engine numba does not"
         return key.not_in_place_reason or unavailable_reason(key.dtypes)
 
     def bytes_per_element(self, bucket: Bucket) -> float | None:

@@ -45,6 +45,9 @@ class GroupSettings(NamedTuple):
     state_dtype: torch.dtype | None
     """The dtype of the element-wise states; None for that of the parameter."""
 
+    matrices: bool = False
+    """Whether the parameters are matrices, if the states of the rule depend on it; else False."""
+
     @property
     def tensor_scalars(self) -> bool:
         """Whether hyperparameters and scalar states stay tensors; else they are floats."""

@@ -51,7 +51,7 @@ class CachedBuckets:
     def __init__(self, settings: GroupSettings, buckets: Sequence[Bucket], roles: TensorsByRole) -> None:
         self._settings = settings
         self._buckets = buckets
-        self._state_names = settings.variant.elementwise_states
+        self._state_names = settings.variant.array_states
         self._scalar_names = settings.variant.scalar_states
         self._length = len(roles["p"])
         # Without states every step is a first step.

@@ -112,7 +112,12 @@ def check_fused(p: Tensor) -> None:
 
 
 def group_settings(
-    engine: str, group: Mapping[str, Any], variant: RuleVariant, state_dtype: torch.dtype | None
+    engine: str,
+    group: Mapping[str, Any],
+    variant: RuleVariant,
+    state_dtype: torch.dtype | None,
+    *,
+    matrices: bool = False,
 ) -> GroupSettings:
     """Return what a parameter group and its optimizer prescribe for a step.
 
@@ -121,6 +126,7 @@ def group_settings(
         group: the parameter group.
         variant: the rule with the flags of the group.
         state_dtype: `state_dtype` of the optimizer.
+        matrices: whether the parameters are matrices, if the states depend on it; else False.
     """
     foreach = group["foreach"]
     requested, reason = engine, f"engine={engine!r}"
@@ -138,6 +144,7 @@ def group_settings(
         group["capturable"],
         _torch_compat.active_transform(),
         state_dtype,
+        matrices,
     )
 
 

@@ -39,7 +39,7 @@ from optplug.optim.options import OPTION_DEFAULTS, RuleOptions, show_options
 from optplug.optim.parameters import Params, check_group_params
 from optplug.optim.ranges import Range
 from optplug.optim.shared_reductions import run_together
-from optplug.optim.state import State, check_saved_states, elementwise_dtype, init_missing_states
+from optplug.optim.state import State, check_saved_states, elementwise_dtype, init_missing_states, is_matrix
 from optplug.optim.strict_kwargs import StrictKwargs, check_keywords
 from optplug.rules.trace import (
     DECAY_FACTOR,
@@ -116,7 +116,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             self._check_group(defaults, defaults)
         collector.raise_joined()
         self._packed_scalars = PackedScalarsCache()
-        self._bucket_cache: dict[int, CachedBuckets] = {}
+        self._bucket_cache: dict[tuple[int, bool], CachedBuckets] = {}
         self._arena = Arena()
         self._last_reports: list[BucketReport] = []
         # torch raises for a set, which has no order, only inside a group.
@@ -136,11 +136,16 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 f"{listing(rule_signature(cls.rule).states)}: both must be the same, in the same order"
             )
         for name in names:
-            if re.fullmatch(r"[pg]|[crt]\d+", name):
+            if re.fullmatch(r"[pg]|[clrt]\d+", name):
                 raise RuleError(f"{cls.__name__}: a state may not be named {name!r}")
         named = {f"ranges: {r.name}": r.name for r in vars(cls).get("ranges", ())}
         named |= {f"when of state {s.name}": s.when for s in cls.states if s.when is not None}
         named |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str)}
+        if "complex" in cls.capabilities and any(state.dim is not None for state in cls.states):
+            raise RuleError(
+                f"{cls.__name__}: a rule that uses rows and columns does not support complex parameters; declare "
+                "capabilities without 'complex'"
+            )
         for declaration, name in named.items():
             if name not in defaults:
                 known = [key for key in defaults if key not in OPTION_DEFAULTS]
@@ -238,14 +243,27 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 not_none = [g for g in grads if g is not None]
                 if len(not_none) < len(grads):
                     params, grads = [p for p in params if p.grad is not None], not_none
-                if params:
-                    steps += self._bucket_steps(index, group, params, grads)
+                for matrices, members, their_grads in self._split_matrices(params, grads):
+                    steps += self._bucket_steps(index, group, members, their_grads, matrices=matrices)
             waiting = [started for step in steps if (started := self._step_bucket(step)) is not None]
             run_together([(step.bucket.group, partial_steps) for step, _, partial_steps in waiting])
             for _, scalars, _ in waiting:
                 scalars.store()
         self._last_reports = [step.bucket.report for step in steps]
         return loss
+
+    def _split_matrices(
+        self, params: list[Tensor], grads: list[Tensor]
+    ) -> Iterator[tuple[bool, list[Tensor], list[Tensor]]]:
+        """Split parameters into matrices (True) and others (False), if their states differ."""
+        if all(state.matrices is None for state in self.states):
+            if params:
+                yield False, params, grads
+            return
+        for matrices in (True, False):
+            indices = [i for i, p in enumerate(params) if is_matrix(p) == matrices]
+            if indices:
+                yield matrices, [params[i] for i in indices], [grads[i] for i in indices]
 
     def _unscale(self, grads: list[Tensor]) -> None:
         """Unscale gradients in place, as torch does, if a GradScaler leaves this to the step (fused)."""
@@ -254,27 +272,28 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             for g in grads:
                 g.div_(grad_scale.to(g.device))
 
-    def _variant(self, group: dict[str, Any]) -> RuleVariant:
-        """Return the rule with the static choices of a group."""
+    def _variant(self, group: dict[str, Any], *, matrices: bool = False) -> RuleVariant:
+        """Return the rule with the static choices of a group, for matrices or other parameters."""
         rule = type(self).rule
         signature = rule_signature(rule)
         decays = bool(group.get("weight_decay", 0)) and "weight_decay" not in signature.hyperparameters
-        states = self._existing_states(group)
+        states = self._existing_states(group, matrices=matrices)
         return RuleVariant(
             rule=rule,
             flags=tuple([(flag, bool(group.get(flag))) for flag in signature.flags]),
             present_states=tuple([state.name for state in states]),
             scalar_states=tuple([state.name for state in states if state.scalar]),
+            state_dims=tuple([(state.name, state.dim) for state in states if state.dim is not None]),
             maximize=group["maximize"],
             decay_kind="none" if not decays else "decoupled" if group.get("decoupled_weight_decay") else "coupled",
         )
 
-    def _existing_states(self, group: dict[str, Any]) -> list[State]:
-        """Return the declared states that exist under the options of a group."""
-        return [state for state in self.states if state.exists(group)]
+    def _existing_states(self, group: dict[str, Any], *, matrices: bool) -> list[State]:
+        """Return the declared states that exist under the options of a group, for matrices or other parameters."""
+        return [state for state in self.states if state.exists(group, matrices=matrices)]
 
     def _bucket_steps(
-        self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
+        self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *, matrices: bool
     ) -> Sequence[ReadyStep | PendingStep]:
         """Return the buckets of a group with their tensors, from the cache if it is valid.
 
@@ -283,24 +302,26 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             group: the parameter group.
             params: the parameters to step.
             grads: the gradient of each parameter.
+            matrices: whether the parameters are matrices, if the states depend on it; else False.
         """
-        settings = dispatch.group_settings(self.engine, group, self._variant(group), self.state_dtype)
+        variant = self._variant(group, matrices=matrices)
+        settings = dispatch.group_settings(self.engine, group, variant, self.state_dtype, matrices=matrices)
         states = self._states_of(params)
-        cached = self._bucket_cache.get(index)
+        cached = self._bucket_cache.get((index, matrices))
         ready = cached and cached.lookup(settings, params, grads, states)
         if ready:
             return ready
-        self._bucket_cache.pop(index, None)
+        self._bucket_cache.pop((index, matrices), None)
         candidates = dispatch.find_candidates(settings)
         buckets = list(self._make_buckets(index, group, params, grads, candidates))
         if candidates.traced is not None:
             try:
-                roles = gather_roles(settings.variant.elementwise_states, params, grads, states)
+                roles = gather_roles(settings.variant.array_states, params, grads, states)
             except (KeyError, TypeError):  # states are missing
                 pass
             else:
                 if CachedBuckets.can_cache(roles):
-                    cached = self._bucket_cache[index] = CachedBuckets(settings, buckets, roles)
+                    cached = self._bucket_cache[index, matrices] = CachedBuckets(settings, buckets, roles)
                     self._packed_scalars.read_addresses = cached.read_addresses or self._packed_scalars.read_addresses
         return [PendingStep(b, [params[i] for i in b.indices], [grads[i] for i in b.indices]) for b in buckets]
 
@@ -328,7 +349,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             grads: the gradient of each parameter.
             candidates: the engines that can step the group.
         """
-        states = self._existing_states(group)
+        states = self._existing_states(group, matrices=candidates.settings.matrices)
         sparse_states = [state.name for state in states if state.sparse]
         key_fields: list[tuple[Any, ...]] = [()] * len(params)
         if candidates.traced is not None:
@@ -378,7 +399,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         if isinstance(step, PendingStep):
             step = self._create_states(step, group)
         bucket = step.bucket
-        pack = functools.partial(self._packed_scalars.get, (bucket.group, bucket.key), step.scalar_states, step.states)
+        packed_key = (bucket.group, bucket.settings.matrices, bucket.key)
+        pack = functools.partial(self._packed_scalars.get, packed_key, step.scalar_states, step.states)
         scalars = StepScalars(_hyperparameter_values(group, bucket.settings), step.first, step.states, pack)
         partial_steps = bucket.program.step(step.roles, scalars, step.addresses, self._arena)
         if partial_steps is not None:
@@ -389,14 +411,15 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def _create_states(self, pending: PendingStep, group: dict[str, Any]) -> ReadyStep:
         """Create the missing states of the parameters of a bucket."""
         bucket, params, grads = pending
-        declared, variant = self._existing_states(group), bucket.settings.variant
+        declared = self._existing_states(group, matrices=bucket.settings.matrices)
+        variant = bucket.settings.variant
         # Without states no entry is added to `self.state`, as in torch.
         states = [self.state[p] if declared else {} for p in params]
         first = [
             init_missing_states(declared, state, p, g, group, self.state_dtype) if declared else True
             for state, p, g in zip(states, params, grads, strict=True)
         ]
-        roles = gather_roles(variant.elementwise_states, params, grads, states)
+        roles = gather_roles(variant.array_states, params, grads, states)
         scalar_states = {name: [state[name] for state in states] for name in variant.scalar_states}
         return ReadyStep(bucket, roles, states, scalar_states, first)
 
@@ -411,16 +434,16 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             RuleError: the first step of the rule differs from the others, and a parameter has not been stepped yet.
         """
         for group in self.param_groups:
-            states = self._existing_states(group)
             if (
-                states
+                self.states
                 and FIRST_STEP in rule_signature(self.rule).hyperparameters
                 and not all(self.state.get(p) for p in group["params"])
             ):
                 raise RuleError(
                     f"{type(self).__name__}: the first step initializes the states; call share_memory() after it"
                 )
-            for p in group["params"] if states else ():
+            for p in group["params"] if self.states else ():
+                states = self._existing_states(group, matrices=is_matrix(p))
                 init_missing_states(states, self.state[p], p, p, group, self.state_dtype)
                 for state in states:
                     if not state.scalar:
@@ -515,8 +538,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             if any(p.requires_grad for p in params):
                 params = [p for p in params if p.requires_grad]
             grads = [p if p.grad is None else p.grad for p in params]
-            steps = self._bucket_steps(index, group, params, grads) if params else []
-            reports += [replace(step.bucket.report, ran=False) for step in steps]
+            for matrices, members, their_grads in self._split_matrices(params, grads):
+                steps = self._bucket_steps(index, group, members, their_grads, matrices=matrices)
+                reports += [replace(step.bucket.report, ran=False) for step in steps]
         return reports
 
 

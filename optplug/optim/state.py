@@ -24,6 +24,10 @@ class State:
         init: the initial value, or the name of the hyperparameter that contains it.
         sparse: whether the state is a sparse tensor for sparse gradients. A step then changes all rows of the state.
             If False, a step changes only the rows in the gradient.
+        dim: -1 for one number per row of a matrix, -2 for one per column; the state has size 1 in this dimension. A
+            parameter with more than two dimensions is a stack of matrices. The state exists for matrices only.
+        matrices: whether the state exists for matrices only (True), or for parameters with less than two dimensions
+            only (False). Default: for matrices only if `dim` is given, else for all parameters.
     """
 
     name: str
@@ -31,10 +35,27 @@ class State:
     when: str | None = None
     init: float | str = 0.0
     sparse: bool = False
+    dim: int | None = None
+    matrices: bool | None = None
 
-    def exists(self, group: Mapping[str, Any]) -> bool:
-        """Whether the parameters of a group have the state."""
-        return self.when is None or bool(group[self.when])
+    def __post_init__(self) -> None:
+        if self.dim is not None and self.matrices is None:
+            object.__setattr__(self, "matrices", True)
+
+    def exists(self, group: Mapping[str, Any], *, matrices: bool) -> bool:
+        """Whether parameters of a group have the state.
+
+        Args:
+            group: the parameter group.
+            matrices: whether the parameters have at least two dimensions.
+        """
+        return self.matrices in (None, matrices) and (self.when is None or bool(group[self.when]))
+
+    def shape(self, p: Tensor) -> torch.Size:
+        """Return the shape of the state of a parameter, if the state is not a scalar."""
+        if self.dim is None:
+            return p.shape
+        return torch.Size(1 if d == p.ndim + self.dim else size for d, size in enumerate(p.shape))
 
     def initial_value(self, p: Tensor, g: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
         """Return the value of the state before the first step.
@@ -53,12 +74,18 @@ class State:
         dtype = elementwise_dtype(p, dtype)
         if self.sparse and g.layout is torch.sparse_coo:
             return torch.zeros_like(g, dtype=dtype)
+        if self.dim is not None:
+            return p.new_zeros(self.shape(p), dtype=dtype).add_(value)
         if p.is_complex():
             value = value * (1 + 1j)
         if isinstance(value, Tensor):
             return torch.zeros_like(p, dtype=dtype).add(value)
         # The pages of zeros_like are allocated when the first step writes to them, by all threads of its kernel.
         return torch.full_like(p, value, dtype=dtype) if value else torch.zeros_like(p, dtype=dtype)
+
+    def is_required(self, p: Tensor) -> bool:
+        """Whether every state dict with a state of this parameter contains this state. Scalars may be missing."""
+        return not self.scalar and self.when is None and self.matrices in (None, is_matrix(p))
 
     def check(self, value: Any, p: Tensor, prefix: str) -> None:
         """Check that a value from a state dict fits the state of a parameter.
@@ -79,8 +106,9 @@ class State:
                 raise ParameterError(f"{prefix} must be one number, got a tensor of shape {tuple(value.shape)}")
         elif not isinstance(value, Tensor):
             raise HyperparameterTypeError(f"{prefix} must be a tensor, got {value!r}")
-        elif value.shape != p.shape:
-            raise ParameterError(f"{prefix} has shape {tuple(value.shape)}, the parameter has {tuple(p.shape)}")
+        elif value.shape != self.shape(p):
+            expected = "the parameter has" if self.dim is None else "expected"
+            raise ParameterError(f"{prefix} has shape {tuple(value.shape)}, {expected} {tuple(self.shape(p))}")
 
     def restore(self, value: Any, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
         """Return a copy of a value from a state dict, with the device and dtype of the state.
@@ -98,6 +126,11 @@ class State:
             return torch.as_tensor(value, dtype=scalar_dtype(), device=scalar_device(p, group)).detach().clone()
         copy: Tensor = value.to(p.device, elementwise_dtype(p, dtype), copy=True)
         return copy
+
+
+def is_matrix(p: Tensor) -> bool:
+    """Whether a parameter is a matrix or a stack of matrices."""
+    return p.ndim >= 2
 
 
 def check_saved_states(
@@ -120,7 +153,7 @@ def check_saved_states(
     indices = [i for group in state_dict["param_groups"] for i in group["params"]]
     for position, (i, p) in enumerate(zip(indices, params, strict=False)):  # torch compares the lengths
         saved = state_dict["state"].get(i) or {}
-        missing = {name for name, state in declared.items() if state.when is None and not state.scalar} - set(saved)
+        missing = {name for name, state in declared.items() if state.is_required(p)} - set(saved)
         unknown = set(saved) - set(declared)
         if saved and (missing or unknown & {"step", "n_iter"}):  # all optimizers of torch but SGD have a step count
             raise HyperparameterError(

@@ -4,18 +4,25 @@ rule is called on them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from optplug.errors import BranchingError, RuleError, suggest
-from optplug.rules.ops import FLOAT_OPERATIONS, PREDICATES, REDUCTIONS, SymbolicValue
+from optplug.rules.ops import DIMS, FLOAT_OPERATIONS, PREDICATES, REDUCTIONS, SymbolicValue
 from optplug.rules.ops import __all__ as OPS
 
-Kind = Literal["scalar", "tensor", "element"]
-"""The kind of a value. A scalar depends on hyperparameters and scalar states only; a tensor scalar is one number per
-parameter, such as a norm; an element-wise value has one number per parameter element."""
+Kind = Literal["scalar", "tensor", "matrix", "row", "column", "element"]
+"""The kind of a value. A scalar depends on hyperparameters and scalar states only. The others are one number per
+parameter (a tensor scalar, such as a norm), per matrix of a stack of matrices, per row or column of a matrix, or per
+element."""
 
-KINDS: tuple[Kind, ...] = ("scalar", "tensor", "element")
-"""The kinds in this order: an operation has the last kind among its operands."""
+KINDS: tuple[Kind, ...] = ("scalar", "tensor", "matrix", "row", "column", "element")
+
+
+def join_kinds(kinds: Iterable[Kind]) -> Kind:
+    """Return the kind of an operation on values of these kinds."""
+    found = set(kinds)
+    return "element" if {"row", "column"} <= found else max(found, key=KINDS.index)
 
 
 class Node:
@@ -26,7 +33,7 @@ class Node:
         op: `"input"`, `"const"`, or the name of an operation.
         args: the operands of an operation.
         kind: the kind of the value.
-        value: the name of an input, the number of a constant, the scope (`over`) of a reduction; None for others.
+        value: the name of an input, the number of a constant, `over` or `dim` of a reduction; None for others.
     """
 
     __slots__ = ("args", "index", "kind", "op", "value")
@@ -43,8 +50,18 @@ class Node:
         return self.kind == "element"
 
     @property
+    def is_array(self) -> bool:
+        """Whether the value is stored as a tensor with dimensions, in engines that store it."""
+        return self.kind not in ("scalar", "tensor")
+
+    @property
     def is_reduction(self) -> bool:
         return self.op in REDUCTIONS
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the value is a reduction over several parameters."""
+        return self.is_reduction and isinstance(self.value, str)
 
     def __repr__(self) -> str:
         operands = [] if self.value is None else [repr(self.value)]
@@ -59,9 +76,9 @@ class Graph:
         self.nodes: list[Node] = []
         self._nodes_by_key: dict[tuple[Any, ...], Node] = {}
 
-    def input(self, name: str, *, is_elementwise: bool) -> Symbol:
+    def input(self, name: str, kind: Kind) -> Symbol:
         """Add an input."""
-        return Symbol(self, self._node("input", (), "element" if is_elementwise else "scalar", name))
+        return Symbol(self, self._node("input", (), kind, name))
 
     def const(self, value: float) -> Node:
         """Add a constant."""
@@ -75,46 +92,52 @@ class Graph:
         """
         args = tuple(x.node if isinstance(x, Symbol) else self.const(_check_number(op, x)) for x in operands)
         _check_conditions(op, args)
-        kind = max((a.kind for a in args), key=KINDS.index)
+        kind = join_kinds(a.kind for a in args)
         if all(a.op == "const" for a in args):
             return Symbol(self, self.const(FLOAT_OPERATIONS[op](*(a.value for a in args))))
         if op == "pow":
             if args[1].op == "const" and args[1].value == 2:
                 return self.record("mul", operands[0], operands[0])
-            if kind == "element":
+            if kind not in ("scalar", "tensor"):
                 raise RuleError(
                     "a rule may raise an element-wise value to the power 2 only; for the power 0.5 use sqrt"
                 )
         if op == "lerp":
-            if args[2].is_elementwise:
+            if args[2].is_array:
                 raise RuleError("the weight of lerp must be a scalar")
-            if not (args[0].is_elementwise and args[1].is_elementwise and args[2].kind == "scalar"):
+            if not (args[0].is_array and args[1].is_array and args[2].kind == "scalar"):
                 a, b, weight = (Symbol(self, x) for x in args)
                 return self.record("add", a, self.record("mul", weight, self.record("sub", b, a)))
-        if op == "where" and args[0].is_elementwise and not (args[1].is_elementwise or args[2].is_elementwise):
+        if op == "where" and args[0].is_array and not (args[1].is_array or args[2].is_array):
             raise RuleError("where(condition, scalar, scalar) has no dtype: one of the two must be element-wise")
         return Symbol(self, self._node(op, args, kind, None))
 
-    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None) -> Symbol:
-        """Add a reduction of element-wise values to one number per parameter.
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None) -> Symbol:
+        """Add a reduction of element-wise values to one number per parameter, or per row or column of a matrix.
 
         Args:
             op: a key of `REDUCTIONS`.
             operands: the values.
             over: one of `SCOPES` for one number for several parameters, else None.
+            dim: a key of `DIMS` for the rows or columns of a matrix, else None.
 
         Raises:
-            RuleError: an operand is not element-wise, or is a condition.
+            RuleError: an operand is a scalar or a condition, or has been reduced along this dimension.
         """
-        args = tuple(x.node for x in operands if isinstance(x, Symbol) and x.node.is_elementwise)
+        args = tuple(x.node for x in operands if isinstance(x, Symbol) and x.node.is_array)
         if len(args) != len(operands):
             raise RuleError(f"{op} needs element-wise values: a scalar cannot be reduced")
         _check_conditions(op, args)
-        return Symbol(self, self._node(op, args, "tensor", over))
+        if dim is None:
+            return Symbol(self, self._node(op, args, "tensor", over))
+        kind = join_kinds(a.kind for a in args)
+        if kind not in ("element", "row" if dim == -2 else "column"):
+            raise RuleError(f"{op} got dim={dim} for a value that has been reduced along this dimension")
+        return Symbol(self, self._node(op, args, DIMS[dim] if kind == "element" else "matrix", dim))
 
-    def numel(self) -> Symbol:
-        """Add the number of elements of the parameter."""
-        return Symbol(self, self._node("numel", (), "tensor", None))
+    def numel(self, dim: int | None) -> Symbol:
+        """Add the number of elements of the parameter, or its size in a dimension."""
+        return Symbol(self, self._node("numel", (), "tensor", dim))
 
     def _node(self, op: str, args: tuple[Node, ...], kind: Kind, value: Any) -> Node:
         # repr distinguishes 0.0 from -0.0 and 1 from True; == does not.
@@ -132,9 +155,9 @@ def _check_conditions(op: str, args: tuple[Node, ...]) -> None:
     """
     for i, node in enumerate(args):
         needs_condition = op in ("and", "or", "not") or (op == "where" and i == 0)
-        if needs_condition and node.is_elementwise and node.op not in PREDICATES:
+        if needs_condition and node.is_array and node.op not in PREDICATES:
             raise RuleError(f"{op} needs a comparison as its condition, not a value")
-        if not needs_condition and node.is_elementwise and node.op in PREDICATES:
+        if not needs_condition and node.is_array and node.op in PREDICATES:
             raise RuleError(
                 f"{op} got a condition: arithmetic with conditions is not allowed; use where(condition, a, b)"
             )
@@ -166,14 +189,14 @@ class Symbol(SymbolicValue):
     def record(self, op: str, *operands: Any) -> Symbol:
         return self.graph.record(op, *operands)
 
-    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None) -> Symbol:
-        return self.graph.reduce(op, operands, over)
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None) -> Symbol:
+        return self.graph.reduce(op, operands, over, dim)
 
-    def count(self) -> Symbol:
-        return self.graph.numel()
+    def count(self, dim: int | None) -> Symbol:
+        return self.graph.numel(dim)
 
     def __bool__(self) -> bool:
-        error = BranchingError if self.node.is_elementwise else RuleError
+        error = BranchingError if self.node.is_array else RuleError
         raise error(
             "a rule may branch on its flags and on absent states only, not on values; use where(condition, a, b)"
         )

@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,10 +46,10 @@ class SymbolicValue:
     def record(self, op: str, *operands: Any) -> Any:
         raise NotImplementedError
 
-    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None) -> Any:
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None) -> Any:
         raise NotImplementedError
 
-    def count(self) -> Any:
+    def count(self, dim: int | None) -> Any:
         raise NotImplementedError
 
 
@@ -167,7 +167,7 @@ def _total(reduce: Callable[..., Tensor], combine: Callable[[Tensor], Tensor], *
     vectors = [x.flatten() for x in operands]
     if vectors[0].device.type != "cpu" or len(vectors[0]) <= BLOCK_ELEMENTS:
         return reduce(*(x.to(dtype) for x in vectors))
-    blocks = zip(*(x.split(BLOCK_ELEMENTS) for x in vectors), strict=True)
+    blocks = zip(*(torch.split(x, BLOCK_ELEMENTS) for x in vectors), strict=True)
     return _total(combine, combine, torch.stack([reduce(*(x.to(dtype) for x in block)) for block in blocks]))
 
 
@@ -181,12 +181,28 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
     return _total(lambda a, b: (a * b).sum(), torch.sum, x, y)
 
 
+def reduce_along(op: str, dim: int, *operands: Tensor) -> Tensor:
+    """Reduce matrices along a dimension, which is kept with size 1. The result has the dtype of the operands."""
+    x = operands[0]
+    if x.ndim < 2:
+        raise RuleError(f"{op}(…, dim={dim}) needs a matrix, got a value of shape {tuple(x.shape)}")
+    wide = [operand.to(_accumulation_dtype(x)) for operand in operands]
+    if op == "amax":
+        reduced = wide[0].amax(dim, keepdim=True)
+    else:
+        reduced = (wide[0] if op == "sum" else wide[0] * wide[1]).sum(dim, keepdim=True)
+    return reduced.to(x.dtype)
+
+
 REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "sum": functools.partial(_total, torch.sum, torch.sum),
     "dot": _dot,
     "amax": functools.partial(_total, _amax, _amax),
 }
 """The reductions of element-wise values to one number per parameter, by name, as functions of tensors."""
+
+DIMS: dict[int, Literal["row", "column"]] = {-1: "row", -2: "column"}
+"""The values of `dim`, and the kind of value that the reduction of a matrix along this dimension gives."""
 
 SCOPES = ("group", "optimizer")
 """The values of `over`: all parameters of a group, or of the optimizer."""
@@ -287,54 +303,63 @@ def lerp(a: Any, b: Any, weight: Any) -> Any:
     return _apply("lerp", _lerp_tensors, a, b, weight)
 
 
-def _reduce(op: str, operands: tuple[Any, ...], over: str | None) -> Any:
+def _reduce(op: str, operands: tuple[Any, ...], over: str | None, dim: int | None) -> Any:
     if over is not None and over not in SCOPES:
         raise RuleError(f"{op} got over={over!r}{suggest(str(over), SCOPES, intro='it may be')}")
+    if dim is not None and (over is not None or dim not in DIMS):
+        problem = "over and dim" if over is not None else f"dim={dim!r}; it may be -1 or -2"
+        raise RuleError(f"{op} got {problem}")
     for x in operands:
         if isinstance(x, SymbolicValue):
-            return x.reduce(op, operands, over)
+            return x.reduce(op, operands, over, dim)
     if not all(isinstance(x, Tensor) for x in operands):
         raise RuleError(f"{op} needs element-wise values, got {', '.join(map(repr, operands))}")
+    if dim is not None:
+        return reduce_along(op, dim, *operands)
     value, combine = REDUCTIONS[op](*operands), combine_shared.get()
     return value if over is None or combine is None else combine(op, over, value)
 
 
-def sum(x: Any, *, over: str | None = None) -> Any:
+def sum(x: Any, *, over: str | None = None, dim: int | None = None) -> Any:
     """The sum of an element-wise value: one number for each parameter. On the CPU it is computed in float64.
 
     Args:
         x: the value.
         over: `"group"` or `"optimizer"` for one number for all parameters of the group or of the optimizer that have a
             gradient. Default: None, one number for each parameter.
+        dim: -1 for one number for each row of a matrix, -2 for one for each column. A parameter with more than two
+            dimensions is a stack of matrices. The result has the dtype of the value, and size 1 in this dimension.
     """
-    return _reduce("sum", (x,), over)
+    return _reduce("sum", (x,), over, dim)
 
 
-def dot(x: Any, y: Any, *, over: str | None = None) -> Any:
-    """The inner product of two element-wise values. `over` as in `sum`."""
-    return _reduce("dot", (x, y), over)
+def dot(x: Any, y: Any, *, over: str | None = None, dim: int | None = None) -> Any:
+    """The inner product of two element-wise values. `over` and `dim` as in `sum`."""
+    return _reduce("dot", (x, y), over, dim)
 
 
-def norm(x: Any, *, over: str | None = None) -> Any:
-    """The Euclidean norm of an element-wise value. `over` as in `sum`."""
-    if over is None and isinstance(x, Tensor):  # its derivative at 0 is 0; that of sqrt is infinite
+def norm(x: Any, *, over: str | None = None, dim: int | None = None) -> Any:
+    """The Euclidean norm of an element-wise value. `over` and `dim` as in `sum`."""
+    if over is None and dim is None and isinstance(x, Tensor):  # its derivative at 0 is 0; that of sqrt is infinite
         return _total(torch.linalg.vector_norm, torch.linalg.vector_norm, x)
-    return sqrt(dot(x, x, over=over))
+    return sqrt(dot(x, x, over=over, dim=dim))
 
 
-def amax(x: Any, *, over: str | None = None) -> Any:
-    """The largest element of an element-wise value; NaN if one element is NaN. `over` as in `sum`."""
-    return _reduce("amax", (x,), over)
+def amax(x: Any, *, over: str | None = None, dim: int | None = None) -> Any:
+    """The largest element of an element-wise value; NaN if one element is NaN. `over` and `dim` as in `sum`."""
+    return _reduce("amax", (x,), over, dim)
 
 
-def mean(x: Any) -> Any:
-    """The mean of an element-wise value: one number for each parameter."""
-    return sum(x) / numel(x)
+def mean(x: Any, *, dim: int | None = None) -> Any:
+    """The mean of an element-wise value. `dim` as in `sum`."""
+    return sum(x, dim=dim) / numel(x, dim=dim)
 
 
-def numel(x: Any) -> Any:
-    """The number of elements of the parameter. A complex element counts as two."""
-    return x.count() if isinstance(x, SymbolicValue) else float(x.numel())
+def numel(x: Any, *, dim: int | None = None) -> Any:
+    """The number of elements of the parameter, or its size in dimension `dim`. A complex element counts as two."""
+    if isinstance(x, SymbolicValue):
+        return x.count(dim)
+    return float(x.numel() if dim is None else x.shape[dim])
 
 
 def compute_tensor_scalars(op: str, *operands: Any) -> Any:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from optplug.errors import RuleError, listing, suggest
-from optplug.rules.graph import Graph, Node, Symbol
-from optplug.rules.ops import FLOAT_OPERATIONS
+from optplug.rules.graph import Graph, Kind, Node, Symbol
+from optplug.rules.ops import DIMS, FLOAT_OPERATIONS
 from optplug.rules.prelude import DecayKind, prelude
 from optplug.rules.segments import cut, levels
 
@@ -68,6 +68,7 @@ class RuleVariant:
         flags: the rule's flags and their values.
         present_states: the names of the states that exist. The rule receives None for the others.
         scalar_states: the names of the existing states that are scalars and not element-wise.
+        state_dims: the existing states with one number per row (-1) or per column (-2) of a matrix.
         maximize: ascend instead of descend.
         decay_kind: which weight decay the prelude applies.
     """
@@ -76,6 +77,7 @@ class RuleVariant:
     flags: tuple[tuple[str, bool], ...] = ()
     present_states: tuple[str, ...] = ()
     scalar_states: tuple[str, ...] = ()
+    state_dims: tuple[tuple[str, int], ...] = ()
     maximize: bool = False
     decay_kind: DecayKind = "none"
 
@@ -86,9 +88,14 @@ class RuleVariant:
         of_prelude = {"none": (), "coupled": ("weight_decay",), "decoupled": (DECAY_FACTOR,)}[self.decay_kind]
         return tuple(dict.fromkeys([*own, *of_prelude]))
 
+    def state_kind(self, name: str) -> Kind:
+        """Return the kind of an existing state."""
+        dims = dict(self.state_dims)
+        return "scalar" if name in self.scalar_states else DIMS[dims[name]] if name in dims else "element"
+
     @property
-    def elementwise_states(self) -> tuple[str, ...]:
-        """The names of the existing states with one element per parameter element."""
+    def array_states(self) -> tuple[str, ...]:
+        """The names of the existing states that are not scalars."""
         return tuple(s for s in self.present_states if s not in self.scalar_states)
 
     def __call__(self, p: Any, g: Any, states: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +140,17 @@ class RuleVariant:
         return {name: value for name, value in named.items() if value is not None}
 
 
+KIND_NAMES = {
+    "scalar": "a scalar",
+    "tensor": "one number per parameter",
+    "matrix": "one number per matrix",
+    "row": "one number per row",
+    "column": "one number per column",
+    "element": "an element-wise value",
+}
+"""The kinds of values in messages."""
+
+
 class TracedRule:
     """The graph of a rule variant: its segments, and the scalars that are hoisted out of them.
 
@@ -143,7 +161,8 @@ class TracedRule:
             over several parameters are included even if no output depends on them: all buckets must compute them.
         inputs: the names of the element-wise inputs among them: `"p"`, `"g"` and states.
         hoisted_scalars: the scalar nodes that `nodes` use. `compute_scalars` computes their values.
-        segments: the passes over memory. A rule that does not reduce has one.
+        uses_dims: whether the rule uses values with one number per row or column of a matrix.
+        segments: the passes over memory. A rule that does not reduce has one. Empty with `uses_dims`.
         temporaries: the names of the temporaries in which segments store values for later ones.
         tensor_scalars: for each segment, and at the end for the scalar states, the tensor scalars that can be computed
             before it and not earlier, without reductions, in topological order.
@@ -160,15 +179,13 @@ class TracedRule:
             RuleError: the rule uses an unsupported operation or returns wrong values.
         """
         graph = Graph()
-        states = {
-            name: graph.input(name, is_elementwise=name not in variant.scalar_states) for name in variant.present_states
-        }
+        states = {name: graph.input(name, variant.state_kind(name)) for name in variant.present_states}
         symbols: dict[str, Any] = {}
         for name in variant.hyperparameters:
             length = lengths[name]
-            items = tuple(graph.input(f"{name}[{i}]", is_elementwise=False) for i in range(length))
-            symbols[name] = items if length else graph.input(name, is_elementwise=False)
-        results = variant(graph.input("p", is_elementwise=True), graph.input("g", is_elementwise=True), states, symbols)
+            items = tuple(graph.input(f"{name}[{i}]", "scalar") for i in range(length))
+            symbols[name] = items if length else graph.input(name, "scalar")
+        results = variant(graph.input("p", "element"), graph.input("g", "element"), states, symbols)
 
         self.variant = variant
         self.outputs: dict[str, Node] = {}
@@ -176,10 +193,12 @@ class TracedRule:
         self._scalar_outputs: dict[str, Node] = {}
         for name, result in results.items():
             node = result.node if isinstance(result, Symbol) else graph.const(_check_constant(variant, name, result))
-            if node.is_elementwise != (name not in variant.scalar_states):
-                kinds = ("an element-wise value", "a scalar")
-                expected, got = kinds if name not in variant.scalar_states else kinds[::-1]
-                raise RuleError(f"{variant.rule.__qualname__} returned {got} for {name!r}, which is {expected}")
+            expected = "element" if name == "p" else variant.state_kind(name)
+            if node.kind != expected and (node.kind, expected) != ("tensor", "scalar"):
+                raise RuleError(
+                    f"{variant.rule.__qualname__} returned {KIND_NAMES[node.kind]} for {name!r}, which is "
+                    f"{KIND_NAMES[expected]}"
+                )
             if node.kind == "tensor":
                 self.tensor_outputs[name] = node
             elif node.kind == "scalar":
@@ -187,7 +206,7 @@ class TracedRule:
             elif node.value != name:  # an unchanged state is not written
                 self.outputs[name] = node
 
-        shared = [n for n in graph.nodes if n.is_reduction and n.value is not None]
+        shared = [n for n in graph.nodes if n.is_shared]
         live = _live_nodes([*self.outputs.values(), *self.tensor_outputs.values(), *shared])
         needed_nodes = [n for n in graph.nodes if n in live]
         self.nodes = [n for n in needed_nodes if n.kind != "scalar"]
@@ -195,7 +214,8 @@ class TracedRule:
         self.hoisted_scalars = [
             n for n in needed_nodes if n.kind == "scalar" and n.op != "const" and any(n in t.args for t in self.nodes)
         ]
-        self.segments = cut(needed_nodes, self.outputs)
+        self.uses_dims = any(n.kind in ("matrix", "row", "column") for n in self.nodes)
+        self.segments = [] if self.uses_dims else cut(needed_nodes, self.outputs)
         stored = {name: None for segment in self.segments for name in segment.stores}
         self.temporaries = tuple(name for name in stored if name not in self.outputs)
         level = levels(needed_nodes)
@@ -233,12 +253,12 @@ class TracedRule:
     @functools.cached_property
     def reduces(self) -> bool:
         """Whether the rule uses tensor scalars."""
-        return any(node.kind == "tensor" for node in self.nodes)
+        return any(node.kind != "element" for node in self.nodes)
 
     @functools.cached_property
     def shared_reductions(self) -> int:
         """The number of reductions over several parameters."""
-        return sum(node.is_reduction and node.value is not None for node in self.nodes)
+        return sum(node.is_shared for node in self.nodes)
 
     def __str__(self) -> str:
         lines = [f"{n!r}" for n in self.nodes]

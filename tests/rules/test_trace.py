@@ -54,7 +54,7 @@ def evaluate_traced_scalar(compute, *values: float) -> float:
     """The value of a traced scalar expression of hyperparameters."""
     names = [f"h{i}" for i in range(len(values))]
     graph = Graph()
-    symbol = compute(*(graph.input(n, is_elementwise=False) for n in names))
+    symbol = compute(*(graph.input(n, "scalar") for n in names))
 
     def value(node):
         if node.op == "const":
