@@ -5,6 +5,8 @@ Importing this module imports Numba.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,10 +18,12 @@ from optplug.engines import cpu_kernel, sparse
 from optplug.engines.arena import Arena
 from optplug.engines.buffers import TensorsByRole
 from optplug.engines.cpu_kernel import ChunkTable, Kernel, compiled_kernel
-from optplug.engines.llvm_ir import compute_dtype
+from optplug.engines.cpu_matrix import MatrixTable, dimensions
+from optplug.engines.llvm_ir import INITIAL_TOTALS, compute_dtype
+from optplug.engines.llvm_matrix import reduces_columns
 from optplug.engines.protocol import Bucket, PartialReduction, PartialSteps
 from optplug.engines.scalars import ScalarRow, StepScalars
-from optplug.rules.graph import Node
+from optplug.rules.graph import Kind, Node
 from optplug.rules.ops import compute_tensor_scalars
 from optplug.rules.segments import Segment
 from optplug.rules.trace import TracedRule
@@ -46,7 +50,7 @@ class SegmentedProgram:
     def __init__(self, bucket: Bucket) -> None:
         self._graph = bucket.graph
         self._lengths = [_parts(bucket) * length for length in bucket.lengths]
-        self._temporary_dtype = compute_dtype(_role_dtypes(bucket))
+        self._temporary_dtypes = _temporary_dtypes(bucket)
         self._kernels = _kernels(bucket)
         self._table = _chunk_table(bucket)
 
@@ -60,44 +64,72 @@ class SegmentedProgram:
 
     def _steps(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps:
         graph = self._graph
-        temporaries = [self._take_temporary(arena) for _ in graph.temporaries]
-        addresses = np.concatenate([_addresses(roles, addresses), *(starts for _, starts in temporaries)])
+        temporaries = self._take_temporaries(arena)
+        starts = [self._starts(node, temporaries[name]) for name, node in graph.temporaries.items()]
+        addresses = np.concatenate([_addresses(roles, addresses), *starts])
         values = self._scalar_values(scalars.rows(graph))
-        for k, (segment, kernel) in enumerate(zip(graph.segments, self._kernels, strict=True)):
-            self._compute(graph.tensor_scalars[k], values)
-            totals = self._table.step(kernel, addresses, *self._constants(segment, values))
+        levels = sorted(graph.tensor_scalars.items(), reverse=True)
+        for segment, kernel in zip(graph.segments, self._kernels, strict=True):
+            while levels and levels[-1][0] <= segment.level:
+                self._compute(levels.pop()[1], values)
+            totals = self._run(segment, kernel, (addresses, *self._constants(segment, values)), temporaries, arena)
             for node, total in zip(segment.reductions, torch.from_numpy(totals).unbind(1), strict=True):
                 if node.is_shared:
                     reduced = total.amax() if node.op == "amax" else total.sum()
                     total = yield PartialReduction(node.op, str(node.value), reduced)
                 values[node] = total
         _increment_versions(graph, roles)
-        self._compute(graph.tensor_scalars[-1], values)
+        while levels:
+            self._compute(levels.pop()[1], values)
         scalars.set_states({name: values[node] for name, node in graph.tensor_outputs.items()}, slice(None))
 
-    def _take_temporary(self, arena: Arena) -> tuple[Tensor, Any]:
-        """Return a temporary for all tensors, and the address of the part of each tensor."""
-        vector = arena.take(sum(self._lengths), self._temporary_dtype)
-        starts = np.cumsum([0, *self._lengths[:-1]]) * vector.element_size() + vector.data_ptr()
-        return vector, starts[None]
+    def _run(
+        self,
+        segment: Segment,
+        kernel: Kernel,
+        arguments: tuple[Any, ...],
+        temporaries: Mapping[str, Tensor],
+        arena: Arena,
+    ) -> Any:
+        """Run the kernel of a segment, and return its reductions: float64 [parameters, reductions]."""
+        return self._table.step(kernel, *arguments)
+
+    def _counts(self, kind: Kind) -> Sequence[int]:
+        """Return how many values of a kind each parameter has."""
+        return self._lengths
+
+    def _take_temporaries(self, arena: Arena) -> dict[str, Tensor]:
+        """Return the temporaries, each a vector for all parameters."""
+        return {
+            name: arena.take(sum(self._counts(node.kind)), self._temporary_dtypes[name])
+            for name, node in self._graph.temporaries.items()
+        }
+
+    def _starts(self, node: Node, vector: Tensor) -> Any:
+        """Return the address of the part of each parameter in a temporary, int64 [1, parameters]."""
+        counts = np.asarray(self._counts(node.kind), np.int64)
+        return (vector.data_ptr() + (np.cumsum(counts) - counts) * vector.element_size())[None]
 
     def _scalar_values(self, rows: list[ScalarRow]) -> dict[Node, Any]:
         """Return the hoisted scalars: numbers, or vectors with a number for each parameter."""
         if len(rows) == 1:
             return dict(zip(self._graph.hoisted_scalars, rows[0].constants, strict=True))
         table = torch.tensor([row.constants for row in rows], dtype=torch.float64, device="cpu")
-        row_of = _row_of_each(rows, len(self._lengths))
-        columns = table[row_of].unbind(1)
+        columns = table[_row_of_each(rows, len(self._lengths))].unbind(1)
         return dict(zip(self._graph.hoisted_scalars, columns, strict=True))
 
-    def _compute(self, nodes: list[Node], values: dict[Node, Any]) -> None:
+    def _compute(self, nodes: Sequence[Node], values: dict[Node, Any]) -> None:
         """Compute tensor scalars: vectors with a number for each parameter."""
         for node in nodes:
             if node.op == "numel":
-                values[node] = torch.tensor(self._lengths, dtype=torch.float64, device="cpu")
+                values[node] = torch.tensor(self._sizes(node.value), dtype=torch.float64, device="cpu")
             else:
                 operands = [a.value if a.op == "const" else values[a] for a in node.args]
                 values[node] = compute_tensor_scalars(node.op, *operands)
+
+    def _sizes(self, dim: int | None) -> Sequence[int]:
+        """Return the number of elements of each parameter, or its size in a dimension."""
+        return self._lengths
 
     def _constants(self, segment: Segment, values: dict[Node, Any]) -> tuple[Any, Any]:
         """Return the rows of constants of a segment, and for each parameter the index of its row."""
@@ -108,6 +140,55 @@ class SegmentedProgram:
         for column, value in enumerate(constants):
             table[:, column] = value
         return table, range(len(table))
+
+
+class MatrixProgram(SegmentedProgram):
+    """Steps the matrices of a bucket, whose rule uses rows and columns."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__(bucket)
+        self._shapes = bucket.shapes
+        columns = len(_dtypes(bucket))
+        self._tables = {
+            space: MatrixTable(columns, [dimensions(shape, space) for shape in bucket.shapes])
+            for space in {segment.space for segment in bucket.graph.segments}
+        }
+        self._has_empty = not all(self._lengths)
+
+    def _run(
+        self,
+        segment: Segment,
+        kernel: Kernel,
+        arguments: tuple[Any, ...],
+        temporaries: Mapping[str, Tensor],
+        arena: Arena,
+    ) -> Any:
+        table = self._tables[segment.space]
+        by_columns = {name: n.op for name, n in segment.line_reductions.items() if reduces_columns(segment, n.kind)}
+        if self._has_empty:
+            for name, node in segment.line_reductions.items():
+                temporaries[name].fill_(INITIAL_TOTALS[node.op])
+        if not by_columns:
+            return table.step(kernel, *arguments)
+        first = temporaries[next(iter(by_columns))]
+        targets = first.as_strided((len(by_columns), len(first)), (len(first), 1))
+        return table.reduce_columns(kernel, arguments, list(by_columns.values()), targets, arena)
+
+    def _counts(self, kind: Kind) -> Sequence[int]:
+        return [math.prod(dimensions(shape, kind)) for shape in self._shapes]
+
+    def _sizes(self, dim: int | None) -> Sequence[int]:
+        return self._lengths if dim is None else [shape[dim] for shape in self._shapes]
+
+    def _take_temporaries(self, arena: Arena) -> dict[str, Tensor]:
+        taken: dict[str, Tensor] = {}
+        for segment in self._graph.segments:  # the columns that a segment reduces lie one after another
+            names = [name for name, n in segment.line_reductions.items() if reduces_columns(segment, n.kind)]
+            if names:
+                vectors = arena.take(len(names) * sum(self._counts("column")), torch.float64)
+                taken.update(zip(names, vectors.view(len(names), -1), strict=True))
+        others = super()._take_temporaries(arena)
+        return {**others, **taken}
 
 
 class RowProgram:
@@ -140,23 +221,33 @@ def _role_dtypes(bucket: Bucket) -> dict[str, torch.dtype]:
 
 def _dtypes(bucket: Bucket) -> dict[str, torch.dtype]:
     """Return the dtypes of roles and temporaries, the columns of the chunk table."""
-    roles = _role_dtypes(bucket)
-    return roles | dict.fromkeys(bucket.graph.temporaries, compute_dtype(roles))
+    return {**_role_dtypes(bucket), **_temporary_dtypes(bucket)}
 
 
 def bytes_per_element(bucket: Bucket) -> float:
-    """Return how many bytes a step reads and writes per element of a parameter."""
+    """Return how many bytes a step reads and writes per element of a parameter. Rows and columns are not counted."""
     roles = ("p", "g", *bucket.graph.variant.array_states)
     sizes = {role: dtype.itemsize for role, dtype in zip(roles, bucket.key.dtypes, strict=True)}
     temporary = _parts(bucket) * compute_dtype(_role_dtypes(bucket)).itemsize
-    accesses = [name for one in bucket.graph.segments for name in (*one.loads.values(), *one.stores)]
+    passes = [one for one in bucket.graph.segments if one.space == "element"]
+    accesses = [name for one in passes for n, name in one.loads.items() if n.kind == "element"]
+    accesses += [name for one in passes for name in one.stores]
     return sum(sizes.get(name, temporary) for name in accesses)
+
+
+def _temporary_dtypes(bucket: Bucket) -> dict[str, torch.dtype]:
+    """Return the dtypes of the temporaries. Reductions are stored in float64."""
+    value_dtype = compute_dtype(_role_dtypes(bucket))
+    return {
+        name: torch.float64 if node.is_reduction else value_dtype for name, node in bucket.graph.temporaries.items()
+    }
 
 
 def _kernels(bucket: Bucket) -> list[Kernel]:
     """Return the kernel of each segment."""
-    dtypes = tuple(_dtypes(bucket).items())
-    return [compiled_kernel(segment, dtypes) for segment in bucket.graph.segments]
+    roles, temporaries = tuple(_role_dtypes(bucket).items()), tuple(_temporary_dtypes(bucket).items())
+    matrices = bucket.graph.uses_dims
+    return [compiled_kernel(one, roles, temporaries, matrices=matrices) for one in bucket.graph.segments]
 
 
 def _chunk_table(bucket: Bucket) -> ChunkTable:

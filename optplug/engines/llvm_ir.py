@@ -16,10 +16,9 @@ import torch
 from llvmlite import ir
 
 from optplug.rules.graph import Node
-from optplug.rules.ops import PREDICATES
 from optplug.rules.segments import Segment
 
-INT64 = ir.IntType(64)
+INT64, BOOL = ir.IntType(64), ir.IntType(1)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 STORAGE_TYPES = {torch.float64: DOUBLE, torch.float32: FLOAT, torch.float16: HALF, torch.bfloat16: ir.IntType(16)}
 """The LLVM type of an element in memory, by dtype. bfloat16 is loaded as an integer of 16 bits."""
@@ -61,7 +60,9 @@ def vector_bits(segment: Segment) -> int:
     return 256 if slow else 128
 
 
-def write_kernel(segment: Segment, dtypes: Mapping[str, torch.dtype], module: ir.Module) -> None:
+def write_kernel(
+    segment: Segment, dtypes: Mapping[str, torch.dtype], module: ir.Module, value_dtype: torch.dtype | None = None
+) -> None:
     """Add the function `step` of a segment to a module.
 
     The arguments of `step` are:
@@ -80,8 +81,9 @@ def write_kernel(segment: Segment, dtypes: Mapping[str, torch.dtype], module: ir
         segment: the segment.
         dtypes: the dtype of the elements of each role and temporary, in the column order of the table.
         module: the module.
+        value_dtype: the dtype of the arithmetic. Default: `compute_dtype(dtypes)`.
     """
-    value_type = STORAGE_TYPES[compute_dtype(dtypes)]
+    value_type = STORAGE_TYPES[value_dtype or compute_dtype(dtypes)]
     int_pointer = INT64.as_pointer()
     arguments = [int_pointer, int_pointer, value_type.as_pointer(), int_pointer, INT64]
     if segment.reductions:
@@ -123,15 +125,15 @@ def write_kernel(segment: Segment, dtypes: Mapping[str, torch.dtype], module: ir
     i = build.phi(INT64)
     i.add_incoming(INT64(0), chunk)
     accumulators = [build.phi(DOUBLE) for _ in segment.reductions]
-    arithmetic = _Arithmetic(build, module, value_type, scalar_values)
+    arithmetic = Arithmetic(build, module, value_type, scalar_values)
     for node in segment.nodes:
         if node in segment.loads:
             name = segment.loads[node]
-            arithmetic.values[node] = _from_storage(build, load_at(pointers[name], i), dtypes[name], value_type)
+            arithmetic.values[node] = from_storage(build, load_at(pointers[name], i), dtypes[name], value_type)
         else:
             arithmetic.compute(node)
     for name, node in segment.stores.items():
-        value = _to_storage(build, arithmetic.number(node), dtypes[name])
+        value = to_storage(build, arithmetic.number(node), dtypes[name])
         build.store(value, build.gep(pointers[name], [i]))
     totals = [arithmetic.accumulate(node, x) for node, x in zip(segment.reductions, accumulators, strict=True)]
     for node, accumulator, total in zip(segment.reductions, accumulators, totals, strict=True):
@@ -152,7 +154,7 @@ def write_kernel(segment: Segment, dtypes: Mapping[str, torch.dtype], module: ir
     build.ret_void()
 
 
-class _Arithmetic:
+class Arithmetic:
     """Emits the arithmetic for one element, and holds the LLVM value of each node.
 
     Args:
@@ -176,11 +178,12 @@ class _Arithmetic:
     def number(self, node: Node) -> ir.Value:
         """The value of a node as a number. A condition becomes 0 or 1."""
         value = self(node)
-        return self.build.uitofp(value, self.value_type) if node.op in PREDICATES and node.is_elementwise else value
+        return self.build.uitofp(value, self.value_type) if value.type == BOOL else value
 
     def condition(self, node: Node) -> ir.Value:
-        """The value of a node as a condition. A hoisted scalar condition is a number, 0 or 1."""
-        return self(node) if node.is_elementwise else self.build.fcmp_unordered("!=", self(node), self.value_type(0.0))
+        """The value of a node as a condition. A condition that was computed elsewhere is a number, 0 or 1."""
+        value = self(node)
+        return value if value.type == BOOL else self.build.fcmp_unordered("!=", value, self.value_type(0.0))
 
     def compute(self, node: Node) -> None:
         """Emit the operation of a node."""
@@ -189,7 +192,7 @@ class _Arithmetic:
 
     def accumulate(self, node: Node, total: ir.Value) -> ir.Value:
         """Emit one element of a reduction, and return the new total in float64."""
-        x, *others = (_convert(self.build, self(a), DOUBLE) for a in node.args)
+        x, *others = (convert(self.build, self(a), DOUBLE) for a in node.args)
         if node.op == "amax":  # NaN if x or the total is NaN
             larger = self.build.fcmp_unordered(">", x, total)
             is_nan = self.build.fcmp_unordered("uno", total, total)
@@ -275,20 +278,20 @@ class _Arithmetic:
         raise AttributeError(op)
 
 
-def _from_storage(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype, value_type: ir.Type) -> ir.Value:
+def from_storage(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype, value_type: ir.Type) -> ir.Value:
     """Convert an element from its type in memory to the type of the arithmetic."""
     if dtype is torch.bfloat16:  # bfloat16 is the upper half of a float32
         bits = build.shl(build.zext(x, ir.IntType(32)), ir.IntType(32)(16))
         x = build.bitcast(bits, FLOAT)
-    return _convert(build, x, value_type)
+    return convert(build, x, value_type)
 
 
-def _to_storage(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype) -> ir.Value:
+def to_storage(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype) -> ir.Value:
     """Convert a value to its type in memory, rounding to nearest, ties to even."""
     if dtype is not torch.bfloat16:
-        return _convert(build, x, STORAGE_TYPES[dtype])
+        return convert(build, x, STORAGE_TYPES[dtype])
     word = ir.IntType(32)
-    x = _convert(build, x, FLOAT)
+    x = convert(build, x, FLOAT)
     bits = build.bitcast(x, word)
     upper = build.lshr(bits, word(16))
     odd = build.and_(upper, word(1))
@@ -297,13 +300,13 @@ def _to_storage(build: ir.IRBuilder, x: ir.Value, dtype: torch.dtype) -> ir.Valu
     return build.trunc(build.select(build.fcmp_unordered("uno", x, x), quiet_nan, rounded), ir.IntType(16))
 
 
-def _convert(build: ir.IRBuilder, x: ir.Value, target: ir.Type) -> ir.Value:
+def convert(build: ir.IRBuilder, x: ir.Value, target: ir.Type) -> ir.Value:
     """Convert a floating-point value to another floating-point type."""
     if x.type == target:
         return x
     # No processor converts between half and double directly, and LLVM's library function for it may be missing.
     if {x.type, target} == {HALF, DOUBLE}:
-        x = _convert(build, x, FLOAT)
+        x = convert(build, x, FLOAT)
     widths = {HALF: 16, FLOAT: 32, DOUBLE: 64}
     widens = widths[x.type] < widths[target]
     return (build.fpext if widens else build.fptrunc)(x, target)

@@ -29,8 +29,6 @@ class NumbaEngine(EngineProtocol):
             return obstacle
         if key.device.type != "cpu":
             return f"the parameter is on {key.device}, engine numba runs on the CPU only"
-        if traced is not None and traced.uses_dims:
-            return "the rule uses rows and columns of matrices, engine numba does not"
         return key.not_in_place_reason or unavailable_reason(key.dtypes)
 
     def bytes_per_element(self, bucket: Bucket) -> float | None:
@@ -47,10 +45,12 @@ class NumbaEngine(EngineProtocol):
         return read_addresses
 
     def prepare(self, bucket: Bucket) -> Program:
-        from optplug.engines.cpu_programs import DenseProgram, RowProgram, SegmentedProgram
+        from optplug.engines.cpu_programs import DenseProgram, MatrixProgram, RowProgram, SegmentedProgram
 
         if not bucket.key.has_dense_grads:
             return RowProgram(bucket)
+        if bucket.graph.uses_dims:
+            return MatrixProgram(bucket)
         return SegmentedProgram(bucket) if bucket.graph.reduces else DenseProgram(bucket)
 
 

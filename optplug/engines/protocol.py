@@ -100,6 +100,7 @@ class Bucket:
         traced: the graph of the rule; None for an engine that does not run graphs.
         indices: the parameters, as indices into those of the group that have a gradient.
         lengths: number of elements of each parameter.
+        shapes: shape of each parameter.
     """
 
     group: int
@@ -110,6 +111,7 @@ class Bucket:
     traced: TracedRule | None
     indices: Sequence[int]
     lengths: Sequence[int]
+    shapes: Sequence[torch.Size]
 
     @property
     def graph(self) -> TracedRule:

@@ -155,4 +155,5 @@ def split_sparse_bucket(
                 reason=bucket.reason if densify else f"{bucket.reason}; on the rows of sparse gradients",
                 indices=indices,
                 lengths=[params[i].numel() for i in indices],
+                shapes=[params[i].shape for i in indices],
             )

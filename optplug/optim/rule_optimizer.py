@@ -355,8 +355,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         if candidates.traced is not None:
             sharing = indices_sharing_memory(params)
             in_place = any(engine.in_place for engine in candidates.engines)
+            rows = candidates.traced.uses_dims
             key_fields = [
-                (i in sharing, *self._state_key_fields(states, p, g, in_place=in_place))
+                (i in sharing, *self._state_key_fields(states, p, g, in_place=in_place, rows=rows))
                 for i, (p, g) in enumerate(zip(params, grads, strict=True))
             ]
         for key, indices in group_by_key(params, grads, key_fields).items():
@@ -366,8 +367,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 dispatch.check_fused(params[indices[0]])
             engine, reason = dispatch.choose_engine(candidates, key)
             traced = candidates.traced if engine.runs_graph else None
-            lengths = [params[i].numel() for i in indices]
-            bucket = Bucket(index, key, candidates.settings, engine, reason, traced, indices, lengths)
+            shapes = [params[i].shape for i in indices]
+            lengths = [shape.numel() for shape in shapes]
+            bucket = Bucket(index, key, candidates.settings, engine, reason, traced, indices, lengths, shapes)
             if params[indices[0]].grad is not None:
                 check_grad_layout(bucket, type(self).__name__, self.capabilities, self.remedy)
             if key.grad_layout is torch.sparse_coo:
@@ -376,9 +378,17 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 yield bucket
 
     def _state_key_fields(
-        self, states: Sequence[State], p: Tensor, g: Tensor, *, in_place: bool
+        self, states: Sequence[State], p: Tensor, g: Tensor, *, in_place: bool, rows: bool
     ) -> tuple[str | None, tuple[torch.dtype, ...]]:
-        """Return the fields `not_in_place_reason` and `state_dtypes` of a parameter's bucket key."""
+        """Return the fields `not_in_place_reason` and `state_dtypes` of a parameter's bucket key.
+
+        Args:
+            states: the states that the parameter has.
+            p: the parameter.
+            g: its gradient.
+            in_place: whether an engine in question needs to know whether it can step the parameter in place.
+            rows: whether the rule uses rows and columns, which must be contiguous then.
+        """
         param_state = self.state.get(p) or {}
         values = {state: param_state.get(state.name) for state in states if not state.scalar}
         dtypes = tuple(elementwise_dtype(p, self.state_dtype) if t is None else t.dtype for t in values.values())
@@ -388,7 +398,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             for state in values:
                 if state.sparse:
                     return f"its gradient is sparse and so is its {state.name}", dtypes
-        return not_in_place_reason(p, g, [t for t in values.values() if t is not None]), dtypes
+        found = [(state, t) for state, t in values.items() if t is not None]
+        if rows and not all(t.is_contiguous() for t in (p, g, *(t for _, t in found))):
+            return "its rows are not contiguous", dtypes
+        return not_in_place_reason(p, g, [t for state, t in found if state.dim is None]), dtypes
 
     def _step_bucket(
         self, step: ReadyStep | PendingStep

@@ -4,8 +4,9 @@ A value crosses a cut in one of three ways. A later segment reads it again, if i
 overwritten or an output that has been written; or computes it again, if that reads at most `RECOMPUTED_READS` more
 values; otherwise an earlier segment stores it in a temporary.
 
-The number of the first segment that can use a value is its level. An operation that ends a pass, so that its result can
-be used in the next segment only, raises the level: see `levels`.
+The level of a value is the number of reductions that it depends on one after another. All values of one level and one
+kind are computed in one segment: element-wise values in a pass over all elements, values of rows in a pass over the
+rows, and so on. A further kind of operation that needs whole tensors would raise the level in the same way.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optplug.rules.graph import Node
+from optplug.rules.graph import KINDS, Kind, Node, join_kinds
 
 RECOMPUTED_READS = 2
 """How many values a computation may read again. A temporary costs as much: it is written once and read once."""
@@ -24,22 +25,28 @@ class Segment:
     """One pass over memory.
 
     Attributes:
-        nodes: the element-wise values that it reads or computes, in topological order.
+        space: the kind of the values that it computes: `"element"`, or `"row"`, `"column"` or `"matrix"`.
+        level: the level of the values.
+        nodes: the values that it reads or computes, in topological order.
         loads: where it reads the values that it does not compute: a role, or a temporary such as `"t0"`.
         stores: the values that it writes, by role or temporary.
-        reductions: the reductions of its values.
+        reductions: the reductions of its values to one number per parameter.
+        line_reductions: the reductions along one dimension, by the temporary that they are written to.
         constants: the scalars and tensor scalars that its operations use, constants excepted.
     """
 
+    space: Kind
+    level: int
     nodes: Sequence[Node]
     loads: Mapping[Node, str]
     stores: Mapping[str, Node]
     reductions: Sequence[Node]
+    line_reductions: Mapping[str, Node]
     constants: Sequence[Node]
 
 
 def levels(nodes: Sequence[Node]) -> dict[Node, int]:
-    """Return for each node the number of the first segment that can use it.
+    """Return for each node how many reductions it depends on one after another.
 
     Args:
         nodes: all nodes of a graph that are needed, in topological order.
@@ -60,36 +67,56 @@ def cut(nodes: Sequence[Node], outputs: Mapping[str, Node]) -> list[Segment]:
     return _Cutter(nodes, outputs).cut()
 
 
+_Pass = tuple[int, int]
+"""A level, and the index of a kind in `KINDS`: within a level, values of rows are computed before those of elements."""
+
+
 class _Cutter:
     def __init__(self, nodes: Sequence[Node], outputs: Mapping[str, Node]) -> None:
         self.nodes = nodes
         self.outputs = outputs
         self.levels = levels(nodes)
-        last_used = [self.levels[n] for n in outputs.values()] + [self.levels[n] - 1 for n in nodes if n.is_reduction]
-        self.count = 1 + max(last_used, default=0)
-        self.stores: list[dict[str, Node]] = [{} for _ in range(self.count)]
-        self.reductions: list[list[Node]] = [[] for _ in range(self.count)]
+        self.stores: dict[_Pass, dict[str, Node]] = {}
+        self.reductions: dict[_Pass, list[Node]] = {}
         self.temporaries: dict[Node, str] = {}
-        for role, node in outputs.items():
-            self.stores[self.levels[node]][role] = node
         for node in nodes:
+            if node.is_array:
+                self.stores.setdefault(self._pass(node), {})
             if node.is_reduction:
-                self.reductions[self.levels[node] - 1].append(node)
+                self.reductions.setdefault(self._pass(node), []).append(node)
+                self.stores.setdefault(self._pass(node), {})
+        for role, node in outputs.items():
+            self.stores.setdefault(self._written(node), {})[role] = node
 
     def cut(self) -> list[Segment]:
         # From the last to the first, because a segment may need a value that an earlier one then stores.
-        return [self._segment(k) for k in reversed(range(self.count))][::-1]
+        segments = [self._segment(k) for k in sorted(self.stores, reverse=True)]
+        needed = [s for s in segments if s.stores or s.reductions or s.line_reductions]
+        return needed[::-1] or [Segment("element", 0, [], {}, {}, [], {}, [])]
 
-    def _segment(self, k: int) -> Segment:
+    def _pass(self, node: Node) -> _Pass:
+        """Return the pass that computes a value, or the first one that can read an input."""
+        if node.is_reduction:
+            return self.levels[node] - 1, KINDS.index(join_kinds(a.kind for a in node.args))
+        return self.levels[node], KINDS.index(node.kind)
+
+    def _written(self, node: Node) -> _Pass:
+        """Return the pass that writes an output. A reduction is stored in a temporary first."""
+        return self.levels[node], KINDS.index(node.kind)
+
+    def _segment(self, k: _Pass) -> Segment:
+        level, space = k[0], KINDS[k[1]]
+        reductions = self.reductions.get(k, [])
         loads: dict[Node, str] = {}
         computed: set[Node] = set()
         crossing: dict[Node, None] = {}
-        stack = [*self.stores[k].values(), *(a for n in self.reductions[k] for a in n.args)]
+        stack = [n for n in self.stores[k].values() if not self._is_reduced_in(n, k)]
+        stack += [a for n in reductions for a in n.args]
         while stack:
             node = stack.pop()
-            if not node.is_elementwise or node in computed or node in loads or node in crossing:
+            if not node.is_array or node in computed or node in loads or node in crossing:
                 continue
-            if self.levels[node] == k and node.op != "input":
+            if self._is_computed_in(node, k):
                 computed.add(node)
                 stack.extend(node.args)
             elif (source := self._source(node, k)) is not None:
@@ -103,52 +130,69 @@ class _Cutter:
             else:
                 operations, reads = again
                 computed |= operations
-                loads.update(reads)
+                loads.update({n: self._source(n, k) or self._store(n) for n in reads})
         return Segment(
+            space=space,
+            level=level,
             nodes=[n for n in self.nodes if n in computed or n in loads],
             loads=loads,
-            stores=self.stores[k],
-            reductions=self.reductions[k],
+            stores={name: n for name, n in self.stores[k].items() if not self._is_reduced_in(n, k)},
+            reductions=[n for n in reductions if not n.is_array],
+            line_reductions={name: n for name, n in self.stores[k].items() if self._is_reduced_in(n, k)},
             constants=self._constants(computed),
         )
 
+    def _is_computed_in(self, node: Node, k: _Pass) -> bool:
+        return self._pass(node) == k and node.op != "input" and not node.is_reduction
+
+    def _is_reduced_in(self, node: Node, k: _Pass) -> bool:
+        return node.is_reduction and self._pass(node) == k
+
     def _constants(self, computed: set[Node]) -> list[Node]:
         used = {a for n in computed for a in n.args}
-        return [n for n in self.nodes if n in used and not n.is_elementwise and n.op != "const"]
+        return [n for n in self.nodes if n in used and not n.is_array and n.op != "const"]
 
-    def _source(self, node: Node, k: int) -> str | None:
-        """Return the role from which segment k can read a value of an earlier segment, or an input."""
+    def _source(self, node: Node, k: _Pass) -> str | None:
+        """Return the role from which pass k can read a value of an earlier pass, or an input."""
         if node.op == "input":
-            written_in = self.levels[self.outputs[node.value]] if node.value in self.outputs else self.count
-            if k <= written_in:
-                return str(node.value)
+            role = str(node.value)
+            if role not in self.outputs or k <= self._written(self.outputs[role]):
+                return role
         for role, output in self.outputs.items():
-            if output is node and self.levels[node] < k:
+            if output is node and self._written(node) < k:
                 return role
         return None
 
-    def _recomputed(self, node: Node, k: int, loads: Mapping[Node, str]) -> tuple[set[Node], dict[Node, str]] | None:
-        """Return the operations and the reads that compute a value of an earlier segment; None if it reads too much."""
+    def _recomputed(self, node: Node, k: _Pass, loads: Mapping[Node, str]) -> tuple[set[Node], set[Node]] | None:
+        """Return the operations that compute a value of an earlier pass again, and the values that they read.
+
+        Returns None if they read too much, or if the value belongs to another space. Reads of values with one number
+        per row or column are not counted.
+        """
         operations: set[Node] = set()
-        reads: dict[Node, str] = {}
+        reads: set[Node] = set()
         stack = [node]
         while stack:
             n = stack.pop()
-            if not n.is_elementwise or n in operations or n in reads or n in loads:
+            if not n.is_array or n in operations or n in reads or n in loads:
                 continue
-            source = self._source(n, k)
-            if source is not None:
-                reads[n] = source
+            if KINDS.index(n.kind) != k[1] or n.is_reduction:
+                if n is node:
+                    return None
+                reads.add(n)
+            elif self._source(n, k) is not None:
+                reads.add(n)
             elif n.op == "input":  # it has been overwritten
                 return None
             else:
                 operations.add(n)
                 stack.extend(n.args)
-        return (operations, reads) if len(reads) <= RECOMPUTED_READS else None
+        counted = [n for n in reads if KINDS.index(n.kind) == k[1]]
+        return (operations, reads) if len(counted) <= RECOMPUTED_READS else None
 
     def _store(self, node: Node) -> str:
-        """Let the segment that computes a value, or reads an input, store it in a temporary. Return its name."""
+        """Let the pass that computes a value, or reads an input, store it in a temporary. Return its name."""
         if node not in self.temporaries:
             self.temporaries[node] = f"t{len(self.temporaries)}"
-            self.stores[self.levels[node]][self.temporaries[node]] = node
+            self.stores[self._pass(node)][self.temporaries[node]] = node
         return self.temporaries[node]

@@ -162,10 +162,10 @@ class TracedRule:
         inputs: the names of the element-wise inputs among them: `"p"`, `"g"` and states.
         hoisted_scalars: the scalar nodes that `nodes` use. `compute_scalars` computes their values.
         uses_dims: whether the rule uses values with one number per row or column of a matrix.
-        segments: the passes over memory. A rule that does not reduce has one. Empty with `uses_dims`.
-        temporaries: the names of the temporaries in which segments store values for later ones.
-        tensor_scalars: for each segment, and at the end for the scalar states, the tensor scalars that can be computed
-            before it and not earlier, without reductions, in topological order.
+        segments: the passes over memory. A rule that does not reduce has one.
+        temporaries: the values that segments store for later ones, by the name of the temporary.
+        tensor_scalars: for each level the tensor scalars that are not reductions, in topological order. They can be
+            computed before the segments of this level.
     """
 
     def __init__(self, variant: RuleVariant, lengths: Mapping[str, int]) -> None:
@@ -215,14 +215,14 @@ class TracedRule:
             n for n in needed_nodes if n.kind == "scalar" and n.op != "const" and any(n in t.args for t in self.nodes)
         ]
         self.uses_dims = any(n.kind in ("matrix", "row", "column") for n in self.nodes)
-        self.segments = [] if self.uses_dims else cut(needed_nodes, self.outputs)
-        stored = {name: None for segment in self.segments for name in segment.stores}
-        self.temporaries = tuple(name for name in stored if name not in self.outputs)
+        self.segments = cut(needed_nodes, self.outputs)
+        stored = {name: node for s in self.segments for name, node in {**s.stores, **s.line_reductions}.items()}
+        self.temporaries = {name: node for name, node in stored.items() if name not in self.outputs}
         level = levels(needed_nodes)
-        self.tensor_scalars = [
-            [n for n in self.nodes if n.kind == "tensor" and not n.is_reduction and level[n] == k]
-            for k in range(len(self.segments) + 1)
-        ]
+        self.tensor_scalars: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            if node.kind == "tensor" and not node.is_reduction:
+                self.tensor_scalars.setdefault(level[node], []).append(node)
         needed = _live_nodes([*self.hoisted_scalars, *self._scalar_outputs.values()])
         self._scalar_inputs = [n for n in graph.nodes if n in needed and n.op == "input"]
         self._scalar_constants = {n: n.value for n in graph.nodes if n in needed and n.op == "const"}
