@@ -188,7 +188,8 @@ def reduce_along(op: str, dim: int, *operands: Tensor) -> Tensor:
         raise RuleError(f"{op}(…, dim={dim}) needs a matrix, got a value of shape {tuple(x.shape)}")
     wide = [operand.to(_accumulation_dtype(x)) for operand in operands]
     if op == "amax":
-        reduced = wide[0].amax(dim, keepdim=True)
+        nonempty = wide[0] if x.shape[dim] else wide[0].sum(dim, keepdim=True) - math.inf
+        reduced = nonempty.amax(dim, keepdim=True)
     else:
         reduced = (wide[0] if op == "sum" else wide[0] * wide[1]).sum(dim, keepdim=True)
     return reduced.to(x.dtype)
