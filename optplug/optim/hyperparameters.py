@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -126,7 +125,7 @@ def _value_errors(
                 f"{optimizer_name}: {key} must be True or False, got {value!r} ({type(value).__name__})"
             )
     elif isinstance(reference, tuple):
-        yield from _tuple_errors(key, value, len(reference), range_, optimizer_name)
+        yield from _tuple_errors(key, value, reference, range_, optimizer_name)
     elif isinstance(reference, (int, float, Tensor)):
         error = _number_error(key, value, range_, optimizer_name)
         if error is not None:
@@ -134,23 +133,22 @@ def _value_errors(
 
 
 def _tuple_errors(
-    key: str, value: Any, length: int, range_: Range | None, optimizer_name: str
+    key: str, value: Any, reference: tuple[Any, ...], range_: Range | None, optimizer_name: str
 ) -> Iterator[OptplugError]:
+    length = len(reference)
     if not isinstance(value, (tuple, list)) or len(value) != length:
         error_type = HyperparameterTypeError if not isinstance(value, (tuple, list)) else HyperparameterError
         yield error_type(f"{optimizer_name}: {key} must be {length} numbers, got {value!r}")
         return
     items_are_valid = True
-    for i, item in enumerate(value):
-        indexed = (
-            replace(range_, called=f"{range_.message_start.removeprefix('Invalid ')} at index {i}") if range_ else None
-        )
-        error = _number_error(f"{key}[{i}]", item, indexed, optimizer_name)
+    numbers = [i for i, item in enumerate(value) if not (item is None and reference[i] is None)]
+    for i in numbers:
+        error = _number_error(f"{key}[{i}]", value[i], range_ and range_.of_item(i), optimizer_name)
         if error is not None:
             items_are_valid = False
             error.inside = (i,)
             yield error
-    if items_are_valid and len({isinstance(item, Tensor) for item in value}) > 1:
+    if items_are_valid and len({isinstance(value[i], Tensor) for i in numbers}) > 1:
         yield HyperparameterError(f"{key} must be either both floats or both Tensors, got {value!r}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Range:
         called: what messages call the hyperparameter. Default: `"<name> value"`.
         bounds: the range as JSON Schema keywords, for example `{"minimum": 0}`; empty if it cannot be expressed so.
         finite: whether the number must be finite.
+        message: the start of an error message, before the value. `{}` stands for the position in a tuple, counted from
+            1. Default: `"Invalid <called>"`.
     """
 
     name: str
@@ -28,14 +30,20 @@ class Range:
     called: str = ""
     bounds: Mapping[str, float] = field(default_factory=dict, hash=False)
     finite: bool = True
+    message: str = ""
 
     @property
     def message_start(self) -> str:
         """The start of an error message, in torch's form."""
-        return f"Invalid {self.called or f'{self.name} value'}"
+        return self.message or f"Invalid {self.called or f'{self.name} value'}"
+
+    def of_item(self, index: int) -> Range:
+        """Return the range of one number of a tuple."""
+        start = self.message.format(index + 1) if self.message else f"{self.message_start} at index {index}"
+        return replace(self, message=start)
 
 
-def at_least(low: float, name: str, called: str = "", *, whole: bool = False) -> Range:
+def at_least(low: float, name: str, called: str = "", *, whole: bool = False, message: str = "") -> Range:
     """Return the range of numbers that are at least `low`.
 
     Args:
@@ -43,9 +51,22 @@ def at_least(low: float, name: str, called: str = "", *, whole: bool = False) ->
         name: name of the hyperparameter.
         called: what messages call the hyperparameter. Default: `"<name> value"`.
         whole: whether the number must be whole.
+        message: the start of error messages, as in `Range`.
     """
     words = f"{'a whole number, ' if whole else ''}at least {low}"
-    return Range(name, words, lambda x: x >= low, whole, called, {"minimum": low})
+    return Range(name, words, lambda x: x >= low, whole, called, {"minimum": low}, message=message)
+
+
+def at_most(high: float, name: str, called: str = "", *, message: str = "") -> Range:
+    """Return the range of numbers that are at most `high`.
+
+    Args:
+        high: the upper bound.
+        name: name of the hyperparameter.
+        called: what messages call the hyperparameter. Default: `"<name> value"`.
+        message: the start of error messages, as in `Range`.
+    """
+    return Range(name, f"at most {high}", lambda x: x <= high, called=called, bounds={"maximum": high}, message=message)
 
 
 def above_zero(name: str, called: str = "") -> Range:

@@ -164,6 +164,17 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         It is called if each option by itself is valid. `argument` of the error is the option at fault.
         """
 
+    def resolve_hyperparameters(self, group: Mapping[str, Any], dtype: torch.dtype) -> Mapping[str, Any]:
+        """Return the hyperparameters that the rule receives. Subclasses override this if they depend on the dtype.
+
+        Values can be replaced and numbers can be added. A tuple must keep its length, and a number must stay a number.
+
+        Args:
+            group: the parameter group; must not be modified.
+            dtype: the dtype of the parameters.
+        """
+        return group
+
     def _check_group(self, group: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Check the options of a group, which override `defaults`, and raise all errors together."""
         known = declared_defaults(type(self))
@@ -178,7 +189,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         collector = ErrorCollector()
         with collector.collect():
             dispatch.check_engine_options(merged, self.engine)
-        message = missing_hyperparameter_message(self._variant(merged), list(defaults))
+        resolved = self.resolve_hyperparameters(merged, torch.get_default_dtype())
+        message = missing_hyperparameter_message(self._variant(merged), list(resolved))
         if message:
             raise RuleError(message)
         with collector.collect():
@@ -255,7 +267,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def _split_matrices(
         self, params: list[Tensor], grads: list[Tensor]
     ) -> Iterator[tuple[bool, list[Tensor], list[Tensor]]]:
-        """Split parameters into matrices (True) and others (False), if their states differ."""
+        """Split parameters into matrices (True) and others (False), if their states differ.
+
+        Matrices are stepped first, also if they share memory with others.
+        """
         if all(state.matrices is None for state in self.states):
             if params:
                 yield False, params, grads
@@ -414,7 +429,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         bucket = step.bucket
         packed_key = (bucket.group, bucket.settings.matrices, bucket.key)
         pack = functools.partial(self._packed_scalars.get, packed_key, step.scalar_states, step.states)
-        scalars = StepScalars(_hyperparameter_values(group, bucket.settings), step.first, step.states, pack)
+        resolved = self.resolve_hyperparameters(group, bucket.key.param_dtype)
+        scalars = StepScalars(_hyperparameter_values(resolved, bucket.settings), step.first, step.states, pack)
         partial_steps = bucket.program.step(step.roles, scalars, step.addresses, self._arena)
         if partial_steps is not None:
             return step, scalars, partial_steps
@@ -557,7 +573,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         return reports
 
 
-def _hyperparameter_values(group: dict[str, Any], settings: GroupSettings) -> dict[str, Any]:
+def _hyperparameter_values(group: Mapping[str, Any], settings: GroupSettings) -> dict[str, Any]:
     """Return the values of the hyperparameters that a rule reads, except those that depend on the parameter."""
     variant, as_tensors = settings.variant, settings.tensor_scalars
     values = {h: group[h] for h in variant.hyperparameters if h not in (FIRST_STEP, DECAY_FACTOR)}

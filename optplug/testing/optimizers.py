@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from optplug.errors import EngineError, HyperparameterError
+from optplug.optim.ranges import declared_ranges
 from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.rules.trace import rule_signature
 from optplug.testing.checks import (
@@ -512,12 +513,13 @@ def _invalid_options_are_rejected(subject: OptimizerUnderTest, options: dict[str
             message = _hyperparameter_error(act)
             assert message is not None, f"{where} accepts the unknown option {wrong!r}"
             assert repr(name) in message, f"{where} rejects {wrong!r}, but the message lacks {name!r}: {message}"
+    start = declared_ranges(subject.cls)["lr"].message_start
     for lr in (-1.0, math.nan, math.inf, -math.inf):
         for where, act in _ways_to_add_group(subject, options, {"lr": lr}):
             message = _hyperparameter_error(act)
             assert message is not None, f"{where} accepts lr={lr}"
-            assert message.startswith("Invalid learning rate: "), (
-                f"{where} rejects lr={lr}, but the message does not begin with 'Invalid learning rate: ': {message}"
+            assert message.startswith(f"{start}: "), (
+                f"{where} rejects lr={lr}, but the message does not begin with '{start}: ': {message}"
             )
 
 

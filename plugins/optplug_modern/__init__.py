@@ -17,6 +17,9 @@ def optplug_optimizers() -> list[OptimizerSpec]:
             {"complex"},
         ),
         OptimizerSpec(
+            "adafactor", "optplug_modern.adafactor:Adafactor", "adaptive steps with factored second moments", set()
+        ),
+        OptimizerSpec(
             "adan", "optplug_modern.adan:Adan", "Nesterov momentum with the change of the gradient", {"complex"}
         ),
         OptimizerSpec(

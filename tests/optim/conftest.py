@@ -19,11 +19,12 @@ from torch import Tensor
 
 import optplug
 from optplug.testing.checks import assert_close, assert_equal, state_tensors
-from optplug.testing.trajectory import OptimizerUnderTest, Trajectory, seeded_randn
+from optplug.testing.trajectory import SHAPES, OptimizerUnderTest, Trajectory, seeded_randn
 
 FULL_STATE_OPTIONS: dict[str, dict[str, Any]] = {
     "adadelta": {"lr": 0.5, "weight_decay": 0.05},
     "adabelief": {"lr": 0.1, "weight_decay": 0.05},
+    "adafactor": {"lr": 0.1, "weight_decay": 0.05},
     "adagrad": {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.05},
     "adam": {"lr": 0.1, "amsgrad": True, "weight_decay": 0.05},
     "adan": {"lr": 0.1, "weight_decay": 0.05},
@@ -43,6 +44,9 @@ FULL_STATE_OPTIONS: dict[str, dict[str, Any]] = {
     "sparse_adam": {"lr": 0.1},
 }
 """Options with which every optimizer has all its states, and changes the parameters considerably."""
+
+SHAPES_WITH_TORCH = {"adafactor": ((5, 3), (7,), (), (2, 4, 3))}
+"""Shapes without empty ones where torch raises ZeroDivisionError for them."""
 
 
 @functools.cache
@@ -147,7 +151,7 @@ def make_run() -> Callable[..., Any]:
             subject, options = replace(subject, cls=cls), {**options, **({"foreach": False} if has_foreach else {})}
         options = {**FULL_STATE_OPTIONS.get(name, {}), **options}
         options = {key: value for key, value in options.items() if (key, value) != ("engine", None)}
-        run = OptimizerRun(subject, options, params=params)
+        run = OptimizerRun(subject, options, params=params, shapes=SHAPES_WITH_TORCH.get(name, SHAPES))
         if groups is not None:
             run.optimizer = subject.cls(groups, **options)
         return run

@@ -67,7 +67,7 @@ def squared_norm(t: Tensor) -> Tensor:
 
 
 @pytest.mark.optimizers("dense", engines=True)
-def test_lazily_conjugated_and_negated_tensors_step_like_resolved_ones(name, engine, make_run):
+def test_lazily_conjugated_and_negated_tensors_step_like_resolved_ones(name, engine, make_run, tested_optimizers):
     z, g = (torch.view_as_complex(seeded_randn((4, 2), seed)) for seed in (1, 2))
     lazy = {
         "conjugated parameter": (lambda: z.clone().conj(), lambda: g),
@@ -75,6 +75,8 @@ def test_lazily_conjugated_and_negated_tensors_step_like_resolved_ones(name, eng
         "negated parameter": (lambda: z.clone().conj().imag, lambda: g.real.clone()),
         "negated gradient": (lambda: z.real.clone(), lambda: g.conj().imag),
     }
+    if "complex" not in tested_optimizers[name].capabilities:
+        lazy = {what: makers for what, makers in lazy.items() if what.startswith("negated")}
     for what, (make_param, make_gradient) in lazy.items():
         results = []
         for resolve in (False, True):
@@ -129,7 +131,10 @@ def test_parameters_that_share_a_storage_step_like_torch(name, views, make_run):
     bases = []
     for of in ("optplug", "torch"):
         base = seeded_randn((24,), 0)
-        run = make_run(name, [p.requires_grad_() for p in VIEWS[views](base.detach())], of=of)
+        params = VIEWS[views](base.detach())
+        if name == "adafactor":  # steps the matrices of a group before the other parameters
+            params.sort(key=lambda p: p.ndim < 2)
+        run = make_run(name, [p.requires_grad_() for p in params], of=of)
         run.run_steps(0, 5)
         bases.append(base)
     moved = float((bases[1] - seeded_randn((24,), 0)).abs().max())
