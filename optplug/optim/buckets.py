@@ -108,6 +108,11 @@ def check_grad_layout(bucket: Bucket, optimizer_name: str, capabilities: Set[str
             "weight_decay option is not compatible with sparse gradients: "
             "weight decay changes all rows, a sparse gradient only some"
         )
+    elif "agc" in bucket.settings.variant.clips:
+        raise SparseGradientError(
+            "agc is not compatible with sparse gradients: it needs the norm of the whole parameter, "
+            "a step with a sparse gradient reads only some rows; use clip_norm instead"
+        )
 
 
 def split_sparse_bucket(

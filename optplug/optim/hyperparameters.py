@@ -22,6 +22,7 @@ from optplug.errors import (
 from optplug.optim.options import OPTION_DEFAULTS
 from optplug.optim.ranges import COMMON_RANGES, Range
 from optplug.registry.signature import constructor_signature
+from optplug.rules.modifiers import CLIPS
 
 EXTERNAL_GROUP_KEYS = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
@@ -51,6 +52,7 @@ def reference_values(cls: type, defaults: Mapping[str, Any]) -> dict[str, Any]:
         defaults: the optimizer's `defaults`, which may contain values that the user passed.
     """
     declared = {key: value for key, value in declared_defaults(cls).items() if value is not None}
+    declared = {**dict.fromkeys(CLIPS, 1.0), **declared}  # they are numbers, although their default is None
     return {key: declared.get(key, value) for key, value in defaults.items()}
 
 
@@ -119,6 +121,8 @@ def _value_errors(
     if key in OPTIONAL_FLAGS:
         if value is not None and not isinstance(value, bool):
             yield HyperparameterTypeError(f"{optimizer_name}: {key} must be True, False or None, got {value!r}")
+    elif key in CLIPS and value is None:
+        return
     elif isinstance(reference, bool):
         if not isinstance(value, bool):
             yield HyperparameterTypeError(

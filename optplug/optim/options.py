@@ -16,7 +16,16 @@ import torch
 from optplug.engines import Engine
 
 
-class EngineOptions(TypedDict, total=False):
+class ModifierOptions(TypedDict, total=False):
+    """The modifiers of every rule that no class of torch.optim has."""
+
+    cautious: bool
+    clip_value: float | None
+    clip_norm: float | None
+    agc: float | None
+
+
+class EngineOptions(ModifierOptions, total=False):
     """Keywords that no class of torch.optim takes by position."""
 
     fused: bool | None
@@ -57,6 +66,10 @@ class RuleOptions(OptionsWithoutForeach, total=False):
 OPTION_DEFAULTS: RuleOptions = {
     "decoupled_weight_decay": False,
     "maximize": False,
+    "cautious": False,
+    "clip_value": None,
+    "clip_norm": None,
+    "agc": None,
     "foreach": None,
     "capturable": False,
     "differentiable": False,

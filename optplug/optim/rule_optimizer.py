@@ -37,10 +37,11 @@ from optplug.optim.hyperparameters import (
 )
 from optplug.optim.options import OPTION_DEFAULTS, RuleOptions, show_options
 from optplug.optim.parameters import Params, check_group_params
-from optplug.optim.ranges import Range
+from optplug.optim.ranges import Range, above_zero
 from optplug.optim.shared_reductions import run_together
 from optplug.optim.state import State, check_saved_states, elementwise_dtype, init_missing_states, is_matrix
 from optplug.optim.strict_kwargs import StrictKwargs, check_keywords
+from optplug.rules.modifiers import CLIPS, MODIFIER_KEYS
 from optplug.rules.trace import (
     DECAY_FACTOR,
     FIRST_STEP,
@@ -64,6 +65,12 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         decoupled_weight_decay: for algorithms with `weight_decay`: whether to shrink the parameter by
             lr * weight_decay per step instead of adding weight_decay * p to the gradient. Default: False.
         maximize: whether to maximize the objective instead of minimizing it. Default: False.
+        cautious: whether to omit the update of the elements where it and the gradient have the same sign, or one of
+            them is 0: there it does not descend. States are updated. Default: False.
+        clip_value: limit each element of the gradient to the range from -clip_value to clip_value. Default: None.
+        clip_norm: scale the gradient of each parameter to the norm clip_norm if its norm is larger. Default: None.
+        agc: adaptive gradient clipping: scale the gradient of each parameter if its norm is larger than agc times the
+            norm of the parameter (at least 1e-3). A common value is 0.01. Default: None.
         foreach: torch's form of `engine="foreach"` (True) and `engine="loop"` (False). Default: None, the argument
             `engine` selects the engine.
         capturable: whether to keep scalar states on the parameter's device, as torch does for graph capture.
@@ -87,7 +94,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     states: ClassVar[Sequence[State]] = ()
     cases: ClassVar[Sequence[dict[str, Any]]] = ({},)
     capabilities: ClassVar[frozenset[str]] = frozenset({"complex"})
-    ranges: ClassVar[Sequence[Range]] = ()
+    ranges: ClassVar[Sequence[Range]] = tuple(above_zero(name) for name in CLIPS)
     remedy: ClassVar[str] = ""
     rule: ClassVar[RuleFunction]
 
@@ -291,7 +298,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         """Return the rule with the static choices of a group, for matrices or other parameters."""
         rule = type(self).rule
         signature = rule_signature(rule)
-        decays = bool(group.get("weight_decay", 0)) and "weight_decay" not in signature.hyperparameters
+        own = signature.hyperparameters + signature.flags  # a rule may implement a modifier itself
+        decays = bool(group.get("weight_decay", 0)) and "weight_decay" not in own
         states = self._existing_states(group, matrices=matrices)
         return RuleVariant(
             rule=rule,
@@ -300,7 +308,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             scalar_states=tuple([state.name for state in states if state.scalar]),
             state_dims=tuple([(state.name, state.dim) for state in states if state.dim is not None]),
             maximize=group["maximize"],
+            clips=tuple([name for name in CLIPS if group.get(name) is not None and name not in own]),
             decay_kind="none" if not decays else "decoupled" if group.get("decoupled_weight_decay") else "coupled",
+            cautious=bool(group.get("cautious")) and "cautious" not in own,
         )
 
     def _existing_states(self, group: dict[str, Any], *, matrices: bool) -> list[State]:
@@ -484,9 +494,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         """Load a state dict of this class, or of the class of the same name in torch.optim.
 
         `foreach`, `fused`, `capturable`, `differentiable` and `state_dtype` keep their current values. Keys that an
-        older state dict lacks get the values of the constructor, but `maximize` is off.
+        older state dict lacks get the values of the constructor, but `maximize` is off, and `cautious`, `clip_value`,
+        `clip_norm` and `agc` keep their current values.
         """
-        engine_options = [{key: group[key] for key in dispatch.ENGINE_KEYS} for group in self.param_groups]
+        previous = [{**group} for group in self.param_groups]
         loaded: dict[str, Any] = {}
         # Registered as the last pre-hook and the first post-hook: the pre-hook checks the state dict after the user's
         # hooks have changed it, and the user's post-hooks run on the final state.
@@ -494,7 +505,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             lambda optimizer, final: loaded.update(cast(RuleOptimizer, optimizer)._check_state_dict(final))
         )
         post_hook = self.register_load_state_dict_post_hook(
-            lambda optimizer: cast(RuleOptimizer, optimizer)._restore_after_load(loaded, engine_options), prepend=True
+            lambda optimizer: cast(RuleOptimizer, optimizer)._restore_after_load(loaded, previous), prepend=True
         )
         try:
             super().load_state_dict(state_dict)
@@ -519,15 +530,16 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         collector.raise_joined()
         return state_dict
 
-    def _restore_after_load(self, loaded: dict[str, Any], engine_options: list[dict[str, Any]]) -> None:
-        """Restore the options that select the engine, and the dtypes and devices of states, which torch changes.
+    def _restore_after_load(self, loaded: dict[str, Any], previous: list[dict[str, Any]]) -> None:
+        """Restore options that are not loaded, and the dtypes and devices of states, which torch changes.
 
         Args:
             loaded: the state dict that torch has loaded.
-            engine_options: for each group the options in `ENGINE_KEYS` before loading.
+            previous: the groups before loading.
         """
-        for group, options in zip(self.param_groups, engine_options, strict=True):
-            group.update(options)
+        for group, before, saved in zip(self.param_groups, previous, loaded["param_groups"], strict=True):
+            kept = [*dispatch.ENGINE_KEYS, *(key for key in MODIFIER_KEYS if key not in saved)]
+            group.update({key: before[key] for key in kept if key in before})
         indices = [i for group in loaded["param_groups"] for i in group["params"]]
         params = [(p, group) for group in self.param_groups for p in group["params"]]
         for i, (p, group) in zip(indices, params, strict=True):

@@ -10,8 +10,8 @@ from typing import Any
 
 from optplug.errors import RuleError, listing, suggest
 from optplug.rules.graph import Graph, Kind, Node, Symbol
+from optplug.rules.modifiers import DecayKind, postlude, prelude
 from optplug.rules.ops import DIMS, FLOAT_OPERATIONS
-from optplug.rules.prelude import DecayKind, prelude
 from optplug.rules.segments import cut, levels
 
 RuleFunction = Callable[..., Any]
@@ -70,7 +70,9 @@ class RuleVariant:
         scalar_states: the names of the existing states that are scalars and not element-wise.
         state_dims: the existing states with one number per row (-1) or per column (-2) of a matrix.
         maximize: ascend instead of descend.
+        clips: which of `modifiers.CLIPS` the prelude applies, in their order.
         decay_kind: which weight decay the prelude applies.
+        cautious: whether the postlude omits updates that do not descend.
     """
 
     rule: RuleFunction
@@ -79,14 +81,16 @@ class RuleVariant:
     scalar_states: tuple[str, ...] = ()
     state_dims: tuple[tuple[str, int], ...] = ()
     maximize: bool = False
+    clips: tuple[str, ...] = ()
     decay_kind: DecayKind = "none"
+    cautious: bool = False
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """The names of the hyperparameters that this variant reads, including those of the prelude."""
+        """The names of the hyperparameters that this variant reads, including those of the modifiers."""
         own = rule_signature(self.rule).hyperparameters
-        of_prelude = {"none": (), "coupled": ("weight_decay",), "decoupled": (DECAY_FACTOR,)}[self.decay_kind]
-        return tuple(dict.fromkeys([*own, *of_prelude]))
+        of_decay = {"none": (), "coupled": ("weight_decay",), "decoupled": (DECAY_FACTOR,)}[self.decay_kind]
+        return tuple(dict.fromkeys([*own, *self.clips, *of_decay]))
 
     def state_kind(self, name: str) -> Kind:
         """Return the kind of an existing state."""
@@ -114,10 +118,11 @@ class RuleVariant:
         p, g = prelude(
             p,
             g,
-            weight_decay=hyperparameters.get("weight_decay"),
-            decay_factor=hyperparameters.get(DECAY_FACTOR),
+            hyperparameters,
             maximize=self.maximize,
+            clips=self.clips,
             decay_kind=self.decay_kind,
+            decay_factor=hyperparameters.get(DECAY_FACTOR),
         )
         # The rule receives None for a state that does not exist.
         arguments = [states.get(name) for name in signature.states]
@@ -137,6 +142,7 @@ class RuleVariant:
                     f"{self.rule.__qualname__} {problem} {name!r}: it must return each state that it received, "
                     "and None for the others"
                 )
+        named["p"] = postlude(p, g, named["p"], cautious=self.cautious)
         return {name: value for name, value in named.items() if value is not None}
 
 

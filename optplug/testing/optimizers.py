@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import inspect
 import math
 import pickle
 import weakref
@@ -29,6 +30,7 @@ from optplug.testing.checks import (
     save_and_load,
     state_tensors,
 )
+from optplug.testing.modifiers import MODIFIERS, modified_run, run_by_definition
 from optplug.testing.trajectory import (
     DTYPES,
     LR_CHANGE_STEP,
@@ -82,6 +84,26 @@ def _applies_to_common_weight_decay(subject: OptimizerUnderTest, options: Mappin
         return reason
     rule = cast(type[RuleOptimizer], subject.cls).rule
     return "its rule implements weight decay itself" if "weight_decay" in rule_signature(rule).hyperparameters else None
+
+
+def _applies_to_modifiers(*names: str) -> Callable[[OptimizerUnderTest, Mapping[str, Any]], str | None]:
+    def applies(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> str | None:
+        reason = _applies_to_rules(subject, options) or _applies_to_plain_steps(subject, options)
+        return reason or next(filter(None, (_modifier_obstacle(subject, name) for name in names)), None)
+
+    return applies
+
+
+def _modifier_obstacle(subject: OptimizerUnderTest, name: str) -> str | None:
+    """Return why a modifier does not apply to a `RuleOptimizer`; None if it does."""
+    if name not in inspect.signature(subject.cls).parameters:
+        return f"it has no option {name!r}"
+    signature = rule_signature(cast(type[RuleOptimizer], subject.cls).rule)
+    if name in signature.hyperparameters + signature.flags:
+        return f"its rule implements {name} itself"
+    if name == "agc" and "sparse_only" in subject.capabilities:
+        return "it takes sparse gradients only, which agc does not support"
+    return None
 
 
 def _defaults(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,6 +276,49 @@ def _weight_decay_matches_formula(subject: OptimizerUnderTest, options: dict[str
     by_hand.run_steps()
     formula = "p scaled by 1 - lr * weight_decay first" if decoupled else "weight_decay * p added to the gradient"
     assert_close(f"weight_decay={decay} and {formula}", decayed.params, by_hand.params, decayed.distance_moved)
+
+
+def _check_modifiers(subject: OptimizerUnderTest, options: dict[str, Any], *names: str) -> None:
+    """Compare an optimizer with some modifiers with their definition."""
+    modifiers = {name: MODIFIERS[name] for name in names}
+    run = _with_auto_as_fallback(lambda options: modified_run(subject, options, modifiers), options)
+    by_definition = run_by_definition(subject, options, modifiers)
+    assert_close(
+        f"{case_label(modifiers)} and its definition", run.params, by_definition.params, by_definition.distance_moved
+    )
+    states, expected = state_tensors(run.optimizer), state_tensors(by_definition.optimizer)
+    size = max_difference(expected, [torch.zeros_like(t) for t in expected])
+    assert_close(f"the states with {case_label(modifiers)} and by its definition", states, expected, size)
+
+
+@_property(_applies_to_modifiers("clip_value"))
+def _clip_value_matches_definition(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """The step is that of a gradient whose elements are limited."""
+    _check_modifiers(subject, options, "clip_value")
+
+
+@_property(_applies_to_modifiers("clip_norm"))
+def _clip_norm_matches_definition(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """The step is that of a gradient whose norm is limited."""
+    _check_modifiers(subject, options, "clip_norm")
+
+
+@_property(_applies_to_modifiers("agc"))
+def _agc_matches_definition(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """The step is that of a gradient whose norm is limited in proportion to that of the parameter."""
+    _check_modifiers(subject, options, "agc")
+
+
+@_property(_applies_to_modifiers("cautious"))
+def _cautious_matches_definition(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """The updates that do not descend are omitted."""
+    _check_modifiers(subject, options, "cautious")
+
+
+@_property(_applies_to_modifiers())
+def _all_modifiers_match_definition(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """The modifiers are applied in the documented order."""
+    _check_modifiers(subject, options, *(name for name in MODIFIERS if not _modifier_obstacle(subject, name)))
 
 
 @_property(_applies_to_plain_steps)

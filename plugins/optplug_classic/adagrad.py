@@ -26,6 +26,7 @@ class Adagrad(RuleOptimizer):
         initial_accumulator_value: :math:`\tau \ge 0`, in units of the squared gradient. Can be set per parameter group.
         eps: :math:`\epsilon \ge 0`, in units of the gradient.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

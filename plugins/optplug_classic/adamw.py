@@ -18,6 +18,7 @@ class AdamW(Adam):
         weight_decay: coefficient :math:`\lambda \ge 0` of the decoupled weight decay.
         lr, betas, eps, amsgrad: as in `Adam`.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

@@ -29,6 +29,7 @@ class RMSprop(RuleOptimizer):
         momentum: momentum factor :math:`\mu \ge 0`.
         centered: use the centered variant.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

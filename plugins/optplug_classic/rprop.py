@@ -29,6 +29,7 @@ class Rprop(RuleOptimizer):
         etas: :math:`(\eta^-, \eta^+)`, with 0 < eta- < 1 < eta+.
         step_sizes: :math:`(s_{min}, s_{max})`, in units of the parameter, at least 0 and in this order.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

@@ -27,6 +27,7 @@ class SparseAdam(RuleOptimizer):
         betas: decay rates :math:`(\beta_1, \beta_2)` of the running averages, each in [0, 1).
         eps: :math:`\epsilon > 0`, in units of the gradient.
         maximize, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

@@ -38,6 +38,7 @@ class Adafactor(RuleOptimizer):
         d: the largest root mean square :math:`d \ge 1` of an update.
         weight_decay: coefficient :math:`\lambda \ge 0` of the decoupled weight decay.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

@@ -28,6 +28,7 @@ class Adan(RuleOptimizer):
         no_prox: multiply the parameter by 1 - lr * weight_decay before the update, as AdamW does, instead of dividing
             it by 1 + lr * weight_decay after the update.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

@@ -40,6 +40,7 @@ class AdEMAMix(RuleOptimizer):
         decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step. If False, the weight decay
             is an L2 penalty.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

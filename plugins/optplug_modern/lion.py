@@ -23,6 +23,7 @@ class Lion(RuleOptimizer):
         weight_decay: coefficient :math:`\lambda \ge 0` of the decoupled weight decay. The paper recommends three to
             ten times the one of AdamW.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

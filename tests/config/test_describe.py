@@ -258,7 +258,7 @@ def test_characters_outside_the_encoding_become_question_marks():
 def test_declared_ranges_merges_own_and_common_ranges():
     assert set(declared_ranges(optplug.get_optimizer("rmsprop"))) == {
         "alpha",
-        *(range_.name for range_ in COMMON_RANGES),
+        *(range_.name for range_ in (*COMMON_RANGES, *optplug.RuleOptimizer.ranges)),
     }
     assert (
         declared_ranges(optplug.get_optimizer("sparse_adam"))["lr"].words == "above 0"

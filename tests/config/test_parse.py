@@ -169,8 +169,8 @@ def test_unknown_argument_raises_with_nearest_match(error_message: Any):
 
 def test_unknown_argument_without_near_match_raises_with_short_list(error_message: Any):
     assert error_message(ConfigError, {"name": "adam", "foo": 0.1}) == (
-        "optimizer.foo: adam has no option 'foo'; it has amsgrad, betas, capturable, decoupled_weight_decay, "
-        "differentiable, engine, eps, foreach and 5 more (see optplug info adam), and in a configuration args"
+        "optimizer.foo: adam has no option 'foo'; it has agc, amsgrad, betas, capturable, cautious, clip_norm, "
+        "clip_value, decoupled_weight_decay and 9 more (see optplug info adam), and in a configuration args"
     )
     assert error_message(ConfigError, "adam", {**COSINE, "args": {"name": 1}}) == (
         "scheduler.args.name: cosine_annealing_lr has no argument 'name'; it has T_max, eta_min, and in a "

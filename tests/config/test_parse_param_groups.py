@@ -14,7 +14,7 @@ from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, Op
 GLOB_TYPE_MESSAGE = "a glob, or a list of them"
 LAYER_DECAY_EXAMPLE = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
 ADAM_GROUP_KEYS = (
-    "it has amsgrad, betas, capturable, decoupled_weight_decay, differentiable, eps, foreach, fused and 3 more "
+    "it has agc, amsgrad, betas, capturable, cautious, clip_norm, clip_value, decoupled_weight_decay and 7 more "
     "(see optplug info adam), and in an entry of param_groups match, regex, type, name, lr_mult, wd_mult"
 )
 

@@ -101,6 +101,10 @@ def test_unknown_keyword_that_a_constructor_passes_to_rule_optimizer_raises():
 FRAMEWORK = {
     "decoupled_weight_decay": (False, bool),
     "maximize": (False, bool),
+    "cautious": (False, bool),
+    "clip_value": (None, float | None),
+    "clip_norm": (None, float | None),
+    "agc": (None, float | None),
     "foreach": (None, bool | None),
     "capturable": (False, bool),
     "differentiable": (False, bool),

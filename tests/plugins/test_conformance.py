@@ -31,6 +31,7 @@ BUILT_IN_OPTIMIZERS = [*CLASSIC_OPTIMIZERS, *optplug.list_optimizers("optplug-mo
 RULES = [name for name in BUILT_IN_OPTIMIZERS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
 NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
 OWN_DECAY = {"weight_decay_matches_formula": "its rule implements weight decay itself"}
+NO_AGC = {"agc_matches_definition": "it takes sparse gradients only, which agc does not support"}
 
 
 def engines_without_rows(name: str) -> dict[str, str]:
@@ -45,6 +46,7 @@ def test_inapplicable_checks_of_rule_optimizers(name: str):
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
     later = {"engine triton": absent.format("triton")}
     own = NO_DECAY if name in ("rprop", "sparse_adam") else OWN_DECAY if name in ("adafactor", "adan") else {}
+    own = {**own, **NO_AGC} if name == "sparse_adam" else own
     assert inapplicable_checks(name) == {**later, **own, **engines_without_rows(name)}
 
 

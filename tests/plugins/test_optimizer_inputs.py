@@ -46,6 +46,7 @@ from optplug.optim.ranges import COMMON_RANGES, Range
 CLASSES = {name: optplug.get_optimizer(name) for name in optplug.list_optimizers()}
 CLASSES = {name: cls for name, cls in CLASSES.items() if cls.__module__.startswith("optplug_classic.")}
 OPTIONAL_BOOLS = ("foreach", "fused")
+OPTIONAL_NUMBERS = ("max_eval", "clip_value", "clip_norm", "agc")
 OPTIMIZER_WIDE_OPTIONS = ("engine", "state_dtype")
 RANGES_OF_TUPLES = {  # constraints between elements, which `check_options` checks
     "etas": [(0.0, 1.2), (-0.1, 1.2), (1.0, 1.2), (1.5, 1.2), (0.5, 1.0), (0.5, 0.9), (0.5, -1.2), (1.0, 0.5)],
@@ -59,6 +60,7 @@ OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("tolerance_grad", "tolerance_change"), ()),
     **dict.fromkeys(("max_iter", "max_eval", "history_size"), INVALID_COUNTS),
     **dict.fromkeys(("rho", "alpha"), INVALID_FRACTIONS),
+    **dict.fromkeys(("clip_value", "clip_norm", "agc"), (0.0, *NEGATIVE)),
     "betas": (*INVALID_FRACTIONS, 1.0),
     "ASGD.alpha": NEGATIVE,
     **dict.fromkeys(("SparseAdam.lr", "SparseAdam.eps"), (0.0, *NEGATIVE)),
@@ -83,8 +85,9 @@ def keyword_defaults(cls: Any) -> dict[str, Any]:
 
 
 def declared_ranges(cls: Any) -> dict[str, Range]:
-    own = getattr(cls, "ranges", None)
-    return {r.name: r for r in (*COMMON_RANGES, *(sys.modules[cls.__module__].RANGES if own is None else own))}
+    if not issubclass(cls, optplug.RuleOptimizer):
+        return {r.name: r for r in (*COMMON_RANGES, *sys.modules[cls.__module__].RANGES)}
+    return {r.name: r for r in (*COMMON_RANGES, *optplug.RuleOptimizer.ranges, *cls.ranges)}
 
 
 # ------------------------------------------------------------------------------------------------ invalid inputs
@@ -380,7 +383,7 @@ def invalid_values(cls: Any, key: str, default: Any) -> Iterator[Value]:
     else:
         for number in out_of_range_values(cls, key):
             yield number, *OUT, ("Invalid", f"{key} must be ", f": {number} (")
-        allowed = (None,) if key == "max_eval" else ()
+        allowed = (None,) if key in OPTIONAL_NUMBERS else ()
         yield from ((v, *rest) for v, *rest in invalid_numbers(key, range_) if not any(v is a for a in allowed))
 
 
@@ -470,7 +473,7 @@ def is_out_of_range_only(cls: Any, options: dict[str, Any]) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e308
 
     return all(
-        fits(value, 1 if key == "max_eval" else keyword_defaults(cls)[key])
+        fits(value, 1 if key in OPTIONAL_NUMBERS else keyword_defaults(cls)[key])
         for key, value in options.items()
         if key in keyword_defaults(cls)
     )

@@ -13,7 +13,6 @@ from optplug import RuleOptimizer, State, get_optimizer, ops
 from optplug.errors import EngineError, RuleError
 from optplug.rules.graph import Graph
 from optplug.rules.ops import FLOAT_OPERATIONS
-from optplug.rules.prelude import prelude
 from optplug.rules.trace import FIRST_STEP, RuleVariant, TracedRule, trace
 
 ANY_FLOAT = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, math.inf, -math.inf, math.nan]))
@@ -205,12 +204,6 @@ def test_trace_is_cached_per_variant():
     first, second = traced(rule), traced(rule)
     assert first is second
     assert calls == [1]
-
-
-def test_prelude_applies_maximize_and_weight_decay_to_numbers():
-    assert prelude(2.0, 1.0, weight_decay=0.5, decay_factor=None, maximize=True, decay_kind="coupled") == (2.0, 0.0)
-    assert prelude(2.0, 1.0, weight_decay=0.5, decay_factor=0.75, maximize=False, decay_kind="decoupled") == (1.5, 1.0)
-    assert prelude(2.0, 1.0, weight_decay=None, decay_factor=None, maximize=False, decay_kind="none") == (2.0, 1.0)
 
 
 ALLOWED = "it may use + - * / ** and abs, amax, dot, exp, lerp, log, maximum, mean and 7 more (see optplug.ops)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import optplug
 from optplug import ClosedFormLR, RuleOptimizer, State, ops
 from optplug.engines import foreach
+from optplug.rules import modifiers, trace
 from optplug.testing import (
     Check,
     check_optimizer,
@@ -20,6 +20,7 @@ from optplug.testing import (
     optimizer_checks,
     scheduler_checks,
 )
+from optplug.testing.modifiers import MODIFIERS
 
 
 class Correct(RuleOptimizer):
@@ -27,11 +28,8 @@ class Correct(RuleOptimizer):
 
     states = (State("step", scalar=True), State("velocity"))
 
-    def __init__(
-        self, params, lr=0.01, friction=0.1, weight_decay=0.0, maximize=False, engine="auto", state_dtype=None
-    ):
-        hypers = {"lr": lr, "friction": friction, "weight_decay": weight_decay}
-        super().__init__(params, hypers, maximize=maximize, engine=engine, state_dtype=state_dtype)
+    def __init__(self, params, lr=0.01, friction=0.1, weight_decay=0.0, **options):
+        super().__init__(params, {"lr": lr, "friction": friction, "weight_decay": weight_decay}, **options)
 
     @staticmethod
     def rule(p, g, step, velocity, *, lr, friction):
@@ -68,7 +66,7 @@ def test_correct_optimizer_passes_and_unavailable_engine_is_reported():
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
     assert check_optimizer(Correct) == {"engine triton": absent.format("triton")}
     ids = [check.id for check in optimizer_checks(Correct)]
-    assert len(ids) == len(set(ids)) == 58
+    assert len(ids) == len(set(ids)) == 73
 
 
 def test_check_optimizer_raises_one_error_with_all_failures():
@@ -80,7 +78,7 @@ def test_check_optimizer_raises_one_error_with_all_failures():
     with pytest.raises(AssertionError) as caught:
         check_optimizer(importable(Wrong))
     assert str(caught.value) == (
-        "3 of 58 checks failed:\n"
+        "3 of 73 checks failed:\n"
         "quadratic_loss_decreases[loop-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
         "quadratic_loss_decreases[foreach-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
         "quadratic_loss_decreases[numba-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease"
@@ -91,9 +89,8 @@ def test_wrong_foreach_code_is_detected(monkeypatch):
     original = foreach._compile_step
 
     def compiled(traced):
-        text = foreach.source(traced).replace("alpha=-", "alpha=-1.0000001 * ")
-        namespace: dict[str, Any] = {n: getattr(torch, n) for n in dir(torch) if n.startswith("_foreach_")}
-        exec(text, {**namespace, "_for_each_tensor": foreach._for_each_tensor}, scope := {})
+        step = original(traced)
+        exec(foreach.source(traced).replace("alpha=-", "alpha=-1.0000001 * "), step.__globals__, scope := {})
         return scope["step"]
 
     monkeypatch.setattr(foreach, "_compile_step", compiled)
@@ -116,7 +113,7 @@ def test_rule_that_modifies_the_gradient_is_detected():
     assert "gradients_are_not_modified" in failed_optimizer_checks(ModifiesGradient)
     assert inapplicable_checks(ModifiesGradient)["engine foreach"] == (
         "engine 'foreach' cannot run this rule: a rule may not use the attribute .clamp_; it may use + - * / ** and "
-        "abs, exp, lerp, log, maximum, minimum, sign, sqrt, where"
+        "abs, amax, dot, exp, lerp, log, maximum, mean and 7 more (see optplug.ops)"
     )
 
 
@@ -212,6 +209,11 @@ def test_plain_optimizer_class_has_inapplicable_checks_with_reasons():
         "engine_report_is_correct": "not a RuleOptimizer: it has no rule and no engines",
         "maximize_equals_minimizing_the_negative": "it has no option 'maximize'",
         "weight_decay_matches_formula": "not a RuleOptimizer: it has no rule and no engines",
+        "clip_value_matches_definition": "not a RuleOptimizer: it has no rule and no engines",
+        "clip_norm_matches_definition": "not a RuleOptimizer: it has no rule and no engines",
+        "agc_matches_definition": "not a RuleOptimizer: it has no rule and no engines",
+        "cautious_matches_definition": "not a RuleOptimizer: it has no rule and no engines",
+        "all_modifiers_match_definition": "not a RuleOptimizer: it has no rule and no engines",
         "state_dtype_is_kept": "not a RuleOptimizer: it has no rule and no engines",
         "invalid_options_are_rejected": "not a RuleOptimizer: it has no rule and no engines",
     }
@@ -235,6 +237,11 @@ def test_optimizer_with_capability_closure_is_stepped_with_a_closure():
         ("copies lose the engine", "copies_continue_identically"),
         ("ignores maximize", "maximize_equals_minimizing_the_negative"),
         ("ignores weight_decay", "weight_decay_matches_formula"),
+        ("ignores clip_value", "clip_value_matches_definition"),
+        ("ignores clip_norm", "clip_norm_matches_definition"),
+        ("ignores agc", "agc_matches_definition"),
+        ("ignores cautious", "cautious_matches_definition"),
+        ("ignores agc", "all_modifiers_match_definition"),
         ("keeps the first lr", "lr_changes_take_effect"),
         ("wrong for non-contiguous tensors", "memory_layout_has_no_effect"),
         ("calls the closure twice", "closure_is_called_once_before_the_update"),
@@ -272,6 +279,8 @@ def test_optimizer_fault_fails_its_check(fault, check):
                 group["maximize"] = False
             if fault == "ignores weight_decay":
                 group["weight_decay"] = 0.0
+            if fault.removeprefix("ignores ") in MODIFIERS:
+                group[fault.removeprefix("ignores ")] = None
             return super()._variant(group)
 
         def step(self, closure=None):
@@ -322,6 +331,119 @@ def test_optimizer_fault_fails_its_check(fault, check):
 
     Faulty.__init__.__signature__ = __import__("inspect").signature(Correct.__init__)
     assert check in failed_optimizer_checks(Faulty)
+
+
+def ascending_limits_only(p, g, limit):
+    return ops.minimum(g, limit)
+
+
+def limit_without_minimum(p, g, ratio):
+    return modifiers.clip_norm(p, g, ratio * ops.norm(p) + 1e-30)
+
+
+def limit_of_the_mean_square(p, g, limit):
+    return modifiers.clip_norm(p, g, limit * ops.sqrt(ops.numel(g)))
+
+
+def always_scaled(p, g, limit):
+    return g * (limit / ops.norm(g))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("clip_value", ascending_limits_only),
+        ("clip_value", lambda p, g, limit: modifiers.clip_value(p, g, 1.000001 * limit)),
+        ("clip_value", modifiers.clip_norm),
+        ("clip_norm", always_scaled),
+        ("clip_norm", limit_of_the_mean_square),
+        ("clip_norm", modifiers.clip_value),
+        ("agc", limit_without_minimum),
+        ("agc", always_scaled),
+        ("agc", modifiers.clip_norm),
+    ],
+)
+def test_wrong_limit_of_the_gradient_is_detected(name, wrong, monkeypatch):
+    monkeypatch.setitem(modifiers.CLIPS, name, wrong)
+    assert failed_modifier_checks(Correct) == {f"{name}_matches_definition", "all_modifiers_match_definition"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda p, g, new_p: ops.where(g * (p - new_p) <= 0, new_p, p),  # the opposite
+        lambda p, g, new_p: ops.where(g * (p - new_p) < 0, 0.0 * p, new_p),  # not the parameter
+        lambda p, g, new_p: ops.where(g * new_p >= 0, p, new_p),  # not the update
+    ],
+)
+def test_wrong_mask_of_the_update_is_detected(wrong, monkeypatch):
+    monkeypatch.setattr(trace, "postlude", lambda p, g, new_p, cautious: wrong(p, g, new_p) if cautious else new_p)
+    assert failed_modifier_checks(Correct) == {"cautious_matches_definition", "all_modifiers_match_definition"}
+
+
+def test_wrong_order_of_modifiers_is_detected(monkeypatch):
+    monkeypatch.setattr(modifiers, "CLIPS", dict(reversed(modifiers.CLIPS.items())))
+    original = modifiers.prelude
+    monkeypatch.setattr(trace, "prelude", lambda *args, clips, **options: original(*args, clips=clips[::-1], **options))
+    assert failed_modifier_checks(Correct) == {"all_modifiers_match_definition"}
+
+
+class Decayed(Correct):
+    cases = ({"weight_decay": 0.3}, {"weight_decay": 0.9, "decoupled_weight_decay": True})
+
+
+def test_cautious_that_ignores_the_weight_decay_is_detected(monkeypatch):
+    """The gradient and the parameter before the weight decay are the wrong ones."""
+    before = []
+    original = modifiers.prelude
+
+    def prelude(p, g, *args, **options):
+        before[:] = [p, g]
+        return original(p, g, *args, **options)
+
+    monkeypatch.setattr(trace, "prelude", prelude)
+    assert failed_modifier_checks(Decayed) == set()
+    for wrong in (
+        lambda p, g, new_p, cautious: modifiers.postlude(before[0], g, new_p, cautious=cautious),
+        lambda p, g, new_p, cautious: modifiers.postlude(p, before[1], new_p, cautious=cautious),
+    ):
+        monkeypatch.setattr(trace, "postlude", wrong)
+        assert "cautious_matches_definition" in failed_modifier_checks(Decayed)
+
+
+def failed_modifier_checks(optimizer) -> set[str]:
+    """Return the properties of modifiers whose checks fail. Traces with other modifiers are not used."""
+    trace.trace.cache_clear()
+    try:
+        return failed_properties([check for check in optimizer_checks(optimizer) if "definition[" in check.id])
+    finally:
+        trace.trace.cache_clear()
+
+
+def test_modifiers_that_do_not_apply_are_listed_with_the_reason():
+    class WithoutOptions(Correct):
+        def __init__(self, params, lr=0.01, friction=0.1, engine="auto"):
+            super().__init__(params, lr, friction, engine=engine)
+
+    class OwnModifiers(Correct):
+        @staticmethod
+        def rule(p, g, step, velocity, *, lr, friction, clip_norm, cautious=False):
+            return Correct.rule(p, g, step, velocity, lr=lr, friction=friction)
+
+        def __init__(self, params, lr=0.01, friction=0.1, clip_norm=0.0, cautious=False, **options):
+            hypers = {"lr": lr, "friction": friction, "clip_norm": clip_norm, "cautious": cautious}
+            RuleOptimizer.__init__(self, params, hypers, **options)
+
+        ranges = (optplug.ranges.at_least(0, "clip_norm"),)
+
+    reasons = inapplicable_checks(WithoutOptions)
+    assert reasons["clip_value_matches_definition"] == "it has no option 'clip_value'"
+    assert reasons["cautious_matches_definition"] == "it has no option 'cautious'"
+    reasons = inapplicable_checks(OwnModifiers)
+    assert reasons["clip_norm_matches_definition"] == "its rule implements clip_norm itself"
+    assert reasons["cautious_matches_definition"] == "its rule implements cautious itself"
+    assert not {"agc_matches_definition", "all_modifiers_match_definition"} & reasons.keys()
+    assert failed_optimizer_checks(OwnModifiers) == set()
 
 
 def test_unknown_names_and_wrong_types_raise():
