@@ -39,7 +39,14 @@ from optplug.optim.options import OPTION_DEFAULTS, RuleOptions, show_options
 from optplug.optim.parameters import Params, check_group_params
 from optplug.optim.ranges import Range, above_zero
 from optplug.optim.shared_reductions import run_together
-from optplug.optim.state import State, check_saved_states, elementwise_dtype, init_missing_states, is_matrix
+from optplug.optim.state import (
+    State,
+    check_saved_states,
+    elementwise_dtype,
+    init_missing_states,
+    is_matrix,
+    rows_not_in_place_reason,
+)
 from optplug.optim.strict_kwargs import StrictKwargs, check_keywords
 from optplug.rules.modifiers import CLIPS, MODIFIER_KEYS
 from optplug.rules.trace import (
@@ -148,10 +155,11 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         named = {f"ranges: {r.name}": r.name for r in vars(cls).get("ranges", ())}
         named |= {f"when of state {s.name}": s.when for s in cls.states if s.when is not None}
         named |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str)}
-        if "complex" in cls.capabilities and any(state.dim is not None for state in cls.states):
+        unsupported = {"complex": "complex parameters", "sparse": "sparse gradients"}
+        for capability in unsupported.keys() & cls.capabilities if any(s.dim is not None for s in cls.states) else ():
             raise RuleError(
-                f"{cls.__name__}: a rule that uses rows and columns does not support complex parameters; declare "
-                "capabilities without 'complex'"
+                f"{cls.__name__}: a rule that uses rows and columns does not support {unsupported[capability]}; "
+                f"declare capabilities without {capability!r}"
             )
         for declaration, name in named.items():
             if name not in defaults:
@@ -412,7 +420,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             p: the parameter.
             g: its gradient.
             in_place: whether an engine in question needs to know whether it can step the parameter in place.
-            rows: whether the rule uses rows and columns, which must be contiguous then.
+            rows: whether the rule uses rows and columns.
         """
         param_state = self.state.get(p) or {}
         values = {state: param_state.get(state.name) for state in states if not state.scalar}
@@ -423,10 +431,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             for state in values:
                 if state.sparse:
                     return f"its gradient is sparse and so is its {state.name}", dtypes
-        found = [(state, t) for state, t in values.items() if t is not None]
-        if rows and not all(t.is_contiguous() for t in (p, g, *(t for _, t in found))):
-            return "its rows are not contiguous", dtypes
-        return not_in_place_reason(p, g, [t for state, t in found if state.dim is None]), dtypes
+        found = {state: t for state, t in values.items() if t is not None}
+        reason = rows_not_in_place_reason(p, g, found) if rows else None
+        return reason or not_in_place_reason(p, g, [t for state, t in found.items() if state.dim is None]), dtypes
 
     def _step_bucket(
         self, step: ReadyStep | PendingStep

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.engines.buffers import KERNEL_DTYPES
 from optplug.engines.scalars import scalar_dtype
 from optplug.errors import HyperparameterError, HyperparameterTypeError, ParameterError, listing, short_list
 
@@ -131,6 +132,26 @@ class State:
 def is_matrix(p: Tensor) -> bool:
     """Whether a parameter is a matrix or a stack of matrices."""
     return p.ndim >= 2
+
+
+def rows_not_in_place_reason(p: Tensor, g: Tensor, states: Mapping[State, Tensor]) -> str | None:
+    """Return why a kernel cannot update a parameter in place by a rule that uses its rows and columns; None if it can.
+
+    Args:
+        p: the parameter.
+        g: its gradient.
+        states: its states that are not scalars.
+    """
+    if not is_matrix(p):
+        return "it has less than two dimensions, the rule uses rows and columns of matrices"
+    if not all(t.is_contiguous() for t in (p, g, *states.values())):
+        return "its rows are not contiguous"
+    for state, t in states.items():
+        if state.dim is not None and t.shape != state.shape(p):
+            return f"its {state.name} has shape {tuple(t.shape)}, not {tuple(state.shape(p))}"
+        if state.dim is not None and (t.device != p.device or t.dtype not in KERNEL_DTYPES or t.is_neg()):
+            return f"its {state.name} is not a plain floating-point tensor on {p.device}"
+    return None
 
 
 def check_saved_states(

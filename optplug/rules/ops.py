@@ -358,6 +358,8 @@ def mean(x: Any, *, dim: int | None = None) -> Any:
 
 def numel(x: Any, *, dim: int | None = None) -> Any:
     """The number of elements of the parameter, or its size in dimension `dim`. A complex element counts as two."""
+    if dim is not None and dim not in DIMS:
+        raise RuleError(f"numel got dim={dim!r}; it may be -1 or -2")
     if isinstance(x, SymbolicValue):
         return x.count(dim)
     return float(x.numel() if dim is None else x.shape[dim])

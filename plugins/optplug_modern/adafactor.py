@@ -51,7 +51,7 @@ class Adafactor(RuleOptimizer):
     Source: Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018,
     https://arxiv.org/abs/1804.04235. As in torch, :math:`\epsilon_1` limits :math:`V` and is not added to the squared
     gradients, and the limit of the relative step size, 0.01 in the paper, is the learning rate. If a group has several
-    dtypes, torch takes the machine epsilon of the first one for all of its parameters, unless with `foreach=True`.
+    dtypes, torch takes the machine epsilon of one of them for all of its parameters.
     """
 
     states = (
