@@ -109,6 +109,10 @@ class LineSearchError(HyperparameterError, RuntimeError):
     """The value of `line_search_fn` is not the name of a line search."""
 
 
+class ModeError(OptplugError, RuntimeError):
+    """An optimizer with `train()` and `eval()` is in the wrong mode."""
+
+
 class RuleError(OptplugError, TypeError):
     """An update rule uses an operation that rules do not support, or does not match its optimizer's declaration."""
 

@@ -276,6 +276,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             run_together([(step.bucket.group, partial_steps) for step, _, partial_steps in waiting])
             for _, scalars, _ in waiting:
                 scalars.store()
+            self._after_step()
         self._last_reports = [step.bucket.report for step in steps]
         return loss
 
@@ -294,6 +295,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             indices = [i for i, p in enumerate(params) if is_matrix(p) == matrices]
             if indices:
                 yield matrices, [params[i] for i in indices], [grads[i] for i in indices]
+
+    def _after_step(self) -> None:
+        """Called at the end of a step that was not skipped. Subclasses override this to update their groups."""
 
     def _unscale(self, grads: list[Tensor]) -> None:
         """Unscale gradients in place, as torch does, if a GradScaler leaves this to the step (fused)."""

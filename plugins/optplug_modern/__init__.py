@@ -1,7 +1,7 @@
 """Optimizers published after those of the `torch.optim` documentation: their specs. This module does not import torch.
 
-The package has one module per algorithm, and helper modules that only one algorithm uses. Code that several algorithms
-share belongs in `optplug.optim`.
+The package has one module per algorithm, and helper modules that only one algorithm or its variants use. Code that
+several algorithms share belongs in `optplug.optim`.
 """
 
 from optplug import OptimizerSpec, hookimpl
@@ -32,6 +32,18 @@ def optplug_optimizers() -> list[OptimizerSpec]:
         OptimizerSpec("nadam", "optplug_modern.nadam:NAdam", "Adam with Nesterov momentum", {"complex"}),
         OptimizerSpec(
             "radam", "optplug_modern.radam:RAdam", "Adam with a rectified adaptive learning rate", {"complex"}
+        ),
+        OptimizerSpec(
+            "schedule_free_adamw",
+            "optplug_modern.schedule_free_adamw:ScheduleFreeAdamW",
+            "AdamW with averaged iterates instead of a learning rate schedule",
+            {"complex", "modes"},
+        ),
+        OptimizerSpec(
+            "schedule_free_sgd",
+            "optplug_modern.schedule_free_sgd:ScheduleFreeSGD",
+            "SGD with averaged iterates instead of a learning rate schedule",
+            {"complex", "modes"},
         ),
         OptimizerSpec("signum", "optplug_modern.signum:Signum", "sign of the momentum", {"complex"}),
     ]

@@ -74,6 +74,9 @@ class Averaging(torch.optim.Optimizer):
 OPTIMIZERS: dict[str, Any] = {
     "adamw": lambda params: AdamWScheduleFree(params, lr=0.05, warmup_steps=3, weight_decay=0.1),
     "sgd": lambda params: SGDScheduleFree(params, lr=0.1),
+    "optplug_adamw": lambda params: optplug.create_optimizer(
+        "schedule_free_adamw", params, lr=0.05, warmup_steps=3, weight_decay=0.1
+    ),
     "attribute": lambda params: Averaging(params, lr=0.1),
 }
 all_optimizers = pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -483,6 +486,38 @@ def test_resume_from_checkpoint_within_training_differs_only_by_rounding(
     if not repeated:
         for p, q in zip(resumed.layer.parameters(), uninterrupted.layer.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=0, atol=1e-7)
+
+
+def test_schedule_free_optimizer_by_name_validates_and_saves_the_average(
+    scripted_module, optplug_lightning, trainer, save_every_checkpoint, tmp_path
+):
+    class Recording(scripted_module):
+        def on_validation_end(self) -> None:
+            validated[self.trainer.global_step] = copy.deepcopy(self.layer.state_dict())
+
+    validated: dict[int, Any] = {}
+    own = optplug_lightning.ConfigureOptimizers({"name": "schedule_free_adamw", "lr": 0.1}, verbose=False)
+    settings = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "enable_checkpointing": True}
+    trainer(**settings, callbacks=[own, save_every_checkpoint(every_n_train_steps=3)]).fit(Recording())
+
+    by_hand, averages = scripted_module(), {}
+    optimizer = AdamWScheduleFree(by_hand.layer.parameters(), lr=0.1)
+    for step, batch in enumerate(EPOCHS * list(by_hand.train_dataloader()), 1):
+        optimizer.train()
+        optimizer.zero_grad()
+        by_hand.loss(batch).backward()
+        optimizer.step()
+        optimizer.eval()
+        averages[step] = copy.deepcopy(by_hand.layer.state_dict())
+
+    files = {int(path.stem.removeprefix("step=")): path for path in tmp_path.glob("*.ckpt")}
+    assert (set(validated), set(files)) == ({4, 8}, {3, 6})
+    for step, path in files.items():
+        saved = torch.load(path, weights_only=True)["state_dict"]
+        validated[step] = {key: saved[f"layer.{key}"] for key in averages[step]}
+    for step, weights in validated.items():
+        torch.testing.assert_close(dict(weights), dict(averages[step]), rtol=0, atol=1e-5)
+        assert (weights["weight"] - averages[step - 1]["weight"]).abs().max() > 1e-3
 
 
 def test_resume_from_checkpoint_with_training_weights(switching_module, run, trainer, save_every_checkpoint, tmp_path):

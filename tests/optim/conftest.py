@@ -40,6 +40,8 @@ FULL_STATE_OPTIONS: dict[str, dict[str, Any]] = {
     "rmsprop": {"lr": 0.05, "momentum": 0.9, "centered": True, "weight_decay": 0.05},
     "rprop": {"lr": 0.1},
     "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05},
+    "schedule_free_adamw": {"lr": 0.1, "weight_decay": 0.05, "warmup_steps": 3},
+    "schedule_free_sgd": {"lr": 0.1, "weight_decay": 0.05, "warmup_steps": 3},
     "signum": {"lr": 0.05, "weight_decay": 0.05},
     "sparse_adam": {"lr": 0.1},
 }

@@ -30,6 +30,7 @@ CLASSIC_OPTIMIZERS = optplug.list_optimizers("optplug-classic:*")
 BUILT_IN_OPTIMIZERS = [*CLASSIC_OPTIMIZERS, *optplug.list_optimizers("optplug-modern:*")]
 RULES = [name for name in BUILT_IN_OPTIMIZERS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
 NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
+WITH_OWN_DECAY = ("adafactor", "adan", "schedule_free_adamw")
 OWN_DECAY = {"weight_decay_matches_formula": "its rule implements weight decay itself"}
 NO_AGC = {"agc_matches_definition": "it takes sparse gradients only, which agc does not support"}
 
@@ -45,7 +46,7 @@ def engines_without_rows(name: str) -> dict[str, str]:
 def test_inapplicable_checks_of_rule_optimizers(name: str):
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
     later = {"engine triton": absent.format("triton")}
-    own = NO_DECAY if name in ("rprop", "sparse_adam") else OWN_DECAY if name in ("adafactor", "adan") else {}
+    own = NO_DECAY if name in ("rprop", "sparse_adam") else OWN_DECAY if name in WITH_OWN_DECAY else {}
     own = {**own, **NO_AGC} if name == "sparse_adam" else own
     assert inapplicable_checks(name) == {**later, **own, **engines_without_rows(name)}
 

@@ -23,6 +23,7 @@ from typing import Any
 import lion_pytorch
 import pytest
 import pytorch_optimizer
+import schedulefree
 import torch
 
 import optplug
@@ -75,6 +76,17 @@ def from_pytorch_optimizer(name: str, **fixed: Any) -> Callable[..., OnePerParam
     def make(groups: list[dict[str, Any]], decoupled_weight_decay: bool = False, **options: Any) -> OnePerParameter:
         cls = getattr(pytorch_optimizer, name)
         return OnePerParameter(cls, groups, weight_decouple=decoupled_weight_decay, **fixed, **options)
+
+    return make
+
+
+def in_train_mode(cls: Callable[..., Any]) -> Callable[..., Any]:
+    """What constructs an optimizer of schedulefree, and sets it to train mode, the mode of optplug's new ones."""
+
+    def make(groups: list[dict[str, Any]], **options: Any) -> Any:
+        optimizer = cls(groups, **options)
+        optimizer.train()
+        return optimizer
 
     return make
 
@@ -161,6 +173,22 @@ REFERENCES = {
         switches=[{"weight_decay": 0.1}],
         extremes=[{"betas": (0.0, 0.0)}, {"betas": (0.9, 0.0)}],
         states=["exp_avg"],
+        checkpoints=True,
+    ),
+    "schedule_free_adamw": Reference(
+        make=in_train_mode(schedulefree.AdamWScheduleFree),
+        numbers={"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "warmup_steps": 9, "r": 1.5, "weight_lr_power": 1.0},
+        switches=[DECAY],
+        extremes=[{"betas": (0.5, 0.0)}, {"weight_lr_power": 0.0}, {"warmup_steps": 40, "weight_lr_power": 3.0}],
+        states=["z", "exp_avg_sq"],
+        checkpoints=True,
+    ),
+    "schedule_free_sgd": Reference(
+        make=in_train_mode(schedulefree.SGDScheduleFree),
+        numbers={"lr": 0.1, "momentum": 0.7, "warmup_steps": 9, "r": 1.5, "weight_lr_power": 1.0},
+        switches=[DECAY],
+        extremes=[{"weight_lr_power": 0.0}, {"warmup_steps": 40, "weight_lr_power": 3.0}],
+        states=["z"],
         checkpoints=True,
     ),
     "signum": Reference(
