@@ -42,7 +42,10 @@ def noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 class Trajectory:
-    """Parameters and an optimizer that perform the same 50 steps for any class."""
+    """Parameters and an optimizer that perform the same 50 steps for any class.
+
+    After half of the steps the learning rate of the first group changes, or with `equal_lrs` that of both groups.
+    """
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Trajectory:
         *,
         rounded: torch.dtype | None = None,
         shapes: tuple[tuple[int, ...], ...] = ((5, 3), (7,), (), (0,), (4,)),
+        equal_lrs: bool = False,
         **options: Any,
     ) -> None:
         self.rounded = rounded or dtype
@@ -59,6 +63,7 @@ class Trajectory:
             torch.randn(s, generator=generator, dtype=torch.float64).to(self.rounded).to(dtype).requires_grad_()
             for s in shapes
         ]
+        self.equal_lrs = equal_lrs
         self.initial = [p.detach().clone() for p in self.params]
         half = len(shapes) // 2
         self.optimizer = cls([{"params": self.params[:half]}, {"params": self.params[half:]}], **options)
@@ -70,8 +75,8 @@ class Trajectory:
                 absent = (i == 1 and step < 7) or (i == 2 and step % 10 == 3)
                 p.grad = None if absent else g.to(self.rounded, copy=True).to(p.dtype)
             if step == 25:
-                group = self.optimizer.param_groups[0]
-                group["lr"] = group["lr"] * 0.3
+                for group in self.optimizer.param_groups[: None if self.equal_lrs else 1]:
+                    group["lr"] = group["lr"] * 0.3
             self.optimizer.step()
         return self
 

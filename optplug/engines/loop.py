@@ -79,28 +79,33 @@ class _LoopProgram:
             token = combine_shared.set(_KnownTotals(totals).combine)
             try:
                 with as_dense(one, densify_grads=self._densify_grads) as dense:
-                    self._step_parameter(dense, state, {**scalars.hyperparameters, FIRST_STEP: first})
+                    shared = self._step_parameter(dense, state, {**scalars.hyperparameters, FIRST_STEP: first})
+                    scalars.set_shared(shared)
             except _TotalNeededError as needed:
                 partials.append(needed.partial)
             finally:
                 combine_shared.reset(token)
         return partials
 
-    def _step_parameter(self, roles: TensorsByRole, state: dict[str, Any], hyperparameters: dict[str, Any]) -> None:
-        """Step one parameter.
+    def _step_parameter(
+        self, roles: TensorsByRole, state: dict[str, Any], hyperparameters: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Step one parameter, and return the new values of the shared states.
 
         Args:
             roles: its dense tensors, in lists of length one.
             state: its state dict. The scalar states are updated.
-            hyperparameters: the values by name.
+            hyperparameters: the values by name, including the shared states.
         """
         settings = self._settings
         work = working_tensors(roles, settings.state_dtype)
         inputs: dict[str, Any] = {role: at_least_1d(tensors[0]) for role, tensors in work.items()}
-        for name in settings.variant.scalar_states:
+        inputs |= {name: hyperparameters[name] for name in settings.variant.shared_states}
+        for name in settings.variant.own_scalar_states:
             inputs[name] = state[name] if settings.tensor_scalars else float(state[name])
         p, g = inputs.pop("p"), inputs.pop("g")
         new = step(settings.variant, p, g, inputs, hyperparameters, differentiable=settings.differentiable)
+        shared = {name: new.pop(name) for name in settings.variant.shared_states}
         for name, value in new.items():
             if not isinstance(state[name], Tensor):  # the user may have assigned a plain number
                 state[name] = torch.tensor(0.0, dtype=scalar_dtype())
@@ -109,6 +114,7 @@ class _LoopProgram:
             else:
                 state[name].fill_(value)
         write_back(work, roles)
+        return shared
 
 
 class _TotalNeededError(Exception):

@@ -8,13 +8,15 @@ from __future__ import annotations
 import operator
 from array import array
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from optplug.engines.buffers import AddressReader
 from optplug.rules.trace import FIRST_STEP, TracedRule
+
+_Value = TypeVar("_Value", float, Tensor)
 
 
 def scalar_dtype() -> torch.dtype:
@@ -138,10 +140,11 @@ class StepScalars:
     """The hyperparameters and scalar states of a bucket in one step.
 
     Args:
-        hyperparameters: the hyperparameters by name.
+        hyperparameters: the hyperparameters and the shared states by name.
         first: for each parameter whether this is its first step; None if it is the first step of none.
         states: the state dict of each parameter.
         pack: returns the packed scalar states.
+        new_shared: receives the new values of the shared states. All buckets of a step have the same.
 
     Attributes: as the arguments except `pack`.
     """
@@ -152,10 +155,12 @@ class StepScalars:
         first: Sequence[bool] | None,
         states: Sequence[dict[str, Any]],
         pack: Callable[[], PackedScalars],
+        new_shared: dict[str, Any],
     ) -> None:
         self.hyperparameters = hyperparameters
         self.first = first
         self.states = states
+        self.new_shared = new_shared
         self._pack = pack
         self._packed: PackedScalars | None = None
         self._rows: list[ScalarRow] = []
@@ -180,12 +185,28 @@ class StepScalars:
         """
         self._computed.append((values, indices))
 
+    def set_shared(self, values: Mapping[str, Any]) -> None:
+        """Set shared states, unless they have been set in this step.
+
+        Args:
+            values: the new values by name: numbers, or tensors of equal elements.
+        """
+        for name, value in values.items():
+            self.new_shared.setdefault(name, value.flatten()[0] if isinstance(value, Tensor) else value)
+
     def store(self) -> None:
         """Store the new scalar states of `rows` and of `set_states`."""
         for row in self._rows:
             assert self._packed is not None
-            self._packed.write(row.new_states, row.indices)
+            self._packed.write(self._without_shared(row.new_states), row.indices)
         for values, indices in self._computed:
             assert self._packed is not None
-            for name, vector in values.items():
+            for name, vector in self._without_shared(values).items():
                 self._packed.vectors[name][indices] = vector.to(self._packed.vectors[name])
+
+    def _without_shared(self, values: Mapping[str, _Value]) -> dict[str, _Value]:
+        """Set the shared states among new scalar states, and return the others."""
+        assert self._packed is not None
+        own = self._packed.vectors
+        self.set_shared({name: value for name, value in values.items() if name not in own})
+        return {name: value for name, value in values.items() if name in own}

@@ -52,7 +52,7 @@ class CachedBuckets:
         self._settings = settings
         self._buckets = buckets
         self._state_names = settings.variant.array_states
-        self._scalar_names = settings.variant.scalar_states
+        self._scalar_names = settings.variant.own_scalar_states
         self._length = len(roles["p"])
         # Without states every step is a first step.
         self._first = None if settings.variant.present_states else [True] * self._length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,7 +21,7 @@ from optplug.errors import (
     suggest,
 )
 from optplug.optim.options import OPTION_DEFAULTS
-from optplug.optim.ranges import COMMON_RANGES, Range
+from optplug.optim.ranges import COMMON_RANGES, Range, any_number
 from optplug.registry.signature import constructor_signature
 from optplug.rules.modifiers import CLIPS
 
@@ -83,7 +84,12 @@ def group_options(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
 
 
 def check_hyperparameters(
-    references: Mapping[str, Any], given: Mapping[str, Any], optimizer_name: str, ranges: Iterable[Range] | None = ()
+    references: Mapping[str, Any],
+    given: Mapping[str, Any],
+    optimizer_name: str,
+    ranges: Iterable[Range] = (),
+    *,
+    in_range: bool = True,
 ) -> None:
     """Check hyperparameters against the kinds of reference values and against ranges.
 
@@ -91,7 +97,8 @@ def check_hyperparameters(
         references: the allowed keys, each with a value of the required kind; None allows every kind.
         given: the hyperparameters to check, for example a parameter group.
         optimizer_name: name of the optimizer, for messages.
-        ranges: the optimizer's own ranges, which have priority over `COMMON_RANGES`. None: do not check ranges.
+        ranges: the optimizer's own ranges, which have priority over `COMMON_RANGES`.
+        in_range: whether the values must be in their ranges. If False, they must only be finite where the range is.
 
     Raises:
         HyperparameterError: a value is out of range, not finite or has the wrong length, or a key is unknown.
@@ -99,7 +106,13 @@ def check_hyperparameters(
 
     The exception has the class of the first error. Its attribute `errors` has an error for each wrong value.
     """
-    by_name = {} if ranges is None else {r.name: r for r in (*COMMON_RANGES, *ranges)}
+    by_name = {r.name: r for r in (*COMMON_RANGES, *ranges)}
+    if not in_range:
+        by_name = {
+            name: replace(any_number(name), finite=r.finite, optional=r.optional)
+            for name, r in by_name.items()
+            if r.optional or not r.finite
+        }
     collector = ErrorCollector()
     for key, value in given.items():
         if key in EXTERNAL_GROUP_KEYS:
@@ -130,7 +143,9 @@ def _value_errors(
             )
     elif isinstance(reference, tuple):
         yield from _tuple_errors(key, value, reference, range_, optimizer_name)
-    elif isinstance(reference, (int, float, Tensor)):
+    elif range_ and range_.optional and value is None:
+        return
+    elif isinstance(reference, (int, float, Tensor)) or (range_ and range_.optional):
         error = _number_error(key, value, range_, optimizer_name)
         if error is not None:
             yield error

@@ -21,6 +21,7 @@ class Range:
         finite: whether the number must be finite.
         message: the start of an error message, before the value. `{}` stands for the position in a tuple, counted from
             1. Default: `"Invalid <called>"`.
+        optional: whether the value may also be None, for which `resolve_hyperparameters` returns a number.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Range:
     bounds: Mapping[str, float] = field(default_factory=dict, hash=False)
     finite: bool = True
     message: str = ""
+    optional: bool = False
 
     @property
     def message_start(self) -> str:
@@ -97,6 +99,11 @@ def any_number(name: str) -> Range:
         name: name of the hyperparameter.
     """
     return Range(name, "a number, also negative or infinite", lambda x: not math.isnan(x), finite=False)
+
+
+def optional(range_: Range) -> Range:
+    """Return a range of the same numbers, and None."""
+    return replace(range_, optional=True)
 
 
 COMMON_RANGES = (

@@ -154,7 +154,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 raise RuleError(f"{cls.__name__}: a state may not be named {name!r}")
         named = {f"ranges: {r.name}": r.name for r in vars(cls).get("ranges", ())}
         named |= {f"when of state {s.name}": s.when for s in cls.states if s.when is not None}
-        named |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str)}
+        named |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str) and s.init != "p"}
         unsupported = {"complex": "complex parameters", "sparse": "sparse gradients"}
         for capability in unsupported.keys() & cls.capabilities if any(s.dim is not None for s in cls.states) else ():
             raise RuleError(
@@ -234,6 +234,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             )
             self._check_group(group_options(param_group, self.defaults), self.defaults)
         super().add_param_group(param_group)
+        self._add_shared_states()
         self._last_reports = []
 
     # -------------------------------------------------------------------- step
@@ -272,10 +273,16 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                     params, grads = [p for p in params if p.grad is not None], not_none
                 for matrices, members, their_grads in self._split_matrices(params, grads):
                     steps += self._bucket_steps(index, group, members, their_grads, matrices=matrices)
-            waiting = [started for step in steps if (started := self._step_bucket(step)) is not None]
+            new_shared: dict[str, Any] = {}
+            waiting = [started for step in steps if (started := self._step_bucket(step, new_shared)) is not None]
+            if waiting and len(waiting) < len(steps):
+                raise RuleError(
+                    f"the rule of {type(self).__name__} reduces over several parameters in some groups only"
+                )
             run_together([(step.bucket.group, partial_steps) for step, _, partial_steps in waiting])
             for _, scalars, _ in waiting:
                 scalars.store()
+            self._store_shared(new_shared)
             self._after_step()
         self._last_reports = [step.bucket.report for step in steps]
         return loss
@@ -299,6 +306,16 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def _after_step(self) -> None:
         """Called at the end of a step that was not skipped. Subclasses override this to update their groups."""
 
+    def _store_shared(self, values: Mapping[str, Any]) -> None:
+        """Store the shared states in all groups, as floats, or as tensors where an option keeps scalars as tensors."""
+        for group in self.param_groups:
+            for name, value in values.items():
+                if group["capturable"] and isinstance(group[name], Tensor):  # a captured graph updates this tensor
+                    group[name].copy_(value)
+                else:
+                    as_tensor = group["capturable"] or group["differentiable"]
+                    group[name] = value if as_tensor else float(value)
+
     def _unscale(self, grads: list[Tensor]) -> None:
         """Unscale gradients in place, as torch does, if a GradScaler leaves this to the step (fused)."""
         grad_scale = getattr(self, "grad_scale", None)
@@ -319,6 +336,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             present_states=tuple([state.name for state in states]),
             scalar_states=tuple([state.name for state in states if state.scalar]),
             state_dims=tuple([(state.name, state.dim) for state in states if state.dim is not None]),
+            shared_states=tuple([state.name for state in states if state.shared]),
             maximize=group["maximize"],
             clips=tuple([name for name in CLIPS if group.get(name) is not None and name not in own]),
             decay_kind="none" if not decays else "decoupled" if group.get("decoupled_weight_decay") else "coupled",
@@ -328,6 +346,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def _existing_states(self, group: dict[str, Any], *, matrices: bool) -> list[State]:
         """Return the declared states that exist under the options of a group, for matrices or other parameters."""
         return [state for state in self.states if state.exists(group, matrices=matrices)]
+
+    def _own_states(self, group: dict[str, Any], *, matrices: bool) -> list[State]:
+        """Return the existing states that each parameter has for itself."""
+        return [state for state in self._existing_states(group, matrices=matrices) if not state.shared]
 
     def _bucket_steps(
         self, index: int, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *, matrices: bool
@@ -386,7 +408,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             grads: the gradient of each parameter.
             candidates: the engines that can step the group.
         """
-        states = self._existing_states(group, matrices=candidates.settings.matrices)
+        states = self._own_states(group, matrices=candidates.settings.matrices)
         sparse_states = [state.name for state in states if state.sparse]
         key_fields: list[tuple[Any, ...]] = [()] * len(params)
         if candidates.traced is not None:
@@ -440,9 +462,14 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         return reason or not_in_place_reason(p, g, [t for state, t in found.items() if state.dim is None]), dtypes
 
     def _step_bucket(
-        self, step: ReadyStep | PendingStep
+        self, step: ReadyStep | PendingStep, new_shared: dict[str, Any]
     ) -> tuple[ReadyStep | PendingStep, StepScalars, PartialSteps] | None:
-        """Step a bucket, or start its step, if its rule reduces over several parameters: then return the rest."""
+        """Step a bucket, or start its step, if its rule reduces over several parameters: then return the rest.
+
+        Args:
+            step: the bucket.
+            new_shared: receives the new values of the shared states.
+        """
         self._unscale(step.grads)
         group = self.param_groups[step.bucket.group]
         if isinstance(step, PendingStep):
@@ -451,7 +478,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         packed_key = (bucket.group, bucket.settings.matrices, bucket.key)
         pack = functools.partial(self._packed_scalars.get, packed_key, step.scalar_states, step.states)
         resolved = self.resolve_hyperparameters(group, bucket.key.param_dtype)
-        scalars = StepScalars(_hyperparameter_values(resolved, bucket.settings), step.first, step.states, pack)
+        values = _hyperparameter_values(resolved, bucket.settings)
+        scalars = StepScalars(values, step.first, step.states, pack, new_shared)
         partial_steps = bucket.program.step(step.roles, scalars, step.addresses, self._arena)
         if partial_steps is not None:
             return step, scalars, partial_steps
@@ -461,7 +489,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def _create_states(self, pending: PendingStep, group: dict[str, Any]) -> ReadyStep:
         """Create the missing states of the parameters of a bucket."""
         bucket, params, grads = pending
-        declared = self._existing_states(group, matrices=bucket.settings.matrices)
+        declared = self._own_states(group, matrices=bucket.settings.matrices)
         variant = bucket.settings.variant
         # Without states no entry is added to `self.state`, as in torch.
         states = [self.state[p] if declared else {} for p in params]
@@ -470,7 +498,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             for state, p, g in zip(states, params, grads, strict=True)
         ]
         roles = gather_roles(variant.array_states, params, grads, states)
-        scalar_states = {name: [state[name] for state in states] for name in variant.scalar_states}
+        scalar_states = {name: [state[name] for state in states] for name in variant.own_scalar_states}
         return ReadyStep(bucket, roles, states, scalar_states, first)
 
     # ------------------------------------------------------------------- states
@@ -493,11 +521,17 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                     f"{type(self).__name__}: the first step initializes the states; call share_memory() after it"
                 )
             for p in group["params"] if self.states else ():
-                states = self._existing_states(group, matrices=is_matrix(p))
+                states = self._own_states(group, matrices=is_matrix(p))
                 init_missing_states(states, self.state[p], p, p, group, self.state_dtype)
                 for state in states:
                     if not state.scalar:
                         self.state[p][state.name].share_memory_()
+
+    def _add_shared_states(self) -> None:
+        """Add the shared states to groups that lack them, with the values of the first group."""
+        for state in self.states:
+            for group in self.param_groups if state.shared else ():
+                group.setdefault(state.name, self.param_groups[0].get(state.name, state.initial_number(group)))
 
     # ------------------------------------------------------------- state dicts
 
@@ -535,9 +569,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             known = {k: v for k, v in group.items() if k in self.defaults and k not in dispatch.ENGINE_KEYS}
             # Ranges are not checked: a scheduler may have left them, and the checkpoint must still be loadable.
             with collector.collect():
-                check_hyperparameters(
-                    references, known, f"{type(self).__name__}, group {index} of the state dict", None
-                )
+                where = f"{name}, group {index} of the state dict"
+                check_hyperparameters(references, known, where, self._ranges(), in_range=False)
         collector.raise_joined()
         return state_dict
 
@@ -556,7 +589,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         for i, (p, group) in zip(indices, params, strict=True):
             saved = loaded["state"].get(i, {})
             for state in self.states:
-                if saved.get(state.name) is not None:
+                if saved.get(state.name) is not None and not state.shared:
                     self.state[p][state.name] = state.restore(saved[state.name], p, group, self.state_dtype)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -575,6 +608,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             group.setdefault("maximize", False)  # as in versions without this option
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+        self._add_shared_states()
 
     # ------------------------------------------------------------------ report
 
@@ -597,9 +631,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
 
 
 def _hyperparameter_values(group: Mapping[str, Any], settings: GroupSettings) -> dict[str, Any]:
-    """Return the values of the hyperparameters that a rule reads, except those that depend on the parameter."""
+    """Return the hyperparameters and shared states that a rule reads, except what depends on the parameter."""
     variant, as_tensors = settings.variant, settings.tensor_scalars
-    values = {h: group[h] for h in variant.hyperparameters if h not in (FIRST_STEP, DECAY_FACTOR)}
+    names = (*variant.hyperparameters, *variant.shared_states)
+    values = {name: group[name] for name in names if name not in (FIRST_STEP, DECAY_FACTOR)}
     if variant.decay_kind == "decoupled":
         values[DECAY_FACTOR] = 1 - group["lr"] * group["weight_decay"]
     return {h: _as_scalars(value, as_tensors) for h, value in values.items()}

@@ -22,13 +22,16 @@ class State:
         name: the key in `optimizer.state[p]` and the argument of the rule.
         scalar: whether the state is one number per parameter (a 0-dim tensor) instead of one per element.
         when: name of the hyperparameter that must be truthy for the state to exist. Default: the state always exists.
-        init: the initial value, or the name of the hyperparameter that contains it.
+        init: the initial value, or the name of the hyperparameter that contains it; `"p"` for a copy of the parameter.
         sparse: whether the state is a sparse tensor for sparse gradients. A step then changes all rows of the state.
             If False, a step changes only the rows in the gradient.
         dim: -1 for one number per row of a matrix, -2 for one per column; the state has size 1 in this dimension. A
             parameter with more than two dimensions is a stack of matrices. The state exists for matrices only.
         matrices: whether the state exists for matrices only (True), or for parameters with less than two dimensions
             only (False). Default: for matrices only if `dim` is given, else for all parameters.
+        shared: for a scalar state, whether it is one float for all parameters of the optimizer. Each parameter group
+            contains it under its name. The rule must compute the same new value for every parameter, from scalars and
+            from reductions over the optimizer.
     """
 
     name: str
@@ -38,6 +41,7 @@ class State:
     sparse: bool = False
     dim: int | None = None
     matrices: bool | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if self.dim is not None and self.matrices is None:
@@ -67,7 +71,9 @@ class State:
             group: its parameter group.
             dtype: `state_dtype` of the optimizer.
         """
-        value: Any = group[self.init] if isinstance(self.init, str) else self.init
+        if self.init == "p":
+            return torch.empty_like(p, dtype=elementwise_dtype(p, dtype)).copy_(p)
+        value = self.initial_number(group)
         if isinstance(value, Tensor):  # with differentiable=True, autograd must record its use
             value = value.reshape(()) if group["differentiable"] else float(value.detach())
         if self.scalar:
@@ -83,6 +89,10 @@ class State:
             return torch.zeros_like(p, dtype=dtype).add(value)
         # The pages of zeros_like are allocated when the first step writes to them, by all threads of its kernel.
         return torch.full_like(p, value, dtype=dtype) if value else torch.zeros_like(p, dtype=dtype)
+
+    def initial_number(self, group: Mapping[str, Any]) -> Any:
+        """Return the number that the elements of the state, or the scalar state, have before the first step."""
+        return group[self.init] if isinstance(self.init, str) else self.init
 
     def is_required(self, p: Tensor) -> bool:
         """Whether every state dict with a state of this parameter contains this state. Scalars may be missing."""

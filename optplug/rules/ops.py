@@ -370,7 +370,7 @@ def compute_tensor_scalars(op: str, *operands: Any) -> Any:
 
     Args:
         op: a key of `FLOAT_OPERATIONS`, except `lerp`, which graphs contain for element-wise values only.
-        operands: vectors in float64, or of bool for conditions, and numbers.
+        operands: vectors in float64, or of bool for conditions that depend on elements, and numbers.
     """
     return _VECTOR_OPERATIONS[op](*operands)
 
@@ -381,6 +381,11 @@ def _logical(combine: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return combine(*(x if isinstance(x, Tensor) else torch.full_like(like, bool(x)) for x in operands))
 
     return on_vectors
+
+
+def _where_vectors(condition: Any, a: Any, b: Any) -> Any:
+    # A condition that depends on scalars only is given as numbers.
+    return where(condition.bool() if isinstance(condition, Tensor) else condition, a, b)
 
 
 _VECTOR_OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -406,5 +411,5 @@ _VECTOR_OPERATIONS: dict[str, Callable[..., Any]] = {
     "and": _logical(torch.logical_and),
     "or": _logical(torch.logical_or),
     "not": _logical(torch.logical_not),
-    "where": where,
+    "where": _where_vectors,
 }

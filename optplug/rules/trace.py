@@ -69,6 +69,7 @@ class RuleVariant:
         present_states: the names of the states that exist. The rule receives None for the others.
         scalar_states: the names of the existing states that are scalars and not element-wise.
         state_dims: the existing states with one number per row (-1) or per column (-2) of a matrix.
+        shared_states: the names of the scalar states that are one number for all parameters.
         maximize: ascend instead of descend.
         clips: which of `modifiers.CLIPS` the prelude applies, in their order.
         decay_kind: which weight decay the prelude applies.
@@ -80,6 +81,7 @@ class RuleVariant:
     present_states: tuple[str, ...] = ()
     scalar_states: tuple[str, ...] = ()
     state_dims: tuple[tuple[str, int], ...] = ()
+    shared_states: tuple[str, ...] = ()
     maximize: bool = False
     clips: tuple[str, ...] = ()
     decay_kind: DecayKind = "none"
@@ -101,6 +103,11 @@ class RuleVariant:
     def array_states(self) -> tuple[str, ...]:
         """The names of the existing states that are not scalars."""
         return tuple(s for s in self.present_states if s not in self.scalar_states)
+
+    @property
+    def own_scalar_states(self) -> tuple[str, ...]:
+        """The names of the scalar states that each parameter has for itself."""
+        return tuple(s for s in self.scalar_states if s not in self.shared_states)
 
     def __call__(self, p: Any, g: Any, states: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the new parameter (`"p"`) and the new states, by name.

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from optplug.errors import EngineError, HyperparameterError
+from optplug.optim import dispatch
 from optplug.optim.ranges import declared_ranges
 from optplug.optim.rule_optimizer import RuleOptimizer
-from optplug.rules.trace import rule_signature
+from optplug.rules.trace import TracedRule, rule_signature, trace
 from optplug.testing.checks import (
     Check,
     assert_close,
@@ -543,11 +544,19 @@ def _added_groups_are_stepped(subject: OptimizerUnderTest, options: dict[str, An
         added.grad = cast(Tensor, late.params[0].grad).clone()
         run.optimizer.step()
         late.optimizer.step()
-    if subject.is_rule:  # other classes may combine values of all parameters
+    if subject.is_rule and not _combines_parameters(cast(RuleOptimizer, run.optimizer)):
         assert_equal("parameters with and without an added group", run.params, alone.params)
         assert_equal("an added group and a separate optimizer", [added], late.params)
     else:
         assert max_difference([added], late.initial) > 0, "the parameters of an added group did not change"
+
+
+def _combines_parameters(optimizer: RuleOptimizer) -> bool:
+    """Whether the rule reduces over several parameters. A class without a rule may combine them too."""
+    group = optimizer.param_groups[0]
+    settings = dispatch.group_settings(optimizer.engine, group, optimizer._variant(group), optimizer.state_dtype)
+    traced = trace(settings.variant, settings.lengths)
+    return isinstance(traced, TracedRule) and traced.shared_reductions > 0
 
 
 @_property(_applies_to_rules)

@@ -181,11 +181,11 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
         defaults["max_eval"] = max_iter * 5 // 4 if max_eval is None else max_eval
         Optimizer.__init__(self, [{"params": params}] if isinstance(params, set) else params, defaults)
 
-    def _check(self, options: dict[str, Any], ranges: Any = RANGES) -> None:
+    def _check(self, options: dict[str, Any], *, in_range: bool = True) -> None:
         collector = ErrorCollector()
         with collector.collect():
             references = {**hyperparameters.declared_defaults(LBFGS), "max_eval": 1}
-            hyperparameters.check_hyperparameters(references, options, "LBFGS", ranges)
+            hyperparameters.check_hyperparameters(references, options, "LBFGS", RANGES, in_range=in_range)
         if (name := options.get("line_search_fn")) not in (None, "strong_wolfe"):
             near = did_you_mean(name, ["strong_wolfe"])
             message = f"only 'strong_wolfe' is supported, or None for fixed steps; got {name!r}{near}"
@@ -207,7 +207,7 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class or of `torch.optim.LBFGS`. Raises the errors of the constructor."""
         for group in state_dict["param_groups"]:
-            self._check({k: v for k, v in group.items() if k in self.defaults}, None)
+            self._check({k: v for k, v in group.items() if k in self.defaults}, in_range=False)
         first = next((i for group in state_dict["param_groups"] for i in group["params"]), None)
         if (saved := state_dict["state"].get(first)) and "n_iter" not in saved:
             raise HyperparameterError(

@@ -28,8 +28,11 @@ def optplug_optimizers() -> list[OptimizerSpec]:
         OptimizerSpec(
             "adopt", "optplug_modern.adopt:ADOPT", "Adam that scales a gradient by those before it", {"complex"}
         ),
+        OptimizerSpec("lamb", "optplug_modern.lamb:Lamb", "Adam with a trust ratio for each parameter", {"complex"}),
+        OptimizerSpec("lars", "optplug_modern.lars:Lars", "SGD with a trust ratio for each parameter", {"complex"}),
         OptimizerSpec("lion", "optplug_modern.lion:Lion", "sign of an interpolated momentum", {"complex"}),
         OptimizerSpec("nadam", "optplug_modern.nadam:NAdam", "Adam with Nesterov momentum", {"complex"}),
+        OptimizerSpec("prodigy", "optplug_modern.prodigy:Prodigy", "Adam that estimates its step size", {"complex"}),
         OptimizerSpec(
             "radam", "optplug_modern.radam:RAdam", "Adam with a rectified adaptive learning rate", {"complex"}
         ),

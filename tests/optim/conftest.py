@@ -34,8 +34,11 @@ FULL_STATE_OPTIONS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 0.1, "amsgrad": True},
     "asgd": {"lr": 0.05, "t0": 2.0, "alpha": 0.5, "lambd": 0.05, "weight_decay": 0.05},
     "lbfgs": {"lr": 0.5, "max_iter": 3, "history_size": 3},
+    "lamb": {"lr": 0.05, "weight_decay": 0.05},
+    "lars": {"lr": 0.5, "trust_coefficient": 0.1, "weight_decay": 0.05},
     "lion": {"lr": 0.05, "weight_decay": 0.05},
     "nadam": {"lr": 0.05, "momentum_decay": 0.1, "weight_decay": 0.05},
+    "prodigy": {"lr": 0.5, "d0": 0.1, "weight_decay": 0.05},
     "radam": {"lr": 0.05, "weight_decay": 0.05, "betas": (0.9, 0.9)},
     "rmsprop": {"lr": 0.05, "momentum": 0.9, "centered": True, "weight_decay": 0.05},
     "rprop": {"lr": 0.1},
@@ -62,11 +65,16 @@ def classes_of_torch() -> dict[str, type]:
     return {name: vars(torch.optim)[cls] for name, cls in classes.items() if cls in vars(torch.optim)}
 
 
+def shares_states(name: str) -> bool:
+    """Whether an optimizer has states that all parameters share."""
+    return any(state.shared for state in getattr(optimizers_under_test()[name].cls, "states", ()))
+
+
 def select(selection: str) -> list[str]:
     """Return the names of a selection: `all`, or words that each exclude some, as in `torch without_closure`.
 
     `torch` leaves those that torch has too, `without_closure` those whose step needs no closure, and `dense` those
-    that also take dense gradients.
+    that also take dense gradients, `independent` those whose step of a parameter depends on no other parameter.
     """
     words, names = set(selection.split()), list(optimizers_under_test())
     excluded: set[str] = set()
@@ -79,6 +87,7 @@ def select(selection: str) -> list[str]:
         for name in names
         if not optimizers_under_test()[name].capabilities & excluded
         and ("torch" not in words or name in classes_of_torch())
+        and ("independent" not in words or not shares_states(name))
     ]
 
 

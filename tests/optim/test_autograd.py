@@ -14,6 +14,7 @@ TENSOR_OPTIONS = {"sgd": ("weight_decay",), "adam": ("weight_decay",), "adamw": 
 UNREACHED_INPUTS = {
     "asgd": {"ax", "lr"},  # lr affects `eta` only, which the next step uses
     "lion": {"g", "exp_avg"},  # a step uses only the sign of their mean
+    "prodigy": {"p0", "s"},  # they affect d only, which grows in other steps than this one
     "signum": {"g", "momentum_buffer"},
     "rprop": {"g", "prev", "lr"},  # a step uses only the signs of gradients; lr is the initial step size
 }

@@ -22,7 +22,7 @@ from support import since_torch
 pytestmark = pytest.mark.usefixtures("single_thread")
 
 
-@pytest.mark.optimizers("without_closure", engines=True)
+@pytest.mark.optimizers("without_closure independent", engines=True)
 def test_groups_with_options_step_like_separate_optimizers(
     name, engine, tested_optimizers, torch_classes, full_state_options, make_run, make_params
 ):

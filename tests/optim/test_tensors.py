@@ -43,7 +43,7 @@ def seeded_gradient(run: Trajectory, step: int, index: int, seed: int | None = N
     return (torch.view_as_complex(g) if p.is_complex() else g[..., 0].contiguous()).to(p.dtype)
 
 
-@pytest.mark.optimizers("without_closure", engines=True)
+@pytest.mark.optimizers("without_closure independent", engines=True)
 def test_group_of_mixed_dtypes_steps_like_separate_groups_and_like_torch(
     name, engine, tested_optimizers, torch_classes, make_run
 ):

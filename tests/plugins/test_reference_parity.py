@@ -16,7 +16,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import torch
 import optplug
 
 sys.path.append(str(Path(__file__).parents[1]))  # when this file is run as a program
+import adapted_references
 from parity import Trajectory, option_combinations, options_id
 
 ENGINES = ("loop", "foreach", "numba")
@@ -115,6 +116,8 @@ class Reference:
         extremes: further combinations.
         states: the names of the states to compare, which both have.
         checkpoints: whether optplug loads the state dict of the reference, and the reference that of optplug.
+        always: options of all combinations.
+        equal_lrs: whether the reference requires equal learning rates in all groups.
     """
 
     make: Callable[..., Any]
@@ -123,6 +126,8 @@ class Reference:
     extremes: Sequence[Mapping[str, Any]] = ()
     states: Sequence[str] = ()
     checkpoints: bool = False
+    always: Mapping[str, Any] = field(default_factory=dict)
+    equal_lrs: bool = False
 
     @property
     def all_options(self) -> dict[str, Any]:
@@ -131,8 +136,8 @@ class Reference:
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """All combinations of the options that change the result."""
-        yield from option_combinations(self.switches, self.numbers, self.all_options)
-        yield from map(dict, self.extremes)
+        for options in (*option_combinations(self.switches, self.numbers, self.all_options), *self.extremes):
+            yield {**self.always, **options}
 
 
 DECAY = {"weight_decay": 0.1}
@@ -167,6 +172,25 @@ REFERENCES = {
         extremes=[{"betas": (0.0, 0.0)}],
         states=["exp_avg", "exp_avg_sq"],
     ),
+    "lamb": Reference(
+        make=adapted_references.Lamb,
+        numbers={"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-2},
+        switches=[{"weight_decay": 0.3}, {"adaptive": False}, {"decoupled_weight_decay": True}],
+        extremes=[{"weight_decay": 0.0}, {"betas": (0.0, 0.0)}, {"eps": 0.0}],
+        states=["exp_avg", "exp_avg_sq"],
+    ),
+    "lars": Reference(
+        make=adapted_references.Lars,
+        numbers={"lr": 0.5, "trust_coefficient": 0.1, "eps": 0.3},
+        switches=[
+            {"weight_decay": 0.3},
+            {"momentum": 0.5},
+            {"dampening": 0.3},
+            {"adaptive": False},
+            {"decoupled_weight_decay": True},
+        ],
+        extremes=[{"nesterov": True}, {"nesterov": True, "weight_decay": 0.3, "eps": 0.0}, {"momentum": 0.0}],
+    ),
     "lion": Reference(
         make=lion_pytorch.Lion,
         numbers={"lr": 0.01, "betas": (0.8, 0.7)},
@@ -174,6 +198,16 @@ REFERENCES = {
         extremes=[{"betas": (0.0, 0.0)}, {"betas": (0.9, 0.0)}],
         states=["exp_avg"],
         checkpoints=True,
+    ),
+    "prodigy": Reference(
+        make=adapted_references.make_prodigy,
+        # With the default, 1e-6, 50 steps change a float32 parameter by a few units in the last place only.
+        always={"d0": 0.01},
+        numbers={"lr": 0.5, "betas": (0.8, 0.95), "beta3": 0.9, "eps": 1e-3, "d_coef": 2.0, "growth_rate": 1.02},
+        switches=[DECAY, COUPLED, {"use_bias_correction": True}, {"safeguard_warmup": True}],
+        extremes=[{"d0": 1.0, "betas": (0.0, 0.9)}, {"beta3": 1.0}, {"beta3": 0.0}, {"growth_rate": 1.0}],
+        states=["exp_avg_sq"],
+        equal_lrs=True,
     ),
     "schedule_free_adamw": Reference(
         make=in_train_mode(schedulefree.AdamWScheduleFree),
@@ -205,13 +239,16 @@ NAMES_AND_CHECKPOINTS = [name for name, reference in REFERENCES.items() if refer
 def reference_trajectory(
     name: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...], rounded: torch.dtype | None = None
 ) -> Trajectory:
-    return Trajectory(REFERENCES[name].make, dtype, rounded=rounded, **dict(options)).run_steps()
+    make, equal_lrs = REFERENCES[name].make, REFERENCES[name].equal_lrs
+    return Trajectory(make, dtype, rounded=rounded, equal_lrs=equal_lrs, **dict(options)).run_steps()
 
 
 def difference_and_limit(name: str, engine: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[float, float]:
     """The largest difference from the reference, and the limit of it."""
-    states, given = REFERENCES[name].states, tuple(options.items())
-    ours = Trajectory(optplug.get_optimizer(name), dtype, engine=engine, **options).run_steps()
+    states, equal_lrs = REFERENCES[name].states, REFERENCES[name].equal_lrs
+    given = tuple(options.items())
+    cls = optplug.get_optimizer(name)
+    ours = Trajectory(cls, dtype, equal_lrs=equal_lrs, engine=engine, **options).run_steps()
     theirs = reference_trajectory(name, dtype, given)
     if (engine, dtype) != ("numba", torch.float32):
         return ours.max_difference(theirs, states), LIMITS[dtype]
