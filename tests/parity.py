@@ -96,7 +96,8 @@ class Trajectory:
 
         Args:
             other: the trajectory to compare with.
-            states: the names of the states to compare. Default: all; both optimizers must have the same.
+            states: the names of the states to compare, where `other` has them. Default: all; both optimizers must have
+                the same.
         """
         far, size = defaultdict(float), defaultdict(float)
 
@@ -112,7 +113,7 @@ class Trajectory:
             ours, theirs = self.optimizer.state.get(p, {}), other.optimizer.state.get(q, {})
             if states is None or not theirs:
                 assert ours.keys() == theirs.keys()
-            for name in theirs if states is None or not theirs else states:
+            for name in theirs if states is None else [name for name in states if name in theirs]:
                 compare(name, ours[name], theirs[name], torch.zeros_like(theirs[name]))
         assert size["p"] > 0, "nothing moved"
         return {what: distance / size[what] if distance else 0.0 for what, distance in far.items()}

@@ -230,6 +230,7 @@ REFERENCES = {
         numbers={"lr": 0.01, "momentum": 0.6},
         switches=[DECAY, DECOUPLED],
         extremes=[{"momentum": 0.0}],
+        states=["momentum_buffer"],
     ),
 }
 NAMES_AND_CHECKPOINTS = [name for name, reference in REFERENCES.items() if reference.checkpoints]
