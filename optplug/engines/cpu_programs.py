@@ -24,7 +24,7 @@ from optplug.engines.llvm_matrix import reduces_columns
 from optplug.engines.protocol import Bucket, PartialReduction, PartialSteps
 from optplug.engines.scalars import ScalarRow, StepScalars
 from optplug.rules.graph import Kind, Node
-from optplug.rules.ops import compute_tensor_scalars
+from optplug.rules.ops import compute_tensor_scalars, count_values
 from optplug.rules.segments import Segment
 from optplug.rules.trace import TracedRule
 
@@ -127,8 +127,8 @@ class SegmentedProgram:
                 operands = [a.value if a.op == "const" else values[a] for a in node.args]
                 values[node] = compute_tensor_scalars(node.op, *operands)
 
-    def _sizes(self, dim: int | None) -> Sequence[int]:
-        """Return the number of elements of each parameter, or its size in a dimension."""
+    def _sizes(self, what: int | str | None) -> Sequence[int]:
+        """Return the result of `count_values` for each parameter."""
         return self._lengths
 
     def _constants(self, segment: Segment, values: dict[Node, Any]) -> tuple[Any, Any]:
@@ -177,8 +177,8 @@ class MatrixProgram(SegmentedProgram):
     def _counts(self, kind: Kind) -> Sequence[int]:
         return [math.prod(dimensions(shape, kind)) for shape in self._shapes]
 
-    def _sizes(self, dim: int | None) -> Sequence[int]:
-        return self._lengths if dim is None else [shape[dim] for shape in self._shapes]
+    def _sizes(self, what: int | str | None) -> Sequence[int]:
+        return [count_values(shape, what) for shape in self._shapes]
 
     def _take_temporaries(self, arena: Arena) -> dict[str, Tensor]:
         taken: dict[str, Tensor] = {}

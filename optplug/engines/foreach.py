@@ -40,7 +40,7 @@ from optplug.engines.protocol import (
 from optplug.engines.scalars import StepScalars
 from optplug.engines.sparse import as_dense
 from optplug.rules.graph import Node
-from optplug.rules.ops import PREDICATES, REDUCTIONS, compute_tensor_scalars, reduce_along
+from optplug.rules.ops import PREDICATES, REDUCTIONS, compute_tensor_scalars, count_values, reduce_along
 from optplug.rules.trace import TracedRule
 
 CHUNK_BYTES = {"cpu": 2 * 2**20}
@@ -216,7 +216,7 @@ class _ProgramWriter:
     def _emit_tensor_scalar(self, node: Node) -> None:
         """Compute one number per parameter: by a reduction, or from other such numbers."""
         if node.op == "numel":
-            expression = f"_count(p, {node.value})"
+            expression = f"_count(p, {node.value!r})"
         elif node.is_reduction:
             expression = f"_reduce('{node.op}', {', '.join(self.registers[a] for a in node.args)})"
             if node.is_shared:
@@ -345,9 +345,9 @@ def _reduce_along(op: str, dim: int, *operands: list[Tensor]) -> list[Tensor]:
     return [reduce_along(op, dim, *tensors) for tensors in zip(*operands, strict=True)]
 
 
-def _count(tensors: list[Tensor], dim: int | None) -> Tensor:
-    """The number of elements of each tensor, or its size in a dimension, as a vector."""
-    counts = [t.numel() if dim is None else t.shape[dim] for t in tensors]
+def _count(tensors: list[Tensor], what: int | str | None) -> Tensor:
+    """The result of `count_values` for each tensor, as a vector."""
+    counts = [count_values(t.shape, what) for t in tensors]
     return torch.tensor(counts, dtype=torch.float64, device="cpu").to(tensors[0].device)
 
 

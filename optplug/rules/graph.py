@@ -33,7 +33,8 @@ class Node:
         op: `"input"`, `"const"`, or the name of an operation.
         args: the operands of an operation.
         kind: the kind of the value.
-        value: the name of an input, the number of a constant, `over` or `dim` of a reduction; None for others.
+        value: the name of an input, the number of a constant, `over` or `dim` of a reduction, the
+            argument of `count_values` for `numel`; None for others.
     """
 
     __slots__ = ("args", "index", "kind", "op", "value")
@@ -135,9 +136,17 @@ class Graph:
             raise RuleError(f"{op} got dim={dim} for a value that has been reduced along this dimension")
         return Symbol(self, self._node(op, args, DIMS[dim] if kind == "element" else "matrix", dim))
 
-    def numel(self, dim: int | None) -> Symbol:
-        """Add the number of elements of the parameter, or its size in a dimension."""
-        return Symbol(self, self._node("numel", (), "tensor", dim))
+    def numel(self, kind: Kind, dim: int | None) -> Symbol:
+        """Add the number of elements of a value of this kind, or its size in a dimension.
+
+        Raises:
+            RuleError: the value is a scalar.
+        """
+        if kind in ("scalar", "tensor"):
+            raise RuleError("numel needs an element-wise value, not a scalar")
+        if dim is not None and kind in ("matrix", DIMS[dim]):
+            return Symbol(self, self.const(1.0))
+        return Symbol(self, self._node("numel", (), "tensor", dim if dim or kind == "element" else kind))
 
     def _node(self, op: str, args: tuple[Node, ...], kind: Kind, value: Any) -> Node:
         # repr distinguishes 0.0 from -0.0 and 1 from True; == does not.
@@ -193,7 +202,7 @@ class Symbol(SymbolicValue):
         return self.graph.reduce(op, operands, over, dim)
 
     def count(self, dim: int | None) -> Symbol:
-        return self.graph.numel(dim)
+        return self.graph.numel(self.node.kind, dim)
 
     def __bool__(self) -> bool:
         error = BranchingError if self.node.is_array else RuleError

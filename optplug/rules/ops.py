@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -205,6 +205,20 @@ REDUCTIONS: dict[str, Callable[..., Tensor]] = {
 DIMS: dict[int, Literal["row", "column"]] = {-1: "row", -2: "column"}
 """The values of `dim`, and the kind of value that the reduction of a matrix along this dimension gives."""
 
+
+def count_values(shape: Sequence[int], what: int | str | None) -> int:
+    """Return the size of a parameter in a dimension, or its number of rows, columns, matrices or elements.
+
+    Args:
+        shape: the shape of the parameter.
+        what: a dimension; `"row"`, `"column"` or `"matrix"`; or None for elements.
+    """
+    if isinstance(what, int):
+        return shape[what]
+    reduced = {"row": (-1,), "column": (-2,), "matrix": (-2, -1)}.get(what or "", ())
+    return math.prod(size for d, size in enumerate(shape, -len(shape)) if d not in reduced)
+
+
 SCOPES = ("group", "optimizer")
 """The values of `over`: all parameters of a group, or of the optimizer."""
 
@@ -357,7 +371,7 @@ def mean(x: Any, *, dim: int | None = None) -> Any:
 
 
 def numel(x: Any, *, dim: int | None = None) -> Any:
-    """The number of elements of the parameter, or its size in dimension `dim`. A complex element counts as two."""
+    """The number of elements of a value, or its size in dimension `dim`. A complex element counts as two."""
     if dim is not None and dim not in DIMS:
         raise RuleError(f"numel got dim={dim!r}; it may be -1 or -2")
     if isinstance(x, SymbolicValue):
