@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from optplug import Params, RuleOptimizer, RuleOptions, State
+from optplug import Params, RuleOptimizer, State
 from optplug.ops import abs, dot, maximum, minimum, sqrt, sum, where
+from optplug.optim.options import OptionsWithoutDecay
 from optplug.optim.ranges import Range, above_zero, optional, unit_interval
 
 
@@ -92,12 +93,13 @@ class Prodigy(RuleOptimizer):
         beta3: float | None = None,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = True,
         use_bias_correction: bool = False,
         safeguard_warmup: bool = False,
         d0: float = 1e-6,
         d_coef: float = 1.0,
         growth_rate: float = math.inf,
-        **options: Unpack[RuleOptions],
+        **options: Unpack[OptionsWithoutDecay],
     ) -> None:
         hyperparameters = dict(
             lr=lr,
@@ -110,7 +112,7 @@ class Prodigy(RuleOptimizer):
             d0=d0,
             d_coef=d_coef,
             growth_rate=growth_rate,
-            decoupled_weight_decay=True,
+            decoupled_weight_decay=decoupled_weight_decay,
         )
         super().__init__(params, hyperparameters, **options)
 
