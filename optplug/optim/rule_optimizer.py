@@ -24,7 +24,7 @@ from optplug.engines.buffers import indices_sharing_memory, not_in_place_reason
 from optplug.engines.protocol import Bucket, GroupSettings, PartialSteps
 from optplug.engines.report import BucketReport
 from optplug.engines.scalars import PackedScalarsCache, StepScalars
-from optplug.errors import ErrorCollector, RuleError, listing, suggest
+from optplug.errors import ErrorCollector, HyperparameterError, RuleError, listing, suggest
 from optplug.optim import dispatch
 from optplug.optim.bucket_cache import CachedBuckets, gather_roles
 from optplug.optim.buckets import PendingStep, ReadyStep, check_grad_layout, group_by_key, split_sparse_bucket
@@ -205,9 +205,13 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         with collector.collect():
             dispatch.check_engine_options(merged, self.engine)
         resolved = self.resolve_hyperparameters(merged, torch.get_default_dtype())
-        message = missing_hyperparameter_message(self._variant(merged), list(resolved))
+        variant = self._variant(merged)
+        message = missing_hyperparameter_message(variant, list(resolved))
         if message:
             raise RuleError(message)
+        if "agc" in variant.clips and "sparse_only" in self.capabilities:
+            message = f"{type(self).__name__} takes sparse gradients only, which agc does not support; use clip_norm"
+            collector.add(HyperparameterError(message, argument="agc"))
         with collector.collect():
             self.check_options(merged)
         for error in collector.errors:

@@ -209,6 +209,11 @@ optplug_classic.adamw.AdamW(params, weight_decay=0.1, capturable=True, foreach=N
 optplug_classic.rmsprop.RMSprop(params, 0.1, 0.9, 1e-8, 0.0, 0.9, True, False, None, True, decoupled_weight_decay=True)
 Mine(params, lr=0.1, maximize=True, state_dtype="float32")
 Mine(params, 0.1, foreach=False)
+Mine(params, cautious=True, clip_value=1, clip_norm=None, agc=0.01)
+optplug_classic.adamw.AdamW(params, cautious=True, clip_norm=1.0)
+optplug_classic.asgd.ASGD(params, agc=None)
+optplug_classic.rprop.Rprop(params, cautious=False, clip_value=0.5)
+optplug_classic.sparse_adam.SparseAdam(params, clip_norm=0.5)
 """
 WRONG_CALLS = """
 optplug_classic.adam.Adam(params, maximise=True)
@@ -219,12 +224,15 @@ optplug_classic.adamw.AdamW(params, decoupled_weight_decay=False)
 optplug_classic.rprop.Rprop(params, decoupled_weight_decay=True)
 optplug_classic.adagrad.Adagrad(params, state_dtype=32)
 optplug_classic.asgd.ASGD(params, fused="yes")
+optplug_classic.asgd.ASGD(params, cautious=None)
+optplug_classic.sparse_adam.SparseAdam(params, clip_norm="1")
+Mine(params, agc=(0.1,))
 Mine(params, factor=2.0)
 Mine(params, foreach="yes")
 """
 SNIPPET = """
 import optplug_classic.adagrad, optplug_classic.adam, optplug_classic.adamw, optplug_classic.asgd
-import optplug_classic.rmsprop, optplug_classic.rprop
+import optplug_classic.rmsprop, optplug_classic.rprop, optplug_classic.sparse_adam
 import torch
 from typing_extensions import Unpack
 

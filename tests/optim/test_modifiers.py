@@ -194,7 +194,7 @@ def test_sparse_gradient_gives_the_step_of_the_dense_gradient(engine, name, opti
 
 
 @pytest.mark.parametrize("engine", ["auto", "loop", "foreach"])
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "sparse_adam"])
+@pytest.mark.parametrize("name", ["sgd", "adagrad"])
 def test_agc_rejects_sparse_gradients_and_changes_nothing(engine, name):
     p = torch.ones(6, 2, dtype=torch.float64, requires_grad=True)
     optimizer = optplug.create_optimizer(name, [p], lr=0.1, engine=engine, agc=0.1)
@@ -202,6 +202,17 @@ def test_agc_rejects_sparse_gradients_and_changes_nothing(engine, name):
     with pytest.raises(SparseGradientError, match="agc is not compatible with sparse gradients: it needs the norm"):
         optimizer.step()
     assert torch.equal(p, torch.ones(6, 2, dtype=torch.float64))
+
+
+def test_agc_is_rejected_by_an_optimizer_that_takes_sparse_gradients_only():
+    cls, p = optplug.get_optimizer("sparse_adam"), torch.ones(2)
+    for act in (
+        lambda: cls([p], agc=0.1),
+        lambda: cls([{"params": [p], "agc": 0.1}]),
+        lambda: optplug.configure_optimizers(torch.nn.Linear(2, 2), {"name": "sparse_adam", "agc": 0.1}),
+    ):
+        with pytest.raises(HyperparameterError, match="SparseAdam takes sparse gradients only, which agc does not"):
+            act()
 
 
 # ------------------------------------------------------------------------------------------------ changes and groups
@@ -289,7 +300,7 @@ def test_invalid_number_is_rejected(name, key, value, error, message):
     for act in (
         lambda: cls([p], **{key: value}),
         lambda: cls([{"params": [p], key: value}]),
-        lambda: cls([{"params": [p], key: value}], **{key: 1.0}),
+        lambda: cls([{"params": [p], key: value}], **({key: 1.0} if (name, key) != ("sparse_adam", "agc") else {})),
         lambda: optimizer.add_param_group({"params": [p], key: value}),
     ):
         with pytest.raises(error, match=message) as caught:
