@@ -94,9 +94,13 @@ class State:
         """Return the number that the elements of the state, or the scalar state, have before the first step."""
         return group[self.init] if isinstance(self.init, str) else self.init
 
+    def applies_to(self, p: Tensor) -> bool:
+        """Whether a parameter with this number of dimensions can have the state."""
+        return self.matrices in (None, is_matrix(p))
+
     def is_required(self, p: Tensor) -> bool:
         """Whether every state dict with a state of this parameter contains this state. Scalars may be missing."""
-        return not self.scalar and self.when is None and self.matrices in (None, is_matrix(p))
+        return not self.scalar and self.when is None and self.applies_to(p)
 
     def check(self, value: Any, p: Tensor, prefix: str) -> None:
         """Check that a value from a state dict fits the state of a parameter.
@@ -180,10 +184,10 @@ def check_saved_states(
         ParameterError: a state has the wrong shape.
         HyperparameterTypeError: a state has the wrong type.
     """
-    declared = {state.name: state for state in states}
     indices = [i for group in state_dict["param_groups"] for i in group["params"]]
     for position, (i, p) in enumerate(zip(indices, params, strict=False)):  # torch compares the lengths
         saved = state_dict["state"].get(i) or {}
+        declared = {state.name: state for state in states if state.applies_to(p)}
         missing = {name for name, state in declared.items() if state.is_required(p)} - set(saved)
         unknown = set(saved) - set(declared)
         if saved and (missing or unknown & {"step", "n_iter"}):  # all optimizers of torch but SGD have a step count

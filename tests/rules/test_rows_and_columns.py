@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from optplug import RuleOptimizer, State
-from optplug.errors import BranchingError, EngineError, ParameterError, RuleError, SparseGradientError
+from optplug.errors import (
+    BranchingError,
+    EngineError,
+    HyperparameterError,
+    ParameterError,
+    RuleError,
+    SparseGradientError,
+)
 from optplug.ops import amax, dot, lerp, maximum, mean, norm, numel, sqrt, sum, where
 
 ENGINES = ("loop", "foreach", "numba")
@@ -288,6 +295,24 @@ def test_state_dict_with_wrong_shapes_is_refused(key, shape):
     saved["state"][0][key] = torch.zeros(shape)
     with pytest.raises(ParameterError, match=f"{key} of parameter 0 in the state dict has shape"):
         run("loop", 0, shapes=((4, 3), (5,))).load_state_dict(saved)
+
+
+def test_state_dict_with_the_states_of_the_other_kind_is_refused():
+    saved = run("loop", 1, shapes=((4, 3), (5,))).state_dict()
+    saved["state"] = {0: saved["state"][1], 1: saved["state"][0]}
+    with pytest.raises(HyperparameterError, match="keeps column, matrix_mean, row, step"):
+        run("loop", 0, shapes=((4, 3), (5,))).load_state_dict(saved)
+
+
+def test_states_of_the_other_kind_in_a_state_dict_are_ignored():
+    saved = run("loop", 3, shapes=((4, 3), (5,)))
+    changed = copy.deepcopy(saved.state_dict())
+    changed["state"][0]["whole"] = None
+    changed["state"][1]["row"] = torch.zeros(5, 1)
+    other = Factored([p.detach().clone().requires_grad_() for p in all_params(saved)])
+    other.load_state_dict(changed)
+    for p, q in zip(all_params(continued(other, 3, 5)), all_params(continued(saved, 3, 5)), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
