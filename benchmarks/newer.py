@@ -120,9 +120,16 @@ def compare_with_peers(names: Sequence[str], seconds: float) -> None:
             ratios[name, profile] = own / best
             segments = "+".join(str(report.segments) for report in ours.engine_report())  # type: ignore[attr-defined]
             fastest = name_of(PEERS[name][others.index(best)])
-            print(
-                f"| `{name}` | {profile} | {own * 1e3:.2f} | {fastest} | {best * 1e3:.2f} | {own / best:.2f} | {segments} |"
+            cells = (
+                f"`{name}`",
+                profile,
+                f"{own * 1e3:.2f}",
+                fastest,
+                f"{best * 1e3:.2f}",
+                f"{own / best:.2f}",
+                segments,
             )
+            print(f"| {' | '.join(cells)} |", flush=True)
             del ours, peers
             gc.collect()
     print(f"\nGeometric mean {geometric_mean(ratios.values()):.2f}, largest {max(ratios.values()):.2f}.\n")

@@ -16,25 +16,24 @@ class Arena:
     """
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
-        self._used = 0
+        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self._taken = 0
 
     def take(self, elements: int, dtype: torch.dtype) -> Tensor:
-        """Return a vector with undefined values. It is valid until `reset`, or as long as it is referenced.
+        """Return a vector with undefined values. It is valid until `reset`.
 
         Args:
             elements: the number of elements.
             dtype: the dtype.
         """
-        size = elements * dtype.itemsize
-        if self._used + size > len(self._memory):
-            # Vectors that are in use keep the old memory alive.
-            self._memory = torch.empty(self._used + size, dtype=torch.uint8, device="cpu")
-            self._used = 0
-        vector = self._memory[self._used : self._used + size].view(dtype)
-        self._used += -(-size // ALIGNMENT) * ALIGNMENT
-        return vector
+        start, size = self._taken, elements * dtype.itemsize
+        self._taken += -(-size // ALIGNMENT) * ALIGNMENT
+        if self._taken > len(self._memory):  # the first time; `reset` then provides enough memory
+            return torch.empty(elements, dtype=dtype, device="cpu")
+        return self._memory[start : start + size].view(dtype)
 
     def reset(self) -> None:
         """Declare all vectors free."""
-        self._used = 0
+        if self._taken > len(self._memory):
+            self._memory = torch.empty(self._taken, dtype=torch.uint8, device="cpu")
+        self._taken = 0

@@ -278,7 +278,12 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 for matrices, members, their_grads in self._split_matrices(params, grads):
                     steps += self._bucket_steps(index, group, members, their_grads, matrices=matrices)
             new_shared: dict[str, Any] = {}
-            waiting = [started for step in steps if (started := self._step_bucket(step, new_shared)) is not None]
+            waiting: list[tuple[ReadyStep | PendingStep, StepScalars, PartialSteps]] = []
+            for step in steps:
+                if not waiting:  # else temporaries are in use
+                    self._arena.reset()
+                if (started := self._step_bucket(step, new_shared)) is not None:
+                    waiting.append(started)
             if waiting and len(waiting) < len(steps):
                 raise RuleError(
                     f"the rule of {type(self).__name__} reduces over several parameters in some groups only"
