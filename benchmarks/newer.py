@@ -21,6 +21,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import lion_pytorch
 import prodigyopt
@@ -36,6 +37,12 @@ from optplug.bench.results import geometric_mean
 from optplug.bench.roofline import memory_limit_optimizer
 
 Factory = Callable[[Sequence[Tensor]], Optimizer]
+
+CONSTANT_STEP_SIZE: dict[str, Any] = {"growth_rate": 1.0}
+"""For Prodigy, whose estimate would grow without limit on gradients that never change."""
+
+OPTIONS = {"prodigy": CONSTANT_STEP_SIZE}
+"""The options of optplug's optimizers that are not the defaults."""
 
 PEERS: dict[str, list[Factory]] = {
     "lamb": [pytorch_optimizer.Lamb],
@@ -57,7 +64,10 @@ PEERS: dict[str, list[Factory]] = {
     "nadam": [functools.partial(torch.optim.NAdam, foreach=foreach) for foreach in (False, True)],
     "radam": [functools.partial(torch.optim.RAdam, foreach=foreach) for foreach in (False, True)],
     "adabelief": [pytorch_optimizer.AdaBelief],
-    "prodigy": [prodigyopt.Prodigy, pytorch_optimizer.Prodigy],
+    "prodigy": [
+        functools.partial(prodigyopt.Prodigy, **CONSTANT_STEP_SIZE),
+        functools.partial(pytorch_optimizer.Prodigy, **CONSTANT_STEP_SIZE),
+    ],
     "adopt": [pytorch_optimizer.ADOPT],
     "ademamix": [pytorch_optimizer.AdEMAMix],
     "signum": [pytorch_optimizer.SignSGD],
@@ -113,7 +123,7 @@ def compare_with_peers(names: Sequence[str], seconds: float) -> None:
     ratios = {}
     for name in names:
         for profile in ("tiny", "resnet50"):
-            ours = optplug.create_optimizer(name, parameters(profile))
+            ours = optplug.create_optimizer(name, parameters(profile), **OPTIONS.get(name, {}))
             peers = [factory(parameters(profile)) for factory in PEERS[name]]
             (own, *others) = medians([ours, *peers], seconds)
             best = min(others)

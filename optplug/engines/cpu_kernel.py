@@ -182,7 +182,9 @@ class KernelTable:
 
     def _totals(self, kernel: Kernel, partials: Any) -> Any:
         """Combine the reductions of the chunks of each tensor, in the order of the chunks."""
-        if self._first_chunks is None or not kernel.reductions:
+        if not kernel.reductions:
+            return np.empty((self._tensors, 0))
+        if self._first_chunks is None:
             return partials
         totals = np.empty((self._tensors, len(kernel.reductions)))
         for column, op in enumerate(kernel.reductions):

@@ -46,9 +46,10 @@ class MatrixTable(KernelTable):
     Args:
         columns: the number of roles and temporaries.
         spaces: the dimensions of the space of each parameter.
+        column_starts: where the columns of each parameter begin in a temporary with the columns of all parameters.
     """
 
-    def __init__(self, columns: int, spaces: Sequence[Dimensions]) -> None:
+    def __init__(self, columns: int, spaces: Sequence[Dimensions], column_starts: Any) -> None:
         outer, middle, inner = np.asarray(spaces, np.int64).T
         size = chunk_size(int((outer * middle * inner).sum()))
         # The ranges are matrices that are split, and parameters whose matrices fit into a chunk.
@@ -70,7 +71,7 @@ class MatrixTable(KernelTable):
         self._first_outer = first_lines // np.maximum(middle[tensor], 1)
         self._inner = inner
         self._is_split = is_split
-        self._column_starts = np.cumsum(outer * inner) - outer * inner
+        self._column_starts = column_starts
 
     def reduce_columns(
         self, kernel: Kernel, arguments: tuple[Any, ...], ops: Sequence[str], targets: Tensor, arena: Arena

@@ -143,16 +143,34 @@ class SegmentedProgram:
 
 
 class MatrixProgram(SegmentedProgram):
-    """Steps the matrices of a bucket, whose rule uses rows and columns."""
+    """Steps the matrices of a bucket, whose rule uses rows and columns.
+
+    Matrices with one element, such as those of 1 x 1 convolutions, are stepped as vectors: a loop over lines of one
+    element would be slow.
+    """
 
     def __init__(self, bucket: Bucket) -> None:
         super().__init__(bucket)
         self._shapes = bucket.shapes
-        columns = len(_dtypes(bucket))
-        self._tables = {
-            space: MatrixTable(columns, [dimensions(shape, space) for shape in bucket.shapes])
-            for space in {segment.space for segment in bucket.graph.segments}
-        }
+        is_single = np.array([tuple(shape[-2:]) == (1, 1) for shape in bucket.shapes], bool)
+        self._matrices, self._singles = np.flatnonzero(~is_single), np.flatnonzero(is_single)
+        itemsizes = [dtype.itemsize for dtype in _dtypes(bucket).values()]
+        columns = np.asarray(self._counts("column"), np.int64)
+        starts = np.cumsum(columns) - columns
+        if len(self._matrices):
+            self._kernels = _kernels(bucket, matrices=True)
+            self._tables = {
+                space: MatrixTable(
+                    len(itemsizes),
+                    [dimensions(bucket.shapes[int(i)], space) for i in self._matrices],
+                    starts[self._matrices],
+                )
+                for space in {segment.space for segment in bucket.graph.segments}
+            }
+        if len(self._singles):
+            single_kernels = _kernels(bucket)
+            self._single_kernels = dict(zip(bucket.graph.segments, single_kernels, strict=True))
+            self._single_table = ChunkTable(itemsizes, [self._lengths[i] for i in self._singles])
         self._has_empty = not all(self._lengths)
 
     def _run(
@@ -163,11 +181,28 @@ class MatrixProgram(SegmentedProgram):
         temporaries: Mapping[str, Tensor],
         arena: Arena,
     ) -> Any:
-        table = self._tables[segment.space]
-        by_columns = {name: n.op for name, n in segment.line_reductions.items() if reduces_columns(segment, n.kind)}
+        totals = np.empty((len(self._shapes), len(segment.reductions)))
         if self._has_empty:
             for name, node in segment.line_reductions.items():
                 temporaries[name].fill_(INITIAL_TOTALS[node.op])
+        if len(self._matrices):
+            selected = _select(arguments, self._matrices)
+            totals[self._matrices] = self._run_matrices(segment, kernel, selected, temporaries, arena)
+        if len(self._singles):
+            selected = _select(arguments, self._singles)
+            totals[self._singles] = self._single_table.step(self._single_kernels[segment], *selected)
+        return totals
+
+    def _run_matrices(
+        self,
+        segment: Segment,
+        kernel: Kernel,
+        arguments: tuple[Any, ...],
+        temporaries: Mapping[str, Tensor],
+        arena: Arena,
+    ) -> Any:
+        table = self._tables[segment.space]
+        by_columns = {name: n.op for name, n in segment.line_reductions.items() if reduces_columns(segment, n.kind)}
         if not by_columns:
             return table.step(kernel, *arguments)
         first = temporaries[next(iter(by_columns))]
@@ -189,6 +224,12 @@ class MatrixProgram(SegmentedProgram):
                 taken.update(zip(names, vectors.view(len(names), -1), strict=True))
         others = super()._take_temporaries(arena)
         return {**others, **taken}
+
+
+def _select(arguments: tuple[Any, ...], indices: Any) -> tuple[Any, ...]:
+    """Select parameters in the arguments of `KernelTable.step` after the kernel."""
+    addresses, scalars, scalar_rows = arguments
+    return addresses[:, indices], scalars, None if scalar_rows is None else np.asarray(scalar_rows)[indices]
 
 
 class RowProgram:
@@ -243,10 +284,9 @@ def _temporary_dtypes(bucket: Bucket) -> dict[str, torch.dtype]:
     }
 
 
-def _kernels(bucket: Bucket) -> list[Kernel]:
-    """Return the kernel of each segment."""
+def _kernels(bucket: Bucket, *, matrices: bool = False) -> list[Kernel]:
+    """Return the kernel of each segment, on vectors or matrices."""
     roles, temporaries = tuple(_role_dtypes(bucket).items()), tuple(_temporary_dtypes(bucket).items())
-    matrices = bucket.graph.uses_dims
     return [compiled_kernel(one, roles, temporaries, matrices=matrices) for one in bucket.graph.segments]
 
 

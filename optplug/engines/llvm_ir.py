@@ -53,11 +53,12 @@ def vector_bits(segment: Segment) -> int:
     """The width of the vectors that a kernel uses on x86 processors, in bits.
 
     A step of large tensors is limited by memory. There wide vectors are slower (measured on Zen 4: SGD 0.83 times the
-    speed with 512 bits). A segment with divisions, roots or reductions needs more arithmetic per byte, and 128 bits are
-    too narrow.
+    speed with 512 bits). A segment with divisions or roots needs more arithmetic per byte, and 128 bits are too narrow;
+    so are 256 bits for reductions, which accumulate in float64 (the first segment of LAMB: 0.82 times the speed).
     """
-    slow = bool(segment.reductions) or any(node.op in SLOW_OPERATIONS for node in segment.nodes)
-    return 256 if slow else 128
+    if segment.reductions:
+        return 512
+    return 256 if any(node.op in SLOW_OPERATIONS for node in segment.nodes) else 128
 
 
 def write_kernel(
@@ -75,7 +76,8 @@ def write_kernel(
     - `double* partials`: where the reductions of each chunk are written, row by row. Segments without reductions lack
       this argument.
 
-    A call processes blocks until none is left.
+    A call processes blocks until none is left. A segment of a rule that uses rows and columns can be run in this way on
+    matrices with one element: the numbers of rows, columns and elements are then the same.
 
     Args:
         segment: the segment.
@@ -135,6 +137,8 @@ def write_kernel(
     for name, node in segment.stores.items():
         value = to_storage(build, arithmetic.number(node), dtypes[name])
         build.store(value, build.gep(pointers[name], [i]))
+    for name, node in segment.line_reductions.items():  # of lines with one element
+        build.store(arithmetic.reduced_element(node), build.gep(pointers[name], [i]))
     totals = [arithmetic.accumulate(node, x) for node, x in zip(segment.reductions, accumulators, strict=True)]
     for node, accumulator, total in zip(segment.reductions, accumulators, totals, strict=True):
         accumulator.add_incoming(DOUBLE(INITIAL_TOTALS[node.op]), chunk)
@@ -190,15 +194,20 @@ class Arithmetic:
         method: Callable[..., ir.Value] = getattr(self, node.op)
         self.values[node] = method(*node.args)
 
+    def reduced_element(self, node: Node) -> ir.Value:
+        """Emit the value of a reduction of one element, in float64."""
+        x, *others = (convert(self.build, self(a), DOUBLE) for a in node.args)
+        for other in others:
+            x = self.build.fmul(x, other, flags=ACCUMULATE)
+        return x
+
     def accumulate(self, node: Node, total: ir.Value) -> ir.Value:
         """Emit one element of a reduction, and return the new total in float64."""
-        x, *others = (convert(self.build, self(a), DOUBLE) for a in node.args)
+        x = self.reduced_element(node)
         if node.op == "amax":  # NaN if x or the total is NaN
             larger = self.build.fcmp_unordered(">", x, total)
             is_nan = self.build.fcmp_unordered("uno", total, total)
             return self.build.select(self.build.and_(larger, self.build.not_(is_nan)), x, total)
-        for other in others:
-            x = self.build.fmul(x, other, flags=ACCUMULATE)
         return self.build.fadd(total, x, flags=ACCUMULATE)
 
     def _intrinsic(self, name: str, x: Node | ir.Value) -> ir.Value:
