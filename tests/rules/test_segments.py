@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import llvmlite
+import llvmlite.ir
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,12 +16,15 @@ from torch import Tensor
 import optplug
 from optplug import ops
 from optplug.engines import foreach
+from optplug.engines.llvm_ir import write_kernel
 from optplug.optim import dispatch
 from optplug.rules.graph import Node
 from optplug.rules.ops import REDUCTIONS, combine_shared, compute_tensor_scalars, count_values, reduce_along
 from optplug.rules.segments import RECOMPUTED_READS, Segment
 from optplug.rules.trace import RuleVariant, TracedRule
 from random_rules import RandomRule, random_rules
+
+CLASSIC = [name for name in optplug.list_optimizers("optplug-classic:*") if name != "lbfgs"]
 
 
 def traced(rule: Callable[..., Any], *states: str, scalars: Sequence[str] = (), dims: dict[str, int] | None = None):
@@ -128,7 +133,7 @@ def test_rows_and_columns_have_segments_of_their_own():
     ]
 
 
-@pytest.mark.parametrize("name", [n for n in optplug.list_optimizers("optplug-classic:*") if n != "lbfgs"])
+@pytest.mark.parametrize("name", CLASSIC)
 def test_rule_without_reductions_has_one_segment_with_its_whole_graph(name: str):
     for graph in graphs_of(name):
         (segment,) = graph.segments
@@ -155,15 +160,33 @@ def graphs_of(name: str) -> list[TracedRule]:
     return graphs
 
 
-def test_graphs_and_programs_of_the_classic_rules_are_those_of_version_0_1():
+def digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def test_graphs_and_programs_of_the_classic_rules_are_those_before_reductions():
     """Reductions and modifiers that a rule does not use must not change its graph, nor what engine foreach runs."""
-    texts = {
-        name: [text for graph in graphs_of(name) for text in (str(graph), foreach.source(graph))]
-        for name in optplug.list_optimizers("optplug-classic:*")
-        if name != "lbfgs"
-    }
-    digests = {name: hashlib.sha256("\n".join(found).encode()).hexdigest()[:16] for name, found in texts.items()}
-    assert digests == CLASSIC_DIGESTS
+    texts = {name: [text for g in graphs_of(name) for text in (str(g), foreach.source(g))] for name in CLASSIC}
+    assert {name: digest(found)[:16] for name, found in texts.items()} == CLASSIC_DIGESTS
+
+
+def test_kernels_of_the_classic_rules_are_those_before_reductions():
+    if llvmlite.__version__ != LLVMLITE:
+        pytest.skip(f"the text of LLVM code depends on llvmlite: recorded with {LLVMLITE}, not {llvmlite.__version__}")
+    assert digest(kernel for name in CLASSIC for graph in graphs_of(name) for kernel in kernels(graph)) == KERNEL_DIGEST
+
+
+def kernels(graph: TracedRule) -> Iterator[str]:
+    """The LLVM code of a graph with one segment, for several dtypes."""
+    (segment,) = graph.segments
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        module = llvmlite.ir.Module("m")
+        write_kernel(segment, dict.fromkeys(("p", "g", *graph.variant.array_states), dtype), module)
+        yield str(module)
+
+
+LLVMLITE = "0.50.0"
+KERNEL_DIGEST = "0b06ad313d44a2b8f4d0224dd1175c11de8a269e37e4dbe656baa87964dc57be"
 
 
 CLASSIC_DIGESTS = {
