@@ -36,8 +36,9 @@ class ScheduleFreeSGD(ScheduleFree):
         warmup_steps: number of steps in which the learning rate increases linearly to `lr`.
         r: exponent :math:`r \ge 0` of the step in the weights :math:`w` of the average.
         weight_lr_power: exponent :math:`p \ge 0` of the largest learning rate in the weights of the average.
-        foreach, maximize, capturable, differentiable, fused, engine, state_dtype,
-        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`. `capturable` must be False.
+        foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`. `capturable`
+            must be False.
+        cautious, clip_value, clip_norm, agc: as in `RuleOptimizer`.
 
     Raises:
         HyperparameterError: a value is out of range.

@@ -90,7 +90,7 @@ def test_info_of_an_unknown_name_suggests_the_nearest_names(command: Any):
     result = command("info", "adm")
     assert result.exit_code == 1
     assert result.stdout == ""
-    message = "error: no optimizer, scheduler or function named 'adm'; did you mean 'adam', 'adamw', 'adamax'?\n"
+    message = "error: no optimizer, scheduler or function named 'adm'; did you mean 'adam', 'radam', 'nadam'?\n"
     assert result.stderr == message
 
 
