@@ -20,6 +20,7 @@ from optplug.testing import inapplicable_checks, optimizer_checks
 
 Adam, SGD = (optplug.get_optimizer(name) for name in ("adam", "sgd"))
 RULES = [name for name in optplug.list_optimizers() if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
+REDUCING_RULES = ("adafactor", "lamb", "lars", "prodigy")
 PACKAGE = Path(optplug.__file__).parent
 
 
@@ -55,7 +56,7 @@ def reports(optimizer: Any) -> set[tuple[str, str]]:
     return {(report.engine, report.reason) for report in optimizer.engine_report()}
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name for name in RULES if name not in REDUCING_RULES])
 def test_new_engine_conforms(name, numpy_engine):
     checks = [check for check in optimizer_checks(name) if "[numpy-" in check.id]
     cases = len(optplug.get_optimizer(name).cases)
@@ -63,6 +64,16 @@ def test_new_engine_conforms(name, numpy_engine):
     assert "engine numpy" not in inapplicable_checks(name)
     for check in checks:
         check()
+
+
+@pytest.mark.parametrize("name", REDUCING_RULES)
+def test_new_engine_does_not_step_rules_that_reduce(name, numpy_engine):
+    reason = "the rule reduces, engine numpy does not"
+    assert not [check.id for check in optimizer_checks(name) if "[numpy-" in check.id]
+    assert inapplicable_checks(name)["engine numpy"] == (
+        f"engine 'numpy' cannot take a parameter: {reason}; use engine='auto'"
+    )
+    assert reports(stepped([real()], optplug.get_optimizer(name))) == {("numba", f"auto: {reason}")}
 
 
 def test_auto_takes_the_first_engine_that_supports_the_parameters(numpy_engine):

@@ -217,7 +217,7 @@ def test_checkpoint_and_logger_store_configuration_and_group_table(
         (
             {"optimizer": "ranger21x"},
             UnknownNameError,
-            "optimizer: no optimizer named 'ranger21x'; installed: adadelta",
+            "optimizer: no optimizer named 'ranger21x'; installed: adabelief, adadelta",
         ),
         ({"optimizer": {"name": "adam", "init_kwargs": {"lr": 1}}}, ConfigError, "optimizer.init_kwargs: "),
         ({"optimizer": {"name": "adam", "learning_rate": 1}}, ConfigError, "did you mean 'lr'?"),

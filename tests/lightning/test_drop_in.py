@@ -18,6 +18,7 @@ import optplug
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adadelta": {"lr": 1.0, "rho": 0.8},
+    "adafactor": {"lr": 0.1, "d": 1.5},
     "adagrad": {"lr": 0.1, "lr_decay": 0.01},
     "adam": {"lr": 0.1, "weight_decay": 0.01},
     "adamax": {"lr": 0.1},

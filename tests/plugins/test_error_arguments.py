@@ -21,6 +21,7 @@ from optplug.errors import (
     RecordingError,
 )
 from optplug.optim.ranges import declared_ranges
+from optplug.rules.modifiers import CLIPS
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.warmup import Warmup
 
@@ -53,7 +54,8 @@ def wrong_values(cls: type, name: str, default: Any) -> Wrong:
     out_of_range = -1.0 if range_ is not None and not range_.holds(-1.0) else float("nan")
     if isinstance(default, tuple):
         return [("text", ()), ((default[0], out_of_range), (1,)), (("text", default[1]), (0,))]
-    if isinstance(default, (int, float)) and not isinstance(default, bool):
+    number_by_default = isinstance(default, (int, float)) and not isinstance(default, bool)
+    if number_by_default or name in CLIPS:  # the default of `CLIPS` is None
         return [("text", ()), (out_of_range, ())]
     return [("text", ()), (0 if name == "max_eval" else 2, ())]
 
