@@ -51,8 +51,9 @@ for name in optplug.list_optimizers():
         model(torch.ones(2)).sum().backward()
         optimizer.step()
         scheduler.step()
-    (report,) = optimizer.engine_report()
-    assert report.engine == "foreach", report
+    engines = [report.engine for report in optimizer.engine_report()]
+    # Adafactor has other states for matrices than for vectors, so it steps weight and bias apart.
+    assert engines == ["foreach"] * (2 if name == "adafactor" else 1), (name, engines)
 optplug.testing.check_optimizer("sgd")
 assert not {"numpy", "numba", "yaml", "pytest", "lightning", "pytorch_lightning"} & set(sys.modules)
 """
