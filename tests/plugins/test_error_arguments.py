@@ -54,9 +54,10 @@ def wrong_values(cls: type, name: str, default: Any) -> Wrong:
     out_of_range = -1.0 if range_ is not None and not range_.holds(-1.0) else float("nan")
     if isinstance(default, tuple):
         return [("text", ()), ((default[0], out_of_range), (1,)), (("text", default[1]), (0,))]
-    number_by_default = isinstance(default, (int, float)) and not isinstance(default, bool)
-    if number_by_default or name in CLIPS:  # the default of `CLIPS` is None
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
         return [("text", ()), (out_of_range, ())]
+    if name in CLIPS:  # their default is None
+        return [("text", ()), (0.0, ()), (-1.0, ())]
     return [("text", ()), (0 if name == "max_eval" else 2, ())]
 
 
