@@ -130,7 +130,20 @@ def run(fault: Fault, folder: Path) -> str | None:
         raise LookupError(f"{fault.file} no longer contains {fault.text!r}")
     path.write_text(source.replace(fault.text, fault.replacement, 1))
     import_path = os.pathsep.join(map(str, (folder, folder / "plugins", folder / "tests")))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:xdist", "-p", "no:cacheprovider", *TESTS]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        *TESTS,
+    ]
     done = subprocess.run(
         command,
         cwd=folder,

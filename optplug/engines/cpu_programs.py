@@ -49,10 +49,27 @@ class SegmentedProgram:
 
     def __init__(self, bucket: Bucket) -> None:
         self._graph = bucket.graph
+        self._segments = segments(bucket)
+        self._temporaries = bucket.graph.temporaries(self._segments)
         self._lengths = [_parts(bucket) * length for length in bucket.lengths]
+        # The reductions over several parameters of one level, in the order of the rule, after its last segment.
+        last = {segment.level: segment for segment in self._segments}
+        shared = [(s.level, node) for s in self._segments for node in s.reductions if node.is_shared]
+        self._shared_after = {
+            segment: sorted(
+                (node for level, node in shared if segment is last[level] and level == segment.level),
+                key=lambda node: node.index,
+            )
+            for segment in self._segments
+        }
         self._temporary_dtypes = _temporary_dtypes(bucket)
-        self._kernels = _kernels(bucket)
+        self._kernels = _kernels(bucket, matrices=self._has_matrices(bucket))
         self._table = _chunk_table(bucket)
+
+    @staticmethod
+    def _has_matrices(bucket: Bucket) -> bool:
+        """Whether the program steps parameters as matrices."""
+        return False
 
     def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps | None:
         steps = self._steps(roles, scalars, addresses, arena)
@@ -65,19 +82,18 @@ class SegmentedProgram:
     def _steps(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps:
         graph = self._graph
         temporaries = self._take_temporaries(arena)
-        starts = [self._starts(node, temporaries[name]) for name, node in graph.temporaries.items()]
+        starts = [self._starts(node, temporaries[name]) for name, node in self._temporaries.items()]
         addresses = np.concatenate([_addresses(roles, addresses), *starts])
         values = self._scalar_values(scalars.rows(graph))
         levels = sorted(graph.tensor_scalars.items(), reverse=True)
-        for segment, kernel in zip(graph.segments, self._kernels, strict=True):
+        for segment, kernel in zip(self._segments, self._kernels, strict=True):
             while levels and levels[-1][0] <= segment.level:
                 self._compute(levels.pop()[1], values)
             totals = self._run(segment, kernel, (addresses, *self._constants(segment, values)), temporaries, arena)
-            for node, total in zip(segment.reductions, torch.from_numpy(totals).unbind(1), strict=True):
-                if node.is_shared:
-                    reduced = total.amax() if node.op == "amax" else total.sum()
-                    total = yield PartialReduction(node.op, str(node.value), reduced)
-                values[node] = total
+            values.update(zip(segment.reductions, torch.from_numpy(totals).unbind(1), strict=True))
+            for node in self._shared_after[segment]:
+                reduced = values[node].amax() if node.op == "amax" else values[node].sum()
+                values[node] = yield PartialReduction(node.op, str(node.value), reduced)
         _increment_versions(graph, roles)
         while levels:
             self._compute(levels.pop()[1], values)
@@ -102,7 +118,7 @@ class SegmentedProgram:
         """Return the temporaries, each a vector for all parameters."""
         return {
             name: arena.take(sum(self._counts(node.kind)), self._temporary_dtypes[name])
-            for name, node in self._graph.temporaries.items()
+            for name, node in self._temporaries.items()
         }
 
     def _starts(self, node: Node, vector: Tensor) -> Any:
@@ -152,26 +168,29 @@ class MatrixProgram(SegmentedProgram):
     def __init__(self, bucket: Bucket) -> None:
         super().__init__(bucket)
         self._shapes = bucket.shapes
-        is_single = np.array([tuple(shape[-2:]) == (1, 1) for shape in bucket.shapes], bool)
+        is_single = np.array(list(map(_is_single, bucket.shapes)), bool)
         self._matrices, self._singles = np.flatnonzero(~is_single), np.flatnonzero(is_single)
         itemsizes = [dtype.itemsize for dtype in _dtypes(bucket).values()]
         columns = np.asarray(self._counts("column"), np.int64)
         starts = np.cumsum(columns) - columns
         if len(self._matrices):
-            self._kernels = _kernels(bucket, matrices=True)
             self._tables = {
                 space: MatrixTable(
                     len(itemsizes),
                     [dimensions(bucket.shapes[int(i)], space) for i in self._matrices],
                     starts[self._matrices],
                 )
-                for space in {segment.space for segment in bucket.graph.segments}
+                for space in {segment.space for segment in self._segments}
             }
         if len(self._singles):
             single_kernels = _kernels(bucket)
-            self._single_kernels = dict(zip(bucket.graph.segments, single_kernels, strict=True))
+            self._single_kernels = dict(zip(self._segments, single_kernels, strict=True))
             self._single_table = ChunkTable(itemsizes, [self._lengths[i] for i in self._singles])
         self._has_empty = not all(self._lengths)
+
+    @staticmethod
+    def _has_matrices(bucket: Bucket) -> bool:
+        return not all(map(_is_single, bucket.shapes))
 
     def _run(
         self,
@@ -217,13 +236,18 @@ class MatrixProgram(SegmentedProgram):
 
     def _take_temporaries(self, arena: Arena) -> dict[str, Tensor]:
         taken: dict[str, Tensor] = {}
-        for segment in self._graph.segments:  # the columns that a segment reduces lie one after another
+        for segment in self._segments:  # the columns that a segment reduces lie one after another
             names = [name for name, n in segment.line_reductions.items() if reduces_columns(segment, n.kind)]
             if names:
                 vectors = arena.take(len(names) * sum(self._counts("column")), torch.float64)
                 taken.update(zip(names, vectors.view(len(names), -1), strict=True))
         others = super()._take_temporaries(arena)
         return {**others, **taken}
+
+
+def _is_single(shape: Sequence[int]) -> bool:
+    """Whether the matrices of a parameter have one element."""
+    return tuple(shape[-2:]) == (1, 1)
 
 
 def _select(arguments: tuple[Any, ...], indices: Any) -> tuple[Any, ...]:
@@ -270,24 +294,32 @@ def bytes_per_element(bucket: Bucket) -> float:
     roles = ("p", "g", *bucket.graph.variant.array_states)
     sizes = {role: dtype.itemsize for role, dtype in zip(roles, bucket.key.dtypes, strict=True)}
     temporary = _parts(bucket) * compute_dtype(_role_dtypes(bucket)).itemsize
-    passes = [one for one in bucket.graph.segments if one.space == "element"]
+    passes = [one for one in segments(bucket) if one.space == "element"]
     accesses = [name for one in passes for n, name in one.loads.items() if n.kind == "element"]
     accesses += [name for one in passes for name in one.stores]
     return sum(sizes.get(name, temporary) for name in accesses)
+
+
+def segments(bucket: Bucket) -> list[Segment]:
+    """Return the segments of a bucket, which depend on the dtypes of its roles."""
+    dtypes = _role_dtypes(bucket)
+    value_dtype = compute_dtype(dtypes)
+    return bucket.graph.cut(frozenset(role for role, dtype in dtypes.items() if dtype != value_dtype and role != "g"))
 
 
 def _temporary_dtypes(bucket: Bucket) -> dict[str, torch.dtype]:
     """Return the dtypes of the temporaries. Reductions are stored in float64."""
     value_dtype = compute_dtype(_role_dtypes(bucket))
     return {
-        name: torch.float64 if node.is_reduction else value_dtype for name, node in bucket.graph.temporaries.items()
+        name: torch.float64 if node.is_reduction else value_dtype
+        for name, node in bucket.graph.temporaries(segments(bucket)).items()
     }
 
 
 def _kernels(bucket: Bucket, *, matrices: bool = False) -> list[Kernel]:
     """Return the kernel of each segment, on vectors or matrices."""
     roles, temporaries = tuple(_role_dtypes(bucket).items()), tuple(_temporary_dtypes(bucket).items())
-    return [compiled_kernel(one, roles, temporaries, matrices=matrices) for one in bucket.graph.segments]
+    return [compiled_kernel(one, roles, temporaries, matrices=matrices) for one in segments(bucket)]
 
 
 def _chunk_table(bucket: Bucket) -> ChunkTable:

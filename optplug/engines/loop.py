@@ -24,6 +24,7 @@ from optplug.engines.protocol import (
 )
 from optplug.engines.scalars import StepScalars, scalar_dtype
 from optplug.engines.sparse import as_dense
+from optplug.errors import RuleError
 from optplug.rules.ops import combine_shared
 from optplug.rules.trace import FIRST_STEP, RuleVariant, TracedRule
 
@@ -85,6 +86,8 @@ class _LoopProgram:
                 partials.append(needed.partial)
             finally:
                 combine_shared.reset(token)
+        if partials and len(partials) < len(scalars.states):
+            raise RuleError("a rule must reduce over several parameters equally often for all of them")
         return partials
 
     def _step_parameter(

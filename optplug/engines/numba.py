@@ -37,7 +37,9 @@ class NumbaEngine(EngineProtocol):
         return bytes_per_element(bucket)
 
     def segments(self, bucket: Bucket) -> int | None:
-        return len(bucket.graph.segments)
+        from optplug.engines.cpu_programs import segments
+
+        return len(segments(bucket))
 
     def address_reader(self) -> AddressReader | None:
         from optplug.engines.addresses import read_addresses

@@ -55,7 +55,8 @@ class CachedBuckets:
         self._scalar_names = settings.variant.own_scalar_states
         self._length = len(roles["p"])
         # Without states every step is a first step.
-        self._first = None if settings.variant.present_states else [True] * self._length
+        has_states = settings.variant.array_states or settings.variant.own_scalar_states
+        self._first = None if has_states else [True] * self._length
         self._guard = TensorGuard(list(chain(*roles.values())))
         self._param_addresses = list(map(Tensor.data_ptr, roles["p"]))
         readers = [bucket.engine.address_reader() for bucket in buckets]

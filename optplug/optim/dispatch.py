@@ -206,6 +206,12 @@ def _trace(settings: GroupSettings) -> TracedRule | RuleError:
     return traced
 
 
+def trace_or_none(settings: GroupSettings) -> TracedRule | None:
+    """Return the graph of the rule, or None if the rule cannot be traced."""
+    traced = trace(settings.variant, settings.lengths)
+    return traced if isinstance(traced, TracedRule) else None
+
+
 def choose_engine(candidates: Candidates, key: BucketKey) -> tuple[EngineProtocol, str]:
     """Return the fastest candidate that can step the parameters of a bucket, and the reason.
 

@@ -24,7 +24,15 @@ from optplug.engines.buffers import indices_sharing_memory, not_in_place_reason
 from optplug.engines.protocol import Bucket, GroupSettings, PartialSteps
 from optplug.engines.report import BucketReport
 from optplug.engines.scalars import PackedScalarsCache, StepScalars
-from optplug.errors import ErrorCollector, HyperparameterError, RuleError, listing, suggest
+from optplug.errors import (
+    ErrorCollector,
+    HyperparameterError,
+    ParameterError,
+    RuleError,
+    SparseGradientError,
+    listing,
+    suggest,
+)
 from optplug.optim import dispatch
 from optplug.optim.bucket_cache import CachedBuckets, gather_roles
 from optplug.optim.buckets import PendingStep, ReadyStep, check_grad_layout, group_by_key, split_sparse_bucket
@@ -150,8 +158,11 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 f"{listing(rule_signature(cls.rule).states)}: both must be the same, in the same order"
             )
         for name in names:
-            if re.fullmatch(r"[pg]|[clrt]\d+", name):
+            if re.fullmatch(r"[pg]|[clrt]\d+|_.*|inf|nan", name):
                 raise RuleError(f"{cls.__name__}: a state may not be named {name!r}")
+        for state in cls.states:
+            if state.shared and state.name in (*defaults, *OPTION_DEFAULTS, "params", "name", "initial_lr"):
+                raise RuleError(f"{cls.__name__}: parameter groups have another value named {state.name!r}")
         named = {f"ranges: {r.name}": r.name for r in vars(cls).get("ranges", ())}
         named |= {f"when of state {s.name}": s.when for s in cls.states if s.when is not None}
         named |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str) and s.init != "p"}
@@ -277,6 +288,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                     params, grads = [p for p in params if p.grad is not None], not_none
                 for matrices, members, their_grads in self._split_matrices(params, grads):
                     steps += self._bucket_steps(index, group, members, their_grads, matrices=matrices)
+            self._check_shared_reductions(steps)
             new_shared: dict[str, Any] = {}
             waiting: list[tuple[ReadyStep | PendingStep, StepScalars, PartialSteps]] = []
             for step in steps:
@@ -284,10 +296,6 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                     self._arena.reset()
                 if (started := self._step_bucket(step, new_shared)) is not None:
                     waiting.append(started)
-            if waiting and len(waiting) < len(steps):
-                raise RuleError(
-                    f"the rule of {type(self).__name__} reduces over several parameters in some groups only"
-                )
             run_together([(step.bucket.group, partial_steps) for step, _, partial_steps in waiting])
             for _, scalars, _ in waiting:
                 scalars.store()
@@ -295,6 +303,18 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             self._after_step()
         self._last_reports = [step.bucket.report for step in steps]
         return loss
+
+    def _check_shared_reductions(self, steps: Sequence[ReadyStep | PendingStep]) -> None:
+        """Raise RuleError if the rule reduces over several parameters in some buckets more often than in others."""
+        if len(steps) < 2 or all(step.bucket.traced and not step.bucket.traced.shared_reductions for step in steps):
+            return
+        graphs = [step.bucket.traced or dispatch.trace_or_none(step.bucket.settings) for step in steps]
+        counts = {graph.shared_reductions for graph in graphs if graph is not None}
+        if len(counts) > 1:
+            raise RuleError(
+                f"the rule of {type(self).__name__} reduces over several parameters {listing(sorted(counts))} times, "
+                "depending on the group or the parameter: it must do so equally often for all of them"
+            )
 
     def _split_matrices(
         self, params: list[Tensor], grads: list[Tensor]
@@ -433,6 +453,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 dispatch.check_capturable(params[indices[0]])
             if group["fused"]:
                 dispatch.check_fused(params[indices[0]])
+            for i in indices:
+                self._check_rows_and_columns(candidates, params[i], grads[i])
             engine, reason = dispatch.choose_engine(candidates, key)
             traced = candidates.traced if engine.runs_graph else None
             shapes = [params[i].shape for i in indices]
@@ -444,6 +466,22 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 yield from split_sparse_bucket(bucket, params, grads, sparse_states, self.state)
             else:
                 yield bucket
+
+    def _check_rows_and_columns(self, candidates: dispatch.Candidates, p: Tensor, g: Tensor) -> None:
+        """Raise an error if the rule uses rows and columns, and a parameter or its gradient does not have them."""
+        if not (p.is_complex() or g.layout is not torch.strided or not is_matrix(p)):
+            return
+        traced = candidates.traced or dispatch.trace_or_none(candidates.settings)
+        if traced is None or not traced.uses_dims:
+            return
+        name = type(self).__name__
+        if p.is_complex():
+            raise ParameterError(f"{name} uses rows and columns of matrices: it does not support complex parameters")
+        if g.layout is not torch.strided:
+            if "sparse" not in self.capabilities:
+                return  # `check_grad_layout` refuses it
+            raise SparseGradientError(f"{name} uses rows and columns of matrices: it does not support sparse gradients")
+        raise ParameterError(f"{name} uses rows and columns: a parameter of shape {tuple(p.shape)} is not a matrix")
 
     def _state_key_fields(
         self, states: Sequence[State], p: Tensor, g: Tensor, *, in_place: bool, rows: bool

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optplug.engines.buffers import KERNEL_DTYPES
 from optplug.engines.scalars import scalar_dtype
-from optplug.errors import HyperparameterError, HyperparameterTypeError, ParameterError, listing, short_list
+from optplug.errors import HyperparameterError, HyperparameterTypeError, ParameterError, RuleError, listing, short_list
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,19 @@ class State:
     def __post_init__(self) -> None:
         if self.dim is not None and self.matrices is None:
             object.__setattr__(self, "matrices", True)
+        problems = {
+            f"dim={self.dim!r}; it may be -1 or -2": self.dim not in (None, -1, -2),
+            f"matrices={self.matrices!r}; it may be True, False or None": self.matrices not in (None, True, False),
+            "scalar=True and dim": self.scalar and self.dim is not None,
+            "dim and matrices=False": self.dim is not None and self.matrices is False,
+            "shared=True without scalar=True": self.shared and not self.scalar,
+            "shared=True and matrices": self.shared and self.matrices is not None,
+            "sparse=True and scalar=True or dim": self.sparse and (self.scalar or self.dim is not None),
+            'init="p" and scalar=True or dim': self.init == "p" and (self.scalar or self.dim is not None),
+        }
+        for problem, is_wrong in problems.items():
+            if is_wrong:
+                raise RuleError(f"State {self.name!r} got {problem}")
 
     def exists(self, group: Mapping[str, Any], *, matrices: bool) -> bool:
         """Whether parameters of a group have the state.

@@ -47,10 +47,6 @@ class Node:
         self.value = value
 
     @property
-    def is_elementwise(self) -> bool:
-        return self.kind == "element"
-
-    @property
     def is_array(self) -> bool:
         """Whether the value is stored as a tensor with dimensions, in engines that store it."""
         return self.kind not in ("scalar", "tensor")
@@ -108,12 +104,15 @@ class Graph:
                 raise RuleError("the weight of lerp must be a scalar")
             if not (args[0].is_array and args[1].is_array and args[2].kind == "scalar"):
                 a, b, weight = (Symbol(self, x) for x in args)
-                return self.record("add", a, self.record("mul", weight, self.record("sub", b, a)))
+                interpolated = self.record("add", a, self.record("mul", weight, self.record("sub", b, a)))
+                if kind == "scalar" or any(x.kind == "scalar" for x in args[:2]):
+                    return interpolated
+                return self.record("where", self.record("eq", weight, 1.0), b, interpolated)
         if op == "where" and args[0].is_array and not (args[1].is_array or args[2].is_array):
             raise RuleError("where(condition, scalar, scalar) has no dtype: one of the two must be element-wise")
         return Symbol(self, self._node(op, args, kind, None))
 
-    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None) -> Symbol:
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None, name: str) -> Symbol:
         """Add a reduction of element-wise values to one number per parameter, or per row or column of a matrix.
 
         Args:
@@ -121,19 +120,24 @@ class Graph:
             operands: the values.
             over: one of `SCOPES` for one number for several parameters, else None.
             dim: a key of `DIMS` for the rows or columns of a matrix, else None.
+            name: the function that the rule called, for messages.
 
         Raises:
             RuleError: an operand is a scalar or a condition, or has been reduced along this dimension.
         """
         args = tuple(x.node for x in operands if isinstance(x, Symbol) and x.node.is_array)
         if len(args) != len(operands):
-            raise RuleError(f"{op} needs element-wise values: a scalar cannot be reduced")
-        _check_conditions(op, args)
+            raise RuleError(f"{name} needs element-wise values: a scalar cannot be reduced")
+        _check_conditions(name, args)
+        kind = args[0].kind
+        if any(a.kind != kind for a in args):
+            raise RuleError(f"{name} needs two values of one kind, for example both element-wise")
+        if over is not None:  # also if it is equal to another: all engines must have the same reductions in this order
+            return Symbol(self, self._new_node(op, args, "tensor", over))
         if dim is None:
-            return Symbol(self, self._node(op, args, "tensor", over))
-        kind = join_kinds(a.kind for a in args)
+            return Symbol(self, self._node(op, args, "tensor", None))
         if kind not in ("element", "row" if dim == -2 else "column"):
-            raise RuleError(f"{op} got dim={dim} for a value that has been reduced along this dimension")
+            raise RuleError(f"{name} got dim={dim} for a value that has been reduced along this dimension")
         return Symbol(self, self._node(op, args, DIMS[dim] if kind == "element" else "matrix", dim))
 
     def numel(self, kind: Kind, dim: int | None) -> Symbol:
@@ -152,9 +156,12 @@ class Graph:
         # repr distinguishes 0.0 from -0.0 and 1 from True; == does not.
         key = (op, tuple(a.index for a in args), kind, repr(value))
         if key not in self._nodes_by_key:
-            self._nodes_by_key[key] = Node(len(self.nodes), op, args, kind, value)
-            self.nodes.append(self._nodes_by_key[key])
+            self._nodes_by_key[key] = self._new_node(op, args, kind, value)
         return self._nodes_by_key[key]
+
+    def _new_node(self, op: str, args: tuple[Node, ...], kind: Kind, value: Any) -> Node:
+        self.nodes.append(Node(len(self.nodes), op, args, kind, value))
+        return self.nodes[-1]
 
 
 def _check_conditions(op: str, args: tuple[Node, ...]) -> None:
@@ -164,9 +171,9 @@ def _check_conditions(op: str, args: tuple[Node, ...]) -> None:
     """
     for i, node in enumerate(args):
         needs_condition = op in ("and", "or", "not") or (op == "where" and i == 0)
-        if needs_condition and node.is_array and node.op not in PREDICATES:
+        if needs_condition and node.kind != "scalar" and node.op not in PREDICATES:
             raise RuleError(f"{op} needs a comparison as its condition, not a value")
-        if not needs_condition and node.is_array and node.op in PREDICATES:
+        if not needs_condition and node.kind != "scalar" and node.op in PREDICATES:
             raise RuleError(
                 f"{op} got a condition: arithmetic with conditions is not allowed; use where(condition, a, b)"
             )
@@ -198,8 +205,8 @@ class Symbol(SymbolicValue):
     def record(self, op: str, *operands: Any) -> Symbol:
         return self.graph.record(op, *operands)
 
-    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None) -> Symbol:
-        return self.graph.reduce(op, operands, over, dim)
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None, name: str) -> Symbol:
+        return self.graph.reduce(op, operands, over, dim, name)
 
     def count(self, dim: int | None) -> Symbol:
         return self.graph.numel(self.node.kind, dim)

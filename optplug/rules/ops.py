@@ -46,7 +46,7 @@ class SymbolicValue:
     def record(self, op: str, *operands: Any) -> Any:
         raise NotImplementedError
 
-    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None) -> Any:
+    def reduce(self, op: str, operands: tuple[Any, ...], over: str | None, dim: int | None, name: str) -> Any:
         raise NotImplementedError
 
     def count(self, dim: int | None) -> Any:
@@ -181,11 +181,11 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
     return _total(lambda a, b: (a * b).sum(), torch.sum, x, y)
 
 
-def reduce_along(op: str, dim: int, *operands: Tensor) -> Tensor:
+def reduce_along(op: str, dim: int, *operands: Tensor, name: str = "") -> Tensor:
     """Reduce matrices along a dimension, which is kept with size 1. The result has the dtype of the operands."""
     x = operands[0]
     if x.ndim < 2:
-        raise RuleError(f"{op}(…, dim={dim}) needs a matrix, got a value of shape {tuple(x.shape)}")
+        raise RuleError(f"{name or op}(…, dim={dim}) needs a matrix, got a value of shape {tuple(x.shape)}")
     wide = [operand.to(_accumulation_dtype(x)) for operand in operands]
     if op == "amax":
         nonempty = wide[0] if x.shape[dim] else wide[0].sum(dim, keepdim=True) - math.inf
@@ -265,7 +265,7 @@ def _lerp_tensors(a: Any, b: Any, weight: Any) -> Any:
         return a + weight * (b - a)
     if weight == 1:
         return b
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype:
         return torch.lerp(a, b, weight)
     return a + weight * (b - a)
 
@@ -318,19 +318,23 @@ def lerp(a: Any, b: Any, weight: Any) -> Any:
     return _apply("lerp", _lerp_tensors, a, b, weight)
 
 
-def _reduce(op: str, operands: tuple[Any, ...], over: str | None, dim: int | None) -> Any:
+def _reduce(op: str, operands: tuple[Any, ...], over: str | None, dim: int | None, name: str = "") -> Any:
+    name = name or op  # in messages
     if over is not None and over not in SCOPES:
-        raise RuleError(f"{op} got over={over!r}{suggest(str(over), SCOPES, intro='it may be')}")
+        raise RuleError(f"{name} got over={over!r}{suggest(str(over), SCOPES, intro='it may be')}")
     if dim is not None and (over is not None or dim not in DIMS):
-        problem = "over and dim" if over is not None else f"dim={dim!r}; it may be -1 or -2"
-        raise RuleError(f"{op} got {problem}")
+        problem = "over and dim: it takes one of them" if over is not None else f"dim={dim!r}; it may be -1 or -2"
+        raise RuleError(f"{name} got {problem}")
     for x in operands:
         if isinstance(x, SymbolicValue):
-            return x.reduce(op, operands, over, dim)
+            return x.reduce(op, operands, over, dim, name)
     if not all(isinstance(x, Tensor) for x in operands):
-        raise RuleError(f"{op} needs element-wise values, got {', '.join(map(repr, operands))}")
+        wrong = next(x for x in operands if not isinstance(x, Tensor))
+        raise RuleError(f"{name} needs element-wise values, got {wrong!r}")
+    if len({x.shape for x in operands}) > 1:
+        raise RuleError(f"{name} needs two values of one kind, for example both element-wise")
     if dim is not None:
-        return reduce_along(op, dim, *operands)
+        return reduce_along(op, dim, *operands, name=name)
     value, combine = REDUCTIONS[op](*operands), combine_shared.get()
     return value if over is None or combine is None else combine(op, over, value)
 
@@ -357,7 +361,7 @@ def norm(x: Any, *, over: str | None = None, dim: int | None = None) -> Any:
     """The Euclidean norm of an element-wise value. `over` and `dim` as in `sum`."""
     if over is None and dim is None and isinstance(x, Tensor):  # its derivative at 0 is 0; that of sqrt is infinite
         return _total(torch.linalg.vector_norm, torch.linalg.vector_norm, x)
-    return sqrt(dot(x, x, over=over, dim=dim))
+    return sqrt(_reduce("dot", (x, x), over, dim, "norm"))
 
 
 def amax(x: Any, *, over: str | None = None, dim: int | None = None) -> Any:
@@ -367,7 +371,7 @@ def amax(x: Any, *, over: str | None = None, dim: int | None = None) -> Any:
 
 def mean(x: Any, *, dim: int | None = None) -> Any:
     """The mean of an element-wise value. `dim` as in `sum`."""
-    return sum(x, dim=dim) / numel(x, dim=dim)
+    return _reduce("sum", (x,), None, dim, "mean") / numel(x, dim=dim)
 
 
 def numel(x: Any, *, dim: int | None = None) -> Any:
@@ -376,7 +380,10 @@ def numel(x: Any, *, dim: int | None = None) -> Any:
         raise RuleError(f"numel got dim={dim!r}; it may be -1 or -2")
     if isinstance(x, SymbolicValue):
         return x.count(dim)
-    return float(x.numel() if dim is None else x.shape[dim])
+    if not isinstance(x, Tensor):
+        raise RuleError(f"numel needs an element-wise value, got {x!r}")
+    count = x.numel() if dim is None else x.shape[dim]
+    return torch.full((), count, dtype=_accumulation_dtype(x), device=x.device)
 
 
 def compute_tensor_scalars(op: str, *operands: Any) -> Any:

@@ -48,23 +48,31 @@ class Segment:
 def levels(nodes: Sequence[Node]) -> dict[Node, int]:
     """Return for each node how many reductions it depends on one after another.
 
+    A reduction over several parameters also has at least the level of the one before it: their order is that of the
+    rule, also where a variant of the rule has more reductions than another.
+
     Args:
         nodes: all nodes of a graph that are needed, in topological order.
     """
     found: dict[Node, int] = {}
+    last_shared = 0
     for node in nodes:
         found[node] = max((found[a] for a in node.args), default=0) + node.is_reduction
+        if node.is_shared:
+            last_shared = found[node] = max(found[node], last_shared)
     return found
 
 
-def cut(nodes: Sequence[Node], outputs: Mapping[str, Node]) -> list[Segment]:
+def cut(nodes: Sequence[Node], outputs: Mapping[str, Node], narrow: frozenset[str] = frozenset()) -> list[Segment]:
     """Cut a graph into segments.
 
     Args:
         nodes: all nodes that are needed, in topological order. All reductions among them are computed.
         outputs: the new value of each role that is written.
+        narrow: the roles whose dtype is narrower than that of the arithmetic. Their new values are not read again,
+            because storing has rounded them.
     """
-    return _Cutter(nodes, outputs).cut()
+    return _Cutter(nodes, outputs, narrow).cut()
 
 
 _Pass = tuple[int, int]
@@ -72,9 +80,10 @@ _Pass = tuple[int, int]
 
 
 class _Cutter:
-    def __init__(self, nodes: Sequence[Node], outputs: Mapping[str, Node]) -> None:
+    def __init__(self, nodes: Sequence[Node], outputs: Mapping[str, Node], narrow: frozenset[str]) -> None:
         self.nodes = nodes
         self.outputs = outputs
+        self.narrow = narrow
         self.levels = levels(nodes)
         self.stores: dict[_Pass, dict[str, Node]] = {}
         self.reductions: dict[_Pass, list[Node]] = {}
@@ -101,7 +110,7 @@ class _Cutter:
         return self.levels[node], KINDS.index(node.kind)
 
     def _written(self, node: Node) -> _Pass:
-        """Return the pass that writes an output. A reduction is stored in a temporary first."""
+        """Return the pass that writes an output: that of its kind, also for a reduction that another pass computes."""
         return self.levels[node], KINDS.index(node.kind)
 
     def _segment(self, k: _Pass) -> Segment:
@@ -159,7 +168,7 @@ class _Cutter:
             if role not in self.outputs or k <= self._written(self.outputs[role]):
                 return role
         for role, output in self.outputs.items():
-            if output is node and self._written(node) < k:
+            if output is node and self._written(node) < k and (role not in self.narrow or node.op == "input"):
                 return role
         return None
 

@@ -12,7 +12,7 @@ from optplug.errors import RuleError, listing, suggest
 from optplug.rules.graph import Graph, Kind, Node, Symbol
 from optplug.rules.modifiers import DecayKind, postlude, prelude
 from optplug.rules.ops import DIMS, FLOAT_OPERATIONS
-from optplug.rules.segments import cut, levels
+from optplug.rules.segments import Segment, cut, levels
 
 RuleFunction = Callable[..., Any]
 
@@ -175,8 +175,7 @@ class TracedRule:
         inputs: the names of the element-wise inputs among them: `"p"`, `"g"` and states.
         hoisted_scalars: the scalar nodes that `nodes` use. `compute_scalars` computes their values.
         uses_dims: whether the rule uses values with one number per row or column of a matrix.
-        segments: the passes over memory. A rule that does not reduce has one.
-        temporaries: the values that segments store for later ones, by the name of the temporary.
+        segments: the passes over memory, if no role is narrow. A rule that does not reduce has one.
         tensor_scalars: for each level the tensor scalars that are not reductions, in topological order. They can be
             computed before the segments of this level.
     """
@@ -212,6 +211,11 @@ class TracedRule:
                     f"{variant.rule.__qualname__} returned {KIND_NAMES[node.kind]} for {name!r}, which is "
                     f"{KIND_NAMES[expected]}"
                 )
+            if name in variant.shared_states and not _is_uniform(node):
+                raise RuleError(
+                    f"{variant.rule.__qualname__} returned a number for each parameter for {name!r}, which all "
+                    'parameters share; it may depend on reductions with over="optimizer" only'
+                )
             if node.kind == "tensor":
                 self.tensor_outputs[name] = node
             elif node.kind == "scalar":
@@ -228,9 +232,9 @@ class TracedRule:
             n for n in needed_nodes if n.kind == "scalar" and n.op != "const" and any(n in t.args for t in self.nodes)
         ]
         self.uses_dims = any(n.kind in ("matrix", "row", "column") for n in self.nodes)
-        self.segments = cut(needed_nodes, self.outputs)
-        stored = {name: node for s in self.segments for name, node in {**s.stores, **s.line_reductions}.items()}
-        self.temporaries = {name: node for name, node in stored.items() if name not in self.outputs}
+        self._needed_nodes = needed_nodes
+        self._segments: dict[frozenset[str], list[Segment]] = {}
+        self.segments = self.cut()
         level = levels(needed_nodes)
         self.tensor_scalars: dict[int, list[Node]] = {}
         for node in self.nodes:
@@ -263,9 +267,20 @@ class TracedRule:
         hoisted = [float(computed[n]) for n in self.hoisted_scalars]
         return hoisted, {name: float(computed[n]) for name, n in self._scalar_outputs.items()}
 
+    def cut(self, narrow: frozenset[str] = frozenset()) -> list[Segment]:
+        """Return the segments, cut once for each set of narrow roles; see `optplug.rules.segments.cut`."""
+        if narrow not in self._segments:
+            self._segments[narrow] = cut(self._needed_nodes, self.outputs, narrow)
+        return self._segments[narrow]
+
+    def temporaries(self, segments: Sequence[Segment]) -> dict[str, Node]:
+        """Return the values that segments store for later ones, by the name of the temporary."""
+        stored = {name: node for s in segments for name, node in {**s.stores, **s.line_reductions}.items()}
+        return {name: node for name, node in stored.items() if name not in self.outputs}
+
     @functools.cached_property
     def reduces(self) -> bool:
-        """Whether the rule uses tensor scalars."""
+        """Whether the rule reduces, or uses the number of elements."""
         return any(node.kind != "element" for node in self.nodes)
 
     @functools.cached_property
@@ -277,6 +292,16 @@ class TracedRule:
         lines = [f"{n!r}" for n in self.nodes]
         outputs = {**self.outputs, **self.tensor_outputs}
         return "\n".join([*lines, *(f"{name} <- %{node.index}" for name, node in outputs.items())])
+
+
+def _is_uniform(node: Node) -> bool:
+    """Whether a scalar or tensor scalar has the same value for all parameters of the optimizer.
+
+    Scalars are taken as equal: they depend on hyperparameters and states.
+    """
+    if node.is_reduction:
+        return bool(node.value == "optimizer")
+    return node.op != "numel" and all(map(_is_uniform, node.args))
 
 
 def _check_constant(variant: RuleVariant, name: str, result: Any) -> float:
