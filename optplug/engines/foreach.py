@@ -40,7 +40,7 @@ from optplug.engines.protocol import (
 from optplug.engines.scalars import StepScalars
 from optplug.engines.sparse import as_dense
 from optplug.rules.graph import Node
-from optplug.rules.ops import PREDICATES, REDUCTIONS, compute_tensor_scalars, count_values, reduce_along
+from optplug.rules.ops import PREDICATES, REDUCTIONS, compute_tensor_scalars, count_values, fit, reduce_along
 from optplug.rules.trace import TracedRule
 
 CHUNK_BYTES = {"cpu": 2 * 2**20}
@@ -361,6 +361,12 @@ def _lerp(a: list[Tensor], b: list[Tensor], weight: float) -> Any:
     return [t.clone() for t in b] if weight == 1 else torch._foreach_lerp(a, b, weight)
 
 
+def _extreme(name: str) -> Callable[..., Any]:
+    """As the function of torch with this name. A number that is too large for the dtype becomes infinite."""
+    function = getattr(torch, name)
+    return lambda a, b: function(a, fit(b, a[0].dtype) if isinstance(b, float) else b)
+
+
 def _lerp_(a: list[Tensor], b: list[Tensor], weight: float) -> None:
     if weight == 1:
         torch._foreach_copy_(a, b)
@@ -402,6 +408,8 @@ def _compile_step(traced: TracedRule) -> Callable[..., Any]:
     namespace.update({"_compute": compute_tensor_scalars, "inf": math.inf, "nan": math.nan})
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
     namespace.update({"_foreach_lerp": _lerp, "_foreach_lerp_": _lerp_})
+    extremes = [f"_foreach_{op}{suffix}" for op in ("maximum", "minimum") for suffix in ("", "_")]
+    namespace.update({name: _extreme(name) for name in extremes})
     exec(compile(text, filename, "exec"), namespace)  # noqa: S102 - source generated above
     compiled: Callable[..., Any] = namespace["step"]
     return compiled

@@ -27,7 +27,7 @@ class State:
             If False, a step changes only the rows in the gradient.
         dim: -1 for one number per row of a matrix, -2 for one per column; the state has size 1 in this dimension. A
             parameter with more than two dimensions is a stack of matrices. The state exists for matrices only.
-        matrices: whether the state exists for matrices only (True), or for parameters with less than two dimensions
+        matrices: whether the state exists for matrices only (True), or for parameters with fewer than two dimensions
             only (False). Default: for matrices only if `dim` is given, else for all parameters.
         shared: for a scalar state, whether it is one float for all parameters of the optimizer. Each parameter group
             contains it under its name. The rule must compute the same new value for every parameter, from scalars and
@@ -112,8 +112,8 @@ class State:
         return self.matrices in (None, is_matrix(p))
 
     def is_required(self, p: Tensor) -> bool:
-        """Whether every state dict with a state of this parameter contains this state. Scalars may be missing."""
-        return not self.scalar and self.when is None and self.applies_to(p)
+        """Whether every state dict with a state of this parameter contains this state. Step counts may be missing."""
+        return self.name != "step" and not self.shared and self.when is None and self.applies_to(p)
 
     def check(self, value: Any, p: Tensor, prefix: str) -> None:
         """Check that a value from a state dict fits the state of a parameter.
@@ -170,7 +170,7 @@ def rows_not_in_place_reason(p: Tensor, g: Tensor, states: Mapping[State, Tensor
         states: its states that are not scalars.
     """
     if not is_matrix(p):
-        return "it has less than two dimensions, the rule uses rows and columns of matrices"
+        return "it has fewer than two dimensions, the rule uses rows and columns of matrices"
     if not all(t.is_contiguous() for t in (p, g, *states.values())):
         return "its rows are not contiguous"
     for state, t in states.items():
@@ -188,7 +188,7 @@ def check_saved_states(
 
     Args:
         state_dict: the state dict of an optimizer.
-        owner: name of the optimizer, for messages.
+        optimizer_name: name of the optimizer, for messages.
         states: the states that the optimizer declares.
         params: all parameters of the optimizer, in order.
 

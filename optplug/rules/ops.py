@@ -239,12 +239,17 @@ def _apply(op: str, on_tensors: Callable[..., Tensor], *operands: Any) -> Any:
     return FLOAT_OPERATIONS[op](*operands)
 
 
+def fit(x: float, dtype: torch.dtype) -> float:
+    """Return infinity for a number that is too large for a dtype, where torch raises an error."""
+    return math.copysign(math.inf, x) if math.fabs(x) > torch.finfo(dtype).max else x
+
+
 def _with_tensor_operands(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
     """Convert a number among the operands to a tensor: torch's maximum and minimum take tensors only."""
 
     def on_tensors(a: Any, b: Any) -> Tensor:
         like = a if isinstance(a, Tensor) else b
-        as_tensor = (x if isinstance(x, Tensor) else torch.full_like(like, x) for x in (a, b))
+        as_tensor = (x if isinstance(x, Tensor) else torch.full_like(like, fit(x, like.dtype)) for x in (a, b))
         return compute(*as_tensor)
 
     return on_tensors

@@ -241,3 +241,13 @@ def test_reserved_names_of_states(name: str):
     cls = make(eval(f"lambda p, g, {name}, *, lr: (p, {name})"), State(name))
     with pytest.raises(RuleError, match=f"a state may not be named '{name}'"):
         cls(parameters((3,)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_limit_that_the_dtype_cannot_represent_limits_nothing(engine: str, dtype: torch.dtype):
+    results = []
+    for options in ({}, {"clip_value": 1e300}):
+        (p,) = parameters((3, 3), dtype=dtype)
+        results.append(steps(create_optimizer("sgd", [p], lr=0.1, engine=engine, **options), 1)[0])
+    assert torch.equal(*results)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import optplug
+from optplug.errors import HyperparameterError
 from optplug.testing.checks import assert_equal, save_and_load
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -155,3 +157,14 @@ def test_model_and_optimizer_can_be_copied_together(name, make_run):
     second = make_run(name, list(model_copy.parameters()))
     second.optimizer = optimizer
     second.run_steps(5).assert_equals(first.run_steps(5), "the copy and the original")
+
+
+@pytest.mark.parametrize("source", ["adam", "radam", "lamb", "adopt"])
+def test_missing_scalar_state_is_that_of_another_optimizer(source: str):
+    """NAdam's product of momenta would start at 1 in the middle of a training."""
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    saved = optplug.create_optimizer(source, [p])
+    saved.step()
+    with pytest.raises(HyperparameterError, match="NAdam keeps exp_avg, exp_avg_sq, mu_product, step"):
+        optplug.create_optimizer("nadam", [p]).load_state_dict(saved.state_dict())
