@@ -23,6 +23,7 @@ TESTS = (
     "tests/engines/test_arena.py",
     "tests/rules/test_reductions.py",
     "tests/rules/test_rows_and_columns.py",
+    "tests/engines/test_reducing_rules.py",
     "tests/engines/test_random_rules.py",
 )
 
@@ -41,7 +42,9 @@ FAULTS = [
     Fault(SEGMENTS, "default=0) + node.is_reduction", "default=0)"),
     Fault(SEGMENTS, "return self.levels[node] - 1, KINDS", "return self.levels[node], KINDS"),
     Fault(SEGMENTS, "k <= self._written(self.outputs[role])", "True"),
-    Fault(SEGMENTS, "if output is node and self._written(node) < k:", "if output is node:"),
+    Fault(SEGMENTS, "if output is node and self._written(node) < k and", "if output is node and"),
+    Fault(SEGMENTS, '(role not in self.narrow or node.op == "input")', "True"),
+    Fault(SEGMENTS, "last_shared = found[node] = max(found[node], last_shared)", "pass"),
     Fault(
         SEGMENTS,
         'elif n.op == "input":  # it has been overwritten\n                return None',
@@ -61,8 +64,7 @@ FAULTS = [
     Fault("engines/arena.py", "        self._taken = 0\n\n    def take", "        self._taken = 64\n\n    def take"),
     Fault("engines/arena.py", "self._taken += -(-size // ALIGNMENT) * ALIGNMENT", "self._taken += size"),
     Fault("engines/arena.py", "self._taken += -(-size // ALIGNMENT) * ALIGNMENT", "self._taken += ALIGNMENT"),
-    Fault("optim/rule_optimizer.py", "if not waiting:  # else temporaries are in use", "if True:"),
-    Fault("optim/rule_optimizer.py", "                    self._arena.reset()\n", "                    pass\n"),
+    Fault("optim/rule_optimizer.py", "                self._arena.reset()\n", ""),
     Fault(
         "engines/cpu_programs.py",
         "(np.cumsum(counts) - counts) * vector.element_size()",
@@ -109,6 +111,7 @@ FAULTS = [
         "self._emit(node, product, base, [a for a in dead if a.kind == node.kind])",
         "self._emit(node, product, base, dead)",
     ),
+    Fault("engines/cpu_programs.py", "nodes.sort(key=lambda node: node.index)", "pass"),
     Fault("engines/loop.py", "for total in self._totals:\n            return total\n", ""),
     Fault(
         "optim/shared_reductions.py",

@@ -54,14 +54,11 @@ class SegmentedProgram:
         self._lengths = [_parts(bucket) * length for length in bucket.lengths]
         # The reductions over several parameters of one level, in the order of the rule, after its last segment.
         last = {segment.level: segment for segment in self._segments}
-        shared = [(s.level, node) for s in self._segments for node in s.reductions if node.is_shared]
-        self._shared_after = {
-            segment: sorted(
-                (node for level, node in shared if segment is last[level] and level == segment.level),
-                key=lambda node: node.index,
-            )
-            for segment in self._segments
-        }
+        self._shared_after: dict[Segment, list[Node]] = {segment: [] for segment in self._segments}
+        for segment in self._segments:
+            self._shared_after[last[segment.level]] += [node for node in segment.reductions if node.is_shared]
+        for nodes in self._shared_after.values():
+            nodes.sort(key=lambda node: node.index)
         self._temporary_dtypes = _temporary_dtypes(bucket)
         self._kernels = _kernels(bucket, matrices=self._has_matrices(bucket))
         self._table = _chunk_table(bucket)

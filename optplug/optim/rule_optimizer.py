@@ -292,8 +292,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             new_shared: dict[str, Any] = {}
             waiting: list[tuple[ReadyStep | PendingStep, StepScalars, PartialSteps]] = []
             for step in steps:
-                if not waiting:  # else temporaries are in use
-                    self._arena.reset()
+                self._arena.reset()
                 if (started := self._step_bucket(step, new_shared)) is not None:
                     waiting.append(started)
             run_together([(step.bucket.group, partial_steps) for step, _, partial_steps in waiting])

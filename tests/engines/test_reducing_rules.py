@@ -67,6 +67,17 @@ def two_kinds(p, g, row, v, *, lr):
     return p - lr * u * k / n, row, v
 
 
+def rows_second(p, g, row, v, *, lr):
+    n = ops.norm(p, over=ALL)
+    if v is None:
+        k = ops.norm(row, over=ALL)
+        row = row + ops.mean(g * g, dim=-1)
+    else:
+        k = ops.norm(v, over=ALL)
+        v = v + g * g
+    return p - lr * g * n / (1 + k), row, v
+
+
 def three_norms(p, g, *, lr):
     a = ops.norm(g, over=ALL)
     b = ops.norm(p / a, over=ALL)
@@ -95,11 +106,12 @@ def with_gaps(p: Parameter) -> Parameter:
     ("rule", "states", "groups"),
     [
         (two_kinds, (State("row", dim=-1), State("v", matrices=False)), lambda a, b: [{"params": [a, b]}]),
+        (rows_second, (State("row", dim=-1), State("v", matrices=False)), lambda a, b: [{"params": [a, b]}]),
         (three_norms, (), lambda a, b: [{"params": [a, b]}]),
         (twice_the_same, (), lambda a, b: [{"params": [a]}, {"params": [b], "lr": 0.2}]),
         (ratio, (), lambda a, b: [{"params": [a]}, {"params": [b], "clip_norm": 0.5}]),
     ],
-    ids=["two-kinds", "three-norms", "twice-the-same", "modifier-in-one-group"],
+    ids=["two-kinds", "rows-second", "three-norms", "twice-the-same", "modifier-in-one-group"],
 )
 def test_shared_reductions_are_paired_in_the_order_of_the_rule(
     engine: str, rule: Callable[..., Any], states: Sequence[State], groups: Callable[..., Any]
