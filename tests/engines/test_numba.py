@@ -65,7 +65,7 @@ GUARD_VALUE, GUARD_SIZE = 77.0, 9
 SIGNS_OF_ROUNDED_VALUES = ("lion", "signum")
 """Rules that take the sign of a rounded value. In 16 bits a few values near 0 have another sign than in float64."""
 SPREAD_NAN = ("adafactor", "prodigy")
-"""Rules whose step size depends on all elements: the first NaN makes the whole parameter NaN."""
+"""Rules whose step size is NaN if any element is NaN. In LAMB and LARS the trust ratio then is 1."""
 
 
 class GuardedMemory:
