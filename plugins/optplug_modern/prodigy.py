@@ -27,8 +27,9 @@ class Prodigy(RuleOptimizer):
 
         \theta_{t+1} = \theta_t - \gamma d_t \, \big( m_t / (\sqrt{v_t} + d_{t+1} \epsilon) + \lambda \theta_t \big)
 
-    The inner product and the norm are over all parameters of the optimizer that have a gradient. The increase of
-    :math:`d` from :math:`d_0` is not limited by :math:`G`.
+    The inner product and the norm are over all parameters of the optimizer that have a gradient and a learning rate
+    above 0; :math:`s` of the others does not change. While the norm is 0, neither the estimate nor a parameter changes.
+    The increase of :math:`d` from :math:`d_0` is not limited by :math:`G`.
 
     Args:
         params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
@@ -57,9 +58,10 @@ class Prodigy(RuleOptimizer):
 
     Source: Mishchenko and Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, 2023,
     https://arxiv.org/abs/2306.06101, the version for Adam, and the authors' package prodigyopt. The package requires
-    equal learning rates in all groups and does not change the states while they are 0. It does not multiply
-    :math:`\epsilon` by :math:`d_t`, as the paper does, but by :math:`d_{t+1}`; with :math:`\beta_1 = 0` it multiplies
-    the gradient in :math:`m` by :math:`d_{t+1}` too. Its option `slice_p` is left out.
+    equal learning rates in all groups, except for learning rates of 0. With a learning rate of 0 it does not change
+    :math:`m` and :math:`v`; here they advance. It does not multiply :math:`\epsilon` by :math:`d_t`, as the paper does,
+    but by :math:`d_{t+1}`; with :math:`\beta_1 = 0` it multiplies the gradient in :math:`m` by :math:`d_{t+1}` too. Its
+    option `slice_p` is left out.
     """
 
     states = (
@@ -131,12 +133,13 @@ class Prodigy(RuleOptimizer):
             lr = lr * sqrt(1 - beta2 ** (k + 1)) / (1 - beta1 ** (k + 1))
         exp_avg = beta1 * exp_avg + ((1 - beta1) * d) * g
         exp_avg_sq = beta2 * exp_avg_sq + ((1 - beta2) * d * d) * g * g
-        s = beta3 * s + (d / d0 * d * (1.0 if safeguard_warmup else lr)) * g
-        d_numerator = beta3 * d_numerator + dot((d / d0 * d * lr) * g, p0 - p, over="optimizer")
-        d_denominator = sum(abs(s), over="optimizer")
-        step_size = where(d_denominator == 0, 0.0, d * lr)
-        d_hat = where(d_denominator == 0, 0.0, d_coef * d_numerator / d_denominator)
-        d_max = maximum(d_max, d_hat)
-        d = minimum(d_max, where(d == d0, maximum(d, d_hat), d) * growth_rate)
+        s = where(lr > 0, beta3 * s + (d / d0 * d * (1.0 if safeguard_warmup else lr)) * g, s)
+        d_denominator = sum(where(lr > 0, abs(s), 0.0), over="optimizer")
+        idle = d_denominator == 0
+        inner_product = dot((d / d0 * d * lr) * g, p0 - p, over="optimizer")
+        d_numerator = where(idle, d_numerator, beta3 * d_numerator + inner_product)
+        d_hat = where(idle, 0.0, d_coef * d_numerator / d_denominator)
+        d_max, step_size = maximum(d_max, d_hat), where(idle, 0.0, d * lr)
+        d = where(idle, d, minimum(d_max, where(d == d0, maximum(d, d_hat), d) * growth_rate))
         p = p - step_size * (exp_avg / (sqrt(exp_avg_sq) + d * eps) + weight_decay * p)
-        return p, p0, exp_avg, exp_avg_sq, s, d, d_max, d_numerator, k + where(d_denominator == 0, 0.0, 1.0)
+        return p, p0, exp_avg, exp_avg_sq, s, d, d_max, d_numerator, k + where(idle, 0.0, 1.0)
