@@ -45,6 +45,7 @@ class Trajectory:
     """Parameters and an optimizer that perform the same 50 steps for any class.
 
     After half of the steps the learning rate of the first group changes, or with `equal_lrs` that of both groups.
+    Gradients are noise, or with `quadratic` those of (p - 3)**2 / 2 with noise, as an estimate of the distance needs.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Trajectory:
         rounded: torch.dtype | None = None,
         shapes: tuple[tuple[int, ...], ...] = ((5, 3), (7,), (), (0,), (4,)),
         equal_lrs: bool = False,
+        quadratic: bool = False,
         **options: Any,
     ) -> None:
         self.rounded = rounded or dtype
@@ -63,7 +65,7 @@ class Trajectory:
             torch.randn(s, generator=generator, dtype=torch.float64).to(self.rounded).to(dtype).requires_grad_()
             for s in shapes
         ]
-        self.equal_lrs = equal_lrs
+        self.equal_lrs, self.quadratic = equal_lrs, quadratic
         self.initial = [p.detach().clone() for p in self.params]
         half = len(shapes) // 2
         self.optimizer = cls([{"params": self.params[:half]}, {"params": self.params[half:]}], **options)
@@ -73,7 +75,8 @@ class Trajectory:
             for i, p in enumerate(self.params):
                 g = noise(tuple(p.shape), 97 * step + i)
                 absent = (i == 1 and step < 7) or (i == 2 and step % 10 == 3)
-                p.grad = None if absent else g.to(self.rounded, copy=True).to(p.dtype)
+                g = g.to(self.rounded, copy=True).to(p.dtype) + (p.detach() - 3 if self.quadratic else 0)
+                p.grad = None if absent else g
             if step == 25:
                 for group in self.optimizer.param_groups[: None if self.equal_lrs else 1]:
                     group["lr"] = group["lr"] * 0.3
@@ -96,8 +99,8 @@ class Trajectory:
 
         Args:
             other: the trajectory to compare with.
-            states: the names of the states to compare, where `other` has them. Default: all; both optimizers must have
-                the same.
+            states: the names of the states to compare, where `other` has them, in the state of a parameter or in a
+                parameter group. Default: all states of parameters; both optimizers must have the same.
         """
         far, size = defaultdict(float), defaultdict(float)
 
@@ -115,6 +118,10 @@ class Trajectory:
                 assert ours.keys() == theirs.keys()
             for name in theirs if states is None else [name for name in states if name in theirs]:
                 compare(name, ours[name], theirs[name], torch.zeros_like(theirs[name]))
+        for group, other_group in zip(self.optimizer.param_groups, other.optimizer.param_groups, strict=True):
+            for name in set(states or ()) & other_group.keys():
+                a, b = (torch.as_tensor(g[name], dtype=torch.float64) for g in (group, other_group))
+                compare(name, a, b, torch.zeros_like(b))
         assert size["p"] > 0, "nothing moved"
         return {what: distance / size[what] if distance else 0.0 for what, distance in far.items()}
 

@@ -118,6 +118,7 @@ class Reference:
         checkpoints: whether optplug loads the state dict of the reference, and the reference that of optplug.
         always: options of all combinations.
         equal_lrs: whether the reference requires equal learning rates in all groups.
+        quadratic: whether the gradients are those of a quadratic function with noise, in place of noise.
     """
 
     make: Callable[..., Any]
@@ -128,6 +129,12 @@ class Reference:
     checkpoints: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
     equal_lrs: bool = False
+    quadratic: bool = False
+
+    @property
+    def trajectory(self) -> dict[str, Any]:
+        """The arguments of trajectories."""
+        return {"equal_lrs": self.equal_lrs, "quadratic": self.quadratic}
 
     @property
     def all_options(self) -> dict[str, Any]:
@@ -206,8 +213,9 @@ REFERENCES = {
         numbers={"lr": 0.5, "betas": (0.8, 0.95), "beta3": 0.9, "eps": 1e-3, "d_coef": 2.0, "growth_rate": 1.02},
         switches=[DECAY, COUPLED, {"use_bias_correction": True}, {"safeguard_warmup": True}],
         extremes=[{"d0": 1.0, "betas": (0.0, 0.9)}, {"beta3": 1.0}, {"beta3": 0.0}, {"growth_rate": 1.0}],
-        states=["exp_avg_sq"],
+        states=["exp_avg", "exp_avg_sq", "d", "d_max", "d_numerator", "k"],
         equal_lrs=True,
+        quadratic=True,
     ),
     "schedule_free_adamw": Reference(
         make=in_train_mode(schedulefree.AdamWScheduleFree),
@@ -240,16 +248,16 @@ NAMES_AND_CHECKPOINTS = [name for name, reference in REFERENCES.items() if refer
 def reference_trajectory(
     name: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...], rounded: torch.dtype | None = None
 ) -> Trajectory:
-    make, equal_lrs = REFERENCES[name].make, REFERENCES[name].equal_lrs
-    return Trajectory(make, dtype, rounded=rounded, equal_lrs=equal_lrs, **dict(options)).run_steps()
+    reference = REFERENCES[name]
+    return Trajectory(reference.make, dtype, rounded=rounded, **reference.trajectory, **dict(options)).run_steps()
 
 
 def difference_and_limit(name: str, engine: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[float, float]:
     """The largest difference from the reference, and the limit of it."""
-    states, equal_lrs = REFERENCES[name].states, REFERENCES[name].equal_lrs
+    states = REFERENCES[name].states
     given = tuple(options.items())
     cls = optplug.get_optimizer(name)
-    ours = Trajectory(cls, dtype, equal_lrs=equal_lrs, engine=engine, **options).run_steps()
+    ours = Trajectory(cls, dtype, engine=engine, **REFERENCES[name].trajectory, **options).run_steps()
     theirs = reference_trajectory(name, dtype, given)
     if (engine, dtype) != ("numba", torch.float32):
         return ours.max_difference(theirs, states), LIMITS[dtype]
