@@ -5,6 +5,7 @@ from typing_extensions import Unpack
 
 from optplug import Params, RuleOptimizer, RuleOptions, State
 from optplug.ops import lerp, maximum, minimum, sqrt
+from optplug.optim.ranges import above_zero
 
 
 class ADOPT(RuleOptimizer):
@@ -22,7 +23,7 @@ class ADOPT(RuleOptimizer):
         params: tensors of any shape, with or without names, or dicts that each describe a parameter group.
         lr: learning rate :math:`\gamma \ge 0`.
         betas: decay rates :math:`(\beta_1, \beta_2)` of the running averages, each in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the smallest scale, in units of the gradient.
+        eps: :math:`\epsilon > 0`, the smallest scale, in units of the gradient.
         weight_decay: coefficient of the L2 penalty, at least 0.
         decoupled_weight_decay: multiply the parameter by 1 - lr * weight_decay in each step, instead of the L2 penalty.
         foreach, maximize, capturable, differentiable, fused, engine, state_dtype: as in `RuleOptimizer`.
@@ -40,6 +41,7 @@ class ADOPT(RuleOptimizer):
     """
 
     states = (State("step", scalar=True), State("exp_avg"), State("exp_avg_sq"))
+    ranges = (above_zero("eps", "epsilon value"),)
     cases = ({}, {"weight_decay": 0.05}, {"maximize": True, "betas": (0.8, 0.95), "eps": 1e-3})
 
     def __init__(
