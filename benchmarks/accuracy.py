@@ -51,7 +51,7 @@ def test_accuracy(name: str, seed: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--optimizers", nargs="+", default=optplug.list_optimizers("optplug-*"))
+    parser.add_argument("--optimizers", nargs="+", default=optplug.list_optimizers("optplug-*:*"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     for name in ("lightning", "pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
