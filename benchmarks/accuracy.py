@@ -25,7 +25,7 @@ from digits import Digits, DigitsClassifier  # noqa: E402 - the examples are no 
 
 from optplug.pytorch_lightning import OptplugCLI  # noqa: E402
 
-SKIPPED = {"sparse_adam": "takes sparse gradients only"}
+SKIPPED = {"lbfgs": "is a method for full batches", "sparse_adam": "takes sparse gradients only"}
 
 
 def test_accuracy(name: str, seed: int) -> float:
