@@ -39,7 +39,7 @@ bench: $(INSTALLED)
 	wc -l plugins/optplug_classic/*.py plugins/optplug_modern/*.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png
-	$(BIN)/python benchmarks/newer.py --seconds 2
+	$(BIN)/python benchmarks/newer.py --seconds 1
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python tests/run_faults.py
 	$(BIN)/python benchmarks/fused.py --rounds 41 --threads 1

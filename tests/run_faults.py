@@ -48,7 +48,7 @@ FAULTS = [
     Fault(
         SEGMENTS,
         'elif n.op == "input":  # it has been overwritten\n                return None',
-        'elif n.op == "input":\n                reads.add(n)',
+        'elif n.op == "input":\n                operations.add(n)',
     ),
     Fault(SEGMENTS, "if len(counted) <= RECOMPUTED_READS else None", ""),
     Fault(SEGMENTS, "if n in used and not n.is_array", "if n in used and n.kind == 'scalar'"),
