@@ -61,7 +61,11 @@ FAULTS = [
     ),
     Fault(GRAPH, 'return "element" if {"row", "column"} <= found else', "return"),
     # the temporaries
-    Fault("engines/arena.py", "        self._taken = 0\n\n    def take", "        self._taken = 64\n\n    def take"),
+    Fault(
+        "engines/arena.py",
+        "        if self._taken > len(self._memory):\n            self._memory",
+        "        if False:\n            self._memory",
+    ),
     Fault("engines/arena.py", "self._taken += -(-size // ALIGNMENT) * ALIGNMENT", "self._taken += size"),
     Fault("engines/arena.py", "self._taken += -(-size // ALIGNMENT) * ALIGNMENT", "self._taken += ALIGNMENT"),
     Fault("optim/rule_optimizer.py", "                self._arena.reset()\n", ""),
