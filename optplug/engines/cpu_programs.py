@@ -21,7 +21,7 @@ from optplug.engines.cpu_kernel import ChunkTable, Kernel, compiled_kernel
 from optplug.engines.cpu_matrix import MatrixTable, dimensions
 from optplug.engines.llvm_ir import INITIAL_TOTALS, compute_dtype
 from optplug.engines.llvm_matrix import reduces_columns
-from optplug.engines.protocol import Bucket, PartialReduction, PartialSteps
+from optplug.engines.protocol import Bucket, PartialReduction, SuspendedStep
 from optplug.engines.scalars import ScalarRow, StepScalars
 from optplug.rules.graph import Kind, Node
 from optplug.rules.ops import compute_tensor_scalars, count_values
@@ -61,14 +61,15 @@ class SegmentedProgram:
             nodes.sort(key=lambda node: node.index)
         self._temporary_dtypes = _temporary_dtypes(bucket)
         self._kernels = _kernels(bucket, matrices=self._has_matrices(bucket))
-        self._table = _chunk_table(bucket)
+        if not bucket.graph.uses_dims:
+            self._table = _chunk_table(bucket)
 
     @staticmethod
     def _has_matrices(bucket: Bucket) -> bool:
         """Whether the program steps parameters as matrices."""
         return False
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps | None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> SuspendedStep | None:
         steps = self._steps(roles, scalars, addresses, arena)
         if self._graph.shared_reductions:
             return steps
@@ -76,13 +77,13 @@ class SegmentedProgram:
             pass
         return None
 
-    def _steps(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps:
+    def _steps(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> SuspendedStep:
         graph = self._graph
         temporaries = self._take_temporaries(arena)
         starts = [self._starts(node, temporaries[name]) for name, node in self._temporaries.items()]
         addresses = np.concatenate([_addresses(roles, addresses), *starts])
         values = self._scalar_values(scalars.rows(graph))
-        levels = sorted(graph.tensor_scalars.items(), reverse=True)
+        levels = sorted(graph.scalars_by_level.items(), reverse=True)
         for segment, kernel in zip(self._segments, self._kernels, strict=True):
             while levels and levels[-1][0] <= segment.level:
                 self._compute(levels.pop()[1], values)

@@ -33,8 +33,8 @@ from optplug.engines.protocol import (
     Bucket,
     EngineProtocol,
     PartialReduction,
-    PartialSteps,
     Program,
+    SuspendedStep,
     combine_partials,
 )
 from optplug.engines.scalars import StepScalars
@@ -464,7 +464,7 @@ class _ForeachProgram:
         self._densify_grads = bucket.key.densify_grads
         self._state_dtype = bucket.settings.state_dtype
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps | None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> SuspendedStep | None:
         if self._graph.shared_reductions:
             return self._step_with_totals(roles, scalars)
         for constants, chunk, indices in self._chunks(roles, scalars):
@@ -472,7 +472,7 @@ class _ForeachProgram:
                 self._store(scalars, self._run(*work.values(), *constants), indices)
         return None
 
-    def _step_with_totals(self, roles: TensorsByRole, scalars: StepScalars) -> PartialSteps:
+    def _step_with_totals(self, roles: TensorsByRole, scalars: StepScalars) -> SuspendedStep:
         """Run the programs of all chunks together. Each reduction over several parameters needs all of them."""
         with ExitStack() as stack:
             chunks = list(self._chunks(roles, scalars))

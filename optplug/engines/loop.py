@@ -18,8 +18,8 @@ from optplug.engines.protocol import (
     BucketKey,
     EngineProtocol,
     PartialReduction,
-    PartialSteps,
     Program,
+    SuspendedStep,
     combine_partials,
 )
 from optplug.engines.scalars import StepScalars, scalar_dtype
@@ -49,13 +49,13 @@ class _LoopProgram:
         self._settings = bucket.settings
         self._densify_grads = bucket.key.densify_grads
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps | None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> SuspendedStep | None:
         partials = self._attempt(roles, scalars, [])
         return self._step_with_totals(roles, scalars, partials) if partials else None
 
     def _step_with_totals(
         self, roles: TensorsByRole, scalars: StepScalars, partials: list[PartialReduction]
-    ) -> PartialSteps:
+    ) -> SuspendedStep:
         """Run the rule again after each reduction over several parameters, until it needs no further reduction."""
         totals: list[Tensor] = []
         while partials:

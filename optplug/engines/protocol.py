@@ -167,14 +167,14 @@ def combine_partials(partials: Sequence[PartialReduction]) -> PartialReduction:
     return first._replace(value=values.amax() if first.op == "amax" else values.sum())
 
 
-PartialSteps = Generator[PartialReduction, Tensor, None]
+SuspendedStep = Generator[PartialReduction, Tensor, None]
 """A step that waits for reductions over the parameters of all buckets: it yields its part and receives the whole."""
 
 
 class Program(Protocol):
     """What an engine prepared for a bucket. It is used in every step until the bucket changes."""
 
-    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> PartialSteps | None:
+    def step(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> SuspendedStep | None:
         """Update the parameters and the element-wise states in place.
 
         Args:

@@ -21,7 +21,7 @@ from typing_extensions import Unpack
 from optplug.engines._torch_compat import check_graph_capture, disable_dynamo
 from optplug.engines.arena import Arena
 from optplug.engines.buffers import indices_sharing_memory, not_in_place_reason
-from optplug.engines.protocol import Bucket, GroupSettings, PartialSteps
+from optplug.engines.protocol import Bucket, GroupSettings, SuspendedStep
 from optplug.engines.report import BucketReport
 from optplug.engines.scalars import PackedScalarsCache, StepScalars
 from optplug.errors import (
@@ -290,7 +290,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                     steps += self._bucket_steps(index, group, members, their_grads, matrices=matrices)
             self._check_shared_reductions(steps)
             new_shared: dict[str, Any] = {}
-            waiting: list[tuple[ReadyStep | PendingStep, StepScalars, PartialSteps]] = []
+            waiting: list[tuple[ReadyStep | PendingStep, StepScalars, SuspendedStep]] = []
             for step in steps:
                 self._arena.reset()
                 if (started := self._step_bucket(step, new_shared)) is not None:
@@ -509,7 +509,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
 
     def _step_bucket(
         self, step: ReadyStep | PendingStep, new_shared: dict[str, Any]
-    ) -> tuple[ReadyStep | PendingStep, StepScalars, PartialSteps] | None:
+    ) -> tuple[ReadyStep | PendingStep, StepScalars, SuspendedStep] | None:
         """Step a bucket, or start its step, if its rule reduces over several parameters: then return the rest.
 
         Args:

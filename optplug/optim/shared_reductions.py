@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from optplug.engines.protocol import PartialReduction, PartialSteps, combine_partials
+from optplug.engines.protocol import PartialReduction, SuspendedStep, combine_partials
 from optplug.errors import RuleError
 
 
-def run_together(steps: Sequence[tuple[int, PartialSteps]]) -> None:
+def run_together(steps: Sequence[tuple[int, SuspendedStep]]) -> None:
     """Run the steps of several buckets. Each reduction is combined over all buckets before a step continues.
 
     Args:
@@ -42,7 +42,7 @@ def _scope_key(group: int, partial: PartialReduction) -> tuple[str, int | None]:
     return partial.scope, None if partial.scope == "optimizer" else group
 
 
-def _send(generator: PartialSteps, total: Tensor) -> PartialReduction | None:
+def _send(generator: SuspendedStep, total: Tensor) -> PartialReduction | None:
     try:
         return generator.send(total)
     except StopIteration:

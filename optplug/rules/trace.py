@@ -176,7 +176,7 @@ class TracedRule:
         hoisted_scalars: the scalar nodes that `nodes` use. `compute_scalars` computes their values.
         uses_dims: whether the rule uses values with one number per row or column of a matrix.
         segments: the passes over memory, if no role is narrow. A rule that does not reduce has one.
-        tensor_scalars: for each level the tensor scalars that are not reductions, in topological order. They can be
+        scalars_by_level: for each level the tensor scalars that are not reductions, in topological order. They can be
             computed before the segments of this level.
     """
 
@@ -236,10 +236,10 @@ class TracedRule:
         self._segments: dict[frozenset[str], list[Segment]] = {}
         self.segments = self.cut()
         level = levels(needed_nodes)
-        self.tensor_scalars: dict[int, list[Node]] = {}
+        self.scalars_by_level: dict[int, list[Node]] = {}
         for node in self.nodes:
             if node.kind == "tensor" and not node.is_reduction:
-                self.tensor_scalars.setdefault(level[node], []).append(node)
+                self.scalars_by_level.setdefault(level[node], []).append(node)
         needed = _live_nodes([*self.hoisted_scalars, *self._scalar_outputs.values()])
         self._scalar_inputs = [n for n in graph.nodes if n in needed and n.op == "input"]
         self._scalar_constants = {n: n.value for n in graph.nodes if n in needed and n.op == "const"}

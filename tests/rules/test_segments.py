@@ -143,7 +143,7 @@ def test_rule_without_reductions_has_one_segment_with_its_whole_graph(name: str)
         assert dict(segment.stores) == graph.outputs
         assert list(segment.constants) == graph.hoisted_scalars
         temporaries = graph.temporaries(graph.segments)
-        unused = (segment.reductions, segment.line_reductions, temporaries, graph.tensor_scalars)
+        unused = (segment.reductions, segment.line_reductions, temporaries, graph.scalars_by_level)
         assert not any(unused)
 
 
@@ -232,13 +232,13 @@ class Interpreter:
         for segment in self.segments:
             self.compute_tensor_scalars(segment.level)
             self.run_segment(segment)
-        self.compute_tensor_scalars(max(self.graph.tensor_scalars, default=0))
+        self.compute_tensor_scalars(max(self.graph.scalars_by_level, default=0))
         outputs = {name: self.memory[name] for name in self.graph.outputs}
         return outputs | {name: self.known[node] for name, node in self.graph.tensor_outputs.items()}
 
     def compute_tensor_scalars(self, level: int) -> None:
-        for k in sorted(self.graph.tensor_scalars):
-            for node in self.graph.tensor_scalars[k] if k <= level else ():
+        for k in sorted(self.graph.scalars_by_level):
+            for node in self.graph.scalars_by_level[k] if k <= level else ():
                 if node not in self.known:
                     self.known[node] = self.tensor_scalar(node)
 
