@@ -10,7 +10,7 @@ does not depend on its chunk or on its position in a vector register.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from llvmlite import ir
@@ -86,52 +86,20 @@ def write_kernel(
         value_dtype: the dtype of the arithmetic. Default: `compute_dtype(dtypes)`.
     """
     value_type = STORAGE_TYPES[value_dtype or compute_dtype(dtypes)]
-    int_pointer = INT64.as_pointer()
-    arguments = [int_pointer, int_pointer, value_type.as_pointer(), int_pointer, INT64]
-    if segment.reductions:
-        arguments.append(DOUBLE.as_pointer())
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "step")
-    set.add(function.attributes, f'"prefer-vector-width"="{vector_bits(segment)}"')  # unknown to llvmlite
-    table, blocks, scalars, next_block, block_count, *partials = function.args
-    entry, take, block, chunk, element, after, done = map(
-        function.append_basic_block, ("entry", "take", "block", "chunk", "element", "after", "done")
-    )
-    build = ir.IRBuilder(entry)
-
-    def load_at(base: ir.Value, index: ir.Value) -> ir.Value:
-        return build.load(build.gep(base, [index]))
-
-    build.branch(take)
-    build.position_at_end(take)
-    number = build.atomic_rmw("add", next_block, INT64(1), "monotonic")
-    build.cbranch(build.icmp_signed("<", number, block_count), block, done)
-
-    build.position_at_end(block)
-    first, last = load_at(blocks, number), load_at(blocks, build.add(number, INT64(1)))
-    build.branch(chunk)
-
-    build.position_at_end(chunk)
-    c = build.phi(INT64)
-    c.add_incoming(first, block)
-    row = build.gep(table, [build.mul(c, INT64(HEADER_COLUMNS + len(dtypes)))])
-    length = load_at(row, INT64(0))
-    constants = build.gep(scalars, [build.mul(load_at(row, INT64(1)), INT64(len(segment.constants)))])
-    scalar_values = {node: load_at(constants, INT64(k)) for k, node in enumerate(segment.constants)}
-    pointers = {
-        role: build.inttoptr(load_at(row, INT64(HEADER_COLUMNS + k)), STORAGE_TYPES[dtype].as_pointer())
-        for k, (role, dtype) in enumerate(dtypes.items())
-    }
+    loop = ChunkLoop(segment, dtypes, module, value_type, HEADER_COLUMNS, ["element"])
+    build, chunk, pointers = loop.build, loop.blocks["chunk"], loop.pointers
+    element, after, length = loop.blocks["element"], loop.blocks["after"], loop.header[0]
     build.branch(element)
 
     build.position_at_end(element)
     i = build.phi(INT64)
     i.add_incoming(INT64(0), chunk)
     accumulators = [build.phi(DOUBLE) for _ in segment.reductions]
-    arithmetic = Arithmetic(build, module, value_type, scalar_values)
+    arithmetic = Arithmetic(build, module, value_type, loop.scalars)
     for node in segment.nodes:
         if node in segment.loads:
             name = segment.loads[node]
-            arithmetic.values[node] = from_storage(build, load_at(pointers[name], i), dtypes[name], value_type)
+            arithmetic.values[node] = from_storage(build, loop.load(pointers[name], i), dtypes[name], value_type)
         else:
             arithmetic.compute(node)
     for name, node in segment.stores.items():
@@ -147,15 +115,89 @@ def write_kernel(
     i.add_incoming(next_i, element)
     build.cbranch(build.icmp_signed("<", next_i, length), element, after)
 
-    build.position_at_end(after)
-    for k, total in enumerate(totals):
-        column = build.add(build.mul(c, INT64(len(totals))), INT64(k))
-        build.store(total, build.gep(partials[0], [column]))
-    c.add_incoming(build.add(c, INT64(1)), after)
-    build.cbranch(build.icmp_signed("<", c.incomings[-1][0], last), chunk, take)
+    loop.end(totals)
 
-    build.position_at_end(done)
-    build.ret_void()
+
+class ChunkLoop:
+    """The function `step` of a kernel: its arguments, and the loop over blocks and chunks around the code of a chunk.
+
+    Args:
+        segment: the segment.
+        dtypes: the dtype of the elements of each role and temporary, in the column order of the table.
+        module: the module.
+        value_type: the LLVM type of the arithmetic.
+        header_columns: number of leading columns of the chunk table. Column 1 is the row of scalars.
+        inner: the names of the basic blocks between `chunk` and `after`.
+
+    Attributes:
+        build: the builder, at the end of the block `chunk`.
+        blocks: the basic blocks by name. The code of a chunk must end with a branch to `after`.
+        header: the values of the leading columns.
+        scalars: the values of the segment's constants.
+        pointers: the address of each role and temporary.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        dtypes: Mapping[str, torch.dtype],
+        module: ir.Module,
+        value_type: ir.Type,
+        header_columns: int,
+        inner: Sequence[str],
+    ) -> None:
+        int_pointer = INT64.as_pointer()
+        arguments = [int_pointer, int_pointer, value_type.as_pointer(), int_pointer, INT64]
+        if segment.reductions:
+            arguments.append(DOUBLE.as_pointer())
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "step")
+        set.add(function.attributes, f'"prefer-vector-width"="{vector_bits(segment)}"')  # unknown to llvmlite
+        table, blocks, scalars, next_block, block_count, *self._partials = function.args
+        names = ("entry", "take", "block", "chunk", *inner, "after", "done")
+        self.blocks = {name: function.append_basic_block(name) for name in names}
+        self.build = build = ir.IRBuilder(self.blocks["entry"])
+        build.branch(self.blocks["take"])
+        build.position_at_end(self.blocks["take"])
+        number = build.atomic_rmw("add", next_block, INT64(1), "monotonic")
+        is_left = build.icmp_signed("<", number, block_count)
+        build.cbranch(is_left, self.blocks["block"], self.blocks["done"])
+
+        build.position_at_end(self.blocks["block"])
+        first, self._last = self.load(blocks, number), self.load(blocks, build.add(number, INT64(1)))
+        build.branch(self.blocks["chunk"])
+
+        build.position_at_end(self.blocks["chunk"])
+        self._chunk = build.phi(INT64)
+        self._chunk.add_incoming(first, self.blocks["block"])
+        row = build.gep(table, [build.mul(self._chunk, INT64(header_columns + len(dtypes)))])
+        self.header = [self.load(row, INT64(k)) for k in range(header_columns)]
+        constants = build.gep(scalars, [build.mul(self.header[1], INT64(len(segment.constants)))])
+        self.scalars = {node: self.load(constants, INT64(k)) for k, node in enumerate(segment.constants)}
+        self.pointers = {
+            name: build.inttoptr(self.load(row, INT64(header_columns + k)), STORAGE_TYPES[dtype].as_pointer())
+            for k, (name, dtype) in enumerate(dtypes.items())
+        }
+
+    def load(self, base: ir.Value, index: ir.Value) -> ir.Value:
+        """Emit the load of an element of an array."""
+        return self.build.load(self.build.gep(base, [index]))
+
+    def end(self, totals: Sequence[ir.Value]) -> None:
+        """Emit the end of the loop.
+
+        Args:
+            totals: the reductions of a chunk.
+        """
+        build, c = self.build, self._chunk
+        build.position_at_end(self.blocks["after"])
+        for k, total in enumerate(totals):
+            column = build.add(build.mul(c, INT64(len(totals))), INT64(k))
+            build.store(total, build.gep(self._partials[0], [column]))
+        c.add_incoming(build.add(c, INT64(1)), self.blocks["after"])
+        is_left = build.icmp_signed("<", c.incomings[-1][0], self._last)
+        build.cbranch(is_left, self.blocks["chunk"], self.blocks["take"])
+        build.position_at_end(self.blocks["done"])
+        build.ret_void()
 
 
 class Arithmetic:

@@ -28,9 +28,9 @@ from optplug.engines.llvm_ir import (
     INT64,
     STORAGE_TYPES,
     Arithmetic,
+    ChunkLoop,
     from_storage,
     to_storage,
-    vector_bits,
 )
 from optplug.rules.graph import Kind
 from optplug.rules.segments import Segment
@@ -63,45 +63,13 @@ def write_kernel(
         value_dtype: the dtype of the arithmetic.
     """
     value_type = STORAGE_TYPES[value_dtype]
-    int_pointer = INT64.as_pointer()
-    arguments = [int_pointer, int_pointer, value_type.as_pointer(), int_pointer, INT64]
-    if segment.reductions:
-        arguments.append(DOUBLE.as_pointer())
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "step")
-    set.add(function.attributes, f'"prefer-vector-width"="{vector_bits(segment)}"')  # unknown to llvmlite
-    table, blocks, scalars, next_block, block_count, *partials = function.args
-    entry, take, block, chunk, line, element, line_end, after, done = map(
-        function.append_basic_block,
-        ("entry", "take", "block", "chunk", "line", "element", "line_end", "after", "done"),
-    )
-    build = ir.IRBuilder(entry)
+    loop = ChunkLoop(segment, dtypes, module, value_type, len(HEADER), ["line", "element", "line_end"])
+    build, chunk, pointers = loop.build, loop.blocks["chunk"], loop.pointers
+    line, element, line_end = loop.blocks["line"], loop.blocks["element"], loop.blocks["line_end"]
+    header = dict(zip(HEADER, loop.header, strict=True))
     positions = POSITIONS[segment.space]
     sums_of_columns = [n for n in segment.line_reductions.values() if reduces_columns(segment, n.kind)]
     sums_of_lines = {name: n for name, n in segment.line_reductions.items() if n not in sums_of_columns}
-
-    def load_at(base: ir.Value, index: ir.Value) -> ir.Value:
-        return build.load(build.gep(base, [index]))
-
-    build.branch(take)
-    build.position_at_end(take)
-    number = build.atomic_rmw("add", next_block, INT64(1), "monotonic")
-    build.cbranch(build.icmp_signed("<", number, block_count), block, done)
-
-    build.position_at_end(block)
-    first, last = load_at(blocks, number), load_at(blocks, build.add(number, INT64(1)))
-    build.branch(chunk)
-
-    build.position_at_end(chunk)
-    c = build.phi(INT64)
-    c.add_incoming(first, block)
-    row = build.gep(table, [build.mul(c, INT64(len(HEADER) + len(dtypes)))])
-    header = {name: load_at(row, INT64(k)) for k, name in enumerate(HEADER)}
-    constants = build.gep(scalars, [build.mul(header["scalar_row"], INT64(len(segment.constants)))])
-    scalar_values = {node: load_at(constants, INT64(k)) for k, node in enumerate(segment.constants)}
-    pointers = {
-        name: build.inttoptr(load_at(row, INT64(len(HEADER) + k)), STORAGE_TYPES[dtype].as_pointer())
-        for k, (name, dtype) in enumerate(dtypes.items())
-    }
     accumulators = build.inttoptr(header["accumulators"], DOUBLE.as_pointer())
     first_outer = build.sdiv(header["first_line"], header["middle"])
     first_middle = build.srem(header["first_line"], header["middle"])
@@ -121,7 +89,7 @@ def write_kernel(
         "column": build.mul(outer, header["inner"]),
         "matrix": outer,
     }
-    values = dict(scalar_values)
+    values = dict(loop.scalars)
     vectors = {}
     for node, name in segment.loads.items():
         position = positions[node.kind]
@@ -145,7 +113,7 @@ def write_kernel(
     arithmetic = Arithmetic(build, module, value_type, values)
     for node in segment.nodes:
         if node in vectors:
-            stored = load_at(vectors[node], i)
+            stored = loop.load(vectors[node], i)
             arithmetic.values[node] = from_storage(build, stored, dtypes[segment.loads[node]], value_type)
         elif node not in segment.loads:
             arithmetic.compute(node)
@@ -178,17 +146,9 @@ def write_kernel(
         *zip(line_totals, totals, strict=True),
     ):
         phi.add_incoming(value, line_end)
-    build.cbranch(build.icmp_signed("<", done_lines.incomings[-1][0], header["lines"]), line, after)
+    build.cbranch(build.icmp_signed("<", done_lines.incomings[-1][0], header["lines"]), line, loop.blocks["after"])
 
-    build.position_at_end(after)
-    for k, total in enumerate(totals):
-        column = build.add(build.mul(c, INT64(len(totals))), INT64(k))
-        build.store(total, build.gep(partials[0], [column]))
-    c.add_incoming(build.add(c, INT64(1)), after)
-    build.cbranch(build.icmp_signed("<", c.incomings[-1][0], last), chunk, take)
-
-    build.position_at_end(done)
-    build.ret_void()
+    loop.end(totals)
 
 
 def reduces_columns(segment: Segment, kind: Kind) -> bool:
