@@ -105,6 +105,7 @@ class OptimizerSpec(Spec):
         "closure": "step() needs a closure that re-evaluates the model",
         "complex": "takes complex parameters",
         "create_graph": "needs gradients made with create_graph=True",
+        "matrix_only": "takes parameters with two or more dimensions only",
         "modes": "has train() and eval() modes",
         "sparse": "takes sparse gradients",
         "sparse_only": "takes sparse gradients only",
@@ -123,10 +124,12 @@ class SchedulerSpec(Spec):
         interval: `"epoch"` or `"step"`: the default of the configuration key `interval`.
         length: the name of the argument that sets the total number of steps of the schedule. A configuration can then
             set this argument to `auto`. Arguments named as in `LENGTH_ARGUMENTS` need no declaration. Default: none.
+        lengths: the names of the other arguments that are numbers of steps of the schedule. Default: none.
     """
 
     interval: Literal["epoch", "step"] = "epoch"
     length: str = ""
+    lengths: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "scheduler"
     CAPABILITIES: ClassVar[Mapping[str, str]] = {"metric": "step() takes the monitored metric"}
@@ -137,6 +140,10 @@ class SchedulerSpec(Spec):
             raise SpecError(f"interval {self.interval!r} of scheduler {self.name!r} is neither 'epoch' nor 'step'")
         if not isinstance(self.length, str):
             raise SpecError(f"length of scheduler {self.name!r} must be the name of an argument, got {self.length!r}")
+        if not isinstance(self.lengths, tuple) or not all(isinstance(name, str) for name in self.lengths):
+            raise SpecError(
+                f"lengths of scheduler {self.name!r} must be a tuple of names of arguments, got {self.lengths!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ class FunctionSpec(Spec):
 def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
     """Make the spec of a class or function that a plugin returned without a spec.
 
-    The attributes `capabilities`, `interval` and `length` of the target become the fields of the same name.
+    The attributes `capabilities`, `interval`, `length` and `lengths` of the target become the fields of the same name.
 
     Raises:
         SpecError: the target has no `__name__` that can be registered, e.g. a lambda.
@@ -168,7 +175,7 @@ def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
         )
     options: dict[str, Any] = {
         key: getattr(target, key)
-        for key in ("capabilities", "interval", "length")
+        for key in ("capabilities", "interval", "length", "lengths")
         if _declares(spec_class, target, key)
     }
     doc = (target.__doc__ or "").strip().partition("\n")[0]

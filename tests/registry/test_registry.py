@@ -530,8 +530,8 @@ BAD_SPECS = {
     ),
     "a capability of another kind": (
         "OptimizerSpec('lion', 'm:X', capabilities='metric')",
-        "optimizer 'lion' declares the unknown capability 'metric'; known are closure, complex, create_graph, modes, "
-        "sparse, sparse_only",
+        "optimizer 'lion' declares the unknown capability 'metric'; known are closure, complex, create_graph, "
+        "matrix_only, modes, sparse, sparse_only",
     ),
     "capabilities that are not text": ("OptimizerSpec('lion', 'm:X', capabilities=[3])", "must be a set of words"),
     "capabilities that are not iterable": (
