@@ -9,11 +9,13 @@
 - timm's schedulers: `TimmAdapter`
 - optplug's closed-form schedules: `optplug.schedulers.closed_form.ClosedFormAdapter`
 - optplug's warmup: `optplug.schedulers.warmup.WarmupAdapter`
+- optplug's schedules per parameter group: `optplug.schedulers.per_group.PerGroupAdapter`
 - all other objects: `SchedulerAdapter`
 """
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from functools import singledispatch
@@ -75,6 +77,17 @@ class SchedulerAdapter:
             default: the length if the scheduler does not store the argument under its name.
         """
         return int(getattr(self.scheduler, argument, default))
+
+    @property
+    def needs_argument(self) -> bool:
+        """Whether `step` has an argument without default, such as the metric of a plateau scheduler."""
+        parameters = inspect.signature(self.scheduler.step).parameters.values()
+        return any(p.default is p.empty for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+
+    @property
+    def warmups(self) -> Sequence[Any]:
+        """The warmups of the scheduler (`optplug.schedulers.warmup.Warmup`)."""
+        return ()
 
     def warmup_step(self) -> None:
         """Count an optimizer step for the warmup, if the scheduler has one."""

@@ -346,6 +346,14 @@ class WarmupAdapter(SchedulerAdapter):
     def length(self, argument: str, default: int) -> int:
         return self._inner.length(argument, default)
 
+    @property
+    def needs_argument(self) -> bool:
+        return self._inner.needs_argument
+
+    @property
+    def warmups(self) -> Sequence[Any]:
+        return [self.scheduler]
+
     def warmup_step(self) -> None:
         self.scheduler.warmup_step()
 

@@ -20,6 +20,7 @@ from optplug.schedulers.adapters import (
 )
 from optplug.schedulers.closed_form import ClosedFormAdapter
 from optplug.schedulers.late_groups import follow_groups
+from optplug.schedulers.per_group import PerGroup, PerGroupAdapter
 from optplug.schedulers.warmup import Warmup, WarmupAdapter
 from support import ignore_epoch_of_sequential_lr
 
@@ -98,6 +99,7 @@ FAMILIES = {
     "optplug, closed form": (exponential, ClosedFormAdapter, 0),
     "optplug, plateau": (lambda o: optplug.create_scheduler("reduce_lr_on_plateau", o), PlateauAdapter, 0),
     "optplug, warmup": (lambda o: Warmup(exponential(o), 3), WarmupAdapter, 0),
+    "optplug, per group": (lambda o: PerGroup(o, {}, exponential), PerGroupAdapter, 0),
     "torch, StepLR": (lambda o: lr_scheduler.StepLR(o, 2), TorchAdapter, 0),
     "torch, LambdaLR": (lambda o: lr_scheduler.LambdaLR(o, float), LambdaAdapter, 0),
     "torch, CyclicLR": (lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.2, cycle_momentum=False), TorchAdapter, 0),
@@ -129,7 +131,7 @@ def test_settings_of_known_families_are_applied(make, adapter, steps):
     state = scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}
     before = lrs_of(scheduler.optimizer)
     applied = adapter_for(scheduler).apply_settings(state, [0.4], [0.2])
-    assert applied == (adapter in (ClosedFormAdapter, PlateauAdapter, WarmupAdapter))
+    assert applied == (adapter in (ClosedFormAdapter, PlateauAdapter, WarmupAdapter, PerGroupAdapter))
     assert lrs_of(scheduler.optimizer) == pytest.approx([2 * lr for lr in before])
 
 
