@@ -20,7 +20,7 @@ from optplug.config.param_groups import (
     name_groups,
     parameter_infos,
 )
-from optplug.config.param_selection import Selector, module_parameters
+from optplug.config.param_selection import AnySelector, module_parameters
 
 RenameGroups = Callable[[Optimizer], None]
 
@@ -54,7 +54,7 @@ class AddParamGroup:
         module: nn.Module,
         rules: Sequence[AnyGroupRule] = (),
         base: Mapping[str, Any] | None = None,
-        select: Selector | None = None,
+        select: AnySelector | None = None,
         *,
         rename_groups: RenameGroups | None = None,
     ) -> None:

@@ -45,7 +45,7 @@ from optplug.errors import (
 )
 from optplug.optim.combined import Combined
 from optplug.optim.strict_kwargs import StrictKwargs
-from optplug.registry import registry
+from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments, constructor_arguments, function_arguments
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.plateau_warmup import PlateauWarmup
@@ -430,9 +430,9 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
 
     def construct(arguments: Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> None:
         with third_party_errors(registration.spec.name, {**arguments, **options}):
-            groups = [{"params": _dummy_parameters(1)}]
+            groups = [{"params": [_dummy_parameter(registration)]}]
             if options:
-                groups.append({"params": _dummy_parameters(1), **options})
+                groups.append({"params": [_dummy_parameter(registration)], **options})
             _construct_optimizer(optimizer_config.name, groups, arguments)
 
     given = _without_links(optimizer_config.hyperparameters)
@@ -503,7 +503,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
 
     def construct(arguments: Mapping[str, Any]) -> None:
         # The class of the optimizer does not matter: schedulers use its parameter groups only.
-        groups = [{"params": [p]} for p in _dummy_parameters(*group_counts)]
+        groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(*group_counts)]
         optimizer = torch.optim.Optimizer(groups, {"lr": 0.1})
         try:
             _construct_scheduler(name, optimizer, arguments)
@@ -521,8 +521,9 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     _accepted_arguments(collector, construct, given, loc, argument_loc, valid, report_contradictions=is_known)
 
 
-def _dummy_parameters(count: int) -> list[torch.Tensor]:
-    return [torch.zeros(1, requires_grad=True) for _ in range(count)]
+def _dummy_parameter(registration: Registration) -> torch.Tensor:
+    """A parameter with one element that an optimizer accepts."""
+    return torch.zeros((1,) * (2 if "matrix_only" in registration.spec.capabilities else 1), requires_grad=True)
 
 
 def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:

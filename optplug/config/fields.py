@@ -254,23 +254,26 @@ class Text:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of values of one kind that is not empty.
+    """A list of values of one kind.
 
     Attributes:
         item: the kind of the items.
         noun: what the list is, for messages.
         allows_single: whether a single value stands for a list with one item.
+        allows_empty: whether the list may be empty.
     """
 
     item: Kind
     noun: str
     allows_single: bool = True
+    allows_empty: bool = False
 
     def read(self, value: Any) -> tuple[Any, ...]:
-        is_single = isinstance(value, Unresolved) or (isinstance(value, str) and self.allows_single)
+        single = (str, int, float) if isinstance(self.item, Number) else str
+        is_single = isinstance(value, Unresolved) or (isinstance(value, single) and self.allows_single)
         items = [value] if is_single else value
         is_list = isinstance(items, Sequence) and not isinstance(items, (str, bytes))
-        if not is_list or not items or (is_single and not value):
+        if not is_list or not (items or self.allows_empty) or (is_single and value == ""):
             raise ConfigTypeError(f"must be {self}, got {value!r}")
         collector = ErrorCollector()
         found = []
@@ -281,7 +284,7 @@ class ListOf:
         return tuple(found)
 
     def schema(self) -> Schema:
-        several = {"type": "array", "items": self.item.schema(), "minItems": 1}
+        several = {"type": "array", "items": self.item.schema(), "minItems": 0 if self.allows_empty else 1}
         return {"anyOf": [self.item.schema(), several]} if self.allows_single else several
 
     def __str__(self) -> str:

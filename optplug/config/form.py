@@ -121,6 +121,11 @@ SELECTORS = table(
         "a glob that is compared with the class name of the module that directly owns the parameter, and with the "
         'names of that class\'s base classes: `LayerNorm`, `"*Norm"`',
     ),
+    Field(
+        "ndim",
+        ListOf(Number(_between(0, 99), True, "a whole number"), "a number of dimensions, or a list of them"),
+        "the number of dimensions of the parameter: 2 for the weight of a linear layer",
+    ),
 )
 """The keys that select parameters."""
 
@@ -223,6 +228,7 @@ PARAM_GROUPS = Field(
 
 ENTRY = table(
     *SELECTORS.values(),
+    Field("rest", Flag(), "`true`: selects the parameters that no other optimizer of the list selects", False),
     PARAM_GROUPS,
     Field("scheduler", Nested("scheduler", "a scheduler"), "the scheduler of this optimizer", is_nullable=True),
 )

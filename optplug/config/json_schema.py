@@ -287,9 +287,15 @@ def _has_optimizer(schema: Schema) -> Schema:
     return {"required": ["optimizer"], "properties": {"optimizer": schema}}
 
 
+def _with_value(key: str, value: Any) -> Schema:
+    return {"type": "object", "required": [key], "properties": {key: {"const": value}}}
+
+
 def _optimizer(optimizers: list[_RegisteredClass]) -> Schema:
-    selects = {"if": {"minItems": 2}, "then": {"items": {"anyOf": [{"required": [key]} for key in SELECTORS]}}}
-    several = {"type": "array", "items": _ref("optimizer.mapping"), "minItems": 1, **selects}
+    selecting = [{"required": [key]} for key in SELECTORS] + [_with_value("rest", True)]
+    selects = {"if": {"minItems": 2}, "then": {"items": {"anyOf": selecting}}}
+    one_rest = {"contains": _with_value("rest", True), "minContains": 0, "maxContains": 1}
+    several = {"type": "array", "items": _ref("optimizer.mapping"), "minItems": 1, **selects, **one_rest}
     only_in_lists = [key for key in ENTRY if not any(key in known.direct_arguments for known in optimizers)]
     single = {"allOf": [_ref("optimizer.mapping"), {"properties": dict.fromkeys(only_in_lists, False)}]}
     entry = {"allOf": [_ref("optimizer.mapping"), {"properties": {"scheduler": False}}]}

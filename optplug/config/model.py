@@ -15,7 +15,7 @@ from typing import Any
 from optplug.config.arguments import argument_loc, length_argument
 from optplug.config.form import ARGS, ENTRY, METRIC_KEYS, ON_RESUME, SCHEDULER, TABLES
 from optplug.config.param_groups import AnyGroupRule
-from optplug.config.param_selection import Selector
+from optplug.config.param_selection import AnySelector
 from optplug.config.plain_data import to_serializable
 from optplug.errors import Loc
 from optplug.registry import Registration, registry
@@ -145,7 +145,7 @@ class OptimizerEntry:
 
     optimizer: OptimizerConfig
     param_groups: tuple[AnyGroupRule, ...] = ()
-    select: Selector | None = None
+    select: AnySelector | None = None
     groups_loc: Loc = field(default=("param_groups",), compare=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from optplug.config.form import MULTIPLIERS
 from optplug.config.param_group_presets import GroupAssignment, LayerDecay, NoDecay
-from optplug.config.param_selection import ModuleParameter, Selector, check_selector, module_parameters
+from optplug.config.param_selection import AnySelector, ModuleParameter, Selector, check_selector, module_parameters
 from optplug.config.plain_data import to_serializable
 from optplug.errors import ConfigError, ErrorCollector, Loc
 
@@ -47,7 +47,7 @@ class GroupRule:
 AnyGroupRule = GroupRule | NoDecay | LayerDecay
 
 
-def trainable_parameters(module: nn.Module, select: Selector | None = None) -> list[ModuleParameter]:
+def trainable_parameters(module: nn.Module, select: AnySelector | None = None) -> list[ModuleParameter]:
     """The module's parameters that require gradients.
 
     Args:
@@ -70,7 +70,7 @@ def trainable_parameters(module: nn.Module, select: Selector | None = None) -> l
 
 
 def held_parameters(
-    module: nn.Module, select: Selector | None = None, *, hold_frozen: Collection[str] = ()
+    module: nn.Module, select: AnySelector | None = None, *, hold_frozen: Collection[str] = ()
 ) -> list[ModuleParameter]:
     """The module's parameters that its optimizer holds: the trainable ones, and the frozen ones in `hold_frozen`.
 
@@ -101,7 +101,7 @@ def build_param_groups(
     module: nn.Module,
     rules: Sequence[AnyGroupRule],
     base: Mapping[str, Any] | None = None,
-    select: Selector | None = None,
+    select: AnySelector | None = None,
     *,
     hold_frozen: Collection[str] = (),
 ) -> list[dict[str, Any]]:

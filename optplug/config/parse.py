@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -38,7 +38,7 @@ from optplug.config.model import (
 )
 from optplug.config.param_group_presets import LayerDecay, NoDecay
 from optplug.config.param_groups import AnyGroupRule, GroupRule
-from optplug.config.param_selection import Selector
+from optplug.config.param_selection import Rest, Selector
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import stray_key_hint
 from optplug.errors import (
@@ -64,9 +64,9 @@ def parse(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Confi
 
     Args:
         optimizer: one of: a name; a mapping with `name` and hyperparameters; for several optimizers, a list of such
-            mappings, each with `match`, `regex` or `type` and optionally its own `param_groups` and `scheduler`; for
-            one optimizer that combines several, `{combine: [...]}` with such a list. None: the module has its own
-            optimizer. Mappings and lists may be OmegaConf's.
+            mappings, each with a selector (`match`, `regex`, `type`, `ndim`) or `rest: true`, and optionally its own
+            `param_groups` and `scheduler`; for one optimizer that combines several, `{combine: [...]}` with such a
+            list. None: the module has its own optimizer. Mappings and lists may be OmegaConf's.
         scheduler: a name, a mapping with `name`, arguments and the keys of `optplug.config.form.SCHEDULER`, or None.
         options: the other keys of `optplug.config.form.TOP_LEVEL`. Other keys are errors.
 
@@ -329,6 +329,7 @@ def _parse_entries(
         collector.add(ConfigError(message), loc)
         return []
     found = []
+    rests = _rest_entries(collector, given, loc)
     for i, entry in enumerate(given):
         entry_loc = (*loc, i)
         if isinstance(entry, Unresolved):
@@ -339,8 +340,9 @@ def _parse_entries(
             continue
         optimizer = _parse_optimizer(collector, entry, entry_loc, fields)
         select = parse_selector(entry, collector, entry_loc) if SELECTORS.keys() & entry.keys() else None
-        if select is None and len(given) > 1 and "name" in entry:
-            collector.add(ConfigError(f"needs one of {listing(SELECTORS)} to select its parameters"), entry_loc)
+        if select is None and len(given) > 1 and "name" in entry and i not in rests:
+            message = f"needs one of {listing([*SELECTORS, 'rest'])} to select its parameters"
+            collector.add(ConfigError(message), entry_loc)
         groups_loc = (*entry_loc, "param_groups")
         rules = _parse_param_groups(collector, entry.get("param_groups"), groups_loc, optimizer)
         scheduler = None
@@ -348,6 +350,25 @@ def _parse_entries(
             scheduler = _parse_scheduler(collector, entry.get("scheduler"), (*entry_loc, "scheduler"))
         if optimizer is not None:
             found.append((OptimizerEntry(optimizer, rules, select, groups_loc), scheduler))
+    others = tuple(entry.select for entry, _ in found if isinstance(entry.select, Selector))
+    return [
+        (replace(entry, select=Rest(others)) if entry.optimizer.loc[-1] in rests else entry, scheduler)
+        for entry, scheduler in found
+    ]
+
+
+def _rest_entries(collector: ErrorCollector, given: Sequence[Any], loc: Loc) -> list[int]:
+    """The indices of the entries with `rest: true`, of which there may be one."""
+    found = []
+    for i, entry in enumerate(given):
+        if isinstance(entry, Mapping) and read_fields(collector, entry, [ENTRY["rest"]], (*loc, i)).get("rest") is True:
+            found.append(i)
+            selectors = [key for key in SELECTORS if key in entry]
+            if selectors:
+                message = f"selects all parameters that no other optimizer selects: omit {listing(selectors)}, or rest"
+                collector.add(ConfigError(message), (*loc, i, "rest"))
+    for i in found[1:]:
+        collector.add(ConfigError(f"{loc_text((*loc, found[0]))} takes the rest already"), (*loc, i, "rest"))
     return found
 
 

@@ -67,7 +67,7 @@ def test_single_entry_needs_no_selector():
         (
             [{"name": "adam"}, {"name": "sgd", "match": "x"}],
             ConfigError,
-            "[0]: needs one of match, regex, type to select its parameters",
+            "[0]: needs one of match, regex, type, ndim, rest to select its parameters",
         ),
         ([{"name": "adam", "match": 5}], ConfigTypeError, f"[0].match: must be {GLOB_TYPE_MESSAGE}, got 5"),
         (

@@ -15,7 +15,7 @@ GLOB_TYPE_MESSAGE = "a glob, or a list of them"
 LAYER_DECAY_EXAMPLE = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
 ADAM_GROUP_KEYS = (
     "it has agc, amsgrad, betas, capturable, cautious, clip_norm, clip_value, decoupled_weight_decay and 7 more "
-    "(see optplug info adam), and in an entry of param_groups match, regex, type, name, lr_mult, wd_mult"
+    "(see optplug info adam), and in an entry of param_groups match, regex, type, ndim, name, lr_mult, wd_mult"
 )
 
 
@@ -54,7 +54,7 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
             ConfigTypeError,
             "[0]: must be a mapping such as {match: '*.bias', weight_decay: 0.0}, or the name of a preset, got 5",
         ),
-        ([{"lr": 1}], ConfigError, "[0]: needs one of match, regex, type to select parameters; it has lr"),
+        ([{"lr": 1}], ConfigError, "[0]: needs one of match, regex, type, ndim to select parameters; it has lr"),
         ([{"match": 5}], ConfigTypeError, f"[0].match: must be {GLOB_TYPE_MESSAGE}, got 5"),
         ([{"match": []}], ConfigTypeError, f"[0].match: must be {GLOB_TYPE_MESSAGE}, got []"),
         ([{"match": ["a", 1]}], ConfigTypeError, "[0].match[1]: must be a glob, got 1"),
@@ -186,9 +186,8 @@ def test_each_missing_key_of_a_preset_is_reported(given: Any, collected_errors: 
 def test_misspelled_selector_is_reported_once(error_message: Any):
     message = error_message(ConfigError, "adam", param_groups=[{"mach": "*", "lr": 1}])
     assert message == (
-        "param_groups[0].mach: needs one of match, regex, type to select parameters; it has mach, lr; did you mean "
-        "'match' "
-        "instead of 'mach'?"
+        "param_groups[0].mach: needs one of match, regex, type, ndim to select parameters; it has mach, lr; did you "
+        "mean 'match' instead of 'mach'?"
     )
 
 

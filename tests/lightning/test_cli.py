@@ -293,7 +293,7 @@ def test_class_has_the_right_module_and_base(optplug_lightning: Any, pl: Any):
         ),
         (
             ["--optimizer", "adam", "--param_groups", "[{lr: 1.0}]"],
-            "param_groups[0]: needs one of match, regex, type to select parameters; it has lr",
+            "param_groups[0]: needs one of match, regex, type, ndim to select parameters; it has lr",
         ),
         (["--param_groups", "[{match: '*'}]"], "param_groups: requires an optimizer: add e.g. optimizer: adam"),
         (["--param_groups", "no_decay"], "param_groups: requires an optimizer: add e.g. optimizer: adam"),
