@@ -22,6 +22,7 @@ from optplug.config.form import (
     SCHEDULER,
     SELECTORS,
 )
+from optplug.config.lengths import length_argument, length_arguments, read_length
 from optplug.config.value_schema import numbers_from_text, schema_of_type
 from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_you_mean, listing, short_list
 from optplug.optim.strict_kwargs import StrictKwargs
@@ -33,15 +34,7 @@ from optplug.registry.signature import (
     function_arguments,
     takes_untyped_options,
 )
-from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
-
-
-def length_argument(registration: Registration) -> str | None:
-    """The name of a scheduler's argument that sets the length of the whole schedule; None if there is none."""
-    if not isinstance(registration.spec, SchedulerSpec):
-        return None
-    known = configurable_arguments(registration)
-    return registration.spec.length or next((name for name in LENGTH_ARGUMENTS if name in known), None)
+from optplug.registry.specs import SchedulerSpec
 
 
 def scheduler_fields(registration: Registration) -> Table:
@@ -68,7 +61,7 @@ def own_arguments(
 ) -> dict[str, Any]:
     """The arguments that a class has, with numbers in place of text that is a number.
 
-    Errors are collected for unknown and missing arguments, and for an argument that must not be `auto`.
+    Errors are collected for unknown and missing arguments, for a wrong `auto`, and for wrong lengths.
 
     Args:
         collector: collects the errors.
@@ -97,7 +90,13 @@ def own_arguments(
             message = f"no argument of {registration.name} can be {AUTO}"
         collector.add(ConfigError(message), (*loc, *argument_loc(key, nested)))
         invalid.add(key)
-    return read_numbers(registration, {key: value for key, value in arguments.items() if key not in invalid})
+    valid = {key: value for key, value in arguments.items() if key not in invalid}
+    for key in valid.keys() & set(length_arguments(registration)):
+        errors = len(collector.errors)
+        value = read_length(collector, valid.pop(key), (*loc, *argument_loc(key, nested)))
+        if len(collector.errors) == errors:
+            valid[key] = value
+    return read_numbers(registration, valid)
 
 
 def argument_loc(name: str, nested: Collection[str]) -> Loc:

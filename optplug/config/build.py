@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from optplug.config.added_groups import AddParamGroup, RenameGroups
 from optplug.config.arguments import check_arguments
 from optplug.config.fields import has_unresolved
-from optplug.config.form import MULTIPLIERS, is_auto
+from optplug.config.form import MULTIPLIERS
+from optplug.config.lengths import is_relative, numbers_in
 from optplug.config.model import (
     LINK_PATTERN,
     Config,
@@ -32,6 +33,7 @@ from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
 from optplug.config.third_party import third_party_errors
+from optplug.config.training_length import EpochSteps, TrainingLength, resolve_lengths
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -50,9 +52,6 @@ from optplug.registry.signature import configurable_arguments, constructor_argum
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.plateau_warmup import PlateauWarmup
 from optplug.schedulers.warmup import Warmup
-
-ASSUMED_LENGTH = 1000
-"""The number that replaces `auto` in a dry run."""
 
 
 def create_optimizer(
@@ -489,9 +488,10 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     if not issubclass(cls, StrictKwargs):
         return
     given = {key: value for key, value in scheduler_config.arguments.items() if not has_unresolved(value)}
-    length = scheduler_config.length_argument
-    if length is not None and is_auto(given.get(length)):
-        given[length] = ASSUMED_LENGTH
+    relative = {key for key in scheduler_config.length_arguments if is_relative(given.get(key))}
+    if relative:
+        alone = dataclasses.replace(scheduler_config, arguments=given, warmup=None)
+        given |= resolve_lengths(alone, _assumed_training(alone)).arguments
     group_counts = {1}
     if any(entry.param_groups for entry in setup.entries) or len(setup.entries) != 1:
         # The number of groups depends on the module. Assume that arguments with one value per group have the right
@@ -507,8 +507,10 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
         optimizer = torch.optim.Optimizer(groups, {"lr": 0.1})
         try:
             _construct_scheduler(name, optimizer, arguments)
-        except OptplugError:
-            raise
+        except OptplugError as joined:
+            # With the real lengths, these errors may not occur, or have other numbers in them.
+            if not {error.argument for error in joined.errors} <= {*relative, None} or not relative:
+                raise
         except (TypeError, ValueError, LookupError, ArithmeticError):
             pass  # it may need the real optimizer; an actual error is raised again when the scheduler is built
 
@@ -524,6 +526,13 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
 def _dummy_parameter(registration: Registration) -> torch.Tensor:
     """A parameter with one element that an optimizer accepts."""
     return torch.zeros((1,) * (2 if "matrix_only" in registration.spec.capabilities else 1), requires_grad=True)
+
+
+def _assumed_training(scheduler_config: SchedulerConfig) -> TrainingLength:
+    """A training that is longer than all numbers in the lengths of a schedule, for a dry run."""
+    lengths = (scheduler_config.arguments.get(name) for name in scheduler_config.length_arguments)
+    steps = 1000 * int(max((1, *(number for length in lengths for number in numbers_in(length)))))
+    return TrainingLength(steps, steps, EpochSteps(((0, 1),)), is_dry_run=True)
 
 
 def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:

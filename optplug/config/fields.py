@@ -6,12 +6,12 @@ A kind reads a value, which checks it, and describes the allowed values as JSON 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, Loc, did_you_mean, listing
+from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, Loc, did_you_mean, listing, suggest
 from optplug.optim.ranges import Range
 
 Schema = dict[str, Any]
@@ -136,6 +136,15 @@ def read_fields(
             with collector.collect((*loc, each.name)):
                 found[each.name] = each.read(given[each.name])
     return found
+
+
+def check_keys(
+    collector: ErrorCollector, subject: str, given: Mapping[str, Any], fields: Collection[str], loc: Loc
+) -> None:
+    """Collect an error for each key that is not the name of a field."""
+    for key in given:
+        if key not in fields:
+            collector.add(ConfigError(f"{subject} has no key {key!r}{suggest(str(key), fields)}"), (*loc, str(key)))
 
 
 # ------------------------------------------------------------------------------------------------ kinds

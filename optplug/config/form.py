@@ -129,10 +129,15 @@ SELECTORS = table(
 )
 """The keys that select parameters."""
 
-WARMUP = table(
+LENGTH = table(
     Field("steps", STEPS, "the length in optimizer steps"),
-    Field("epochs", Number(_between(0, 10**9)), "the length in epochs"),
-    Field("ratio", Number(_between(0, 1)), "the length as a fraction of all optimizer steps of the training"),
+    Field("epochs", Number(_between(0, 10**9)), "the length in epochs; it need not be whole"),
+    Field("ratio", Number(_between(0, 1)), "the length as a fraction of the training"),
+)
+"""A length with its unit. It has exactly one of these keys."""
+
+WARMUP = table(
+    *LENGTH.values(),
     Field(
         "start_factor",
         FRACTION,
@@ -140,10 +145,7 @@ WARMUP = table(
         is_nullable=True,
     ),
 )
-"""The long form of a warmup."""
-
-WARMUP_UNITS = ("steps", "epochs", "ratio")
-"""A warmup has exactly one of these keys."""
+"""The long form of a warmup. It has exactly one of the keys of `LENGTH`."""
 
 OPTIMIZER = table(
     Field("name", Text("a name"), "the name of the optimizer", ...),

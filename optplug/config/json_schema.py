@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.config.arguments import length_argument, scheduler_fields
+from optplug.config.arguments import scheduler_fields
 from optplug.config.fields import NUMBER_PATTERN, NUMBER_TEXT, Field, Schema, Table
 from optplug.config.form import (
     ARGS,
@@ -15,6 +15,7 @@ from optplug.config.form import (
     CORRECT_KEYS,
     ENTRY,
     GROUP_RULE,
+    LENGTH,
     MULTIPLIERS,
     OPTIMIZER_WIDE_OPTIONS,
     OVERRIDE,
@@ -26,8 +27,8 @@ from optplug.config.form import (
     TOP_LEVEL,
     VERBOSE,
     WARMUP,
-    WARMUP_UNITS,
 )
+from optplug.config.lengths import length_argument, length_arguments
 from optplug.config.model import LINK_PATTERN
 from optplug.config.value_schema import any_of, json_value, schema_of_type, union
 from optplug.errors import PluginError
@@ -66,6 +67,7 @@ def json_schema() -> Schema:
         "scheduler": _scheduler(schedulers),
         "scheduler.mapping": _scheduler_mapping(schedulers),
         "scheduler.constant": _warmup_only(),
+        "length": _length(),
         "warmup": _warmup(),
         "preset": _preset(),
         "param_groups": _param_groups("group"),
@@ -172,8 +174,10 @@ class _RegisteredClass:
                 schema = union([schema, NULL])
         if schema and number_types and self.kind == "optimizer":
             schema = union([schema, _ref("link")])
-        if schema and self.kind == "scheduler" and argument.name == length_argument(self.registration):
-            schema = union([schema, {"const": AUTO}])
+        if schema and argument.name in length_arguments(self.registration):
+            schema = _with_units(schema)
+            if argument.name == length_argument(self.registration):
+                schema = union([schema, {"const": AUTO}])
         description = argument.description
         if range_ is not None and not range_.bounds:
             description = f"{description} ({range_.words})".strip()
@@ -360,13 +364,30 @@ def _other_keys(registered: _RegisteredClass) -> dict[str, Any]:
     }
 
 
+def _length() -> Schema:
+    return {
+        "type": "object",
+        "description": "A length with its unit, for example {ratio: 0.2}.",
+        "properties": _properties(LENGTH.values()),
+        "oneOf": [{"required": [key]} for key in LENGTH],
+        "additionalProperties": False,
+    }
+
+
+def _with_units(schema: Schema) -> Schema:
+    """The schema of a length, or of a list of lengths, that may have a unit."""
+    if schema.get("type") == "array":
+        return {**schema, "items": union([schema["items"], _ref("length")])} if schema.get("items") else schema
+    return union([schema, _ref("length")])
+
+
 def _warmup() -> Schema:
     return {
         "type": ["object", "null"],
         "description": "Linear warmup of the learning rate, for example {steps: 100}.",
         "properties": _properties(WARMUP.values()),
         "if": MAPPING,
-        "then": {"oneOf": [{"required": [key]} for key in WARMUP_UNITS]},
+        "then": {"oneOf": [{"required": [key]} for key in LENGTH]},
         "additionalProperties": False,
     }
 

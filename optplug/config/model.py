@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from optplug.config.arguments import argument_loc, length_argument
+from optplug.config.arguments import argument_loc
 from optplug.config.form import ARGS, ENTRY, METRIC_KEYS, ON_RESUME, SCHEDULER, TABLES
+from optplug.config.lengths import length_argument, length_arguments
 from optplug.config.param_groups import AnyGroupRule
 from optplug.config.param_selection import AnySelector
 from optplug.config.plain_data import to_serializable
@@ -80,6 +81,7 @@ class SchedulerConfig:
         arguments: the constructor arguments.
         interval: `"epoch"` or `"step"`. A scheduler with a metric ignores it and steps after each validation.
         interval_is_given: whether the configuration sets the interval; if not, the plugin's default is used.
+        given_lengths: the lengths as they are written, after they have been converted to numbers; empty before.
         frequency: the scheduler steps once every `frequency` intervals.
         warmup: None for no warmup.
         monitor: the name of the metric; None to infer it.
@@ -100,6 +102,7 @@ class SchedulerConfig:
     patience_unit: str = SCHEDULER["patience_unit"].default
     on_nonfinite: str = SCHEDULER["on_nonfinite"].default
     interval_is_given: bool = field(default=False, compare=False)
+    given_lengths: Mapping[str, Any] = field(default_factory=dict, compare=False)
     nested: frozenset[str] = field(default=frozenset(), compare=False)
     loc: Loc = field(default=("scheduler",), compare=False)
 
@@ -120,6 +123,11 @@ class SchedulerConfig:
     def length_argument(self) -> str | None:
         """The name of the argument that sets the length of the schedule, such as `T_max`; None if there is none."""
         return None if self.name is None else length_argument(self.registration)
+
+    @property
+    def length_arguments(self) -> tuple[str, ...]:
+        """The names of all arguments that are lengths."""
+        return () if self.name is None else length_arguments(self.registration)
 
     def to_dict(self) -> dict[str, Any]:
         reserved: dict[str, Any] = {}

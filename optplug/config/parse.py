@@ -11,7 +11,7 @@ from typing import Any
 
 from optplug.config.arguments import group_options, own_arguments, scheduler_fields
 from optplug.config.dialects import group_rule_key, is_name_key, warmup_form
-from optplug.config.fields import Table, Unresolved, has_unresolved, read_fields
+from optplug.config.fields import Table, Unresolved, check_keys, has_unresolved, read_fields
 from optplug.config.form import (
     ARGS,
     ENTRY,
@@ -25,8 +25,8 @@ from optplug.config.form import (
     SELECTORS,
     TOP_LEVEL,
     WARMUP,
-    WARMUP_UNITS,
 )
+from optplug.config.lengths import UNITS, read_unit
 from optplug.config.mapping_slips import missing_space, name_slip
 from optplug.config.model import (
     Config,
@@ -495,25 +495,11 @@ def _parse_warmup(collector: ErrorCollector, given: Mapping[str, Any], loc: Loc)
     loc = (*loc, "warmup")
     if warmup is None or isinstance(warmup, Unresolved):
         return None
-    _check_keys(collector, "a warmup", warmup, WARMUP, loc)
-    read = read_fields(collector, warmup, WARMUP.values(), loc)
-    units = [key for key in WARMUP_UNITS if key in warmup]
-    # A misspelled unit has been reported as an unknown key.
-    if len(units) > 1 or (not units and WARMUP.keys() >= warmup.keys()):
-        needs = "needs exactly one of steps (optimizer steps), epochs, ratio (of all optimizer steps)"
-        collector.add(ConfigError(f"{needs}, got {listing(units)}"), loc)
+    values = read_unit(collector, "a warmup", warmup, WARMUP, loc)
+    if values is None:
         return None
-    unit = next(iter(units), "")
-    return WarmupConfig(read[unit], unit, read.get("start_factor")) if read.get(unit) else None
-
-
-def _check_keys(
-    collector: ErrorCollector, subject: str, given: Mapping[str, Any], fields: Collection[str], loc: Loc
-) -> None:
-    """Collect an error for each key that is not the name of a field."""
-    for key in given:
-        if key not in fields:
-            collector.add(ConfigError(f"{subject} has no key {key!r}{suggest(str(key), fields)}"), (*loc, str(key)))
+    unit = next(key for key in UNITS if key in values)
+    return WarmupConfig(values[unit], unit, values.get("start_factor")) if values[unit] else None
 
 
 # -------------------------------------------------------------------------------- param groups
@@ -625,7 +611,7 @@ def _parse_preset(
         collector.add(ConfigError(f"there is no preset {name!r}{hint}"), name_loc)
         return None
     fields = PRESETS[name]
-    _check_keys(collector, f"preset {name}", given, ["preset", *fields], loc)
+    check_keys(collector, f"preset {name}", given, ["preset", *fields], loc)
     example = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
     for key, field in fields.items():
         if field.default is ... and key not in given:

@@ -18,6 +18,7 @@ TABLES: Mapping[str, Table] = {
     "optimizer": form.OPTIMIZER,
     "entry": form.ENTRY,
     "scheduler": form.SCHEDULER,
+    "length": form.LENGTH,
     "warmup": form.WARMUP,
     "group rule": form.GROUP_RULE,
     **{f"preset {name}": fields for name, fields in form.PRESETS.items()},

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from optplug.config.arguments import length_argument
 from optplug.config.dialects import foreign_key_hint, top_level_key, warmup_form
 from optplug.config.form import OVERRIDE, SCHEDULER, TABLES, TOP_LEVEL
+from optplug.config.lengths import length_argument
 from optplug.errors import OptplugError, suggest
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments

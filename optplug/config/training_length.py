@@ -1,17 +1,18 @@
-"""The length of a training, and what depends on it: `auto`, warmups in epochs, checks of a schedule's length."""
+"""The length of a training, and what depends on it: `auto`, lengths with units, checks of a schedule's length."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from optplug.config.form import is_auto
+from optplug.config.lengths import is_relative
 from optplug.config.model import SchedulerConfig, WarmupConfig
-from optplug.errors import ConfigError, ErrorCollector, loc_text
+from optplug.errors import ConfigError, ErrorCollector, Loc, loc_text
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,17 @@ class EpochSteps:
         return sum(count * (min(epochs, end) - start) for start, end, count in self._ranges() if start < epochs)
 
     def epochs_for(self, steps: int) -> int:
-        """The number of epochs, the last of which may be incomplete, that have a number of steps; 0 without steps."""
+        """The number of epochs, the last of which may be incomplete, that have a number of steps; 0 if none."""
+        position = self.position(steps)
+        return 0 if math.isinf(position) else math.ceil(position)
+
+    def position(self, steps: float) -> float:
+        """The number of epochs, which need not be whole, that have a number of steps; infinite if there is none."""
         for start, end, count in self._ranges():
-            if count > 0 and steps <= count * (end - start):
-                return start + math.ceil(steps / count)
+            if steps <= count * (end - start):
+                return start + steps / count if steps else float(start)
             steps -= count * int(end - start) if count else 0
-        return 0
+        return math.inf
 
     def _ranges(self) -> Iterator[tuple[int, float, int]]:
         """Ranges of epochs with the same number of steps: first epoch, end, number of steps."""
@@ -60,6 +66,7 @@ class TrainingLength:
         epochs_before: the number of epochs before the schedule starts.
         may_be_trial: whether the training may be a trial of a longer one: it has `max_steps`, one epoch or a part of
             the data.
+        is_dry_run: whether the training only runs a few batches to find errors in the program (`fast_dev_run`).
         remedy: what the user can do about an unknown length, for messages; None in a trainer.
     """
 
@@ -72,6 +79,7 @@ class TrainingLength:
     steps_before: int = 0
     epochs_before: int = 0
     may_be_trial: bool = False
+    is_dry_run: bool = False
     remedy: str | None = None
 
     def scheduler_steps(self, interval: str, frequency: int) -> int | None:
@@ -85,26 +93,28 @@ class TrainingLength:
 
 
 def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength) -> SchedulerConfig:
-    """Replace `auto` by a number, and convert the length of the warmup to optimizer steps.
+    """Convert the lengths of a schedule to numbers of its own steps, and that of its warmup to optimizer steps.
+
+    A number of steps that is not whole is rounded to the nearest whole number, a half to the even one. A length of the
+    schedule that is above 0 has at least one step. A warmup of less than half a step is none.
 
     Args:
         scheduler_config: the parsed scheduler.
         training: the length of the training.
 
     Raises:
-        ConfigError: a length depends on an unknown length of the training; or a length in optimizer steps is given
-            for a schedule that steps once per epoch.
+        ConfigError: a length depends on an unknown length of the training; a length in optimizer steps is given for a
+            schedule that steps once per epoch; or a length is too short for such a schedule.
         ConfigErrors: several of these errors.
     """
     collector = ErrorCollector()
-    length, warmup = scheduler_config.length_argument, scheduler_config.warmup
-    arguments = dict(scheduler_config.arguments)
-    if length is not None:
-        with collector.collect(scheduler_config.argument_loc(length)):
-            if is_auto(arguments.get(length)):
-                arguments[length] = _auto_length(scheduler_config, training)
-            else:
-                _check_length_unit(scheduler_config, training)
+    warmup, arguments = scheduler_config.warmup, dict(scheduler_config.arguments)
+    with collector.collect(scheduler_config.argument_loc(str(scheduler_config.length_argument))):
+        _check_length_unit(scheduler_config, training)
+    relative = {name: arguments[name] for name in scheduler_config.length_arguments if is_relative(arguments.get(name))}
+    for name, given in relative.items():
+        loc = scheduler_config.argument_loc(name)
+        arguments[name] = _resolved(collector, given, scheduler_config, training, loc)
     if warmup is not None and warmup.unit != "steps":
         with collector.collect((*scheduler_config.loc, "warmup", warmup.unit)):
             steps = _warmup_steps(warmup, training)
@@ -115,15 +125,73 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
             whole = max(1, round(steps)) if training.steps == 0 else round(steps)
             warmup = dataclasses.replace(warmup, length=whole, unit="steps") if whole else None
     collector.raise_collected()
-    return dataclasses.replace(scheduler_config, arguments=arguments, warmup=warmup)
+    lengths = {**scheduler_config.given_lengths, **relative}
+    return dataclasses.replace(scheduler_config, arguments=arguments, warmup=warmup, given_lengths=lengths)
 
 
 def depends_on_training_length(scheduler_config: SchedulerConfig) -> bool:
-    """Whether the schedule's length is `auto`, or its warmup is given in epochs or as a ratio."""
-    length, warmup = scheduler_config.length_argument, scheduler_config.warmup
-    return (length is not None and is_auto(scheduler_config.arguments.get(length))) or (
+    """Whether a length of the schedule is `auto` or has a unit, or its warmup is given in epochs or as a ratio."""
+    arguments, warmup = scheduler_config.arguments, scheduler_config.warmup
+    return any(is_relative(arguments.get(name)) for name in scheduler_config.length_arguments) or (
         warmup is not None and warmup.unit != "steps"
     )
+
+
+def _resolved(
+    collector: ErrorCollector, given: Any, scheduler_config: SchedulerConfig, training: TrainingLength, loc: Loc
+) -> Any:
+    """A length in steps of the schedule, or a list of such lengths. Errors are collected."""
+    if isinstance(given, (list, tuple)):
+        items = enumerate(given)
+        return [_resolved(collector, each, scheduler_config, training, (*loc, i)) for i, each in items]
+    with collector.collect(loc):
+        if is_auto(given):
+            return max(1, _total(scheduler_config, training, "auto"))
+        if isinstance(given, Mapping):
+            return _converted(given, scheduler_config, training)
+    return given
+
+
+def _converted(given: Mapping[str, float], scheduler_config: SchedulerConfig, training: TrainingLength) -> int:
+    """A length with a unit in steps of the schedule."""
+    ((unit, value),) = given.items()
+    interval, frequency = scheduler_config.interval, scheduler_config.frequency
+    if unit == "ratio":
+        steps: float | None = value * _total(scheduler_config, training, "a ratio")
+    else:
+        intervals = value if unit == f"{interval}s" else _other_unit(unit, value, training)
+        steps = None if intervals is None else intervals / frequency
+    if steps is None or math.isinf(steps):
+        remedy = f"{training.remedy}, or " if training.remedy else ""
+        raise ConfigError(f"{training.unknown_reason}: {remedy}give a number of {_own_unit(scheduler_config)}")
+    if round(steps) or not value:
+        return round(steps)
+    if interval == "epoch" and training.scheduler_steps(interval, frequency) != 0 and not training.is_dry_run:
+        raise ConfigError(
+            f"is {steps:.2g} steps of the schedule, which steps once every {_own_interval(scheduler_config)}; this is "
+            "rounded to 0: set interval: step"
+        )
+    return 1
+
+
+def _other_unit(unit: str, value: float, training: TrainingLength) -> float | None:
+    """A number of steps in epochs, or of epochs in steps; None if it is unknown."""
+    if training.epoch_steps is None:
+        return None
+    return training.epoch_steps.position(value) if unit == "steps" else training.epoch_steps.total(value)
+
+
+def _own_interval(scheduler_config: SchedulerConfig) -> str:
+    """How often a schedule steps, such as `epoch` or `2 epochs`."""
+    interval, frequency = scheduler_config.interval, scheduler_config.frequency
+    return interval if frequency == 1 else f"{frequency} {interval}s"
+
+
+def _own_unit(scheduler_config: SchedulerConfig) -> str:
+    """The unit of a number of a schedule's own steps."""
+    if scheduler_config.frequency > 1:
+        return "steps of the schedule"
+    return "optimizer steps" if scheduler_config.interval == "step" else "epochs"
 
 
 def _warmup_steps(warmup: WarmupConfig, training: TrainingLength) -> float | None:
@@ -133,18 +201,24 @@ def _warmup_steps(warmup: WarmupConfig, training: TrainingLength) -> float | Non
     return None if training.epoch_steps is None else training.epoch_steps.total(warmup.length)
 
 
-def _auto_length(scheduler_config: SchedulerConfig, training: TrainingLength) -> int:
-    """The number of steps that the schedule takes in the training, at least 1."""
+def _total(scheduler_config: SchedulerConfig, training: TrainingLength, given: str) -> int:
+    """The number of steps that the schedule takes in the training.
+
+    Args:
+        scheduler_config: the schedule.
+        training: the length of the training.
+        given: what the length is, for the message if the number is unknown.
+    """
     known = training.scheduler_steps(scheduler_config.interval, scheduler_config.frequency)
     if known is not None:
-        return max(1, known)
+        return known
     other = training.epochs if scheduler_config.interval == "step" else training.steps
     unit = "epoch" if scheduler_config.interval == "step" else "step"
     missing = training.remedy or ("set the trainer's max_steps" if other is None else None)
     remedies = [missing, "give a number", f"interval: {unit}" if other is not None else None]
     *first, last = filter(None, remedies)
     remedy = f"{', '.join(first)}, or {last}"
-    raise ConfigError(f"is auto, and {training.unknown_reason}: {remedy}")
+    raise ConfigError(f"is {given}, and {training.unknown_reason}: {remedy}")
 
 
 def _check_length_unit(scheduler_config: SchedulerConfig, training: TrainingLength) -> None:
@@ -170,11 +244,13 @@ def _wrong_unit(scheduler_config: SchedulerConfig, training: TrainingLength) -> 
     length = scheduler_config.arguments.get(str(name))
     if scheduler_config.interval != "epoch" or scheduler_config.interval_is_given:
         return None
+    if name in scheduler_config.given_lengths:  # it was given with its unit
+        return None
     if not isinstance(length, (int, float)) or training.epochs is None or length <= training.epochs:
         return None
     for count, description in _counts_in_steps(scheduler_config, training):
         if length * scheduler_config.frequency == count:
-            every = "epoch" if scheduler_config.frequency == 1 else f"{scheduler_config.frequency} epochs"
+            every = _own_interval(scheduler_config)
             epochs = f"{training.epochs} epoch{'s' * (training.epochs != 1)}"
             return (
                 f"is {length}, which is the number of {description}, but the schedule steps once every {every}, and "
@@ -207,5 +283,7 @@ def length_warnings(scheduler_config: SchedulerConfig, training: TrainingLength)
         return
     if length > 2 * scheduler_steps:
         yield f"{name} is {length:g}, and this run of {known} {interval}s steps the schedule {scheduler_steps} times"
+    elif name in scheduler_config.given_lengths:
+        return
     elif interval == "step" and training.epochs is not None and length == training.epochs < scheduler_steps:
         yield f"{name} is {length:g} steps, the number of epochs of this run; the run has {known} steps"

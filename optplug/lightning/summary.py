@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from optplug.config.lengths import described
 from optplug.config.metric_names import is_validation_metric
+from optplug.config.model import SchedulerConfig
 from optplug.config.param_groups import group_table
 from optplug.config.training_length import length_warnings
 from optplug.errors import short_list
@@ -76,19 +78,28 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
     if warmup:
         when += f", {'after' if _starts_after_warmup(trainer, optimizer) else 'with'} {warmup}"
     yield f"scheduler {registration.name} from plugin {registration.plugin}, stepped {when}"
-    if plan.last_step is not None:
-        entry = next(entry for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
-        length = adapter_for(entry.scheduler).length(plan.length_argument, plan.last_step)
-        restored = f"from the checkpoint; this training has {plan.last_step}"
-        whole = "the training" if configured.start == BEGINNING else "the rest of the training"
-        source = f"as long as {whole}" if length == plan.last_step else restored
-        yield f"  {scheduled.length_argument} is {length}: {source}"
+    yield from _length_lines(trainer, optimizer, configured, scheduled)
     if metric is not None:
         yield f"  {metric}"
     optimizers = len(configured.config.setups)
     length_of_training = training_length(trainer, trainer.lightning_module, optimizers, configured.start)
     for warning in length_warnings(scheduled, length_of_training):
         yield f"  {warning}"
+
+
+def _length_lines(
+    trainer: Any, optimizer: Any, configured: ConfiguredOptimizer, scheduled: SchedulerConfig
+) -> Iterator[str]:
+    """The lengths that depend on the training, each with its source."""
+    whole = "the training" if configured.start == BEGINNING else "the rest of the training"
+    entry = next(entry for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
+    for name, given in scheduled.given_lengths.items():
+        resolved = scheduled.arguments[name]
+        if isinstance(resolved, list):
+            continue
+        length = adapter_for(entry.scheduler).length(name, resolved)
+        source = described(given, whole) if length == resolved else f"from the checkpoint; this training has {resolved}"
+        yield f"  {name} is {length}: {source}"
 
 
 def _engine_line(optimizer: Any) -> str:

@@ -95,6 +95,7 @@ def training_length(
         or trainer.limit_train_batches != 1.0
         or trainer.overfit_batches > 0
         or epochs == 1,
+        is_dry_run=bool(trainer.fast_dev_run),
     )
 
 

@@ -18,11 +18,13 @@ def optplug_schedulers() -> list[SchedulerSpec]:
             "step_lr",
             "optplug_schedules.step_lr:StepLR",
             "multiplies by gamma every step_size steps",
+            lengths=("step_size",),
         ),
         SchedulerSpec(
             "multi_step_lr",
             "optplug_schedules.multi_step_lr:MultiStepLR",
             "multiplies by gamma at each milestone",
+            lengths=("milestones",),
         ),
         SchedulerSpec(
             "exponential_lr",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import optplug
 from optplug.config.build import parse_and_check
 from optplug.errors import ConfigErrors, OptplugError, loc_text
 from optplug.registry import Plugin, Registration, registry
@@ -77,6 +78,19 @@ class PositionedMetricScheduler(MetricScheduler):
     def at(self, position: int) -> None: ...
 
 
+class ScheduleOfLengths(optplug.ClosedFormLR):
+    """Has lengths that only its spec declares, and a warmup of its own."""
+
+    def __init__(
+        self, optimizer: Any, whole: int, part: int, gamma: float = 0.5, warmup_steps: int = 0, last_epoch: int = -1
+    ) -> None:
+        self.whole, self.part, self.gamma, self.warmup_steps = whole, part, gamma, warmup_steps
+        super().__init__(optimizer, last_epoch)
+
+    def multiplier(self, t: int) -> float:
+        return max(0.0, 1 - t / self.whole)
+
+
 class SGDWithKeyNames(torch.optim.SGD):
     """Its arguments have the names of keys of a configuration."""
 
@@ -93,6 +107,13 @@ def third_party_classes(monkeypatch: pytest.MonkeyPatch) -> None:
         OptimizerSpec("failing_sgd", FailingSGD),
         OptimizerSpec("sgd_with_key_names", SGDWithKeyNames),
         SchedulerSpec("metric_scheduler", MetricScheduler, capabilities=metric),
+        SchedulerSpec(
+            "schedule_of_lengths",
+            ScheduleOfLengths,
+            interval="step",
+            length="whole",
+            lengths=("part", "warmup_steps"),
+        ),
         SchedulerSpec("positioned_metric_scheduler", PositionedMetricScheduler, capabilities=metric),
     )
     for spec in specs:

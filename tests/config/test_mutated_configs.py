@@ -107,6 +107,8 @@ VALID: list[dict[str, Any]] = [
     },
 ]
 
+LENGTH_KEYS = {"T_max", "step_size", "milestones"}
+
 NAMES = (*optplug.list_optimizers(), *optplug.list_schedulers(), "no_decay", "layer_decay")
 
 
@@ -218,8 +220,10 @@ def change_type(draw: Any, config: dict[str, Any]) -> Fault:
     if not paths:
         return {"optimizer": draw(st.sampled_from([3, True, [], {}, b"adam"]))}, ("optimizer",), ""
     path = draw(st.sampled_from(paths))
-    parent(config, path)[path[-1]] = draw(st.sampled_from(["fast", "1,5", [], {}, {"a": 1}, True, None, b"x"]))
-    return config, path, ""
+    wrong = draw(st.sampled_from(["fast", "1,5", [], {}, {"a": 1}, True, None, b"x"]))
+    parent(config, path)[path[-1]] = wrong
+    has_wrong_unit = wrong == {"a": 1} and LENGTH_KEYS & set(path)  # a length may be a mapping with a unit
+    return config, (*path, "a") if has_wrong_unit else path, ""
 
 
 def leave_range(draw: Any, config: dict[str, Any]) -> Fault:

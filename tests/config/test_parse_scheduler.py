@@ -101,7 +101,7 @@ def test_warmup_of_length_zero_is_none(none: dict[str, Any]):
     assert parse_scheduler({**COSINE, "warmup": none}).warmup is None
 
 
-WARMUP_UNITS_MESSAGE = "needs exactly one of steps (optimizer steps), epochs, ratio (of all optimizer steps)"
+WARMUP_UNITS_MESSAGE = "needs exactly one of steps (optimizer steps), epochs, ratio (of the training)"
 
 
 @pytest.mark.parametrize(

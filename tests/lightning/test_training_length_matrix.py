@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from optplug.errors import ConfigError
 from support import BATCHES_PER_EPOCH, printed_lines, scheduler_of
 
 SGD = {"name": "sgd", "lr": 1.0}
@@ -68,6 +72,117 @@ def test_auto_is_what_the_trainer_counts(
     assert scheduler_of(made).T_max == scheduler_of(made).last_epoch == made.global_step
     made = fitted(accumulating(BY_EPOCH, **accumulation, **limits), scripted_module())
     assert scheduler_of(made).T_max == made.current_epoch
+
+
+# ------------------------------------------------------------------------------------------------ Lengths with a unit
+
+
+RATIOS = (0.1, 0.25, 0.5, 0.9, 1.0)
+WITH_UNITS = {"name": "multi_step_lr", "milestones": [*({"ratio": ratio} for ratio in RATIOS), {"epochs": 1}]}
+
+
+def nearest(ratio: float, counted: int) -> int:
+    """The whole number that is nearest to a part of a counted number, a half to the even one, and at least 1."""
+    return max(1, round(ratio * counted))
+
+
+@pytest.fixture
+def epoch_ends(pl: Any) -> Any:
+    """A callback that records the number of optimizer steps at the end of each epoch."""
+
+    class EpochEnds(pl.Callback):
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            self.steps.append(trainer.global_step)
+
+    return EpochEnds()
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+@pytest.mark.parametrize("accumulation", ["none", "factor 3", "two entries"])
+def test_lengths_with_units_are_parts_of_what_the_trainer_counts(
+    accumulating: Any, scripted_module: type, epoch_ends: Any, accumulation: str, limits: Any
+) -> None:
+    scheduler = {**WITH_UNITS, "interval": "step"}
+    made = accumulating(scheduler, callbacks=[epoch_ends], **ACCUMULATION[accumulation], **limits)
+    milestones = scheduler_of(fitted(made, scripted_module())).milestones
+    ratios = Counter(nearest(ratio, made.global_step) for ratio in RATIOS)
+    assert milestones >= ratios
+    (first_epoch,) = (milestones - ratios).elements()
+    if len(epoch_ends.steps) > 1:  # else the training may have ended within the epoch
+        assert first_epoch == epoch_ends.steps[0]
+
+
+@pytest.mark.parametrize("limits", [*LIMITS.values(), {"max_epochs": 12}, {"max_epochs": 5, "max_steps": 9}], ids=str)
+@pytest.mark.parametrize("frequency", [1, 2])
+def test_ratio_of_a_schedule_that_steps_per_epoch_is_a_part_of_the_epochs(
+    accumulating: Any, scripted_module: type, frequency: int, limits: Any
+) -> None:
+    scheduler = {"name": "multi_step_lr", "milestones": [{"ratio": 0.6}, {"ratio": 1}], "frequency": frequency}
+    made = fitted(accumulating(scheduler, **limits), scripted_module())
+    assert scheduler_of(made).milestones == Counter(
+        nearest(ratio, made.current_epoch // frequency) for ratio in (0.6, 1)
+    )
+
+
+def test_too_short_length_of_a_schedule_that_steps_per_epoch_raises(accumulating: Any, scripted_module: type) -> None:
+    module = scripted_module()
+    with pytest.raises(ConfigError, match=r"^scheduler.step_size: is 0.3 steps of the schedule, .* set interval: step"):
+        fitted(accumulating({"name": "step_lr", "step_size": {"ratio": 0.1}}, max_epochs=3), module)
+    assert module.lrs == []
+
+
+def test_ratios_with_manual_optimization_and_several_optimizers(accumulating: Any, two_optimizer_module: type) -> None:
+    step_lr = {"name": "step_lr", "step_size": {"ratio": 0.5}, "gamma": 0.5}
+    optimizers = [
+        {**SGD, "match": "*weight", "scheduler": {**step_lr, "interval": "step"}},
+        {**SGD, "match": "*bias", "scheduler": step_lr},
+    ]
+    for limits in ({"max_epochs": 4}, {"max_epochs": -1, "max_steps": 24}):
+        made = fitted(accumulating(None, optimizer=optimizers, **limits), two_optimizer_module())
+        by_step, by_epoch = (entry.scheduler for entry in made.lr_scheduler_configs)
+        counted = (made.global_step // 2, made.current_epoch)
+        assert (by_step.step_size, by_epoch.step_size) == tuple(nearest(0.5, count) for count in counted)
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Any:
+        return itertools.repeat((torch.ones(4), torch.ones(1)))
+
+
+@pytest.mark.parametrize("limits", [{"max_epochs": 3, "limit_train_batches": 7}, {"max_epochs": -1, "max_steps": 9}])
+def test_ratios_for_data_without_length(accumulating: Any, scripted_module: type, limits: Any) -> None:
+    module = scripted_module()
+    module.train_dataloader = lambda: DataLoader(Endless(), batch_size=2)
+    scheduler = {**WITH_UNITS, "milestones": WITH_UNITS["milestones"][:-1], "interval": "step"}
+    made = fitted(accumulating(scheduler, accumulate_grad_batches=2, **limits), module)
+    assert scheduler_of(made).milestones == Counter(nearest(ratio, made.global_step) for ratio in RATIOS)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_ratios_count_the_steps_of_one_of_two_processes(
+    accumulating: Any, scripted_module: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    class Recording(scripted_module):
+        def on_train_end(self) -> None:
+            found = {"step_size": scheduler_of(self.trainer).step_size, "steps": self.trainer.global_step}
+            (tmp_path / f"{self.global_rank}.json").write_text(json.dumps(found))
+
+    scheduler = {"name": "step_lr", "step_size": {"ratio": 0.5}, "interval": "step"}
+    options = {"devices": 2, "strategy": "ddp_fork", "accumulate_grad_batches": accumulation, "max_epochs": 3}
+    accumulating(scheduler, **options).fit(Recording())
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    steps = 3 * BATCHES_PER_EPOCH // 2 // accumulation
+    assert first == second == {"step_size": nearest(0.5, steps), "steps": steps}
+
+
+# ------------------------------------------------------------------------------------------------ Other trainings
 
 
 @pytest.mark.parametrize("mode", ["max_size_cycle", "min_size", "max_size"])
@@ -322,3 +437,36 @@ def test_evaluation_builds_no_schedule(accumulating: Any, scripted_module: type,
     made = accumulating(BY_STEP, max_epochs=-1)  # in a fit, the length would be unknown
     getattr(made, entry_point)(scripted_module(), verbose=False)
     assert made.lr_scheduler_configs == []
+
+
+@pytest.mark.parametrize(
+    ("length", "line"),
+    [
+        ("auto", "T_max is 12: as long as the training"),
+        ({"ratio": 0.5}, "T_max is 6: 0.5 of the training"),
+        ({"epochs": 1.5}, "T_max is 6: 1.5 epochs"),
+        ({"steps": 9}, "T_max is 9: 9 optimizer steps"),
+    ],
+    ids=str,
+)
+def test_summary_states_each_length_that_depends_on_the_training(
+    optplug_lightning: Any,
+    trainer: Any,
+    scripted_module: type,
+    capsys: pytest.CaptureFixture[str],
+    length: Any,
+    line: str,
+) -> None:
+    callback = optplug_lightning.ConfigureOptimizers(SGD, {**BY_STEP, "T_max": length})
+    trainer(callbacks=callback, max_epochs=3).fit(scripted_module())
+    assert [text.strip() for text in printed_lines(capsys) if "T_max" in text] == [line]
+
+
+def test_length_with_a_unit_that_is_the_number_of_steps_is_accepted(
+    accumulating: Any, scripted_module: type, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A plain number that is equal to the number of steps, of a schedule that steps per epoch, is an error."""
+    for limits in ({"max_epochs": 3}, {"max_epochs": 3, "max_steps": 12}):
+        scheduler = {"name": "cosine_annealing_lr", "T_max": {"epochs": 12}}
+        assert scheduler_of(fitted(accumulating(scheduler, **limits), scripted_module())).T_max == 12
+    assert [str(warning.message) for warning in recwarn if "T_max" in str(warning.message)] == []

@@ -1,0 +1,99 @@
+"""Lengths as they are written: a number of the schedule's own steps, `auto`, or a mapping such as `{ratio: 0.2}`.
+
+`optplug.config.training_length` converts them to numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optplug.config.fields import Table, check_keys, read_fields
+from optplug.config.form import LENGTH, is_auto
+from optplug.errors import ConfigError, ErrorCollector, Loc, listing
+from optplug.registry import Registration
+from optplug.registry.signature import configurable_arguments
+from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
+
+UNITS = tuple(LENGTH)
+
+
+def length_argument(registration: Registration) -> str | None:
+    """The name of a scheduler's argument that sets the length of the whole schedule; None if there is none."""
+    if not isinstance(registration.spec, SchedulerSpec):
+        return None
+    known = configurable_arguments(registration)
+    return registration.spec.length or next((name for name in LENGTH_ARGUMENTS if name in known), None)
+
+
+def length_arguments(registration: Registration) -> tuple[str, ...]:
+    """The names of a scheduler's arguments that are lengths; the length of the whole schedule is the first."""
+    if not isinstance(registration.spec, SchedulerSpec):
+        return ()
+    total = length_argument(registration)
+    return tuple(dict.fromkeys([*([total] if total else []), *registration.spec.lengths]))
+
+
+def read_unit(
+    collector: ErrorCollector, subject: str, given: Mapping[str, Any], fields: Table, loc: Loc
+) -> dict[str, Any] | None:
+    """Read a mapping that has exactly one of the units in `LENGTH`.
+
+    Args:
+        collector: collects the errors: an unknown key, a wrong value, no unit or several.
+        subject: what the mapping is, for messages.
+        given: the mapping.
+        fields: its fields.
+        loc: its location.
+
+    Returns:
+        The values of its fields; None without exactly one unit that is valid.
+    """
+    check_keys(collector, subject, given, fields, loc)
+    read = read_fields(collector, given, fields.values(), loc)
+    units = [key for key in UNITS if key in given]
+    # A misspelled unit has been reported as an unknown key.
+    if len(units) > 1 or (not units and fields.keys() >= given.keys()):
+        needs = "needs exactly one of steps (optimizer steps), epochs, ratio (of the training)"
+        collector.add(ConfigError(f"{needs}, got {listing(units)}"), loc)
+        return None
+    return read if units and units[0] in read else None
+
+
+def read_length(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
+    """Read an argument that is a length, or a list of lengths. Numbers are left to the class of the scheduler."""
+    if isinstance(given, Mapping):
+        return read_unit(collector, "a length", given, LENGTH, loc)
+    if isinstance(given, (list, tuple)):
+        return [read_length(collector, each, (*loc, i)) for i, each in enumerate(given)]
+    return given
+
+
+def numbers_in(given: Any) -> Iterator[float]:
+    """The finite numbers in a length, or in a list of lengths."""
+    if isinstance(given, (list, tuple, Mapping)):
+        for each in given.values() if isinstance(given, Mapping) else given:
+            yield from numbers_in(each)
+    elif isinstance(given, (int, float)) and math.isfinite(given):
+        yield given
+
+
+def is_relative(given: Any) -> bool:
+    """Whether a length, or one in a list of lengths, is `auto` or has a unit."""
+    if isinstance(given, (list, tuple)):
+        return any(map(is_relative, given))
+    return is_auto(given) or isinstance(given, Mapping)
+
+
+def described(given: Any, training: str) -> str:
+    """A length that is `auto` or has a unit, in words.
+
+    Args:
+        given: the length.
+        training: the words for the training, or for the part of it to which the length refers.
+    """
+    if is_auto(given):
+        return f"as long as {training}"
+    ((unit, value),) = given.items()
+    return f"{value:g} {'optimizer steps' if unit == 'steps' else f'of {training}' if unit == 'ratio' else unit}"

@@ -1,0 +1,230 @@
+"""Lengths of schedules with a unit: how they are read, and the number of the schedule's own steps that they become."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import pytest
+
+from optplug.config.json_schema import json_schema
+from optplug.config.parse import parse
+from optplug.config.training_length import EpochSteps, TrainingLength, depends_on_training_length, resolve_lengths
+from optplug.errors import (
+    ConfigError,
+    ConfigErrors,
+    ConfigTypeError,
+    HyperparameterError,
+    HyperparameterTypeError,
+    OptplugError,
+    loc_text,
+)
+
+TRAINING = TrainingLength(steps=40, epochs=4, epoch_steps=EpochSteps(((0, 10),)))
+UNEVEN = TrainingLength(steps=16, epochs=4, epoch_steps=EpochSteps(((0, 6), (1, 4), (3, 2))))
+COSINE = {"name": "cosine_annealing_lr"}
+BY_STEP = {**COSINE, "interval": "step"}
+
+
+def resolved(scheduler: Any, training: TrainingLength = TRAINING) -> dict[str, Any]:
+    scheduler_config = parse("sgd", scheduler).scheduler
+    assert scheduler_config is not None
+    return resolve_lengths(scheduler_config, training).arguments
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps"),
+    [
+        ({**BY_STEP, "T_max": {"steps": 30}}, 30),
+        ({**BY_STEP, "T_max": {"epochs": 2}}, 20),
+        ({**BY_STEP, "T_max": {"epochs": 1.26}}, 13),
+        ({**BY_STEP, "T_max": {"ratio": 0.25}}, 10),
+        ({**BY_STEP, "T_max": {"ratio": 1}}, 40),
+        ({**BY_STEP, "T_max": {"ratio": 1}, "frequency": 3}, 13),
+        ({**BY_STEP, "T_max": {"steps": 30}, "frequency": 3}, 10),
+        ({**BY_STEP, "T_max": {"epochs": 2}, "frequency": 2}, 10),
+        ({**COSINE, "T_max": {"epochs": 3}}, 3),
+        ({**COSINE, "T_max": {"epochs": 3}, "frequency": 2}, 2),
+        ({**COSINE, "T_max": {"ratio": 0.5}}, 2),
+        ({**COSINE, "T_max": {"ratio": 1}, "frequency": 2}, 2),
+        ({**COSINE, "T_max": {"steps": 20}}, 2),
+        ({**COSINE, "T_max": {"steps": 200}}, 20),
+        ({**COSINE, "T_max": {"steps": "2e1"}}, 2),
+        ({**COSINE, "args": {"T_max": {"epochs": "3"}}}, 3),
+    ],
+    ids=str,
+)
+def test_length_with_a_unit_becomes_steps_of_the_schedule(scheduler: Any, steps: int):
+    assert resolved(scheduler)["T_max"] == steps
+
+
+@pytest.mark.parametrize(("ratio", "steps"), [(0.0625, 2), (0.0875, 4), (0.09, 4), (0.001, 1), (0.0, 0)], ids=str)
+def test_length_is_rounded_to_the_nearest_whole_number_and_at_least_one(ratio: float, steps: int):
+    assert resolved({"name": "step_lr", "step_size": {"ratio": ratio}, "interval": "step"}) == {"step_size": steps}
+
+
+@pytest.mark.parametrize(
+    ("length", "by_step", "by_epoch"),
+    [({"epochs": 1}, 6, 1), ({"epochs": 2.5}, 12, 2), ({"steps": 12}, 12, 2), ({"steps": 15}, 15, 4)],
+    ids=str,
+)
+def test_epochs_may_have_different_numbers_of_steps(length: Any, by_step: int, by_epoch: int):
+    assert resolved({**BY_STEP, "T_max": length}, UNEVEN)["T_max"] == by_step
+    assert resolved({**COSINE, "T_max": length}, UNEVEN)["T_max"] == by_epoch
+
+
+def test_each_length_in_a_list_may_have_a_unit():
+    milestones = [{"ratio": 0.25}, 15, {"epochs": 3}, {"steps": 35}]
+    scheduler = {"name": "multi_step_lr", "milestones": milestones, "interval": "step"}
+    assert resolved(scheduler) == {"milestones": [10, 15, 30, 35]}
+    assert parse("sgd", scheduler).scheduler.to_dict()["milestones"] == milestones  # type: ignore[union-attr]
+    assert resolved({"name": "multi_step_lr", "milestones": [3, 4]}) == {"milestones": [3, 4]}
+
+
+@pytest.mark.usefixtures("third_party_classes")
+def test_lengths_of_third_party_schedulers_may_have_units():
+    scheduler = {"name": "schedule_of_lengths", "whole": "auto", "part": {"ratio": 0.2}, "gamma": 0.5}
+    assert resolved(scheduler) == {"whole": 40, "part": 8, "gamma": 0.5}
+
+
+# ------------------------------------------------------------------------------------------------ unknown, too short
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "training", "message"),
+    [
+        (
+            {**BY_STEP, "T_max": {"ratio": 0.5}},
+            TrainingLength(),
+            "is a ratio, and no trainer is attached: set the trainer's max_steps, or give a number",
+        ),
+        (
+            {**COSINE, "T_max": {"ratio": 0.5}},
+            TrainingLength(steps=10, remedy="pass epochs"),
+            "is a ratio, and no trainer is attached: pass epochs, give a number, or interval: step",
+        ),
+        (
+            {**BY_STEP, "T_max": {"epochs": 2}},
+            TrainingLength(),
+            "no trainer is attached: give a number of optimizer steps",
+        ),
+        (
+            {**COSINE, "T_max": {"steps": 2}},
+            TrainingLength(remedy="pass them"),
+            "no trainer is attached: pass them, or give a number of epochs",
+        ),
+        (
+            {**COSINE, "T_max": {"ratio": 0.1}},
+            TRAINING,
+            "is 0.4 steps of the schedule, which steps once every epoch; this is rounded to 0: set interval: step",
+        ),
+        (
+            {**COSINE, "T_max": {"steps": 9}, "frequency": 2},
+            TRAINING,
+            "is 0.45 steps of the schedule, which steps once every 2 epochs; this is rounded to 0: set interval: step",
+        ),
+    ],
+    ids=str,
+)
+def test_length_that_is_unknown_or_too_short_raises(scheduler: Any, training: TrainingLength, message: str):
+    with pytest.raises(ConfigError) as caught:
+        resolved(scheduler, training)
+    assert str(caught.value) == f"scheduler.T_max: {message}"
+
+
+def test_errors_in_a_list_have_their_index():
+    scheduler = {"name": "multi_step_lr", "milestones": [1, {"ratio": 0.1}, {"steps": 1}]}
+    with pytest.raises(ConfigErrors) as caught:
+        resolved(scheduler)
+    assert [loc_text(e.loc) for e in caught.value.errors] == ["scheduler.milestones[1]", "scheduler.milestones[2]"]
+
+
+@pytest.mark.parametrize("given", [{"steps": 3}, {"epochs": 3}], ids=str)
+def test_own_unit_needs_no_training(given: Any):
+    interval = "step" if "steps" in given else "epoch"
+    assert resolved({**COSINE, "interval": interval, "T_max": given}, TrainingLength()) == {"T_max": 3}
+
+
+def test_short_length_is_one_step_in_a_dry_run_and_without_training():
+    scheduler = {"name": "step_lr", "step_size": {"ratio": 0.1}}
+    one = TrainingLength(1, 1, EpochSteps(((0, 1),)), is_dry_run=True)
+    none = TrainingLength(0, 0, EpochSteps(((0, 0),)))
+    assert resolved(scheduler, one) == resolved(scheduler, none) == {"step_size": 1}
+
+
+def test_only_plain_numbers_in_the_schedule_unit_are_independent_of_the_training():
+    def depends(**given: Any) -> bool:
+        scheduler_config = parse("sgd", given).scheduler
+        assert scheduler_config is not None
+        return depends_on_training_length(scheduler_config)
+
+    assert not depends(name="multi_step_lr", milestones=[1, 2])
+    assert depends(name="multi_step_lr", milestones=[1, {"epochs": 2}])
+    assert depends(name="step_lr", step_size={"ratio": 0.1})
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+UNITS = "needs exactly one of steps (optimizer steps), epochs, ratio (of the training), got"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"ratoi": 0.2}, ConfigError, ".ratoi: a length has no key 'ratoi'; did you mean 'ratio'?"),
+        ({"foo": 2}, ConfigError, ".foo: a length has no key 'foo'; it has steps, epochs, ratio"),
+        ({}, ConfigError, f": {UNITS} none"),
+        ({"steps": 1, "ratio": 0.1}, ConfigError, f": {UNITS} steps, ratio"),
+        ({"ratio": 1.5}, ConfigError, ".ratio: must be at least 0 and at most 1, got 1.5"),
+        ({"ratio": -0.1}, ConfigError, ".ratio: must be at least 0 and at most 1, got -0.1"),
+        ({"epochs": -1}, ConfigError, ".epochs: must be at least 0 and at most 1,000,000,000, got -1"),
+        ({"steps": 1.5}, ConfigTypeError, ".steps: must be a whole number of optimizer steps, got 1.5"),
+        ({"steps": True}, ConfigTypeError, ".steps: must be a whole number of optimizer steps, got True"),
+        ({"ratio": False}, ConfigTypeError, ".ratio: must be a number, got False"),
+        ({"ratio": "half"}, ConfigTypeError, ".ratio: must be a number, got 'half'"),
+        ({"ratio": "5 %"}, ConfigTypeError, ".ratio: must be a number, got '5 %'"),
+        ({"ratio": None}, ConfigTypeError, ".ratio: must be a number, got None"),
+        ({"ratio": float("nan")}, ConfigError, ".ratio: must be at least 0 and at most 1, got nan"),
+    ],
+    ids=str,
+)
+def test_invalid_length_raises(given: Any, error: type[OptplugError], message: str, error_message: Any):
+    assert error_message(error, "adam", {**COSINE, "T_max": given}) == f"scheduler.T_max{message}"
+    milestones = {"name": "multi_step_lr", "milestones": [3, given]}
+    assert error_message(error, "adam", milestones) == f"scheduler.milestones[1]{message}"
+    nested = {**COSINE, "args": {"T_max": given}}
+    assert error_message(error, "adam", nested) == f"scheduler.args.T_max{message}"
+    assert VALIDATOR.is_valid({"scheduler": {**COSINE, "T_max": 5}})
+    if given != {"ratio": "5 %"}:
+        assert not VALIDATOR.is_valid({"scheduler": milestones}) or "nan" in str(given)
+
+
+def test_unit_for_an_argument_that_is_no_length_raises(error_message: Any):
+    message = error_message(HyperparameterTypeError, "adam", {"name": "exponential_lr", "gamma": {"ratio": 0.5}})
+    assert message.startswith("scheduler.gamma: ExponentialLR: gamma must be a number")
+
+
+def test_other_errors_are_found_beside_lengths_with_units(error_message: Any):
+    message = error_message(HyperparameterError, "adam", {**COSINE, "T_max": {"ratio": 0.5}, "eta_min": -1})
+    assert message == "scheduler.eta_min: CosineAnnealingLR: eta_min must be at least 0, got -1"
+
+
+# ------------------------------------------------------------------------------------------------ JSON Schema
+
+VALIDATOR = jsonschema.Draft202012Validator(json_schema())
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {**COSINE, "T_max": {"ratio": 0.5}},
+        {**COSINE, "T_max": {"epochs": "1e1"}},
+        {**COSINE, "T_max": "auto"},
+        {"name": "step_lr", "step_size": {"steps": 3}},
+        {"name": "multi_step_lr", "milestones": [3, {"ratio": 0.5}]},
+    ],
+    ids=str,
+)
+def test_schema_accepts_lengths_with_units(scheduler: Any):
+    assert VALIDATOR.is_valid({"optimizer": "adam", "scheduler": scheduler})
+    parse("adam", scheduler)
