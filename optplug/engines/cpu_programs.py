@@ -52,6 +52,7 @@ class SegmentedProgram:
         self._segments = segments(bucket)
         self._temporaries = bucket.graph.temporaries(self._segments)
         self._lengths = [_parts(bucket) * length for length in bucket.lengths]
+        self._shapes = bucket.shapes
         # The reductions over several parameters of one level, in the order of the rule, after its last segment.
         last = {segment.level: segment for segment in self._segments}
         self._shared_after: dict[Segment, list[Node]] = {segment: [] for segment in self._segments}
@@ -143,7 +144,7 @@ class SegmentedProgram:
 
     def _sizes(self, what: int | str | None) -> Sequence[int]:
         """Return the result of `count_values` for each parameter."""
-        return self._lengths
+        return self._lengths if what is None else [count_values(shape or (1,), what) for shape in self._shapes]
 
     def _constants(self, segment: Segment, values: dict[Node, Any]) -> tuple[Any, Any]:
         """Return the rows of constants of a segment, and for each parameter the index of its row."""
@@ -165,7 +166,6 @@ class MatrixProgram(SegmentedProgram):
 
     def __init__(self, bucket: Bucket) -> None:
         super().__init__(bucket)
-        self._shapes = bucket.shapes
         is_single = np.array(list(map(_is_single, bucket.shapes)), bool)
         self._matrices, self._singles = np.flatnonzero(~is_single), np.flatnonzero(is_single)
         itemsizes = [dtype.itemsize for dtype in _dtypes(bucket).values()]
@@ -228,9 +228,6 @@ class MatrixProgram(SegmentedProgram):
 
     def _counts(self, kind: Kind) -> Sequence[int]:
         return [math.prod(dimensions(shape, kind)) for shape in self._shapes]
-
-    def _sizes(self, what: int | str | None) -> Sequence[int]:
-        return [count_values(shape, what) for shape in self._shapes]
 
     def _take_temporaries(self, arena: Arena) -> dict[str, Tensor]:
         taken: dict[str, Tensor] = {}
@@ -298,7 +295,7 @@ def bytes_per_element(bucket: Bucket) -> float:
     return sum(sizes.get(name, temporary) for name in accesses)
 
 
-def segments(bucket: Bucket) -> list[Segment]:
+def segments(bucket: Bucket) -> Sequence[Segment]:
     """Return the segments of a bucket, which depend on the dtypes of its roles."""
     dtypes = _role_dtypes(bucket)
     value_dtype = compute_dtype(dtypes)

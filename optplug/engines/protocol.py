@@ -137,6 +137,7 @@ class Bucket:
             device=self.key.device,
             bytes_per_element=self.engine.bytes_per_element(self),
             segments=self.engine.segments(self),
+            matrix_functions=() if self.traced is None else tuple(dict.fromkeys(self.traced.matrix_functions)),
             ran=True,
         )
 
@@ -203,6 +204,7 @@ class EngineProtocol(Protocol):
         takes_rows: whether the engine steps the rows of sparse gradients in place. If False, it steps copies of the
             rows (`sparse.as_dense`), and `engine="auto"` does not choose it for sparse gradients.
         reduces: whether the engine runs graphs with reductions.
+        calls: whether the engine runs graphs that call matrix functions.
         tensor_scalars: the options among `differentiable` and `capturable` that the engine supports. With them
             hyperparameters and scalar states are tensors.
     """
@@ -213,6 +215,7 @@ class EngineProtocol(Protocol):
     in_place: bool = False
     takes_rows: bool = False
     reduces: bool = False
+    calls: bool = False
     tensor_scalars: frozenset[str] = frozenset()
 
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:

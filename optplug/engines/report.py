@@ -23,6 +23,7 @@ class BucketReport:
             is unknown, as for engine `loop`. A fused kernel reads each input and writes each output of a segment once.
         segments: how many times the engine passes over the memory of the parameters. None where this is unknown, as for
             the engines `loop` and `foreach`.
+        matrix_functions: the names of the matrix functions that the engine calls; empty for engine `loop`.
         ran: True if the last step used this engine. False if this is a prediction for the next step.
     """
 
@@ -35,6 +36,7 @@ class BucketReport:
     device: torch.device
     bytes_per_element: float | None
     segments: int | None
+    matrix_functions: tuple[str, ...]
     ran: bool
 
     def __str__(self) -> str:
@@ -42,6 +44,8 @@ class BucketReport:
         traffic = "" if self.bytes_per_element is None else f", {self.bytes_per_element:g} bytes each"
         if self.segments is not None and self.segments > 1:
             traffic += f" in {self.segments} segments"
+        if self.matrix_functions:
+            traffic += f", matrix: {', '.join(self.matrix_functions)}"
         noun = "tensor" if self.tensors == 1 else "tensors"
         return (
             f"group {self.group}: {self.engine} ({self.reason}), "

@@ -236,9 +236,11 @@ def choose_engine(candidates: Candidates, key: BucketKey) -> tuple[EngineProtoco
 
 
 def _reduction_obstacle(engine: EngineProtocol, key: BucketKey, traced: TracedRule | None) -> str | None:
-    """Return why an engine cannot run the reductions of a rule; None if it can, or if there are none."""
+    """Return why an engine cannot run the reductions and matrix functions of a rule; None if it can."""
     if traced is None or not engine.runs_graph or not traced.reduces:
         return None
+    if traced.matrix_functions and not engine.calls:
+        return f"the rule calls {listing(traced.matrix_functions)}, engine {engine.name} calls no matrix functions"
     if not engine.reduces:
         return f"the rule reduces, engine {engine.name} does not"
     if engine.takes_rows and not key.has_dense_grads:

@@ -53,7 +53,7 @@ from optplug.optim.state import (
     elementwise_dtype,
     init_missing_states,
     is_matrix,
-    rows_not_in_place_reason,
+    matrix_not_in_place_reason,
 )
 from optplug.optim.strict_kwargs import StrictKwargs, check_keywords
 from optplug.rules.modifiers import CLIPS, MODIFIER_KEYS
@@ -62,6 +62,7 @@ from optplug.rules.trace import (
     FIRST_STEP,
     RuleFunction,
     RuleVariant,
+    TracedRule,
     missing_hyperparameter_message,
     rule_signature,
 )
@@ -167,9 +168,11 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         named |= {f"when of state {s.name}": s.when for s in cls.states if s.when is not None}
         named |= {f"init of state {s.name}": s.init for s in cls.states if isinstance(s.init, str) and s.init != "p"}
         unsupported = {"complex": "complex parameters", "sparse": "sparse gradients"}
-        for capability in unsupported.keys() & cls.capabilities if any(s.dim is not None for s in cls.states) else ():
+        uses = [s for s in cls.states if not s.scalar and not s.is_elementwise]
+        used = "matrix functions" if any(s.shape for s in uses) else "rows and columns"
+        for capability in unsupported.keys() & cls.capabilities if uses else ():
             raise RuleError(
-                f"{cls.__name__}: a rule that uses rows and columns does not support {unsupported[capability]}; "
+                f"{cls.__name__}: a rule that uses {used} does not support {unsupported[capability]}; "
                 f"declare capabilities without {capability!r}"
             )
         for declaration, name in named.items():
@@ -364,6 +367,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             present_states=tuple([state.name for state in states]),
             scalar_states=tuple([state.name for state in states if state.scalar]),
             state_dims=tuple([(state.name, state.dim) for state in states if state.dim is not None]),
+            whole_states=tuple([state.name for state in states if state.shape is not None]),
             shared_states=tuple([state.name for state in states if state.shared]),
             maximize=group["maximize"],
             clips=tuple([name for name in CLIPS if group.get(name) is not None and name not in own]),
@@ -442,9 +446,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
         if candidates.traced is not None:
             sharing = indices_sharing_memory(params)
             in_place = any(engine.in_place for engine in candidates.engines)
-            rows = candidates.traced.uses_dims
+            graph = candidates.traced
             key_fields = [
-                (i in sharing, *self._state_key_fields(states, p, g, in_place=in_place, rows=rows))
+                (i in sharing, *self._state_key_fields(states, p, g, group, graph, in_place=in_place))
                 for i, (p, g) in enumerate(zip(params, grads, strict=True))
             ]
         for key, indices in group_by_key(params, grads, key_fields).items():
@@ -453,7 +457,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             if group["fused"]:
                 dispatch.check_fused(params[indices[0]])
             for i in indices:
-                self._check_rows_and_columns(candidates, params[i], grads[i])
+                self._check_matrix_values(candidates, params[i], grads[i])
             engine, reason = dispatch.choose_engine(candidates, key)
             traced = candidates.traced if engine.runs_graph else None
             shapes = [params[i].shape for i in indices]
@@ -466,24 +470,33 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             else:
                 yield bucket
 
-    def _check_rows_and_columns(self, candidates: dispatch.Candidates, p: Tensor, g: Tensor) -> None:
-        """Raise an error if the rule uses rows and columns, and a parameter or its gradient does not have them."""
+    def _check_matrix_values(self, candidates: dispatch.Candidates, p: Tensor, g: Tensor) -> None:
+        """Raise an error if the rule uses rows and columns or matrix functions, and a parameter does not have them."""
         if not (p.is_complex() or g.layout is not torch.strided or not is_matrix(p)):
             return
         traced = candidates.traced or dispatch.trace_or_none(candidates.settings)
-        if traced is None or not traced.uses_dims:
+        if traced is None or not (traced.needs_matrices or traced.matrix_functions):
             return
         name = type(self).__name__
+        used = "matrix functions" if traced.matrix_functions else "rows and columns of matrices"
         if p.is_complex():
-            raise ParameterError(f"{name} uses rows and columns of matrices: it does not support complex parameters")
+            raise ParameterError(f"{name} uses {used}: it does not support complex parameters")
         if g.layout is not torch.strided:
             if "sparse" not in self.capabilities:
                 return  # `check_grad_layout` refuses it
-            raise SparseGradientError(f"{name} uses rows and columns of matrices: it does not support sparse gradients")
-        raise ParameterError(f"{name} uses rows and columns: a parameter of shape {tuple(p.shape)} is not a matrix")
+            raise SparseGradientError(f"{name} uses {used}: it does not support sparse gradients")
+        if traced.needs_matrices:
+            raise ParameterError(f"{name} uses rows and columns: a parameter of shape {tuple(p.shape)} is not a matrix")
 
     def _state_key_fields(
-        self, states: Sequence[State], p: Tensor, g: Tensor, *, in_place: bool, rows: bool
+        self,
+        states: Sequence[State],
+        p: Tensor,
+        g: Tensor,
+        group: dict[str, Any],
+        traced: TracedRule,
+        *,
+        in_place: bool,
     ) -> tuple[str | None, tuple[torch.dtype, ...]]:
         """Return the fields `not_in_place_reason` and `state_dtypes` of a parameter's bucket key.
 
@@ -491,8 +504,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             states: the states that the parameter has.
             p: the parameter.
             g: its gradient.
+            group: its parameter group.
+            traced: the graph of the rule.
             in_place: whether an engine in question needs to know whether it can step the parameter in place.
-            rows: whether the rule uses rows and columns.
         """
         param_state = self.state.get(p) or {}
         values = {state: param_state.get(state.name) for state in states if not state.scalar}
@@ -504,8 +518,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 if state.sparse:
                     return f"its gradient is sparse and so is its {state.name}", dtypes
         found = {state: t for state, t in values.items() if t is not None}
-        reason = rows_not_in_place_reason(p, g, found) if rows else None
-        return reason or not_in_place_reason(p, g, [t for state, t in found.items() if state.dim is None]), dtypes
+        reason = None
+        if traced.uses_dims or traced.matrix_functions:
+            reason = matrix_not_in_place_reason(p, g, found, group, uses_dims=traced.uses_dims)
+        return reason or not_in_place_reason(p, g, [t for state, t in found.items() if state.is_elementwise]), dtypes
 
     def _step_bucket(
         self, step: ReadyStep | PendingStep, new_shared: dict[str, Any]
@@ -607,7 +623,11 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def _check_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Check the states and options in a state dict, and return it. Unknown keys are allowed."""
         name = type(self).__name__
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = [
+            (p, {**group, **saved})
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False)
+            for p in group["params"]
+        ]
         check_saved_states(state_dict, name, self.states, params)
         references = reference_values(type(self), self.defaults)
         collector = ErrorCollector()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ class State:
             parameter with more than two dimensions is a stack of matrices. The state exists for matrices only.
         matrices: whether the state exists for matrices only (True), or for parameters with fewer than two dimensions
             only (False). Default: for matrices only if `dim` is given, else for all parameters.
+        shape: for a state of another shape, which only matrix functions read and compute: a function of the shape of
+            the parameter and the options of its group that returns the shape of the state, at least one size.
         shared: for a scalar state, whether it is one float for all parameters of the optimizer. Each parameter group
             contains it under its name. The rule must compute the same new value for every parameter, from scalars and
             from reductions over the optimizer.
@@ -42,6 +44,7 @@ class State:
     dim: int | None = None
     matrices: bool | None = None
     shared: bool = False
+    shape: Callable[[torch.Size, Mapping[str, Any]], Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if self.dim is not None and self.matrices is None:
@@ -55,6 +58,8 @@ class State:
             "shared=True and matrices": self.shared and self.matrices is not None,
             "sparse=True and scalar=True or dim": self.sparse and (self.scalar or self.dim is not None),
             'init="p" and scalar=True or dim': self.init == "p" and (self.scalar or self.dim is not None),
+            "shape and scalar=True, dim or sparse=True": self.shape and (self.scalar or self.dim or self.sparse),
+            'shape and init="p"': self.shape and self.init == "p",
         }
         for problem, is_wrong in problems.items():
             if is_wrong:
@@ -69,8 +74,22 @@ class State:
         """
         return self.matrices in (None, matrices) and (self.when is None or bool(group[self.when]))
 
-    def shape(self, p: Tensor) -> torch.Size:
-        """Return the shape of the state of a parameter, if the state is not a scalar."""
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether the state has the shape of the parameter."""
+        return not self.scalar and self.dim is None and self.shape is None
+
+    def shape_of(self, p: Tensor, group: Mapping[str, Any]) -> torch.Size:
+        """Return the shape of the state of a parameter, if the state is not a scalar.
+
+        Raises:
+            RuleError: the function `shape` does not return a shape.
+        """
+        if self.shape is not None:
+            shape = self.shape(p.shape, group)
+            if not _is_shape(shape):
+                raise RuleError(f"State {self.name!r}: shape must return a tuple of sizes, at least one; got {shape!r}")
+            return torch.Size(shape)
         if self.dim is None:
             return p.shape
         return torch.Size(1 if d == p.ndim + self.dim else size for d, size in enumerate(p.shape))
@@ -94,8 +113,8 @@ class State:
         dtype = elementwise_dtype(p, dtype)
         if self.sparse and g.layout is torch.sparse_coo:
             return torch.zeros_like(g, dtype=dtype)
-        if self.dim is not None:
-            return p.new_zeros(self.shape(p), dtype=dtype).add_(value)
+        if not self.is_elementwise:
+            return p.new_zeros(self.shape_of(p, group), dtype=dtype).add_(value)
         if p.is_complex():
             value = value * (1 + 1j)
         if isinstance(value, Tensor):
@@ -115,12 +134,13 @@ class State:
         """Whether every state dict with a state of this parameter contains this state. Step counts may be missing."""
         return self.name != "step" and not self.shared and self.when is None and self.applies_to(p)
 
-    def check(self, value: Any, p: Tensor, prefix: str) -> None:
+    def check(self, value: Any, p: Tensor, group: Mapping[str, Any], prefix: str) -> None:
         """Check that a value from a state dict fits the state of a parameter.
 
         Args:
             value: the value.
             p: the parameter.
+            group: its parameter group.
             prefix: start of the message.
 
         Raises:
@@ -134,9 +154,9 @@ class State:
                 raise ParameterError(f"{prefix} must be one number, got a tensor of shape {tuple(value.shape)}")
         elif not isinstance(value, Tensor):
             raise HyperparameterTypeError(f"{prefix} must be a tensor, got {value!r}")
-        elif value.shape != self.shape(p):
-            expected = "the parameter has" if self.dim is None else "expected"
-            raise ParameterError(f"{prefix} has shape {tuple(value.shape)}, {expected} {tuple(self.shape(p))}")
+        elif value.shape != (shape := self.shape_of(p, group)):
+            expected = "the parameter has" if self.is_elementwise else "expected"
+            raise ParameterError(f"{prefix} has shape {tuple(value.shape)}, {expected} {tuple(shape)}")
 
     def restore(self, value: Any, p: Tensor, group: Mapping[str, Any], dtype: torch.dtype | None) -> Tensor:
         """Return a copy of a value from a state dict, with the device and dtype of the state.
@@ -156,33 +176,48 @@ class State:
         return copy
 
 
+def _is_shape(value: Any) -> bool:
+    """Whether a value is a sequence of sizes, at least one."""
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(n, int) and n >= 0 for n in value)
+
+
 def is_matrix(p: Tensor) -> bool:
     """Whether a parameter is a matrix or a stack of matrices."""
     return p.ndim >= 2
 
 
-def rows_not_in_place_reason(p: Tensor, g: Tensor, states: Mapping[State, Tensor]) -> str | None:
-    """Return why a kernel cannot update a parameter in place by a rule that uses its rows and columns; None if it can.
+def matrix_not_in_place_reason(
+    p: Tensor, g: Tensor, states: Mapping[State, Tensor], group: Mapping[str, Any], *, uses_dims: bool
+) -> str | None:
+    """Return why a kernel cannot update a parameter in place by a rule that uses its rows and columns, or calls matrix
+    functions; None if it can.
 
     Args:
         p: the parameter.
         g: its gradient.
         states: its states that are not scalars.
+        group: its parameter group.
+        uses_dims: whether the rule uses rows and columns.
     """
-    if not is_matrix(p):
+    if uses_dims and not is_matrix(p):
         return "it has fewer than two dimensions, the rule uses rows and columns of matrices"
     if not all(t.is_contiguous() for t in (p, g, *states.values())):
         return "its rows are not contiguous"
     for state, t in states.items():
-        if state.dim is not None and t.shape != state.shape(p):
-            return f"its {state.name} has shape {tuple(t.shape)}, not {tuple(state.shape(p))}"
-        if state.dim is not None and (t.device != p.device or t.dtype not in KERNEL_DTYPES or t.is_neg()):
+        if state.is_elementwise:
+            continue
+        if t.shape != (shape := state.shape_of(p, group)):
+            return f"its {state.name} has shape {tuple(t.shape)}, not {tuple(shape)}"
+        if t.device != p.device or t.dtype not in KERNEL_DTYPES or t.is_neg():
             return f"its {state.name} is not a plain floating-point tensor on {p.device}"
     return None
 
 
 def check_saved_states(
-    state_dict: Mapping[str, Any], optimizer_name: str, states: Sequence[State], params: Sequence[Tensor]
+    state_dict: Mapping[str, Any],
+    optimizer_name: str,
+    states: Sequence[State],
+    params: Sequence[tuple[Tensor, Mapping[str, Any]]],
 ) -> None:
     """Check that a state dict contains the states of this optimizer and these parameters. Additional keys are allowed.
 
@@ -190,7 +225,7 @@ def check_saved_states(
         state_dict: the state dict of an optimizer.
         optimizer_name: name of the optimizer, for messages.
         states: the states that the optimizer declares.
-        params: all parameters of the optimizer, in order.
+        params: all parameters of the optimizer, in order, each with its group after loading.
 
     Raises:
         HyperparameterError: the states are those of another optimizer.
@@ -198,7 +233,7 @@ def check_saved_states(
         HyperparameterTypeError: a state has the wrong type.
     """
     indices = [i for group in state_dict["param_groups"] for i in group["params"]]
-    for position, (i, p) in enumerate(zip(indices, params, strict=False)):  # torch compares the lengths
+    for position, (i, (p, group)) in enumerate(zip(indices, params, strict=False)):  # torch compares the lengths
         saved = state_dict["state"].get(i) or {}
         declared = {state.name: state for state in states if state.applies_to(p)}
         missing = {name for name, state in declared.items() if state.is_required(p)} - set(saved)
@@ -209,7 +244,8 @@ def check_saved_states(
                 f"{optimizer_name} keeps {listing(sorted(declared))}"
             )
         for name in (name for name in declared if saved.get(name) is not None):
-            declared[name].check(saved[name], p, f"{optimizer_name}: {name} of parameter {position} in the state dict")
+            prefix = f"{optimizer_name}: {name} of parameter {position} in the state dict"
+            declared[name].check(saved[name], p, group, prefix)
 
 
 def scalar_device(p: Tensor, group: Mapping[str, Any]) -> torch.device:

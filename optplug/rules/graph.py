@@ -8,15 +8,27 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from optplug.errors import BranchingError, RuleError, suggest
+from optplug.rules.matrix import MatrixOperation, split_operands
 from optplug.rules.ops import DIMS, FLOAT_OPERATIONS, PREDICATES, REDUCTIONS, SymbolicValue
 from optplug.rules.ops import __all__ as OPS
 
-Kind = Literal["scalar", "tensor", "matrix", "row", "column", "element"]
+Kind = Literal["scalar", "tensor", "matrix", "row", "column", "element", "whole"]
 """The kind of a value. A scalar depends on hyperparameters and scalar states only. The others are one number per
 parameter (a tensor scalar, such as a norm), per matrix of a stack of matrices, per row or column of a matrix, or per
-element."""
+element; or an array of another shape (`"whole"`), which only matrix functions read and compute."""
 
-KINDS: tuple[Kind, ...] = ("scalar", "tensor", "matrix", "row", "column", "element")
+KINDS: tuple[Kind, ...] = ("scalar", "tensor", "matrix", "row", "column", "element", "whole")
+
+KIND_NAMES: dict[Kind, str] = {
+    "scalar": "a scalar",
+    "tensor": "one number per parameter",
+    "matrix": "one number per matrix",
+    "row": "one number per row",
+    "column": "one number per column",
+    "element": "an element-wise value",
+    "whole": "a value of another shape",
+}
+"""The kinds of values in messages."""
 
 
 def join_kinds(kinds: Iterable[Kind]) -> Kind:
@@ -26,15 +38,15 @@ def join_kinds(kinds: Iterable[Kind]) -> Kind:
 
 
 class Node:
-    """One value of a graph: an input, a constant, an operation on other nodes, or a reduction.
+    """One value of a graph: an input, a constant, an operation on other nodes, a reduction, or a matrix function.
 
     Attributes:
         index: the position of the node in its graph.
-        op: `"input"`, `"const"`, or the name of an operation.
+        op: `"input"`, `"const"`, `"call"` for a matrix function, or the name of another operation.
         args: the operands of an operation.
         kind: the kind of the value.
         value: the name of an input, the number of a constant, `over` or `dim` of a reduction, the
-            argument of `count_values` for `numel`; None for others.
+            argument of `count_values` for `numel`; a `MatrixOperation` for a matrix function; None for others.
     """
 
     __slots__ = ("args", "index", "kind", "op", "value")
@@ -54,6 +66,11 @@ class Node:
     @property
     def is_reduction(self) -> bool:
         return self.op in REDUCTIONS
+
+    @property
+    def is_call(self) -> bool:
+        """Whether the value is the result of a matrix function."""
+        return self.op == "call"
 
     @property
     def is_shared(self) -> bool:
@@ -87,8 +104,10 @@ class Graph:
         Raises:
             RuleError: the operation is not allowed on these operands.
         """
-        args = tuple(x.node if isinstance(x, Symbol) else self.const(_check_number(op, x)) for x in operands)
+        args = self._operands(op, operands)
         _check_conditions(op, args)
+        if any(a.kind == "whole" for a in args):
+            raise RuleError(f"{op} got {KIND_NAMES['whole']}, which only matrix functions take")
         kind = join_kinds(a.kind for a in args)
         if all(a.op == "const" for a in args):
             return Symbol(self, self.const(FLOAT_OPERATIONS[op](*(a.value for a in args))))
@@ -129,6 +148,8 @@ class Graph:
         if len(args) != len(operands):
             raise RuleError(f"{name} needs element-wise values: a scalar cannot be reduced")
         _check_conditions(name, args)
+        if any(a.kind == "whole" for a in args):
+            raise RuleError(f"{name} got {KIND_NAMES['whole']}, which only matrix functions take")
         kind = args[0].kind
         if any(a.kind != kind for a in args):
             raise RuleError(f"{name} needs two values of one kind, for example both element-wise")
@@ -140,21 +161,41 @@ class Graph:
             raise RuleError(f"{name} got dim={dim} for a value that has been reduced along this dimension")
         return Symbol(self, self._node(op, args, DIMS[dim] if kind == "element" else "matrix", dim))
 
+    def call(self, operation: MatrixOperation, operands: tuple[Any, ...]) -> Symbol:
+        """Add the result of a matrix function.
+
+        Raises:
+            RuleError: the function does not take these operands.
+        """
+        args = self._operands(operation.name, operands)
+        arrays, scalars = split_operands(operation.name, args, lambda node: node.is_array)
+        _check_conditions(f"the matrix function {operation.name}", args)
+        for node in args:
+            if node.kind not in ("element", "whole", "scalar"):
+                raise RuleError(f"the matrix function {operation.name} does not take {KIND_NAMES[node.kind]}")
+        return Symbol(self, self._node("call", (*arrays, *scalars), arrays[0].kind, operation))
+
     def numel(self, kind: Kind, dim: int | None) -> Symbol:
         """Add the number of elements of a value of this kind, or its size in a dimension.
 
         Raises:
             RuleError: the value is a scalar.
         """
-        if kind in ("scalar", "tensor"):
-            raise RuleError("numel needs an element-wise value, not a scalar")
-        if dim is not None and kind in ("matrix", DIMS[dim]):
+        if kind in ("scalar", "tensor", "whole"):
+            raise RuleError(f"numel needs an element-wise value, not {KIND_NAMES[kind]}")
+        if dim == 0 and kind != "element":
+            raise RuleError(f"numel(x, dim=0) needs an element-wise value, not {KIND_NAMES[kind]}")
+        if dim is not None and kind in ("matrix", DIMS.get(dim)):
             return Symbol(self, self.const(1.0))
         return Symbol(self, self._node("numel", (), "tensor", dim if dim or kind == "element" else kind))
 
+    def _operands(self, op: str, operands: tuple[Any, ...]) -> tuple[Node, ...]:
+        return tuple(x.node if isinstance(x, Symbol) else self.const(_check_number(op, x)) for x in operands)
+
     def _node(self, op: str, args: tuple[Node, ...], kind: Kind, value: Any) -> Node:
-        # repr distinguishes 0.0 from -0.0 and 1 from True; == does not.
-        key = (op, tuple(a.index for a in args), kind, repr(value))
+        # repr distinguishes 0.0 from -0.0 and 1 from True; == does not. Functions of one name may differ.
+        identity = value if op == "call" else repr(value)
+        key = (op, tuple(a.index for a in args), kind, identity)
         if key not in self._nodes_by_key:
             self._nodes_by_key[key] = self._new_node(op, args, kind, value)
         return self._nodes_by_key[key]
@@ -210,6 +251,9 @@ class Symbol(SymbolicValue):
 
     def count(self, dim: int | None) -> Symbol:
         return self.graph.numel(self.node.kind, dim)
+
+    def call(self, operation: MatrixOperation, operands: tuple[Any, ...]) -> Symbol:
+        return self.graph.call(operation, operands)
 
     def __bool__(self) -> bool:
         error = BranchingError if self.node.is_array else RuleError

@@ -52,6 +52,9 @@ class SymbolicValue:
     def count(self, dim: int | None) -> Any:
         raise NotImplementedError
 
+    def call(self, operation: Any, operands: tuple[Any, ...]) -> Any:
+        raise NotImplementedError
+
 
 def _with_ieee_values(compute: Callable[..., float]) -> Callable[..., float]:
     """Return inf on overflow and NaN outside the domain, as IEEE 754 does, where Python raises.
@@ -380,9 +383,12 @@ def mean(x: Any, *, dim: int | None = None) -> Any:
 
 
 def numel(x: Any, *, dim: int | None = None) -> Any:
-    """The number of elements of a value, or its size in dimension `dim`. A complex element counts as two."""
-    if dim is not None and dim not in DIMS:
-        raise RuleError(f"numel got dim={dim!r}; it may be -1 or -2")
+    """The number of elements of a value, or its size in dimension `dim`: -1, -2, or 0 for the first dimension.
+
+    A complex element counts as two.
+    """
+    if dim is not None and dim not in (*DIMS, 0):
+        raise RuleError(f"numel got dim={dim!r}; it may be -1, -2 or 0")
     if isinstance(x, SymbolicValue):
         return x.count(dim)
     if not isinstance(x, Tensor):

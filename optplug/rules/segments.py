@@ -1,18 +1,22 @@
 """Cuts a graph into segments: each is one pass over memory, and reduces values for the segments after it.
 
+A matrix function is called between segments: after those that compute its operands, before those that use its result.
+
 A value crosses a cut in one of three ways. A later segment reads it again, if it is an input that has not been
 overwritten or an output that has been written; or computes it again, if that reads at most `RECOMPUTED_READS` more
-values; otherwise an earlier segment stores it in a temporary.
+values; otherwise an earlier segment stores it in a temporary. A matrix function reads its operands in the first or the
+last way, and its result is a temporary.
 
-The level of a value is the number of reductions that it depends on one after another. All values of one level and one
-kind are computed in one segment: element-wise values in a pass over all elements, values of rows in a pass over the
-rows, and so on. A further kind of operation that needs whole tensors would raise the level in the same way.
+The level of a value is the number of reductions and matrix functions that it depends on one after another. All values
+of one level and one kind are computed in one segment: element-wise values in a pass over all elements, values of rows
+in a pass over the rows, and so on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from optplug.rules.graph import KINDS, Kind, Node, join_kinds
 
@@ -45,8 +49,32 @@ class Segment:
     constants: Sequence[Node]
 
 
+@dataclass(frozen=True, eq=False)
+class MatrixCall:
+    """A call of a matrix function, before the first segment of its level.
+
+    Attributes:
+        level: the level of the result.
+        node: the result.
+        operands: where the function reads each array: a role, or a temporary.
+        result: the temporary that is the result.
+    """
+
+    level: int
+    node: Node
+    operands: Sequence[str]
+    result: str
+
+
+class Cut(NamedTuple):
+    """The segments of a graph, and the calls between them, in the order in which they run."""
+
+    segments: Sequence[Segment]
+    calls: Sequence[MatrixCall]
+
+
 def levels(nodes: Sequence[Node]) -> dict[Node, int]:
-    """Return for each node how many reductions it depends on one after another.
+    """Return for each node how many reductions and matrix functions it depends on one after another.
 
     A reduction over several parameters also has at least the level of the one before it: their order is that of the
     rule, also where a variant of the rule has more reductions than another.
@@ -57,13 +85,13 @@ def levels(nodes: Sequence[Node]) -> dict[Node, int]:
     found: dict[Node, int] = {}
     last_shared = 0
     for node in nodes:
-        found[node] = max((found[a] for a in node.args), default=0) + node.is_reduction
+        found[node] = max((found[a] for a in node.args), default=0) + (node.is_reduction or node.is_call)
         if node.is_shared:
             last_shared = found[node] = max(found[node], last_shared)
     return found
 
 
-def cut(nodes: Sequence[Node], outputs: Mapping[str, Node], narrow: frozenset[str] = frozenset()) -> list[Segment]:
+def cut(nodes: Sequence[Node], outputs: Mapping[str, Node], narrow: frozenset[str] = frozenset()) -> Cut:
     """Cut a graph into segments.
 
     Args:
@@ -78,30 +106,44 @@ def cut(nodes: Sequence[Node], outputs: Mapping[str, Node], narrow: frozenset[st
 _Pass = tuple[int, int]
 """A level, and the index of a kind in `KINDS`: within a level, values of rows are computed before those of elements."""
 
+_CALLS = -1
+"""Takes the place of the index of a kind for the matrix functions of a level, which are called before its segments."""
+
 
 class _Cutter:
     def __init__(self, nodes: Sequence[Node], outputs: Mapping[str, Node], narrow: frozenset[str]) -> None:
         self.nodes = nodes
-        self.outputs = outputs
+        self.outputs = {role: n for role, n in outputs.items() if n.kind != "whole"}  # those are written at the end
         self.narrow = narrow
         self.levels = levels(nodes)
         self.stores: dict[_Pass, dict[str, Node]] = {}
         self.reductions: dict[_Pass, list[Node]] = {}
         self.temporaries: dict[Node, str] = {}
         for node in nodes:
-            if node.is_array:
+            if node.is_array and node.kind != "whole":
                 self.stores.setdefault(self._pass(node), {})
             if node.is_reduction:
                 self.reductions.setdefault(self._pass(node), []).append(node)
                 self.stores.setdefault(self._pass(node), {})
-        for role, node in outputs.items():
+        for role, node in self.outputs.items():
             self.stores.setdefault(self._written(node), {})[role] = node
 
-    def cut(self) -> list[Segment]:
+    def cut(self) -> Cut:
+        segments: list[Segment] = []
+        calls: list[MatrixCall] = []
+        called_in = {(self.levels[node], _CALLS) for node in self.nodes if node.is_call}
         # From the last to the first, because a segment may need a value that an earlier one then stores.
-        segments = [self._segment(k) for k in sorted(self.stores, reverse=True)]
+        for k in sorted({*self.stores, *called_in}, reverse=True):
+            if k in called_in:
+                calls += [self._call(node, k) for node in self.nodes if node.is_call and self.levels[node] == k[0]]
+            else:
+                segments.append(self._segment(k))
         needed = [s for s in segments if s.stores or s.reductions or s.line_reductions]
-        return needed[::-1] or [Segment("element", 0, [], {}, {}, [], {}, [])]
+        return Cut(needed[::-1] or [Segment("element", 0, [], {}, {}, [], {}, [])], calls[::-1])
+
+    def _call(self, node: Node, k: _Pass) -> MatrixCall:
+        operands = [self._source(a, k) or self._store(a) for a in node.args if a.is_array]
+        return MatrixCall(k[0], node, operands, self._store(node))
 
     def _pass(self, node: Node) -> _Pass:
         """Return the pass that computes a value, or the first one that can read an input."""
@@ -152,7 +194,7 @@ class _Cutter:
         )
 
     def _is_computed_in(self, node: Node, k: _Pass) -> bool:
-        return self._pass(node) == k and node.op != "input" and not node.is_reduction
+        return self._pass(node) == k and node.op != "input" and not node.is_reduction and not node.is_call
 
     def _is_reduced_in(self, node: Node, k: _Pass) -> bool:
         return node.is_reduction and self._pass(node) == k
@@ -185,7 +227,7 @@ class _Cutter:
             n = stack.pop()
             if not n.is_array or n in operations or n in reads or n in loads:
                 continue
-            if KINDS.index(n.kind) != k[1] or n.is_reduction:
+            if KINDS.index(n.kind) != k[1] or n.is_reduction or n.is_call:
                 if n is node:
                     return None
                 reads.add(n)
@@ -200,8 +242,9 @@ class _Cutter:
         return (operations, reads) if len(counted) <= RECOMPUTED_READS else None
 
     def _store(self, node: Node) -> str:
-        """Let the pass that computes a value, or reads an input, store it in a temporary. Return its name."""
+        """Return the temporary of a value. The pass that computes the value, or reads an input, stores it there."""
         if node not in self.temporaries:
             self.temporaries[node] = f"t{len(self.temporaries)}"
-            self.stores[self._pass(node)][self.temporaries[node]] = node
+            if not node.is_call:
+                self.stores[self._pass(node)][self.temporaries[node]] = node
         return self.temporaries[node]

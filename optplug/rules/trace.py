@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from optplug.errors import RuleError, listing, suggest
-from optplug.rules.graph import Graph, Kind, Node, Symbol
+from optplug.rules.graph import KIND_NAMES, Graph, Kind, Node, Symbol
 from optplug.rules.modifiers import DecayKind, postlude, prelude
 from optplug.rules.ops import DIMS, FLOAT_OPERATIONS
-from optplug.rules.segments import Segment, cut, levels
+from optplug.rules.segments import Cut, MatrixCall, Segment, cut, levels
 
 RuleFunction = Callable[..., Any]
 
@@ -70,6 +70,7 @@ class RuleVariant:
         scalar_states: the names of the existing states that are scalars and not element-wise.
         state_dims: the existing states with one number per row (-1) or per column (-2) of a matrix.
         shared_states: the names of the scalar states that are one number for all parameters.
+        whole_states: the names of the existing states of another shape.
         maximize: ascend instead of descend.
         clips: which of `modifiers.CLIPS` the prelude applies, in their order.
         decay_kind: which weight decay the prelude applies.
@@ -82,6 +83,7 @@ class RuleVariant:
     scalar_states: tuple[str, ...] = ()
     state_dims: tuple[tuple[str, int], ...] = ()
     shared_states: tuple[str, ...] = ()
+    whole_states: tuple[str, ...] = ()
     maximize: bool = False
     clips: tuple[str, ...] = ()
     decay_kind: DecayKind = "none"
@@ -96,8 +98,10 @@ class RuleVariant:
 
     def state_kind(self, name: str) -> Kind:
         """Return the kind of an existing state."""
+        if name in self.scalar_states:
+            return "scalar"
         dims = dict(self.state_dims)
-        return "scalar" if name in self.scalar_states else DIMS[dims[name]] if name in dims else "element"
+        return "whole" if name in self.whole_states else DIMS[dims[name]] if name in dims else "element"
 
     @property
     def array_states(self) -> tuple[str, ...]:
@@ -153,17 +157,6 @@ class RuleVariant:
         return {name: value for name, value in named.items() if value is not None}
 
 
-KIND_NAMES = {
-    "scalar": "a scalar",
-    "tensor": "one number per parameter",
-    "matrix": "one number per matrix",
-    "row": "one number per row",
-    "column": "one number per column",
-    "element": "an element-wise value",
-}
-"""The kinds of values in messages."""
-
-
 class TracedRule:
     """The graph of a rule variant: its segments, and the scalars that are hoisted out of them.
 
@@ -175,6 +168,7 @@ class TracedRule:
         inputs: the names of the element-wise inputs among them: `"p"`, `"g"` and states.
         hoisted_scalars: the scalar nodes that `nodes` use. `compute_scalars` computes their values.
         uses_dims: whether the rule uses values with one number per row or column of a matrix.
+        matrix_functions: the names of the matrix functions, in the order of their calls.
         segments: the passes over memory, if no role is narrow. A rule that does not reduce has one.
         scalars_by_level: for each level the tensor scalars that are not reductions, in topological order. They can be
             computed before the segments of this level.
@@ -232,8 +226,9 @@ class TracedRule:
             n for n in needed_nodes if n.kind == "scalar" and n.op != "const" and any(n in t.args for t in self.nodes)
         ]
         self.uses_dims = any(n.kind in ("matrix", "row", "column") for n in self.nodes)
+        self.matrix_functions = tuple(n.value.name for n in self.nodes if n.is_call)
         self._needed_nodes = needed_nodes
-        self._segments: dict[frozenset[str], list[Segment]] = {}
+        self._cuts: dict[frozenset[str], Cut] = {}
         self.segments = self.cut()
         level = levels(needed_nodes)
         self.scalars_by_level: dict[int, list[Node]] = {}
@@ -267,21 +262,34 @@ class TracedRule:
         hoisted = [float(computed[n]) for n in self.hoisted_scalars]
         return hoisted, {name: float(computed[n]) for name, n in self._scalar_outputs.items()}
 
-    def cut(self, narrow: frozenset[str] = frozenset()) -> list[Segment]:
+    def cut(self, narrow: frozenset[str] = frozenset()) -> Sequence[Segment]:
         """Return the segments, cut once for each set of narrow roles; see `optplug.rules.segments.cut`."""
-        if narrow not in self._segments:
-            self._segments[narrow] = cut(self._needed_nodes, self.outputs, narrow)
-        return self._segments[narrow]
+        return self._cut(narrow).segments
+
+    def calls(self, narrow: frozenset[str] = frozenset()) -> Sequence[MatrixCall]:
+        """Return the calls of matrix functions between the segments."""
+        return self._cut(narrow).calls
+
+    def _cut(self, narrow: frozenset[str]) -> Cut:
+        if narrow not in self._cuts:
+            self._cuts[narrow] = cut(self._needed_nodes, self.outputs, narrow)
+        return self._cuts[narrow]
 
     def temporaries(self, segments: Sequence[Segment]) -> dict[str, Node]:
-        """Return the values that segments store for later ones, by the name of the temporary."""
+        """Return the values that segments or matrix functions store for later segments, by their names."""
         stored = {name: node for s in segments for name, node in {**s.stores, **s.line_reductions}.items()}
-        return {name: node for name, node in stored.items() if name not in self.outputs}
+        results = {name: node for s in segments for node, name in s.loads.items() if node.is_call}
+        return {name: node for name, node in {**stored, **results}.items() if name not in self.outputs}
 
     @functools.cached_property
     def reduces(self) -> bool:
-        """Whether the rule reduces, or uses the number of elements."""
-        return any(node.kind != "element" for node in self.nodes)
+        """Whether the rule reduces, uses the number of elements, or calls matrix functions."""
+        return any(node.kind != "element" or node.is_call for node in self.nodes)
+
+    @functools.cached_property
+    def needs_matrices(self) -> bool:
+        """Whether the rule uses rows and columns, or their numbers: parameters must be matrices."""
+        return self.uses_dims or any(node.op == "numel" and node.value in DIMS for node in self.nodes)
 
     @functools.cached_property
     def shared_reductions(self) -> int:

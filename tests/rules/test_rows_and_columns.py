@@ -388,7 +388,7 @@ def rule_of(compute: Any) -> Any:
         (lambda p, g: sum(g, dim=-1, over="group"), "sum got over and dim"),
         (lambda p, g: amax(g, dim=0), "amax got dim=0; it may be -1 or -2"),
         (lambda p, g: norm(g, dim=1), "norm got dim=1; it may be -1 or -2"),
-        (lambda p, g: g / numel(g, dim=0), "numel got dim=0; it may be -1 or -2"),
+        (lambda p, g: g / numel(g, dim=1), "numel got dim=1; it may be -1, -2 or 0"),
         (lambda p, g: sum(1.0, dim=-1) * g, "needs element-wise values"),
     ],
 )
