@@ -492,6 +492,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     if relative:
         alone = dataclasses.replace(scheduler_config, arguments=given, warmup=None)
         given |= resolve_lengths(alone, _assumed_training(alone)).arguments
+    is_known = not relative and not has_unresolved(scheduler_config.arguments)
     group_counts = {1}
     if any(entry.param_groups for entry in setup.entries) or len(setup.entries) != 1:
         # The number of groups depends on the module. Assume that arguments with one value per group have the right
@@ -519,7 +520,6 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", None) or ({},)
     valid = {key: value for key, value in cases[0].items() if key in required}
     loc, argument_loc = scheduler_config.loc, scheduler_config.argument_loc
-    is_known = not has_unresolved(scheduler_config.arguments)
     _accepted_arguments(collector, construct, given, loc, argument_loc, valid, report_contradictions=is_known)
 
 

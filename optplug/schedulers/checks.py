@@ -35,23 +35,27 @@ class ArgumentChecks:
         name: str,
         value: Any,
         at_least: float = 0,
+        at_most: float = math.inf,
         *,
         index: int | None = None,
         whole: bool = False,
         noun: str = "a number",
+        torch_text: str = "",
     ) -> Any:
         """Check a numeric argument, and return it as a Python int or float; NaN if it is invalid.
 
-        The error is a HyperparameterError if the number is below the bound or not finite, and a HyperparameterTypeError
+        The error is a HyperparameterError if the number is out of bounds or not finite, and a HyperparameterTypeError
         if the value is not a number, or not a whole number.
 
         Args:
             name: name of the argument.
             value: the value to check.
             at_least: the lower bound. Default: 0.
+            at_most: the upper bound. Default: none.
             index: index of the value in a list. Default: None, the argument is not a list.
             whole: whether the number must be whole. Default: False.
             noun: what the value must be, for the message. Default: "a number".
+            torch_text: torch's message for a number out of bounds, with which the message begins. Default: none.
         """
         subject = f"{type(self).__name__}: {name}{'' if index is None else f'[{index}]'} must be"
         if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
@@ -61,9 +65,18 @@ class ArgumentChecks:
         number = int(value) if isinstance(value, Integral) else float(value)
         if not abs(number) <= sys.float_info.max:  # also for integers that exceed the range of floats
             return self.reject(name, HyperparameterError(f"{subject} finite, got {value}"), index)
-        if number < at_least:
-            return self.reject(name, HyperparameterError(f"{subject} at least {at_least}, got {value}"), index)
+        if not at_least <= number <= at_most:
+            bound = f"at least {at_least}" if number < at_least else f"at most {at_most}"
+            message = f"{subject} {bound}, got {value}"
+            return self.reject(name, HyperparameterError(f"{torch_text} {message}".lstrip()), index)
         return number
+
+    def check_choice(self, name: str, value: Any, choices: Collection[str]) -> Any:
+        """Check that an argument is one of some strings, and return it. The error is a HyperparameterError."""
+        if not isinstance(value, str) or value not in choices:
+            message = f"{type(self).__name__}: {name} must be one of {listing(map(repr, choices))}, got {value!r}"
+            self.reject(name, HyperparameterError(message))
+        return value
 
     def check_optimizer(self, optimizer: Any) -> bool:
         """Return whether the value is an optimizer. If not, the error is a ConfigTypeError with torch's message."""
@@ -72,16 +85,20 @@ class ArgumentChecks:
             return False
         return True
 
-    def reject(self, name: str, error: OptplugError, index: int | None = None) -> float:
+    def reject(
+        self, name: str, error: OptplugError, index: int | None = None, *, is_contradiction: bool = False
+    ) -> float:
         """Collect an error about an argument, and return NaN, for which further comparisons are false.
 
         Args:
             name: name of the argument.
             error: the error.
             index: index of the wrong value in a list. Default: None, the error is about the whole argument.
+            is_contradiction: whether the argument contradicts another one. Default: False.
         """
         errors = vars(self).setdefault("_argument_errors", ErrorCollector())
         error.argument, error.inside = name, () if index is None else (index,)
+        error.is_contradiction = is_contradiction
         errors.add(error)
         return math.nan
 
@@ -112,10 +129,10 @@ def warn_get_lr_outside_step(scheduler: LRScheduler) -> None:
 
 
 CLASS_SPECIFIC_STATE_KEYS = frozenset(
-    {"T_0", "T_max", "best", "eta_min", "gamma", "lr_lambdas", "max_lrs", "milestones", "num_bad_epochs", "power"}
-    | {"start_factor", "step_size", "total_iters", "total_steps"}
+    {"T_0", "T_max", "best", "cycle_momentum", "decay_steps", "eta_min", "gamma", "lr_lambdas", "max_lrs", "milestones"}
+    | {"_milestones", "num_bad_epochs", "power", "start_factor", "step_size", "timescale", "total_iters", "total_steps"}
 )
-"""State-dict keys that identify the class of a torch scheduler. Other keys may change between versions of torch."""
+"""State-dict keys that identify the class of a scheduler. Other keys may change between versions of torch."""
 
 
 def check_state(scheduler: LRScheduler, state_dict: Mapping[str, Any], needed: Collection[str] | None = None) -> None:

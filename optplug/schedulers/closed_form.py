@@ -26,6 +26,9 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
     Therefore several schedulers can be used with one optimizer. If :math:`f(t-1) = 0`, the step adds
     :math:`(base - floor) \, f(t)` instead.
 
+    `min_lr_ratio` sets a lower bound of the multiplier, see :meth:`above_floor`. The learning rate then ends at, or is
+    not below, this fraction of the base learning rate of each group.
+
     Parameter groups that are added to the optimizer later are scheduled too, see
     `optplug.schedulers.late_groups.follow_groups`. If the floor is 0, the learning rate of a new group keeps its ratio
     to that of the last group before it. If the floor is above 0, the base learning rates have that ratio, and the new
@@ -34,9 +37,14 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
     Args:
         optimizer: the optimizer whose learning rates are scheduled.
         last_epoch: index of the last step taken. Default: -1, to start.
+        min_lr_ratio: the least multiplier, in [0, 1]. Default: 0.
 
     Attributes:
-        floor: the learning rate for multiplier 0.
+        floor: the learning rate for multiplier 0, the same for all groups.
+        min_lr_ratio: the least multiplier. A state dict contains it only if it is not 0, so that the schedules of torch
+            have the same keys.
+        decays_to_floor: whether `min_lr_ratio` is where the decay ends, so that :math:`f` becomes
+            :math:`r + (1 - r) \, f`. Otherwise the multiplier is the larger one of :math:`f` and :math:`r`.
         functions: names of the arguments that are functions of the step. A configuration may give them as text.
         steps_when_resumed: whether construction with `last_epoch` >= 0 takes the step to `last_epoch` + 1. Otherwise
             construction leaves the learning rates unchanged. torch's schedulers differ in this.
@@ -44,18 +52,30 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
     Raises:
         TypeError: `optimizer` is not a `torch.optim.Optimizer`.
         KeyError: `last_epoch` >= 0 and a parameter group has no `initial_lr`.
-        HyperparameterError: `last_epoch` is below -1.
-        HyperparameterTypeError: `last_epoch` is not a whole number, or a keyword is unknown.
+        HyperparameterError: `last_epoch` or `min_lr_ratio` is out of range, or both `min_lr_ratio` and `floor` are
+            above 0.
+        HyperparameterTypeError: `last_epoch` is not a whole number, `min_lr_ratio` is not a number, or a keyword is
+            unknown.
     """
 
     interval: ClassVar[str] = "epoch"
+    cases: ClassVar[Sequence[Mapping[str, Any]]]
+    decays_to_floor: ClassVar[bool] = False
     functions: ClassVar[tuple[str, ...]] = ()
     steps_when_resumed: ClassVar[bool] = False
     floor: float = 0.0
+    min_lr_ratio: float = 0.0
 
-    def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
+    def __init__(self, optimizer: Optimizer, last_epoch: int = -1, *, min_lr_ratio: float = 0.0) -> None:
         self.check_optimizer(optimizer)
         last_epoch = self.check_number("last_epoch", last_epoch, -1, whole=True)
+        min_lr_ratio = self.check_number("min_lr_ratio", min_lr_ratio, at_most=1)
+        if min_lr_ratio > 0:
+            self.min_lr_ratio = min_lr_ratio
+            if self.floor > 0:
+                message = "min_lr_ratio and eta_min both set a lower bound: give only one of them"
+                error = HyperparameterError(f"{type(self).__name__}: {message}")
+                self.reject("min_lr_ratio", error, is_contradiction=True)
         self.raise_argument_errors()  # also those that the constructors of derived classes have collected
         super().__init__(optimizer, last_epoch)
 
@@ -63,9 +83,27 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
         """Return :math:`f(t)`, the multiplier after `t` steps; 1 for the base learning rate."""
         raise NotImplementedError
 
+    def above_floor(self, f: float) -> float:
+        """Return the multiplier with `min_lr_ratio`, see `decays_to_floor`."""
+        least = self.min_lr_ratio
+        if not least:
+            return f
+        return least + (1 - least) * f if self.decays_to_floor else max(f, least)
+
     def multipliers(self, t: int) -> list[float]:
         """Return the multiplier of each parameter group. Schedules that treat groups differently override this."""
-        return [float(self.multiplier(t))] * len(self.optimizer.param_groups)
+        return [self.above_floor(float(self.multiplier(t)))] * len(self.optimizer.param_groups)
+
+    def extend(self, length: int) -> bool:
+        """Change the total number of steps during training, if this does not change the current learning rate.
+
+        Args:
+            length: the new total number of steps.
+
+        Returns:
+            Whether the length has been changed. Default: False, the schedule cannot be extended.
+        """
+        return False
 
     def ratios(self, t: int) -> list[float | None]:
         """Return the factor of step `t` for each group.
@@ -138,6 +176,8 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
         """
         check_state(self, state_dict)
         super().load_state_dict(state_dict)
+        if not state_dict.get("min_lr_ratio"):
+            vars(self).pop("min_lr_ratio", None)
 
 
 class GeometricLR(ClosedFormLR):
@@ -147,15 +187,16 @@ class GeometricLR(ClosedFormLR):
         optimizer: as in `ClosedFormLR`.
         gamma: the factor, :math:`\gamma \ge 0`. Above 1 the learning rate grows.
         last_epoch: as in `ClosedFormLR`.
+        min_lr_ratio: the multiplier is not below this number, in [0, 1]. Default: 0.
 
     Raises:
         HyperparameterError: `gamma` is out of range; and as in `ClosedFormLR`.
         HyperparameterTypeError: `gamma` is not a number; and as in `ClosedFormLR`.
     """
 
-    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1, *, min_lr_ratio: float = 0.0) -> None:
         self.gamma: float = self.check_number("gamma", gamma)
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, last_epoch, min_lr_ratio=min_lr_ratio)
 
     def exponent(self, t: int) -> int:
         """Return the number of times that gamma has been applied after `t` steps."""
@@ -165,9 +206,16 @@ class GeometricLR(ClosedFormLR):
         return float(self.gamma) ** self.exponent(t)
 
     def ratios(self, t: int) -> list[float | None]:
+        if self.min_lr_ratio:
+            return super().ratios(t)
         # A quotient of multipliers would fail once the multiplier has underflowed to 0.
         before = 0 if self._is_initial and t == 0 else self.exponent(t - 1)
         return [float(self.gamma) ** (self.exponent(t) - before)] * len(self.optimizer.param_groups)
+
+
+def linear_warmup(t: float, steps: int) -> float:
+    """Return the factor of a linear warmup after `t` steps: from 1 / `steps` to 1, as `Warmup` by default."""
+    return 1.0 if t >= steps else 1 / steps + (1 - 1 / steps) * t / steps
 
 
 class Unscheduled(ClosedFormLR):
@@ -191,7 +239,7 @@ class ClosedFormAdapter(TorchAdapter):
         self, new_state: Mapping[str, Any], base_lrs: Sequence[float], old_base_lrs: Sequence[float]
     ) -> bool:
         super().apply_settings(new_state, base_lrs, old_base_lrs)
-        self._load_settings(new_state)
+        self._load_settings({"min_lr_ratio": 0.0, **new_state})
         groups = self.scheduler.optimizer.param_groups
         if len(groups) == len(self.scheduler.base_lrs):
             for group, lr in zip(groups, self.scheduler._get_closed_form_lr(), strict=True):

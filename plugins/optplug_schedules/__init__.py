@@ -1,4 +1,6 @@
-"""The learning-rate schedulers of the `torch.optim` documentation: their specs. This module does not import torch.
+"""Learning-rate schedulers, those of the `torch.optim` documentation and others: their specs.
+
+This module does not import torch.
 
 The package has one module per algorithm. Code that several algorithms share belongs in `optplug.schedulers`.
 """
@@ -35,6 +37,33 @@ def optplug_schedulers() -> list[SchedulerSpec]:
             "cosine_annealing_lr",
             "optplug_schedules.cosine_annealing_lr:CosineAnnealingLR",
             "half a cosine from the base learning rate to eta_min",
+            length="T_max",
+        ),
+        SchedulerSpec(
+            "constant_lr",
+            "optplug_schedules.constant_lr:ConstantLR",
+            "a reduced learning rate for total_iters steps, then the base learning rate",
+            length="total_iters",
+        ),
+        SchedulerSpec(
+            "linear_lr",
+            "optplug_schedules.linear_lr:LinearLR",
+            "a linear change from start_factor to end_factor",
+            length="total_iters",
+        ),
+        SchedulerSpec(
+            "polynomial_lr",
+            "optplug_schedules.polynomial_lr:PolynomialLR",
+            "a polynomial decay to 0",
+            length="total_iters",
+        ),
+        SchedulerSpec(
+            "wsd",
+            "optplug_schedules.wsd:WSD",
+            "warmup, a constant learning rate, and a decay at the end",
+            interval="step",
+            length="total_steps",
+            lengths=("decay_steps", "warmup_steps"),
         ),
         SchedulerSpec(
             "reduce_lr_on_plateau",

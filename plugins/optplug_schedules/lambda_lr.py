@@ -31,10 +31,11 @@ class LambdaLR(ClosedFormLR):
             for each parameter group. The last function also applies to groups that are added later. In a configuration:
             an expression in `epoch`, such as `"0.95 ** epoch"`, or the name of a function that a plugin registers.
         last_epoch: index of the last step; -1 to start. The constructor performs the next step.
+        min_lr_ratio: the learning rate is not below this fraction of the base learning rate, in [0, 1].
 
     Raises:
-        HyperparameterError: the number of functions is not the number of groups; `last_epoch` is out of range; in the
-            constructor or in a step, a function returns infinity or NaN.
+        HyperparameterError: the number of functions is not the number of groups; `last_epoch` or `min_lr_ratio` is out
+            of range; in the constructor or in a step, a function returns infinity or NaN.
         HyperparameterTypeError: an argument has the wrong type, or a keyword is unknown; in the constructor or in a
             step, a function does not return a number.
         TypeError: `optimizer` is not a `torch.optim.Optimizer`.
@@ -51,10 +52,12 @@ class LambdaLR(ClosedFormLR):
         optimizer: Optimizer,
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]],
         last_epoch: int = -1,
+        *,
+        min_lr_ratio: float = 0.0,
     ) -> None:
         if isinstance(optimizer, Optimizer):
             self._set_functions(lr_lambda, len(optimizer.param_groups))
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, last_epoch, min_lr_ratio=min_lr_ratio)
 
     def _set_functions(self, lr_lambda: Any, group_count: int) -> None:
         many = isinstance(lr_lambda, (list, tuple))
@@ -74,7 +77,7 @@ class LambdaLR(ClosedFormLR):
             self.reject("lr_lambda", HyperparameterError(message))
 
     def multipliers(self, t: int) -> list[float]:
-        return [self._checked_value(i, t) for i in range(len(self.lr_lambdas))]
+        return [self.above_floor(self._checked_value(i, t)) for i in range(len(self.lr_lambdas))]
 
     def _checked_value(self, i: int, t: int) -> float:
         """The value of the function of group `i` at step `t`, checked to be a finite number."""

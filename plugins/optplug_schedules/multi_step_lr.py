@@ -20,9 +20,10 @@ class MultiStepLR(GeometricLR):
             order. A milestone that occurs twice applies `gamma` twice. Stored as a `collections.Counter`.
         gamma: factor :math:`\gamma \ge 0` of the learning rate. Above 1 the learning rate grows.
         last_epoch: index of the last step; -1 to start. The constructor performs the next step.
+        min_lr_ratio: the learning rate is not below this fraction of the base learning rate, in [0, 1].
 
     Raises:
-        HyperparameterError: a milestone, `gamma` or `last_epoch` is out of range.
+        HyperparameterError: a milestone, `gamma`, `last_epoch` or `min_lr_ratio` is out of range.
         HyperparameterTypeError: an argument has the wrong type, or a keyword is unknown.
         TypeError: `optimizer` is not a `torch.optim.Optimizer`.
     """
@@ -31,7 +32,13 @@ class MultiStepLR(GeometricLR):
     steps_when_resumed = True
 
     def __init__(
-        self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        milestones: Iterable[int],
+        gamma: float = 0.1,
+        last_epoch: int = -1,
+        *,
+        min_lr_ratio: float = 0.0,
     ) -> None:
         if isinstance(milestones, Counter):  # the attribute of another MultiStepLR
             milestones = milestones.elements()
@@ -43,7 +50,7 @@ class MultiStepLR(GeometricLR):
         self.milestones = Counter(
             self.check_number("milestones", milestone, index=i, whole=True) for i, milestone in enumerate(milestones)
         )
-        super().__init__(optimizer, gamma, last_epoch)
+        super().__init__(optimizer, gamma, last_epoch, min_lr_ratio=min_lr_ratio)
 
     def exponent(self, t: int) -> int:
         return sum(times for milestone, times in self.milestones.items() if milestone <= t)

@@ -173,8 +173,8 @@ def test_unknown_argument_without_near_match_raises_with_short_list(error_messag
         "clip_value, decoupled_weight_decay and 9 more (see optplug info adam), and in a configuration args"
     )
     assert error_message(ConfigError, "adam", {**COSINE, "args": {"name": 1}}) == (
-        "scheduler.args.name: cosine_annealing_lr has no argument 'name'; it has T_max, eta_min, and in a "
-        "configuration interval, frequency, warmup_steps, warmup, args"
+        "scheduler.args.name: cosine_annealing_lr has no argument 'name'; it has T_max, eta_min, min_lr_ratio, and in "
+        "a configuration interval, frequency, warmup_steps, warmup, args"
     )
     assert error_message(ConfigError, "adam", {**PLATEAU, "foo": 1}) == (
         "scheduler.foo: reduce_lr_on_plateau has no argument 'foo'; it has cooldown, eps, factor, min_lr, mode, "

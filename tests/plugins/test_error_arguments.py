@@ -165,12 +165,32 @@ def test_errors_of_all_groups_of_a_state_dict_are_reported() -> None:
 # ------------------------------------------------------------------------------------------------- schedulers
 
 NEGATIVE_AND_TEXT: Wrong = [("text", ()), (-7, ())]
+NOT_A_RATIO: Wrong = [*NEGATIVE_AND_TEXT, (1.5, ())]
 WRONG_SCHEDULER_ARGUMENTS: dict[str, dict[str, Wrong]] = {
-    "step_lr": {"step_size": NEGATIVE_AND_TEXT, "gamma": NEGATIVE_AND_TEXT},
-    "multi_step_lr": {"milestones": [("30", ()), (3, ()), ([3, -1], (1,))], "gamma": NEGATIVE_AND_TEXT},
-    "exponential_lr": {"gamma": NEGATIVE_AND_TEXT},
-    "cosine_annealing_lr": {"T_max": NEGATIVE_AND_TEXT, "eta_min": NEGATIVE_AND_TEXT},
-    "lambda_lr": {"lr_lambda": [(3, ()), ([3], (0,)), ([abs, abs], ())]},
+    "step_lr": {"step_size": NEGATIVE_AND_TEXT, "gamma": NEGATIVE_AND_TEXT, "min_lr_ratio": NOT_A_RATIO},
+    "multi_step_lr": {
+        "milestones": [("30", ()), (3, ()), ([3, -1], (1,))],
+        "gamma": NEGATIVE_AND_TEXT,
+        "min_lr_ratio": NOT_A_RATIO,
+    },
+    "exponential_lr": {"gamma": NEGATIVE_AND_TEXT, "min_lr_ratio": NOT_A_RATIO},
+    "cosine_annealing_lr": {"T_max": NEGATIVE_AND_TEXT, "eta_min": NEGATIVE_AND_TEXT, "min_lr_ratio": NOT_A_RATIO},
+    "lambda_lr": {"lr_lambda": [(3, ()), ([3], (0,)), ([abs, abs], ())], "min_lr_ratio": NOT_A_RATIO},
+    "constant_lr": {"factor": NOT_A_RATIO, "total_iters": NEGATIVE_AND_TEXT},
+    "linear_lr": {
+        "start_factor": [*NOT_A_RATIO, (0, ())],
+        "end_factor": NOT_A_RATIO,
+        "total_iters": NEGATIVE_AND_TEXT,
+        "min_lr_ratio": NOT_A_RATIO,
+    },
+    "polynomial_lr": {"total_iters": NEGATIVE_AND_TEXT, "power": NEGATIVE_AND_TEXT, "min_lr_ratio": NOT_A_RATIO},
+    "wsd": {
+        "total_steps": NEGATIVE_AND_TEXT,
+        "decay_steps": NEGATIVE_AND_TEXT,
+        "warmup_steps": NEGATIVE_AND_TEXT,
+        "decay": [("1-square", ()), (None, ())],
+        "min_lr_ratio": NOT_A_RATIO,
+    },
     "reduce_lr_on_plateau": {
         **dict.fromkeys(("patience", "threshold", "cooldown", "eps"), NEGATIVE_AND_TEXT),
         "factor": [*NEGATIVE_AND_TEXT, (1.5, ())],

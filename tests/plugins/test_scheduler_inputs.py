@@ -169,6 +169,38 @@ INVALID_INPUTS = {
         *invalid_numbers("eta_min", 0, given={"T_max": 3}),
         *closed_form_inputs(T_max=3),
     ],
+    "ConstantLR": [
+        *invalid_numbers("factor", 0),
+        ("factor above 1", {"factor": 1.5}, OUT_OF_RANGE, "Constant multiplicative factor expected to be between 0"),
+        *invalid_numbers("total_iters", 1, whole=True),
+        *closed_form_inputs(),
+    ],
+    "LinearLR": [
+        *invalid_numbers("start_factor", 0),
+        ("start_factor 0", {"start_factor": 0}, OUT_OF_RANGE, "Starting multiplicative factor expected to be greater"),
+        ("start_factor above 1", {"start_factor": 2}, OUT_OF_RANGE, "Starting multiplicative factor expected to be"),
+        *invalid_numbers("end_factor", 0),
+        ("end_factor above 1", {"end_factor": 1.5}, OUT_OF_RANGE, "Ending multiplicative factor expected to be"),
+        *invalid_numbers("total_iters", 1, whole=True),
+        *invalid_numbers("min_lr_ratio", 0),
+        *closed_form_inputs(),
+    ],
+    "PolynomialLR": [
+        *invalid_numbers("total_iters", 1, whole=True),
+        *invalid_numbers("power", 0),
+        *invalid_numbers("min_lr_ratio", 0),
+        *closed_form_inputs(),
+    ],
+    "WSD": [
+        *invalid_numbers("total_steps", 1, whole=True, given={"decay_steps": 3}),
+        *invalid_numbers("decay_steps", 1, whole=True, given={"total_steps": 9}),
+        *invalid_numbers("warmup_steps", 0, whole=True, given={"total_steps": 9, "decay_steps": 3}),
+        *invalid_numbers("min_lr_ratio", 0, given={"total_steps": 9, "decay_steps": 3}),
+        ("no such decay", {"total_steps": 9, "decay_steps": 3, "decay": "sqrt"}, OUT_OF_RANGE, None),
+        ("decay too long", {"total_steps": 9, "decay_steps": 10}, OUT_OF_RANGE, None),
+        ("warmup too long", {"total_steps": 9, "decay_steps": 3, "warmup_steps": 7}, OUT_OF_RANGE, None),
+        *closed_form_inputs(total_steps=9, decay_steps=3),
+    ],
     "LambdaLR": [
         ("too many", {"lr_lambda": [abs] * 3}, OUT_OF_RANGE, "Expected 2 lr_lambdas, but got 3"),
         ("too few", {"lr_lambda": (abs,)}, OUT_OF_RANGE, "Expected 2 lr_lambdas, but got 1"),
@@ -251,7 +283,9 @@ def argument_name(action):
     return next(reversed(action)) if isinstance(action, dict) else "checkpoint"
 
 
-@pytest.mark.parametrize(("name", "action", "error", "text"), [p for p in CASES if p.values[3]])
+@pytest.mark.parametrize(
+    ("name", "action", "error", "text"), [p for p in CASES if p.values[3] and hasattr(lr_scheduler, p.values[0])]
+)
 def test_message_begins_with_text_of_torch(name, action, error, text):
     raised = None
     try:

@@ -1,6 +1,6 @@
 """The closed-form schedulers compared with those of torch.
 
-`python tests/plugins/test_schedulers.py` prints the largest differences: max|a - b| of the learning rates over 200
+`python tests/plugins/test_schedulers.py` prints the largest differences: max|a - b| of the learning rates over 300
 steps, relative for learning rates above 1.
 """
 
@@ -70,10 +70,25 @@ ARGUMENTS = {
         {"T_max": 7, "eta_min": 0.05},
     ],
     "lambda_lr": [{"lr_lambda": decaying}, {"lr_lambda": harmonic}, {"lr_lambda": alternating}],
+    "constant_lr": [{}, {"factor": 0.5, "total_iters": 30}, {"factor": 1, "total_iters": 1}, {"total_iters": 500}],
+    "linear_lr": [
+        {},
+        {"start_factor": 0.01, "total_iters": 80},
+        {"start_factor": 1.0, "end_factor": 0.0, "total_iters": 200},
+        {"start_factor": 0.7, "end_factor": 0.1, "total_iters": 29},
+        {"start_factor": 1, "total_iters": 1},
+    ],
+    "polynomial_lr": [
+        {},
+        {"total_iters": 200, "power": 2.0},
+        {"total_iters": 30, "power": 0.5},
+        {"total_iters": 1, "power": 0},
+        {"total_iters": 500},
+    ],
 }
 OURS = {name: optplug.get_scheduler(name) for name in ARGUMENTS}
 TORCH = {name: getattr(lr_scheduler, cls.__name__) for name, cls in OURS.items()}
-StepLR, MultiStepLR, ExponentialLR, CosineAnnealingLR, LambdaLR = OURS.values()
+StepLR, MultiStepLR, ExponentialLR, CosineAnnealingLR, LambdaLR = list(OURS.values())[:5]
 
 
 def case_id(value):
@@ -95,7 +110,7 @@ def lrs_of(optimizer):
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-def lr_history(make, steps=200, lrs=(0.1, 0.02)):
+def lr_history(make, steps=300, lrs=(0.1, 0.02)):
     optimizer = sgd(*lrs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SequentialLR steps with an epoch, which torch deprecates

@@ -387,6 +387,7 @@ REQUIRED_ARGUMENTS = {
     "cosine_annealing_lr": {"T_max": 2},
 }
 REQUIRED_ARGUMENTS |= {"multi_step_lr": {"milestones": [1]}, "step_lr": {"step_size": 1}}
+REQUIRED_ARGUMENTS |= {"wsd": {"total_steps": 9, "decay_steps": 3}}
 REQUIRED_ARGUMENTS |= {"reduce_lr_on_plateau": {"monitor": "val_loss"}}
 
 
