@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optplug.config.build import create_optimizer, parse_and_check
+from optplug.config.inline_entry import parse_inline_entry
 from optplug.errors import ConfigError, OptplugError, listing, one_line
 from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.registry import registry
@@ -118,14 +117,7 @@ def parse_entry(text: str) -> Entry:
         ConfigError: an option is malformed or unknown, or torch's class lacks an option that changes the computation;
             or the optimizer has no step on dense gradients, or no baseline. Errors of the optimizer class.
     """
-    name, _, given = text.strip().partition("=")
-    if given or "=" in text:
-        name, _, first = name.rpartition(":")
-        if not name:
-            raise ConfigError(f"{text!r}: options come after a colon: {first.split(',')[0]}:option=value")
-        options = _parse_options(text, f"{first}={given}")
-    else:
-        options = {}
+    name, options = parse_inline_entry(text)
     spec = registry.resolve("optimizer", name).spec
     for capability in sorted(spec.capabilities & set(_UNSUPPORTED)):
         raise ConfigError(f"{name} {_UNSUPPORTED[capability]}: bench measures steps on dense gradients")
@@ -171,19 +163,3 @@ def select_entries(texts: Iterable[str] = ()) -> tuple[list[Entry], dict[str, st
             else:
                 found.append(entry)
     return found, skipped
-
-
-def _parse_options(text: str, given: str) -> dict[str, Any]:
-    """Parse `momentum=0.9,betas=(0.9,0.95)`. A comma in brackets does not separate options."""
-    options: dict[str, Any] = {}
-    for part in re.split(r",\s*(?![^(\[]*[)\]])", given):
-        key, equals, value = (word.strip() for word in part.partition("="))
-        if not (key.isidentifier() and equals and value):
-            raise ConfigError(f"{text!r}: write option=value,option=value after the name's colon, not {part!r}")
-        if key in options:
-            raise ConfigError(f"{text!r} has the option {key} twice")
-        try:
-            options[key] = ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return options

@@ -71,7 +71,7 @@ def bench(
     try:
         for path in (json, picture):
             if path is not None:
-                _check_writable(path)
+                check_writable(path)
         if picture is not None:
             from optplug.bench.plot import check_plot_path
 
@@ -119,7 +119,7 @@ def bench(
         raise typer.Exit(1)
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Check that a file can be written, so that errors are reported before the measurement.
 
     Raises:

@@ -42,7 +42,7 @@ def validate(config: ConfigArgument, model: ModelOption = None) -> None:
 def _validate(path: Path, model: str | None) -> str:
     import yaml
 
-    checked = _load(path)
+    checked = load_file(path)
     if checked.config is None:
         group = checked.section.group
         what = (
@@ -51,8 +51,8 @@ def _validate(path: Path, model: str | None) -> str:
             else "the callback steps the schedulers that the module's own configure_optimizers returns"
         )
         return f"{checked.file} is valid: {what}\n"
-    module = _build_model(checked, model, required=False)
-    is_checked = module is not None and bool(_build_optimizers(checked, module, required=False))
+    module = build_model(checked, model, required=False)
+    is_checked = module is not None and bool(build_checked_optimizers(checked, module, required=False))
     count = len(checked.unresolved)
     limits = f", except for {count} value{'s' if count > 1 else ''} that could not be checked" if count else ""
     shown = checked.section.values if count else checked.config.to_dict()
@@ -72,10 +72,10 @@ def groups(
 def _group_tables(path: Path, model: str | None, *, names: bool, with_file: bool) -> str:
     from optplug.config.param_groups import group_table
 
-    checked = _load(path)
-    module = _build_model(checked, model, required=True)
+    checked = load_file(path)
+    module = build_model(checked, model, required=True)
     shown = []
-    for optimizer in _build_optimizers(checked, module, required=True):
+    for optimizer in build_checked_optimizers(checked, module, required=True):
         table = group_table(optimizer, module)
         heading = f"{checked.file}: " if with_file else ""
         shown.append(f"{heading}{type(optimizer).__name__} of {type(module).__name__}\n\n{table}\n\n")
@@ -99,11 +99,13 @@ def _for_each(paths: Sequence[Path], show: Callable[[Path], str]) -> None:
     Exits with code 1 if a file has an error, or if none configures optplug.
     """
     from optplug.cli.config_files import NoSectionError
+    from optplug.engines._torch_compat import without_compiler
 
     has_errors, shown = False, 0
     for path in paths:
         try:
-            text = show(path)
+            with without_compiler():
+                text = show(path)
             typer.echo(f"{chr(10) if shown else ''}{text}", nl=False)
             shown += 1
         except NoSectionError as error:
@@ -115,7 +117,7 @@ def _for_each(paths: Sequence[Path], show: Callable[[Path], str]) -> None:
 
 
 @dataclass(frozen=True)
-class _CheckedFile:
+class CheckedFile:
     """A file without errors.
 
     Attributes:
@@ -131,7 +133,7 @@ class _CheckedFile:
     unresolved: tuple[Loc, ...] = ()
 
 
-def _load(path: Path) -> _CheckedFile:
+def load_file(path: Path) -> CheckedFile:
     """Read and check a configuration file. If it has errors, the command exits and prints them with their lines.
 
     Raises:
@@ -171,10 +173,10 @@ def _load(path: Path) -> _CheckedFile:
     except NoSectionError:
         raise
     except OptplugError as error:
-        _exit_with_errors(file, section, error)
+        exit_with_errors(file, section, error)
     if file.duplicates:
-        _exit_with_errors(file, section, None)
-    return _CheckedFile(file, section, config, unresolved)
+        exit_with_errors(file, section, None)
+    return CheckedFile(file, section, config, unresolved)
 
 
 def _parse(collector: ErrorCollector, given: Mapping[str, Any]) -> Config | None:
@@ -221,7 +223,7 @@ def _report_unresolved(
     return tuple(open_locs)
 
 
-def _build_optimizers(checked: _CheckedFile, module: Any, *, required: bool) -> list[Any]:
+def build_checked_optimizers(checked: CheckedFile, module: Any, *, required: bool) -> list[Any]:
     """Build the optimizers, without the arguments and the group rules that are not known.
 
     Args:
@@ -248,7 +250,7 @@ def _build_optimizers(checked: _CheckedFile, module: Any, *, required: bool) -> 
     except OptplugError as joined:
         about_groups = {"param_groups", *SELECTORS}
         if required or not of_optimizers or any(about_groups & {*error.loc} for error in joined.errors):
-            _exit_with_errors(file, section, joined)
+            exit_with_errors(file, section, joined)
         _print_line(f"{file}: note: the groups are not checked: {one_line(joined)}")
         return []
 
@@ -300,7 +302,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def _exit_with_errors(file: ConfigFile, section: ConfigSection | None, error: OptplugError | None) -> NoReturn:
+def exit_with_errors(file: ConfigFile, section: ConfigSection | None, error: OptplugError | None) -> NoReturn:
     """Print each error with its line, in the order of lines, and exit with code 1.
 
     Args:
@@ -325,7 +327,7 @@ def _print_line(text: str) -> None:
 # ------------------------------------------------------------------------------------------ models
 
 
-def _build_model(checked: _CheckedFile, model: str | None, *, required: bool) -> Any:
+def build_model(checked: CheckedFile, model: str | None, *, required: bool) -> Any:
     """Build the model from the file's section `model`.
 
     Args:
@@ -358,7 +360,7 @@ def _build_model(checked: _CheckedFile, model: str | None, *, required: bool) ->
         return _instantiate_target(given) if "_target_" in given else _instantiate(given)
     except OptplugError as error:
         if required or not has_unresolved(written):
-            _exit_with_errors(file, None, error)
+            exit_with_errors(file, None, error)
         _print_line(f"{file}: note: the groups are not checked: {one_line(error)}")
         return None
 

@@ -201,7 +201,7 @@ def _build_entry(
     if resolved != entry:  # the values of links have not been checked yet
         _dry_run_entry(collector, resolved)
         collector.raise_collected()
-    base = _base_options(optimizer_config, hyperparameters)
+    base = base_options(optimizer_config, hyperparameters)
     with collector.collect(entry.groups_loc[:-1]):
         groups = build_param_groups(module, rules, base, entry.select, hold_frozen=hold_frozen)
     collector.raise_collected()
@@ -217,7 +217,7 @@ def _build_entry(
     return optimizer
 
 
-def _base_options(optimizer_config: OptimizerConfig, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+def base_options(optimizer_config: OptimizerConfig, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The given hyperparameters and the constructor's defaults of the others."""
     known = configurable_arguments(optimizer_config.registration)
     defaults = {k: p.default for k, p in known.items() if p.default not in (p.empty, ...)}
@@ -450,7 +450,7 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
             collector.add(ConfigError(f"{registration.name} has no lr for layer_decay to multiply"), rule_loc)
         if not isinstance(rule, GroupRule):
             continue
-        base = _base_options(optimizer_config, accepted)
+        base = base_options(optimizer_config, accepted)
         for multiplier, key in MULTIPLIERS.items():
             if multiplier in rule.options and base.get(key) is None:
                 message = f"{registration.name} has no value of {key} to multiply"

@@ -113,7 +113,7 @@ def create_optimizer_and_scheduler(
                 "must be a name, a mapping with a name, or an optimizer, got None (NoneType)", loc=("optimizer",)
             )
     _check_keys_without_trainer(config)
-    length = _training_length(total_steps, epochs, steps_per_epoch)
+    length = known_length(total_steps, epochs, steps_per_epoch)
     setups = [_resolve(setup, length) for setup in config.setups]
     check_parameter_partition(module, config)
     built = [_build(module, setup, optimizer if isinstance(optimizer, Optimizer) else None) for setup in setups]
@@ -175,7 +175,7 @@ def _check_scheduler_without_trainer(collector: ErrorCollector, scheduler: Sched
         collector.add(ConfigError(message), (*scheduler.loc, "mode"))
 
 
-def _training_length(total_steps: int | None, epochs: int | None, steps_per_epoch: int | None) -> TrainingLength:
+def known_length(total_steps: int | None, epochs: int | None, steps_per_epoch: int | None) -> TrainingLength:
     """The length of a training, where two of the three values give the third one.
 
     Raises:

@@ -7,8 +7,9 @@ are required.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ __all__ = [
     "make_torch_guards",
     "preserve_version_counters",
     "search_limit",
+    "without_compiler",
 ]
 
 
@@ -86,6 +88,23 @@ def data_ptr_reader_address() -> int | None:
     """
     found = getattr(torch._C._dynamo.guards, "_torchinductor_pyobject_tensor_data_ptr", None)
     return found if isinstance(found, int) else None
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Construct optimizers without importing torch's compiler, which takes longer than `import torch`.
+
+    torch imports it to exclude `Optimizer.add_param_group` from compilation. Within this context nothing is compiled.
+    """
+    function: Any = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    if hasattr(function, "__dynamo_disable"):  # it is imported already
+        yield
+        return
+    function.__dynamo_disable = function
+    try:
+        yield
+    finally:
+        del function.__dynamo_disable
 
 
 def load_state_dict_hooks(optimizer: Any) -> tuple[Iterable[Any], Iterable[Any]]:

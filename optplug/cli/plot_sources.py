@@ -1,0 +1,429 @@
+"""What `optplug plot` draws: schedulers named on the command line, and the optimizers of configuration files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from inspect import Parameter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optplug.cli.config_commands import (
+    CheckedFile,
+    build_checked_optimizers,
+    build_model,
+    exit_with_errors,
+    load_file,
+)
+from optplug.errors import ConfigError, ConfigErrors, OptplugError, loc_text
+from optplug.registry.specs import SchedulerSpec
+
+if TYPE_CHECKING:  # these import torch
+    from optplug.cli.lr_plot import LrPlot
+    from optplug.config.lr_curves import Curve
+    from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
+    from optplug.config.training_length import TrainingLength
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+"""The suffixes of arguments that are configuration files."""
+
+ASSUMED_LR = 0.1
+"""The learning rate where no optimizer is known."""
+
+DEFAULT_LENGTH = 100
+"""The length of the axis if no schedule has a length."""
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """The options of the command that change the curves. Attributes: see `optplug.cli.plot.plot`."""
+
+    steps: int | None = None
+    epochs: int | None = None
+    steps_per_epoch: int | None = None
+    lr: float | None = None
+    warmup: str | None = None
+    momentum: bool = False
+    log: bool = False
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What has one set of curves: a scheduler on the command line, or an optimizer of a file.
+
+    Attributes:
+        label: the schedule, and the optimizer if a file has several.
+        setup: the optimizer and the scheduler.
+        groups: the options of its parameter groups.
+        checked: the file; None for a scheduler on the command line.
+        notes: remarks for the caption.
+    """
+
+    label: str
+    setup: OptimizerSetup
+    groups: Sequence[Mapping[str, Any]]
+    checked: CheckedFile | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """The name of the file; empty for a scheduler on the command line."""
+        return "" if self.checked is None else str(self.checked.file)
+
+    @property
+    def scheduler(self) -> SchedulerConfig | None:
+        return self.setup.scheduler
+
+    def curves(self, training: TrainingLength, *, momentum: bool) -> list[Curve]:
+        """The curves of its groups.
+
+        Raises:
+            OptplugError: as `optplug.config.lr_curves.lr_curves`.
+            typer.Exit: an error of a file, which has been printed.
+        """
+        from optplug.config.lr_curves import lr_curves
+
+        with _errors_of(self.label, self.checked):
+            scheduler = self.scheduler
+            if self.checked is None:
+                scheduler, training = _named_schedule(scheduler, training)
+            return lr_curves(self.groups, scheduler, training, momentum=momentum)
+
+
+@contextmanager
+def _errors_of(label: str, checked: CheckedFile | None) -> Iterator[None]:
+    """Say for errors within this context what they are about: print them with the lines of the file, or add the label.
+
+    Raises:
+        ConfigErrors: the errors of a scheduler on the command line.
+        typer.Exit: a file has errors.
+    """
+    try:
+        yield
+    except OptplugError as error:
+        if checked is not None:
+            exit_with_errors(checked.file, checked.section, error)
+        found = [ConfigError(f"{label}: {_without_scheduler(each)}") for each in error.errors]
+        raise ConfigErrors(found) from None
+
+
+def _without_scheduler(error: OptplugError) -> str:
+    """The text of an error, with its location inside of the scheduler."""
+    loc = error.loc[1:] if error.loc[:1] == ("scheduler",) else error.loc
+    return f"{loc_text(loc)}: {error.message}" if loc else error.message
+
+
+def make_plot(arguments: Sequence[str], options: PlotOptions | None = None) -> LrPlot:
+    """The plot of schedulers and of configuration files.
+
+    Args:
+        arguments: as the command takes them.
+        options: the options of the command. Default: none.
+
+    Raises:
+        OptplugError: a scheduler is invalid, or depends on a length that is not known.
+        typer.Exit: a file has errors, which have been printed.
+    """
+    from optplug.cli.lr_plot import LrPlot
+    from optplug.config.lr_curves import axis
+
+    options = options or PlotOptions()
+    sources = [source for argument in arguments for source in _sources(argument, options)]
+    training = _training(sources, options)
+    unit, _ = axis(training)
+    per_epoch = training.epoch_steps.counts[0][1] if training.epoch_steps else None
+    curves = [
+        pair
+        for source in sources
+        for pair in _labelled(source, source.curves(training, momentum=options.momentum), sources)
+    ]
+    notes = [note for source in sources for note in source.notes]
+    for source in sources:
+        if source.scheduler is not None and source.scheduler.takes_metric:
+            each = "optimizer step" if unit == "step" and not per_epoch else "epoch"
+            notes.append(f"{source.scheduler.name}: for a metric that never improves, with one validation per {each}")
+    steps = f"optimizer steps ({per_epoch:,} per epoch)" if per_epoch else "optimizer steps"
+    return LrPlot(
+        curves,
+        title=_title(sources),
+        x_label=steps if unit == "step" else "epochs",
+        caption=list(dict.fromkeys(notes)),
+        log=options.log,
+        momentum=options.momentum,
+    )
+
+
+def _title(sources: Sequence[Source]) -> str:
+    """The file if there is one, and the schedule if there is one."""
+    files = {source.file for source in sources}
+    found = [*files - {""}, *([sources[0].label] if len(sources) == 1 else [])] if len(files) == 1 else []
+    return ": ".join(found) or "Learning rate"
+
+
+def _labelled(source: Source, curves: Sequence[Curve], sources: Sequence[Source]) -> Iterator[tuple[str, Curve]]:
+    """The curves of a source with their labels: what the title lacks, and the groups if there are several curves."""
+    is_only, is_only_file = len(sources) == 1, len({each.file for each in sources}) == 1
+    for curve in curves:
+        groups = ", ".join(curve.groups) if len(curves) > 1 else ""
+        parts = ["" if is_only_file else source.file, "" if is_only and groups else source.label, groups]
+        yield ": ".join(filter(None, parts)), curve
+
+
+def schedule_label(scheduler: SchedulerConfig | None) -> str:
+    """A schedule in one line: `step_lr(step_size=30) + warmup(steps=5)`."""
+    if scheduler is None:
+        return "no schedule"
+    parts = [] if scheduler.name is None else [_call(scheduler.name, scheduler.arguments)]
+    return " + ".join([*parts, *([] if scheduler.warmup is None else [_call("warmup", scheduler.warmup.to_dict())])])
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return f"{name}({given})" if given else name
+
+
+# ------------------------------------------------------------------------------- named schedulers
+
+
+def _sources(argument: str, options: PlotOptions) -> list[Source]:
+    path = Path(argument)
+    is_text = argument.lstrip().startswith("{")
+    if not is_text and (argument == "-" or path.suffix in CONFIG_SUFFIXES or path.is_file()):
+        return _file_sources(path, options)
+    return [_named_source(argument, options)]
+
+
+def _named_source(text: str, options: PlotOptions) -> Source:
+    """A scheduler on the command line. The length of the schedule may be omitted; it is that of the training.
+
+    Raises:
+        ConfigErrors: it is invalid.
+    """
+    from optplug.config.build import parse_and_check
+    from optplug.config.lr_curves import dummy_groups
+
+    with _errors_of(text, None):
+        given = _mapping_of(text)
+        if options.warmup is not None and not {"warmup", "warmup_steps"} & given.keys():
+            given |= _warmup_of(options.warmup)
+        setup = parse_and_check(None, _with_length(given)).setup
+        return Source(
+            schedule_label(setup.scheduler),
+            setup,
+            dummy_groups(setup, ASSUMED_LR if options.lr is None else options.lr),
+        )
+
+
+def _mapping_of(text: str) -> dict[str, Any]:
+    """The mapping that a text is: YAML in braces, or `name:option=value`."""
+    from optplug.config.inline_entry import parse_inline_entry
+    from optplug.config.yaml_text import read_yaml
+
+    if text.lstrip().startswith("{"):
+        data, _ = read_yaml(text)
+        if not isinstance(data, dict):
+            raise ConfigError("is not a mapping")
+        return data
+    name, arguments = parse_inline_entry(text)
+    return {"name": name, **arguments}
+
+
+def _warmup_of(text: str) -> dict[str, Any]:
+    from optplug.config.yaml_text import read_yaml
+
+    value, _ = read_yaml(text)
+    return {"warmup_steps" if isinstance(value, int) else "warmup": value}
+
+
+def _with_length(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping of a scheduler; its length is `auto` if it is required and absent."""
+    from optplug.config.form import ARGS, AUTO
+    from optplug.config.model import SchedulerConfig
+    from optplug.registry.signature import configurable_arguments
+
+    scheduler = SchedulerConfig(str(given.get("name")))
+    with suppress(OptplugError):  # a wrong name: the parser reports it
+        length = scheduler.length_argument
+        if length and length not in {**given, **(given.get(ARGS) or {})}:
+            default = configurable_arguments(scheduler.registration)[length].default
+            return {**given, **({length: AUTO} if default in (None, ..., Parameter.empty) else {})}
+    return dict(given)
+
+
+def _named_schedule(
+    scheduler: SchedulerConfig | None, training: TrainingLength
+) -> tuple[SchedulerConfig | None, TrainingLength]:
+    """A scheduler on the command line and the length of the training, where only steps or only epochs are known.
+
+    The scheduler is then stepped in the unit that is known, unless it says otherwise.
+    """
+    from optplug.config.lr_curves import axis
+    from optplug.config.training_length import EpochSteps
+
+    unit, length = axis(training)
+    if scheduler is None or training.epoch_steps is not None:
+        return scheduler, training
+    if scheduler.takes_metric and unit == "step":
+        return scheduler, replace(training, epochs=length, epoch_steps=EpochSteps(((0, 1),)))
+    if not scheduler.interval_is_given:
+        scheduler = replace(scheduler, interval=unit, interval_is_given=True)
+    return scheduler, training
+
+
+# -------------------------------------------------------------------------------------- files
+
+
+def _file_sources(path: Path, options: PlotOptions) -> list[Source]:
+    """The optimizers of a configuration file.
+
+    Raises:
+        ConfigError: the file configures nothing, or an option is for schedulers on the command line only.
+        typer.Exit: the file has errors, which have been printed.
+    """
+    from optplug.cli.config_files import NoSectionError
+    from optplug.config.lr_curves import dummy_groups
+
+    if options.warmup is not None:
+        raise ConfigError("--warmup is for schedulers on the command line; write the warmup in the file")
+    try:
+        checked = load_file(path)
+    except NoSectionError as error:
+        raise ConfigError(f"{path} {error}") from None
+    if checked.config is None:
+        raise ConfigError(f"{checked.file} configures no scheduler")
+    if options.lr is not None:
+        checked = replace(checked, config=_with_lr(checked.config, options.lr))
+    assert checked.config is not None
+    module = build_model(checked, options.model, required=options.model is not None)
+    built = [] if module is None else build_checked_optimizers(checked, module, required=True)
+    sources = []
+    for i, setup in enumerate(checked.config.setups):
+        with _errors_of("", checked):
+            _check_known(setup)
+            groups = list(built[i].param_groups) if built else dummy_groups(setup, ASSUMED_LR)
+        label = schedule_label(setup.scheduler)
+        if len(checked.config.setups) > 1:
+            label = f"optimizer[{i}] {setup.entries[0].optimizer.name}: {label}"
+        sources.append(Source(label, setup, groups, checked, () if built else _notes(setup)))
+    return sources
+
+
+def _with_lr(config: Config, lr: float) -> Config:
+    """A configuration in which every optimizer has another learning rate."""
+
+    def changed(setup: OptimizerSetup) -> OptimizerSetup:
+        entries = []
+        for entry in setup.entries:
+            hyperparameters = {**entry.optimizer.hyperparameters, "lr": lr}
+            entries.append(replace(entry, optimizer=replace(entry.optimizer, hyperparameters=hyperparameters)))
+        return replace(setup, entries=tuple(entries))
+
+    return replace(config, setups=tuple(map(changed, config.setups)))
+
+
+def _check_known(setup: OptimizerSetup) -> None:
+    """Check that no value of the scheduler is missing in the file.
+
+    Raises:
+        ConfigError: one is.
+    """
+    from optplug.config.fields import has_unresolved
+
+    scheduler = setup.scheduler
+    if scheduler is None:
+        return
+    for key, value in scheduler.arguments.items():
+        if has_unresolved(value):
+            raise ConfigError(f"is {value}, which is not known here", loc=scheduler.argument_loc(key))
+
+
+def _notes(setup: OptimizerSetup) -> tuple[str, ...]:
+    """What the curves do not show without the model."""
+    from optplug.config.param_group_presets import LayerDecay
+
+    if not setup.entries:
+        return (f"the module's own optimizer is not known: a learning rate of {ASSUMED_LR} is assumed",)
+    rules = [rule for entry in setup.entries for rule in entry.param_groups]
+    if any(isinstance(rule, LayerDecay) for rule in rules):
+        return ("layer_decay: only the last layer is shown; --model shows the layers of the model",)
+    return ("one curve for each rule; --model shows the groups of the model",) if len(rules) > 1 else ()
+
+
+# --------------------------------------------------------------------------------------- length
+
+
+def _training(sources: Sequence[Source], options: PlotOptions) -> TrainingLength:
+    """The length of the training: the options, else that of a file, else that of the longest schedule.
+
+    Raises:
+        ConfigError: the options contradict each other, or nothing gives a length.
+    """
+    from optplug.config.training_loop import known_length
+
+    steps, epochs = options.steps, options.epochs
+    if steps is None and epochs is None:
+        steps, epochs = next(filter(any, map(_trainer_length, sources)), (None, None))
+    if steps is None and epochs is None:
+        unit, length = _default_length(sources)
+        steps, epochs = (length, None) if unit == "step" else (None, length)
+    try:
+        training = known_length(steps, epochs, options.steps_per_epoch)
+    except ConfigError as error:
+        raise ConfigError(f"--steps {error.message}") from None
+    missing = "--epochs or --steps-per-epoch" if training.steps else "--steps or --steps-per-epoch"
+    return replace(training, unknown_reason="the number of steps of an epoch is not known", remedy=f"add {missing}")
+
+
+def _trainer_length(source: Source) -> tuple[int | None, int | None]:
+    """The optimizer steps or the epochs that the section `trainer` of a file has."""
+    if source.checked is None:
+        return None, None
+    for mapping in (source.checked.section.mapping, source.checked.file.data):
+        trainer = mapping.get("trainer") if isinstance(mapping, Mapping) else None
+        if isinstance(trainer, Mapping):
+            steps, epochs = (
+                value if isinstance(value := trainer.get(key), int) and value > 0 else None
+                for key in ("max_steps", "max_epochs")
+            )
+            return steps, None if steps else epochs  # the training ends with the first of both
+    return None, None
+
+
+def _default_length(sources: Sequence[Source]) -> tuple[str, int]:
+    """The unit in which the schedules are stepped, and their length.
+
+    Raises:
+        ConfigError: no schedule of a file has a length.
+    """
+    lengths = [length for source in sources for length in _lengths(source.scheduler)]
+    in_files = [source for source in sources if source.checked is not None]
+    if in_files and not lengths:
+        raise ConfigError(f"{in_files[0].file}: the length of the training is not known: add --steps or --epochs")
+    in_steps = any(
+        source.scheduler is not None
+        and (source.scheduler.warmup is not None or (source.scheduler.interval == "step" and source.scheduler.name))
+        for source in sources
+    )
+    return "step" if in_steps else "epoch", max(lengths, default=DEFAULT_LENGTH)
+
+
+def _lengths(scheduler: SchedulerConfig | None) -> Iterator[int]:
+    """Lengths of an axis that shows the whole schedule: its length, or four times the longest of its parts."""
+    if scheduler is None:
+        return
+    total = scheduler.arguments.get(str(scheduler.length_argument))
+    if isinstance(total, int):
+        yield total
+        return
+    warmup = scheduler.warmup
+    if warmup is not None and warmup.unit == "steps":
+        yield 4 * int(warmup.length)
+    spec = None if scheduler.name is None else scheduler.registration.spec
+    for key in spec.lengths if isinstance(spec, SchedulerSpec) else ():
+        part = scheduler.arguments.get(key)
+        if isinstance(part, int):
+            yield 4 * part
+        elif isinstance(part, (list, tuple)) and part and all(isinstance(n, int) for n in part):
+            yield 2 * max(part)
