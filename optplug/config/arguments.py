@@ -91,11 +91,11 @@ def own_arguments(
         collector.add(ConfigError(message), (*loc, *argument_loc(key, nested)))
         invalid.add(key)
     valid = {key: value for key, value in arguments.items() if key not in invalid}
-    for key in valid.keys() & set(length_arguments(registration)):
+    for key in [key for key in valid if key in length_arguments(registration)]:
         errors = len(collector.errors)
-        value = read_length(collector, valid.pop(key), (*loc, *argument_loc(key, nested)))
-        if len(collector.errors) == errors:
-            valid[key] = value
+        valid[key] = read_length(collector, valid[key], (*loc, *argument_loc(key, nested)))
+        if len(collector.errors) > errors:
+            del valid[key]
     return read_numbers(registration, valid)
 
 
