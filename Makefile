@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-versions lint bench docs clean
+.PHONY: demo test test-all test-versions lint bench pictures docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits.py --config examples/adam_plateau.yaml
@@ -50,6 +50,9 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/foreach.py
 	$(BIN)/python benchmarks/configure.py --rounds 20
 	$(BIN)/python benchmarks/callback.py
+
+pictures: $(INSTALLED)
+	$(BIN)/python docs/pictures.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

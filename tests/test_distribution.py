@@ -100,6 +100,7 @@ COMMANDS = {
     ("optplug", "validate", "examples/sgd_cosine.yaml"): "sgd_cosine.yaml",
     ("optplug", "schema"): "reduce_lr_on_plateau",
     ("optplug", "groups", "examples/sgd_cosine.yaml", "--model", "examples/digits.py:DigitsClassifier"): "no_decay",
+    ("optplug", "plot", "examples/sgd_cosine.yaml", "--steps-per-epoch", "23"): "optimizer steps (23 per epoch)",
     ("optplug", "bench", "sgd", "--profile", "tiny", "--rounds", "5", "--seconds", "0", "--no-cold"): "sgd",
 }
 """Commands of the README, and a word of the output of each."""

@@ -115,12 +115,13 @@ def _without_scheduler(error: OptplugError) -> str:
     return f"{loc_text(loc)}: {error.message}" if loc else error.message
 
 
-def make_plot(arguments: Sequence[str], options: PlotOptions | None = None) -> LrPlot:
+def make_plot(arguments: Sequence[str], options: PlotOptions | None = None, title: str = "") -> LrPlot:
     """The plot of schedulers and of configuration files.
 
     Args:
         arguments: as the command takes them.
         options: the options of the command. Default: none.
+        title: the title. Default: the file or the scheduler, if there is only one.
 
     Raises:
         OptplugError: a scheduler is invalid, or depends on a length that is not known.
@@ -147,7 +148,7 @@ def make_plot(arguments: Sequence[str], options: PlotOptions | None = None) -> L
     steps = f"optimizer steps ({per_epoch:,} per epoch)" if per_epoch else "optimizer steps"
     return LrPlot(
         curves,
-        title=_title(sources),
+        title=title or _title(sources),
         x_label=steps if unit == "step" else "epochs",
         caption=list(dict.fromkeys(notes)),
         log=options.log,
