@@ -21,6 +21,7 @@ from optplug.config.form import (
     PATIENCE_UNITS,
     SCHEDULER,
     SELECTORS,
+    TABLES,
 )
 from optplug.config.lengths import length_argument, length_arguments, read_length
 from optplug.config.value_schema import numbers_from_text, schema_of_type
@@ -37,12 +38,21 @@ from optplug.registry.signature import (
 from optplug.registry.specs import SchedulerSpec
 
 
+def reserved_keys(registration: Registration) -> set[str]:
+    """The keys of optplug in the mapping of an optimizer or a scheduler. They are not arguments of the class.
+
+    A key that is a length of the scheduler, such as `warmup_steps`, is its argument.
+    """
+    return TABLES[registration.spec.kind].keys() - set(length_arguments(registration))
+
+
 def scheduler_fields(registration: Registration) -> Table:
     """The keys of a scheduler beside its arguments: those in `SCHEDULER` that apply to it."""
     spec = registration.spec
     assert isinstance(spec, SchedulerSpec)
     takes_metric = "metric" in spec.capabilities
-    fields = {key: field for key, field in SCHEDULER.items() if field.applies(takes_metric=takes_metric)}
+    own = {key: field for key, field in SCHEDULER.items() if key in reserved_keys(registration)}
+    fields = {key: field for key, field in own.items() if field.applies(takes_metric=takes_metric)}
     if not takes_metric:
         fields["interval"] = replace(fields["interval"], default=spec.interval)
     elif not callable(getattr(registry.get("scheduler", registration.qualified_name), "at", None)):

@@ -339,7 +339,12 @@ def build_scheduler(
         interval = "validation" if scheduler_config.takes_metric else scheduler_config.interval
         cls = PlateauWarmup if isinstance(scheduler, ReduceLROnPlateau) else Warmup
         scheduler = cls(
-            scheduler, int(warmup.length), warmup.start_factor, counts_steps=counts_steps, interval=interval
+            scheduler,
+            int(warmup.length),
+            warmup.start_factor,
+            delays_schedule=warmup.delays_schedule,
+            counts_steps=counts_steps,
+            interval=interval,
         )
     return scheduler
 

@@ -136,6 +136,13 @@ LENGTH = table(
 )
 """A length with its unit. It has exactly one of these keys."""
 
+WARMUP_SCHEDULES = ("during", "after")
+"""When the schedule of a warmup starts.
+
+- `during`: with the warmup. Both advance together.
+- `after`: when the warmup ends. Its `auto` and ratios refer to what is left of the training.
+"""
+
 WARMUP = table(
     *LENGTH.values(),
     Field(
@@ -143,6 +150,13 @@ WARMUP = table(
         FRACTION,
         "the warmup factor at the first optimizer step. Default: 1 / number of warmup steps",
         is_nullable=True,
+    ),
+    Field(
+        "schedule",
+        Choice(WARMUP_SCHEDULES),
+        "`during`: the schedule advances during the warmup too. `after`: the schedule starts when the warmup ends, and "
+        "the rest of the training is its length",
+        WARMUP_SCHEDULES[0],
     ),
 )
 """The long form of a warmup. It has exactly one of the keys of `LENGTH`."""
@@ -179,12 +193,14 @@ SCHEDULER = table(
         "warmup_steps",
         STEPS,
         "linear warmup over this number of optimizer steps: learning rate = base learning rate x warmup factor x "
-        "schedule factor. The schedule also advances during the warmup",
+        "schedule factor. The schedule also advances during the warmup. For a scheduler with a length of this name, it "
+        "is the scheduler's argument",
     ),
     Field(
         "warmup",
-        Nested("warmup", "a mapping such as {steps: 100}", is_mapping=True),
-        "the long form of the warmup: `{steps: 100, start_factor: 0.1}`, or `{epochs: 1}`, or `{ratio: 0.05}`",
+        Nested("warmup", "a number, or a mapping such as {steps: 100}"),
+        "the warmup: a ratio of the training below 1, such as `0.05`; or a number of optimizer steps, such as `100`; "
+        "or `{steps: 100, start_factor: 0.1}`, or `{epochs: 1}`, or `{ratio: 0.05, schedule: after}`",
         is_nullable=True,
     ),
     _metric_field("monitor", METRIC_NAME, "the name of the metric. Default: inferred, see [Lightning](lightning.md)"),

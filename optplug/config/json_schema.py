@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.config.arguments import scheduler_fields
+from optplug.config.arguments import reserved_keys, scheduler_fields
 from optplug.config.fields import NUMBER_PATTERN, NUMBER_TEXT, Field, Schema, Table
 from optplug.config.form import (
     ARGS,
@@ -23,7 +23,6 @@ from optplug.config.form import (
     SCHEDULER,
     SELECTORS,
     SUBCOMMANDS,
-    TABLES,
     TOP_LEVEL,
     VERBOSE,
     WARMUP,
@@ -128,7 +127,8 @@ class _RegisteredClass:
     @property
     def direct_arguments(self) -> list[str]:
         """The arguments that can be written next to `name`. All arguments can be written under `args`."""
-        return [argument.name for argument in self.arguments if argument.name not in TABLES[self.kind]]
+        reserved = reserved_keys(self.registration)
+        return [argument.name for argument in self.arguments if argument.name not in reserved]
 
     @property
     def group_options(self) -> list[str]:
@@ -214,7 +214,11 @@ class _RegisteredClass:
             schema["additionalProperties"] = False
         if self.required:
             schema["allOf"] = [self._requires(name) for name in self.required]
-        given_twice = {name: {"properties": {"args": {"properties": {name: False}}}} for name in self.direct_arguments}
+        given_twice: dict[str, Schema] = {
+            name: {"properties": {"args": {"properties": {name: False}}}} for name in self.direct_arguments
+        }
+        if "warmup_steps" in other_keys:
+            given_twice["warmup"] = {"properties": {"warmup_steps": False}}
         return {**schema, "dependentSchemas": given_twice} if given_twice else schema
 
     def _requires(self, name: str) -> Schema:
@@ -347,8 +351,7 @@ def _scheduler_mapping(known: list[_RegisteredClass]) -> Schema:
     schema = _mapping("scheduler", known)
     del schema["required"]
     without_name = {"if": {"not": {"required": ["name"]}}, "then": _ref("scheduler.constant")}
-    one_warmup = {"not": {"required": ["warmup", "warmup_steps"]}}
-    return {**schema, "allOf": [*schema["allOf"], without_name, one_warmup]}
+    return {**schema, "allOf": [*schema["allOf"], without_name]}
 
 
 def _other_keys(registered: _RegisteredClass) -> dict[str, Any]:
@@ -360,7 +363,7 @@ def _other_keys(registered: _RegisteredClass) -> dict[str, Any]:
     return {
         key: known[key].schema() if key in known else {"const": field.inert}
         for key, field in SCHEDULER.items()
-        if key not in ("name", ARGS)
+        if key in reserved_keys(registered.registration) - {"name", ARGS}
     }
 
 
@@ -382,13 +385,21 @@ def _with_units(schema: Schema) -> Schema:
 
 
 def _warmup() -> Schema:
+    ratio: Schema = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
     return {
-        "type": ["object", "null"],
-        "description": "Linear warmup of the learning rate, for example {steps: 100}.",
-        "properties": _properties(WARMUP.values()),
-        "if": MAPPING,
-        "then": {"oneOf": [{"required": [key]} for key in LENGTH]},
-        "additionalProperties": False,
+        "description": "Linear warmup of the learning rate, for example 0.05 or {steps: 100}.",
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": _properties(WARMUP.values()),
+                "oneOf": [{"required": [key]} for key in LENGTH],
+                "additionalProperties": False,
+            },
+            ratio,
+            {"type": "integer", "minimum": 2},
+            NUMBER_TEXT,
+            NULL,
+        ],
     }
 
 
@@ -398,7 +409,7 @@ def _warmup_only() -> Schema:
     return {
         "description": "A warmup, then a constant learning rate.",
         "properties": _properties(SCHEDULER[key] for key in keys),
-        "anyOf": [{"required": [key]} for key in keys],
+        "oneOf": [{"required": [key]} for key in keys],
         "additionalProperties": False,
     }
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optplug.config.fields import Table, check_keys, read_fields
+from optplug.config.fields import Table, check_keys, read_fields, read_number
 from optplug.config.form import LENGTH, is_auto
-from optplug.errors import ConfigError, ErrorCollector, Loc, listing
+from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, Loc, listing
 from optplug.registry import Registration
 from optplug.registry.signature import configurable_arguments
 from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
@@ -61,6 +60,23 @@ def read_unit(
     return read if units and units[0] in read else None
 
 
+def with_unit(given: Any) -> dict[str, Any]:
+    """A warmup that is given as a number, as a mapping: below 1 it is a ratio, above 1 a number of optimizer steps.
+
+    Raises:
+        ConfigError: the number is 1, which could be either, or it is neither a ratio nor a number of steps.
+        ConfigTypeError: the value is not a number.
+    """
+    number = read_number(given)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise ConfigTypeError(f"must be a number, or a mapping such as {{steps: 100}}, got {given!r}")
+    if number == 1:
+        raise ConfigError("is 1: write {steps: 1} for one optimizer step, or {ratio: 1} for the whole training")
+    if not (0 <= number < 1 or (number > 1 and (isinstance(number, int) or number.is_integer()))):
+        raise ConfigError(f"must be a ratio from 0 to 1 or a whole number of optimizer steps, got {given}")
+    return {"ratio": number} if number < 1 else {"steps": number}
+
+
 def read_length(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
     """Read an argument that is a length, or a list of lengths. Numbers are left to the class of the scheduler."""
     if isinstance(given, Mapping):
@@ -71,11 +87,11 @@ def read_length(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
 
 
 def numbers_in(given: Any) -> Iterator[float]:
-    """The finite numbers in a length, or in a list of lengths."""
+    """The positive numbers in a length, or in a list of lengths, that may be numbers of steps."""
     if isinstance(given, (list, tuple, Mapping)):
         for each in given.values() if isinstance(given, Mapping) else given:
             yield from numbers_in(each)
-    elif isinstance(given, (int, float)) and math.isfinite(given):
+    elif isinstance(given, (int, float)) and 0 < given < 10**15:
         yield given
 
 

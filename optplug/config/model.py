@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from optplug.config.arguments import argument_loc
-from optplug.config.form import ARGS, ENTRY, METRIC_KEYS, ON_RESUME, SCHEDULER, TABLES
+from optplug.config.arguments import argument_loc, reserved_keys
+from optplug.config.form import ARGS, ENTRY, METRIC_KEYS, ON_RESUME, SCHEDULER, TABLES, WARMUP
 from optplug.config.lengths import length_argument, length_arguments
 from optplug.config.param_groups import AnyGroupRule
 from optplug.config.param_selection import AnySelector
@@ -61,15 +61,23 @@ class WarmupConfig:
         length: how long the warmup lasts, in `unit`.
         unit: `"steps"` (optimizer steps), `"epochs"`, or `"ratio"` (a fraction of all optimizer steps).
         start_factor: the factor of the first step; None for the default of `Warmup`.
+        schedule: one of `WARMUP_SCHEDULES`.
     """
 
     length: float
     unit: str = "steps"
-    start_factor: float | None = None
+    start_factor: float | None = WARMUP["start_factor"].default
+    schedule: str = WARMUP["schedule"].default
 
     def to_dict(self) -> dict[str, Any]:
-        start = {} if self.start_factor is None else {"start_factor": self.start_factor}
-        return {self.unit: self.length, **start}
+        options = {key: getattr(self, key) for key in ("start_factor", "schedule")}
+        given = {key: value for key, value in options.items() if value != WARMUP[key].default}
+        return {self.unit: self.length, **given}
+
+    @property
+    def delays_schedule(self) -> bool:
+        """Whether the schedule starts when the warmup ends."""
+        return self.schedule == "after"
 
 
 @dataclass(frozen=True)
@@ -240,7 +248,8 @@ class Config:
 
 def _mapping_of(kind: str, name: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with the name and the arguments; arguments with the name of a reserved key are nested under `args`."""
-    reserved = {*TABLES[kind], *(ENTRY if kind == "optimizer" else ())}
+    own = {*TABLES[kind]} if name is None else reserved_keys(registry.resolve(kind, name))
+    reserved = {*own, *(ENTRY if kind == "optimizer" else ())}
     direct = {key: to_serializable(value) for key, value in arguments.items() if key not in reserved}
     nested = {key: to_serializable(value) for key, value in arguments.items() if key in reserved}
     return {**({} if name is None else {"name": name}), **direct, **({ARGS: nested} if nested else {})}

@@ -26,7 +26,7 @@ from optplug.config.form import (
     TOP_LEVEL,
     WARMUP,
 )
-from optplug.config.lengths import UNITS, read_unit
+from optplug.config.lengths import UNITS, length_arguments, read_unit, with_unit
 from optplug.config.mapping_slips import missing_space, name_slip
 from optplug.config.model import (
     Config,
@@ -185,7 +185,8 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
     with collector.collect(name_loc):
         registration = registry.resolve(kind, fields["name"].read(mapping["name"]))
         registry.get(kind, registration.qualified_name)
-    arguments = {key: value for key, value in mapping.items() if key not in fields}
+    reserved = fields.keys() - set(() if registration is None else length_arguments(registration))
+    arguments = {key: value for key, value in mapping.items() if key not in reserved}
     nested = read_fields(collector, mapping, [fields[ARGS]], loc).get(ARGS) or {}
     if isinstance(nested, Unresolved):  # required arguments may be among them
         return _Named(name, None, {}, frozenset(), mapping)
@@ -400,7 +401,9 @@ def _parse_scheduler(
     named = _parse_named(collector, "scheduler", given, SCHEDULER, loc)
     if named is None:
         return None
-    warmup = _parse_warmup(collector, named.mapping, loc)
+    lengths = () if named.registration is None else length_arguments(named.registration)
+    without_lengths = {key: value for key, value in named.mapping.items() if key not in lengths}
+    warmup = _parse_warmup(collector, without_lengths, loc)
     if named.registration is None:  # whether the scheduler takes a metric is not known
         keys = ("interval", "frequency", *METRIC_KEYS)
         read_fields(collector, named.mapping, (SCHEDULER[key] for key in keys), loc)
@@ -495,11 +498,21 @@ def _parse_warmup(collector: ErrorCollector, given: Mapping[str, Any], loc: Loc)
     loc = (*loc, "warmup")
     if warmup is None or isinstance(warmup, Unresolved):
         return None
-    values = read_unit(collector, "a warmup", warmup, WARMUP, loc)
+    if not isinstance(warmup, Mapping):
+        with collector.collect(loc):
+            return _read_warmup(collector, with_unit(warmup), loc)
+        return None
+    return _read_warmup(collector, warmup, loc)
+
+
+def _read_warmup(collector: ErrorCollector, given: Mapping[str, Any], loc: Loc) -> WarmupConfig | None:
+    """Read the long form of a warmup; None for a warmup of length 0."""
+    values = read_unit(collector, "a warmup", given, WARMUP, loc)
     if values is None:
         return None
     unit = next(key for key in UNITS if key in values)
-    return WarmupConfig(values[unit], unit, values.get("start_factor")) if values[unit] else None
+    options = {key: values[key] for key in ("start_factor", "schedule") if key in values}
+    return WarmupConfig(values[unit], unit, **options) if values[unit] else None
 
 
 # -------------------------------------------------------------------------------- param groups

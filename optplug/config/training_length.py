@@ -82,14 +82,28 @@ class TrainingLength:
     is_dry_run: bool = False
     remedy: str | None = None
 
-    def scheduler_steps(self, interval: str, frequency: int) -> int | None:
+    def scheduler_steps(self, interval: str, frequency: int, delay: int = 0) -> int | None:
         """The number of times that a schedule is stepped in the whole training; None if unknown.
 
         Steps and epochs are counted from the start of the training: a schedule with a frequency of 2 is stepped in
         every second epoch of the training.
+
+        Args:
+            interval: `"step"` or `"epoch"`.
+            frequency: the number of intervals between two steps of the schedule.
+            delay: the number of optimizer steps before the schedule starts. It then starts at the end of the interval,
+                or of the `frequency` intervals, in which these steps end. Default: 0.
         """
-        known, before = (self.steps, self.steps_before) if interval == "step" else (self.epochs, self.epochs_before)
-        return None if known is None else (before + known) // frequency - before // frequency
+        by_step = interval == "step"
+        known, before = (self.steps, self.steps_before) if by_step else (self.epochs, self.epochs_before)
+        if delay and not by_step:
+            if self.epoch_steps is None:
+                return None
+            delay = self.epoch_steps.epochs_for(delay)
+        if known is None:
+            return None
+        first = math.ceil((before + delay) / frequency) if delay else before // frequency
+        return max(0, (before + known) // frequency - first)
 
 
 def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength) -> SchedulerConfig:
@@ -108,25 +122,18 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
         ConfigErrors: several of these errors.
     """
     collector = ErrorCollector()
-    warmup, arguments = scheduler_config.warmup, dict(scheduler_config.arguments)
     with collector.collect(scheduler_config.argument_loc(str(scheduler_config.length_argument))):
         _check_length_unit(scheduler_config, training)
+    warmup = _resolved_warmup(collector, scheduler_config, training)
+    scheduler_config = dataclasses.replace(scheduler_config, warmup=warmup)
+    arguments = dict(scheduler_config.arguments)
     relative = {name: arguments[name] for name in scheduler_config.length_arguments if is_relative(arguments.get(name))}
     for name, given in relative.items():
         loc = scheduler_config.argument_loc(name)
         arguments[name] = _resolved(collector, given, scheduler_config, training, loc)
-    if warmup is not None and warmup.unit != "steps":
-        with collector.collect((*scheduler_config.loc, "warmup", warmup.unit)):
-            steps = _warmup_steps(warmup, training)
-            if steps is None:
-                remedy = f"{training.remedy}, or " if training.remedy else ""
-                raise ConfigError(f"{training.unknown_reason}: {remedy}give the warmup in steps")
-            # Without training the warmup stays: the scheduler has the form of the one in a checkpoint.
-            whole = max(1, round(steps)) if training.steps == 0 else round(steps)
-            warmup = dataclasses.replace(warmup, length=whole, unit="steps") if whole else None
     collector.raise_collected()
     lengths = {**scheduler_config.given_lengths, **relative}
-    return dataclasses.replace(scheduler_config, arguments=arguments, warmup=warmup, given_lengths=lengths)
+    return dataclasses.replace(scheduler_config, arguments=arguments, given_lengths=lengths)
 
 
 def depends_on_training_length(scheduler_config: SchedulerConfig) -> bool:
@@ -135,6 +142,31 @@ def depends_on_training_length(scheduler_config: SchedulerConfig) -> bool:
     return any(is_relative(arguments.get(name)) for name in scheduler_config.length_arguments) or (
         warmup is not None and warmup.unit != "steps"
     )
+
+
+def _resolved_warmup(
+    collector: ErrorCollector, scheduler_config: SchedulerConfig, training: TrainingLength
+) -> WarmupConfig | None:
+    """The warmup with its length in optimizer steps; None without warmup, and after an error."""
+    warmup = scheduler_config.warmup
+    if warmup is None or warmup.unit == "steps":
+        return warmup
+    with collector.collect((*scheduler_config.loc, "warmup", warmup.unit)):
+        steps = _warmup_steps(warmup, training)
+        if steps is None:
+            remedy = f"{training.remedy}, or " if training.remedy else ""
+            raise ConfigError(f"{training.unknown_reason}: {remedy}give the warmup in steps")
+        # Without training the warmup stays: the scheduler has the form of the one in a checkpoint.
+        whole = max(1, round(steps)) if training.steps == 0 else round(steps)
+        return dataclasses.replace(warmup, length=whole, unit="steps") if whole else None
+    return None
+
+
+def _scheduler_steps(scheduler_config: SchedulerConfig, training: TrainingLength) -> int | None:
+    """The number of times that a schedule is stepped in the training, after a warmup that delays it."""
+    warmup = scheduler_config.warmup
+    delay = int(warmup.length) if warmup is not None and warmup.delays_schedule else 0
+    return training.scheduler_steps(scheduler_config.interval, scheduler_config.frequency, delay)
 
 
 def _resolved(
@@ -166,7 +198,7 @@ def _converted(given: Mapping[str, float], scheduler_config: SchedulerConfig, tr
         raise ConfigError(f"{training.unknown_reason}: {remedy}give a number of {_own_unit(scheduler_config)}")
     if round(steps) or not value:
         return round(steps)
-    if interval == "epoch" and training.scheduler_steps(interval, frequency) != 0 and not training.is_dry_run:
+    if interval == "epoch" and _scheduler_steps(scheduler_config, training) != 0 and not training.is_dry_run:
         raise ConfigError(
             f"is {steps:.2g} steps of the schedule, which steps once every {_own_interval(scheduler_config)}; this is "
             "rounded to 0: set interval: step"
@@ -209,7 +241,7 @@ def _total(scheduler_config: SchedulerConfig, training: TrainingLength, given: s
         training: the length of the training.
         given: what the length is, for the message if the number is unknown.
     """
-    known = training.scheduler_steps(scheduler_config.interval, scheduler_config.frequency)
+    known = _scheduler_steps(scheduler_config, training)
     if known is not None:
         return known
     other = training.epochs if scheduler_config.interval == "step" else training.steps
@@ -278,7 +310,7 @@ def length_warnings(scheduler_config: SchedulerConfig, training: TrainingLength)
     length: Any = scheduler_config.arguments.get(str(scheduler_config.length_argument))
     interval, name = scheduler_config.interval, scheduler_config.length_argument
     known = training.steps if interval == "step" else training.epochs
-    scheduler_steps = training.scheduler_steps(interval, scheduler_config.frequency)
+    scheduler_steps = _scheduler_steps(scheduler_config, training)
     if known is None or scheduler_steps is None or isinstance(length, bool) or not isinstance(length, (int, float)):
         return
     if length > 2 * scheduler_steps:

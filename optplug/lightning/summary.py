@@ -92,6 +92,8 @@ def _length_lines(
 ) -> Iterator[str]:
     """The lengths that depend on the training, each with its source."""
     whole = "the training" if configured.start == BEGINNING else "the rest of the training"
+    if scheduled.warmup is not None and scheduled.warmup.delays_schedule:
+        whole += " after the warmup"
     entry = next(entry for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
     for name, given in scheduled.given_lengths.items():
         resolved = scheduled.arguments[name]
@@ -116,7 +118,8 @@ def _engine_line(optimizer: Any) -> str:
 
 
 def _starts_after_warmup(trainer: Any, optimizer: Any) -> bool:
-    """Whether the schedule has no effect during its warmup: a plateau then counts no bad values. Others advance."""
+    """Whether the schedule has no effect during its warmup. A plateau then counts no bad values."""
     schedulers = (entry.scheduler for entry in trainer.lr_scheduler_configs)
     scheduler = next((one for one in schedulers if one.optimizer is optimizer), None)
-    return isinstance(getattr(scheduler, "scheduler", scheduler), ReduceLROnPlateau)
+    is_plateau = isinstance(getattr(scheduler, "scheduler", scheduler), ReduceLROnPlateau)
+    return is_plateau or bool(getattr(scheduler, "delays_schedule", False))

@@ -40,6 +40,10 @@ class Warmup(LRScheduler):
     :math:`warmup(n) = s + (1 - s) \, n / N` for :math:`n < N`, then 1, where s is the start factor and n is the number
     of optimizer steps taken.
 
+    With `delays_schedule` the inner scheduler starts when the warmup ends: until then `step(...)` does not step it. If
+    the warmup ends between two calls of `step(...)`, the inner scheduler starts at the second one: its first step is
+    the call after that. Without it, the inner scheduler also advances during the warmup.
+
     Call `step(...)` where the inner scheduler would be stepped, and `warmup_step()` after each optimizer step. With
     `counts_steps`, the warmup counts the optimizer steps itself, so that `step(...)` alone is sufficient: in a plain
     training loop, whether it steps the schedule after each optimizer step, each epoch or each validation. A `step()`
@@ -51,6 +55,8 @@ class Warmup(LRScheduler):
         scheduler: the inner scheduler, already constructed with its optimizer.
         steps: N, the length in optimizer steps, at least 1.
         start_factor: s, in (0, 1]. Default: 1 / N.
+        delays_schedule: whether the inner scheduler starts when the warmup ends. A plateau scheduler is always stepped.
+            Default: False.
         counts_steps: whether the warmup counts the steps of its optimizer, with step hooks of the optimizer. The newest
             such warmup of an optimizer replaces the hooks of the others. Default: False.
         interval: with `counts_steps`, the interval at which `step` is called: `"step"` (optimizer steps), or another
@@ -73,6 +79,7 @@ class Warmup(LRScheduler):
         steps: int,
         start_factor: float | None = None,
         *,
+        delays_schedule: bool = False,
         counts_steps: bool = False,
         interval: str = "step",
     ) -> None:
@@ -82,7 +89,9 @@ class Warmup(LRScheduler):
         self.optimizer: Optimizer = scheduler.optimizer
         self.warmup_steps = steps
         self.start_factor = 1 / steps if start_factor is None else float(start_factor)
+        self.delays_schedule = delays_schedule
         self.steps_taken = 0
+        self._had_ended = False  # at the last `step()`
         self.counts_steps = counts_steps
         self.other_schedulers: Sequence[Any] = ()
         self.lrs_from_outside: dict[int, float] = {}
@@ -140,11 +149,17 @@ class Warmup(LRScheduler):
                 pass  # `_without_warmup` reads them, and adds new groups
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler."""
+        """Step the inner scheduler with the given arguments, such as the metric of a plateau scheduler.
+
+        With `delays_schedule`, nothing is stepped before the call after the one at which the warmup has ended.
+        """
         if self.counts_steps:
             self._count_at_step(takes_metric=bool(args or kwargs))
+        waits = self.delays_schedule and not self._had_ended and not isinstance(self.scheduler, ReduceLROnPlateau)
+        self._had_ended = self._had_ended or not self.is_warming_up
         with self._without_warmup(), self._pause_bad_value_count():
-            self.scheduler.step(*args, **kwargs)
+            if not waits:
+                self.scheduler.step(*args, **kwargs)
 
     def _add_steps(self, steps: int) -> None:
         if steps and self.is_warming_up:
@@ -261,6 +276,8 @@ class Warmup(LRScheduler):
             "steps": self.warmup_steps,
             "start_factor": self.start_factor,
         }
+        if self.delays_schedule:
+            own |= {"delays_schedule": True, "had_ended": self._had_ended}
         if self.counts_steps:
             own |= {"steps_since": self._steps_since, "steps_less_often": self._steps_less_often}
         return {"warmup": own, "scheduler": self.scheduler.state_dict()}
@@ -271,6 +288,8 @@ class Warmup(LRScheduler):
         self.steps_taken = own["warmed"]
         self.warmup_steps = own.get("steps", self.warmup_steps)
         self.start_factor = own.get("start_factor", self.start_factor)
+        self.delays_schedule = own.get("delays_schedule", False)
+        self._had_ended = own.get("had_ended", not self.is_warming_up)
         self._lrs_without_warmup = list(own["inner_lrs"])
         self._lrs_with_warmup = list(own["shown_lrs"])
         self._loaded_lrs = []
@@ -383,6 +402,7 @@ class WarmupAdapter(SchedulerAdapter):
             applied = self._inner.apply_settings(new_state["scheduler"], base_lrs, old_base_lrs)
             warmup.warmup_steps = new_state["warmup"]["steps"]
             warmup.start_factor = new_state["warmup"]["start_factor"]
+            warmup.delays_schedule = new_state["warmup"].get("delays_schedule", False)
         return applied
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jsonschema
 import pytest
 
 from optplug.config.build import parse_and_check
 from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS
+from optplug.config.json_schema import json_schema
 from optplug.config.model import SchedulerConfig, WarmupConfig
+from optplug.config.parse import parse
 from optplug.errors import ConfigError, ConfigTypeError, HyperparameterTypeError, OptplugError
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
@@ -96,12 +99,64 @@ def test_warmup_length_in_epochs_or_as_ratio():
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "warmup"),
+    [
+        (0.05, WarmupConfig(0.05, "ratio")),
+        ("5e-2", WarmupConfig(0.05, "ratio")),
+        (500, WarmupConfig(500)),
+        (2.0, WarmupConfig(2)),
+        ("1e3", WarmupConfig(1000)),
+        (0, None),
+        (0.0, None),
+    ],
+    ids=repr,
+)
+def test_warmup_that_is_a_number_is_a_ratio_below_one_and_a_number_of_steps_above(given: Any, warmup: Any):
+    assert parse_scheduler({**COSINE, "warmup": given}).warmup == warmup
+    assert parse_scheduler({"warmup": given}).warmup == (warmup or WarmupConfig(0))
+
+
+def test_warmup_states_when_the_schedule_starts():
+    parsed = parse_scheduler({**COSINE, "warmup": {"ratio": 0.1, "schedule": "after"}})
+    assert parsed.warmup == WarmupConfig(0.1, "ratio", schedule="after")
+    assert parsed.to_dict()["warmup"] == {"ratio": 0.1, "schedule": "after"}
+    for same in ({"ratio": 0.1}, {"ratio": 0.1, "schedule": "during"}, 0.1):
+        parsed = parse_scheduler({**COSINE, "warmup": same})
+        assert (parsed.warmup, parsed.to_dict()["warmup"]) == (WarmupConfig(0.1, "ratio"), {"ratio": 0.1})
+
+
+# ------------------------------------------------------------------------------ arguments with the name of a key
+
+
+@pytest.mark.usefixtures("third_party_classes")
+@pytest.mark.parametrize("spelled", [{"warmup_steps": 7}, {"args": {"warmup_steps": 7}}], ids=str)
+def test_warmup_steps_of_a_scheduler_with_this_length_is_its_argument(spelled: Any):
+    schedule = {"name": "schedule_of_lengths", "whole": 100, "part": 10}
+    parsed = parse_scheduler({**schedule, **spelled, "warmup": {"steps": 3}})
+    assert parsed.arguments["warmup_steps"] == 7
+    assert parsed.warmup == WarmupConfig(3)
+    assert parsed.to_dict()["warmup_steps"] == 7
+    assert parse("adam", parsed.to_dict()).scheduler == parsed
+    assert parse_scheduler({**schedule, **spelled}).warmup is None
+
+
+@pytest.mark.usefixtures("third_party_classes")
+def test_warmup_steps_that_is_an_argument_may_have_a_unit():
+    parsed = parse_scheduler({"name": "schedule_of_lengths", "whole": 10, "part": 1, "warmup_steps": {"ratio": 0.1}})
+    assert parsed.arguments["warmup_steps"] == {"ratio": 0.1}
+    assert jsonschema.Draft202012Validator(json_schema()).is_valid({"optimizer": "adam", "scheduler": parsed.to_dict()})
+
+
 @pytest.mark.parametrize("none", [{"ratio": 0}, {"epochs": 0.0}, {"steps": 0}])
 def test_warmup_of_length_zero_is_none(none: dict[str, Any]):
     assert parse_scheduler({**COSINE, "warmup": none}).warmup is None
 
 
 WARMUP_UNITS_MESSAGE = "needs exactly one of steps (optimizer steps), epochs, ratio (of the training)"
+
+
+STEP_OR_ALL = "write {steps: 1} for one optimizer step, or {ratio: 1} for the whole training"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +167,24 @@ WARMUP_UNITS_MESSAGE = "needs exactly one of steps (optimizer steps), epochs, ra
             ConfigError,
             "_steps: means warmup.steps, and warmup is given too: give only one of them",
         ),
-        ({"warmup": 5}, ConfigTypeError, ": must be a mapping such as {steps: 100}, got 5"),
+        ({"warmup": "5 %"}, ConfigTypeError, ": must be a number, or a mapping such as {steps: 100}, got '5 %'"),
+        ({"warmup": True}, ConfigTypeError, ": must be a number, or a mapping such as {steps: 100}, got True"),
+        ({"warmup": [5]}, ConfigTypeError, ": must be a number, or a mapping such as {steps: 100}, got [5]"),
+        ({"warmup": 1}, ConfigError, f": is 1: {STEP_OR_ALL}"),
+        ({"warmup": "1.0"}, ConfigError, f": is 1: {STEP_OR_ALL}"),
+        ({"warmup": -1}, ConfigError, ": must be a ratio from 0 to 1 or a whole number of optimizer steps, got -1"),
+        ({"warmup": -0.5}, ConfigError, ": must be a ratio from 0 to 1 or a whole number of optimizer steps, got -0.5"),
+        ({"warmup": 1.5}, ConfigError, ": must be a ratio from 0 to 1 or a whole number of optimizer steps, got 1.5"),
+        (
+            {"warmup": {"ratio": 0.1, "schedule": "before"}},
+            ConfigError,
+            ".schedule: must be 'during' or 'after', got 'before'",
+        ),
+        (
+            {"warmup": {"ratio": 0.1, "shedule": "after"}},
+            ConfigError,
+            ".shedule: a warmup has no key 'shedule'; did you mean 'schedule'?",
+        ),
         ({"warmup": {}}, ConfigError, f": {WARMUP_UNITS_MESSAGE}, got none"),
         ({"warmup": {"start_factor": 0.5}}, ConfigError, f": {WARMUP_UNITS_MESSAGE}, got none"),
         ({"warmup": {"steps": 1, "epochs": 1}}, ConfigError, f": {WARMUP_UNITS_MESSAGE}, got steps, epochs"),
@@ -124,7 +196,7 @@ WARMUP_UNITS_MESSAGE = "needs exactly one of steps (optimizer steps), epochs, ra
         (
             {"warmup": {"foo": 5}},
             ConfigError,
-            ".foo: a warmup has no key 'foo'; it has steps, epochs, ratio, start_factor",
+            ".foo: a warmup has no key 'foo'; it has steps, epochs, ratio, start_factor, schedule",
         ),
         ({"warmup_steps": -1}, ConfigError, "_steps: must be at least 0 and at most 1,000,000,000,000, got -1"),
         (

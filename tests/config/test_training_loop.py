@@ -103,6 +103,16 @@ LOOPS: dict[str, tuple[Any, str, Callable[[int], float]]] = {
         "validation",
         lambda i: warmup_factor(i, 5) * (0.5 if i >= 8 else 1),
     ),
+    "after the warmup": (
+        {**COSINE, "T_max": "auto", "warmup": {"steps": 5, "schedule": "after"}},
+        "step",
+        lambda i: warmup_factor(i, 5) * cosine_factor(max(0, i - 5), 7),
+    ),
+    "epoch, after the warmup": (
+        {**HALVING, "warmup": {"steps": 3, "schedule": "after"}},
+        "epoch",
+        lambda i: warmup_factor(i, 3) * 0.5 ** max(0, i // 4 - 1),
+    ),
     "interval that the loop does not follow": (
         {**COSINE, "interval": "epoch", "T_max": 13, "warmup_steps": 5},
         "step",
@@ -285,6 +295,8 @@ def test_resumed_loop_equals_uninterrupted_loop(name: str, stop: int, before_ste
     assert run(interrupted=True) == run(interrupted=False)
 
 
+# torch warns in the first step of a copied schedule: the copy of the optimizer does not count its steps for torch.
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step..` has been overridden")
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["deepcopy", "pickle"]
@@ -450,6 +462,15 @@ def test_warmup_ramps_in_the_trainer_of_hugging_face(hugging_face: Any, tmp_path
     resumed, _, again = hugging_face(tmp_path / "resumed", schedule, tmp_path / "checkpoint-4")
     assert resumed == lrs[4:]
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_schedule_starts_after_the_warmup_in_the_trainer_of_hugging_face(hugging_face: Any, tmp_path):
+    schedule = {**COSINE, "T_max": "auto", "warmup": {"steps": 4, "schedule": "after"}}
+    expected = [warmup_factor(i, 4) * cosine_factor(max(0, i - 4), 5) for i in range(9)]
+    lrs, _, _ = hugging_face(tmp_path, schedule)
+    assert lrs == pytest.approx(expected)
+    resumed, _, _ = hugging_face(tmp_path / "resumed", schedule, tmp_path / "checkpoint-4")
+    assert resumed == lrs[4:]
 
 
 def test_plateau_with_warmup_is_stepped_with_the_metric_by_the_trainer_of_hugging_face(hugging_face: Any, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import pytest
@@ -75,3 +76,17 @@ def test_result_of_the_finder_callback_is_used_without_a_link(
     made.fit(module)
     assert made.optimizers[0].param_groups[0]["lr"] == finder.optimal_lr.suggestion() == module.lr
     assert [str(warning.message) for warning in recwarn if "not used" in str(warning.message)] == []
+
+
+def test_result_of_the_finder_is_the_base_of_a_schedule_after_its_warmup(
+    pl: Any, tunable: type, trainer: Any, quiet_callback: Any
+) -> None:
+    finder = pl.callbacks.LearningRateFinder(num_training_steps=40)
+    scheduler = {"name": "cosine_annealing_lr", "T_max": "auto", "interval": "step"}
+    scheduler |= {"warmup": {"steps": 4, "schedule": "after"}}
+    module = tunable()
+    made = trainer(callbacks=[finder, quiet_callback({"name": "sgd", "lr": 0.25}, scheduler)], max_epochs=1)
+    made.fit(module)
+    found = finder.optimal_lr.suggestion()
+    factors = [min(1.0, 0.25 + 0.75 * i / 4) * (1 + math.cos(math.pi * max(0, i - 4) / 28)) / 2 for i in range(32)]
+    assert module.lrs[-32:] == pytest.approx([found * factor for factor in factors], rel=1e-9)

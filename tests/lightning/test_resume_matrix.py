@@ -109,6 +109,21 @@ SETTINGS = {
         {"every_n_train_steps": 2}, 6, {**PLATEAU, "warmup_steps": 9}, resumable_data=True
     ),
     "warmup, epoch end": Setting(EPOCH_END, 8, {**PLATEAU, "patience": 1, "warmup_steps": 10}),
+    "warmup before the schedule, within the warmup": Setting(
+        {"every_n_train_steps": 2},
+        6,
+        {**COSINE, "T_max": "auto", "interval": "step", "warmup": {"ratio": 0.45, "schedule": "after"}},
+        resumable_data=True,
+    ),
+    "warmup before the schedule, after the warmup": Setting(
+        {"every_n_train_steps": 2},
+        10,
+        {**COSINE, "T_max": {"ratio": 1}, "interval": "step", "warmup": {"steps": 7, "schedule": "after"}},
+        resumable_data=True,
+    ),
+    "warmup before a schedule that steps per epoch": Setting(
+        EPOCH_END, 8, {**COSINE, "T_max": "auto", "warmup": {"steps": 6, "schedule": "after"}}
+    ),
     "loss as metric, middle of an epoch": Setting(
         {"every_n_train_steps": 2}, 6, {**PLATEAU, "threshold": 0.9}, metric="loss in val", resumable_data=True
     ),

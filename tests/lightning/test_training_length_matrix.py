@@ -182,6 +182,80 @@ def test_ratios_count_the_steps_of_one_of_two_processes(
     assert first == second == {"step_size": nearest(0.5, steps), "steps": steps}
 
 
+# ------------------------------------------------------------------------------------ Schedules after their warmup
+
+WARMUPS = ({"steps": 2}, {"ratio": 0.3}, {"epochs": 1.5})
+
+
+@pytest.mark.parametrize("warmup", WARMUPS, ids=str)
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+@pytest.mark.parametrize("scheduler", [BY_STEP, BY_EPOCH], ids=["step", "epoch"])
+def test_schedule_after_the_warmup_has_the_rest_of_the_training(
+    accumulating: Any, scripted_module: type, scheduler: Any, limits: Any, warmup: Any
+) -> None:
+    for accumulation in ("factor 3", "two entries"):
+        given = {**scheduler, "warmup": {**warmup, "schedule": "after"}}
+        made = fitted(accumulating(given, **ACCUMULATION[accumulation], **limits), scripted_module())
+        scheduled = scheduler_of(made)
+        steps, epochs = made.global_step, made.current_epoch
+        assert scheduled.T_max == max(1, scheduled.last_epoch)
+        if scheduler is BY_STEP:
+            assert scheduled.last_epoch == max(0, steps - getattr(scheduled, "warmup_steps", 0))
+        else:
+            assert scheduled.last_epoch <= epochs
+
+
+@pytest.mark.parametrize("policy", ["keep", "override_hparams", "reset_scheduler", "reset_all"])
+@pytest.mark.parametrize("saved_at", [2, 6])
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create", "ignore:You're resuming from a checkpoint")
+def test_delayed_schedule_follows_the_policy_of_the_resume(
+    accumulating: Any,
+    scripted_module: type,
+    save_every_checkpoint: Any,
+    tmp_path: Path,
+    saved_at: int,
+    policy: str,
+) -> None:
+    scheduler = {**BY_STEP, "warmup": {"steps": 4, "schedule": "after"}}
+    saver = save_every_checkpoint(every_n_train_steps=1, save_on_train_epoch_end=False)
+    whole = scripted_module()
+    fitted(accumulating(scheduler, callbacks=[saver], enable_checkpointing=True, max_epochs=3), whole)
+    module = scripted_module()
+    made = accumulating(scheduler, own={"on_resume": policy}, max_epochs=3)
+    fitted(made, module, ckpt_path=tmp_path / f"step={saved_at}.ckpt")
+    restarts = policy in ("reset_scheduler", "reset_all")
+    assert scheduler_of(made).T_max == scheduler_of(made).last_epoch == 8 - restarts * saved_at
+    assert (module.lrs == whole.lrs[saved_at:]) is not restarts
+    assert module.lrs[:4] == [0.25, 0.4375, 0.625, 0.8125] if restarts else module.lrs
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words", "length"),
+    [
+        ("during", "stepped every step, with a warmup of 3 steps", "T_max is 12: as long as the training"),
+        (
+            "after",
+            "stepped every step, after a warmup of 3 steps",
+            "T_max is 9: as long as the training after the warmup",
+        ),
+    ],
+)
+def test_summary_states_whether_the_schedule_starts_after_the_warmup(
+    optplug_lightning: Any,
+    trainer: Any,
+    scripted_module: type,
+    capsys: pytest.CaptureFixture[str],
+    schedule: str,
+    words: str,
+    length: str,
+) -> None:
+    scheduler = {**BY_STEP, "warmup": {"ratio": 0.25, "schedule": schedule}}
+    trainer(callbacks=optplug_lightning.ConfigureOptimizers(SGD, scheduler), max_epochs=3).fit(scripted_module())
+    printed = " ".join(printed_lines(capsys))
+    assert words in printed
+    assert length in printed
+
+
 # ------------------------------------------------------------------------------------------------ Other trainings
 
 

@@ -116,6 +116,97 @@ def test_steps_are_counted_during_the_warmup_only():
     assert warmup.steps_taken == 2
 
 
+# ----------------------------------------------------------------------------------------- schedule after the warmup
+
+
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("start", [None, 0.2])
+@pytest.mark.parametrize("counts_steps", [False, True])
+def test_delayed_schedule_starts_when_the_warmup_ends(make: Any, start: float | None, counts_steps: bool):
+    lrs, n = (0.5, 0.1), 4
+    alone = lrs_without_warmup(make, lrs, 10)
+    optimizer = sgd(*lrs)
+    warmup = Warmup(make(optimizer), n, start, delays_schedule=True, counts_steps=counts_steps)
+    for step in range(n + 10):
+        expected = alone[max(0, step - n)]
+        assert lrs_of(optimizer) == [lr * warmup.factor(step) for lr in expected]
+        assert warmup.scheduler.last_epoch == max(0, step - n)
+        optimizer.step()
+        if not counts_steps:
+            warmup.warmup_step()
+        warmup.step()
+
+
+@pytest.mark.parametrize(("n", "first"), [(1, 1), (3, 1), (4, 2), (5, 2), (6, 2), (7, 3)])
+@pytest.mark.parametrize("counts_steps", [False, True])
+def test_delayed_schedule_that_steps_per_epoch_starts_with_the_next_epoch(n: int, first: int, counts_steps: bool):
+    make = SCHEDULERS["torch's StepLR"]
+    alone = lrs_without_warmup(make, (0.5,), 8)
+    optimizer = sgd()
+    warmup = Warmup(make(optimizer), n, delays_schedule=True, counts_steps=counts_steps, interval="epoch")
+    for epoch in range(8):
+        assert warmup.scheduler.last_epoch == max(0, epoch - first)
+        for batch in range(3):
+            assert lrs_of(optimizer) == [alone[max(0, epoch - first)][0] * warmup.factor(3 * epoch + batch)]
+            optimizer.step()
+            if not counts_steps:
+                warmup.warmup_step()
+        warmup.step()
+
+
+@pytest.mark.parametrize("name", ["optplug's cosine", "torch's LambdaLR", "torch's MultiStepLR"])
+@pytest.mark.parametrize("counts_steps", [False, True])
+@pytest.mark.parametrize("every", [1, 3])
+def test_delayed_schedule_resumes_at_every_step(name: str, counts_steps: bool, every: int):
+    def build(optimizer: Any) -> Warmup:
+        inner = SCHEDULERS[name](optimizer)
+        interval = "step" if every == 1 else "epoch"
+        return Warmup(inner, 5, delays_schedule=True, counts_steps=counts_steps, interval=interval)
+
+    def run(warmup: Warmup, optimizer: Any, steps: range) -> list[list[float]]:
+        path = []
+        for step in steps:
+            path.append(lrs_of(optimizer))
+            optimizer.step()
+            if not counts_steps:
+                warmup.warmup_step()
+            if (step + 1) % every == 0:
+                warmup.step()
+        return path
+
+    optimizer = sgd(0.5, 0.1)
+    whole = run(build(optimizer), optimizer, range(16))
+    for stop in range(16):
+        before, after = sgd(0.5, 0.1), sgd(0.5, 0.1)
+        warmup = build(before)
+        path = run(warmup, before, range(stop))
+        resumed = build(after)
+        after.load_state_dict(copy.deepcopy(before.state_dict()))
+        resumed.load_state_dict(copy.deepcopy(warmup.state_dict()))
+        assert path + run(resumed, after, range(stop, 16)) == whole
+
+
+def test_plateau_is_stepped_during_a_warmup_that_delays_schedules():
+    optimizer = sgd()
+    warmup = Warmup(make_plateau(optimizer, patience=0, factor=0.1), 2, delays_schedule=True)
+    for value in (5.0, 4.0):
+        warmup.warmup_step()
+        warmup.step(value)
+    assert (warmup.best, lrs_of(optimizer)) == (4.0, [0.5])
+    warmup.step(6.0)
+    assert lrs_of(optimizer) == [0.05]
+
+
+def test_checkpoint_decides_whether_the_schedule_is_delayed():
+    make = SCHEDULERS["optplug's cosine"]
+    for saved, configured in ((True, False), (False, True)):
+        warmup = Warmup(make(sgd()), 3, delays_schedule=saved)
+        loaded = Warmup(make(sgd()), 3, delays_schedule=configured)
+        loaded.load_state_dict(warmup.state_dict())
+        assert loaded.delays_schedule is saved
+        assert ("delays_schedule" in warmup.state_dict()["warmup"]) is saved
+
+
 # ------------------------------------------------------------------------------------------------------------- plateaus
 
 
