@@ -132,6 +132,10 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
         loc = scheduler_config.argument_loc(name)
         arguments[name] = _resolved(collector, given, scheduler_config, training, loc)
     collector.raise_collected()
+    total = scheduler_config.length_argument
+    if training.is_dry_run and is_auto(relative.get(str(total))):  # as long as its parts need
+        parts = (arguments.get(name) for name in scheduler_config.length_arguments if name != total)
+        arguments[str(total)] = max(arguments[str(total)], sum(int(part) for part in parts if isinstance(part, int)))
     lengths = {**scheduler_config.given_lengths, **relative}
     return dataclasses.replace(scheduler_config, arguments=arguments, given_lengths=lengths)
 

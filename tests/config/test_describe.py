@@ -91,7 +91,7 @@ def test_description_of_a_scheduler():
     assert rows == [
         ["key in a configuration", "value", "default"],
         ["warmup_steps", "a whole number of optimizer steps, at least 0 and at most 1,000,000,000,000"],
-        ["warmup", "a mapping such as {steps: 100}"],
+        ["warmup", "a number, or a mapping such as {steps: 100}"],
         ["monitor", "the name of a metric"],
         ["mode", "'min' or 'max'"],
         ["patience_unit", "one of validations, epochs, steps", "validations"],

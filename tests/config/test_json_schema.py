@@ -108,7 +108,8 @@ def test_declared_cases_of_optimizers_are_accepted(case: dict[str, Any]):
 @pytest.mark.parametrize("case", [*declared_cases("scheduler")], ids=str)
 def test_declared_cases_of_schedulers_are_accepted(case: dict[str, Any]):
     name, arguments = case["name"], {key: value for key, value in case.items() if key != "name"}
-    forms = [{"name": name, "args": arguments, "warmup_steps": 3}]
+    warmup = {"warmup": {"steps": 3}} if "warmup_steps" in arguments else {"warmup_steps": 3}
+    forms = [{"name": name, "args": arguments, **warmup}]
     forms += [case] if "mode" not in arguments else []
     for scheduler in forms:
         assert schema_errors({"optimizer": "adam", "scheduler": scheduler}) == []
@@ -266,7 +267,13 @@ INVALID_SCHEDULERS = [
     {**COSINE, "warmup_steps": -1},
     {**COSINE, "warmup_steps": None},
     {**COSINE, "warmup_steps": 1.5},
-    {**COSINE, "warmup": 5},
+    {**COSINE, "warmup": 1},
+    {**COSINE, "warmup": 5.5},
+    {**COSINE, "warmup": [5]},
+    {**COSINE, "T_max": {"ratio": 1.5}},
+    {**COSINE, "T_max": {"ratoi": 0.5}},
+    {**COSINE, "T_max": {"steps": 5, "ratio": 0.5}},
+    {**COSINE, "eta_min": {"ratio": 0.5}},
     {**COSINE, "warmup": {}},
     {**COSINE, "warmup": {"step": 5}},
     {**COSINE, "warmup": {"steps": 5, "epochs": 1}},

@@ -152,6 +152,14 @@ def test_short_length_is_one_step_in_a_dry_run_and_without_training():
     assert resolved(scheduler, one) == resolved(scheduler, none) == {"step_size": 1}
 
 
+def test_whole_schedule_is_as_long_as_its_parts_in_a_dry_run():
+    wsd = {"name": "wsd", "total_steps": "auto", "decay_steps": {"ratio": 0.2}, "warmup_steps": {"ratio": 0.1}}
+    one = TrainingLength(1, 1, EpochSteps(((0, 1),)), is_dry_run=True)
+    assert resolved(wsd, one) == {"total_steps": 2, "decay_steps": 1, "warmup_steps": 1}
+    assert resolved({**wsd, "decay_steps": 500}, one) == {"total_steps": 501, "decay_steps": 500, "warmup_steps": 1}
+    assert resolved(wsd) == {"total_steps": 40, "decay_steps": 8, "warmup_steps": 4}
+
+
 def test_only_plain_numbers_in_the_schedule_unit_are_independent_of_the_training():
     def depends(**given: Any) -> bool:
         scheduler_config = parse("sgd", given).scheduler
