@@ -124,7 +124,11 @@ def test_schedulers_in_epochs_and_in_steps_share_an_axis(numbers: Any) -> None:
 
 @pytest.mark.parametrize(
     ("warmup", "expected"),
-    [("4", [0.025, 0.04375, 0.0625, 0.08125, 0.1]), ("{steps: 2, start_factor: 0.5}", [0.05, 0.075, 0.1, 0.1, 0.1])],
+    [
+        ("4", [0.025, 0.04375, 0.0625, 0.08125, 0.1]),
+        ("0.5", [0.05, 0.075, 0.1, 0.1, 0.1]),
+        ("{steps: 2, start_factor: 0.25}", [0.025, 0.0625, 0.1, 0.1, 0.1]),
+    ],
 )
 def test_warmup_of_named_schedulers(numbers: Any, warmup: str, expected: list[float]) -> None:
     own = "{name: lambda_lr, lr_lambda: 1, warmup_steps: 1}"

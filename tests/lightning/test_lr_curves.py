@@ -25,6 +25,15 @@ GROUPS = [{"match": "layer.bias", "lr_mult": 0.1}]
         {"name": "reduce_lr_on_plateau", "patience": 1, "factor": 0.5, "monitor": "val_loss", "warmup_steps": 6},
         {"name": "reduce_lr_on_plateau", "patience": 5, "patience_unit": "steps", "monitor": "val_loss"},
         {"warmup_steps": 7},
+        {
+            "name": "cosine_annealing_lr",
+            "T_max": "auto",
+            "interval": "step",
+            "warmup": {"steps": 5, "schedule": "after"},
+        },
+        {"name": "cosine_annealing_lr", "T_max": "auto", "warmup": {"epochs": 1.5, "schedule": "after"}},
+        {"name": "wsd", "total_steps": "auto", "decay_steps": {"ratio": 0.25}, "warmup": 0.2},
+        {"name": "multi_step_lr", "milestones": [{"ratio": 0.5}, {"epochs": 5}], "interval": "step"},
     ],
     ids=str,
 )
