@@ -1,4 +1,4 @@
-"""Random rules in the rule language, with reductions, rows and columns, for property-based tests."""
+"""Random rules in the rule language, also with reductions, rows, columns and matrix functions, for property tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
+from torch import Tensor
 
 from optplug import ops
 from optplug.errors import RuleError
@@ -15,6 +16,14 @@ from optplug.rules.trace import RuleVariant
 
 STATES: Mapping[str, int | None] = {"a": None, "b": None, "row": -1, "col": -2}
 """The states of a random rule that are not scalars, and the dimension in which they have size 1."""
+
+
+def whole_shape(shape: Sequence[int], options: object) -> tuple[int, ...]:
+    return (3, *(max(1, size) for size in shape[:1]))
+
+
+WHOLE = ("v", "w")
+"""The states of a random rule with the shape `whole_shape`."""
 
 UNARY: dict[str, Callable[[Any], Any]] = {
     "halved": lambda x: 0.5 * x,
@@ -46,6 +55,27 @@ ALONG: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def like(numbers: Tensor, x: Tensor) -> Tensor:
+    """One number for each array of a batch, so that it can be combined with the batch."""
+    return numbers.view(-1, *[1] * (x.ndim - 1))
+
+
+@ops.matrix
+def normalized(x: Tensor) -> Tensor:
+    return x / like(1 + x.flatten(1).abs().sum(1), x)
+
+
+@ops.matrix
+def mixed(x: Tensor, y: Tensor | float) -> Tensor:
+    if isinstance(y, float):
+        return x * (1 + 0.1 * y)
+    return x + like(y.flatten(1).sum(1) / (1 + y[0].numel()), x)
+
+
+UNARY_MATRIX: dict[str, Callable[[Any], Any]] = {"normalized": normalized}
+BINARY_MATRIX: dict[str, Callable[[Any, Any], Any]] = {"mixed": mixed, "mixed again": lambda x, y: mixed(x, y)}
+
+
 @dataclass(frozen=True)
 class RandomRule:
     """A rule as a list of operations on earlier values.
@@ -62,7 +92,7 @@ class RandomRule:
 
     def function(self) -> Callable[..., tuple[Any, ...]]:
         """The rule as a function."""
-        known = {**UNARY, **BINARY, **REDUCTIONS, **ALONG}
+        known = {**UNARY, **BINARY, **REDUCTIONS, **ALONG, **UNARY_MATRIX, **BINARY_MATRIX}
 
         def compute(inputs: Sequence[Any]) -> tuple[Any, ...]:
             values = list(inputs)
@@ -80,29 +110,32 @@ class RandomRule:
     def variant(self) -> RuleVariant:
         """The variant of the rule in which all states exist."""
         dims = tuple((name, dim) for name in self.states if (dim := STATES.get(name)) is not None)
-        return RuleVariant(self.function(), (), self.states, ("d",), dims)
+        whole = tuple(name for name in self.states if name in WHOLE)
+        return RuleVariant(self.function(), (), self.states, ("d",), dims, whole_states=whole)
 
 
 @st.composite
-def random_rules(draw: st.DrawFn, *, rows: bool, size: int = 14) -> RandomRule:
-    """A rule with the states `a`, `b` and the scalar `d`, and with `rows` also `row` and `col`.
+def random_rules(draw: st.DrawFn, *, rows: bool, matrices: bool = False, size: int = 14) -> RandomRule:
+    """A rule with the states `a`, `b` and the scalar `d`; with `rows` also `row`, `col`; with `matrices` also `v`, `w`.
 
     Args:
         draw: provided by Hypothesis.
         rows: whether the rule uses rows and columns.
+        matrices: whether the rule uses matrix functions.
         size: the largest number of operations.
     """
-    states = ("a", "b", *(("row", "col") if rows else ()), "d")
+    states = ("a", "b", *(("row", "col") if rows else ()), *(WHOLE if matrices else ()), "d")
     kinds = {name: {-1: "row", -2: "column", None: "element"}[STATES.get(name)] for name in states}
-    kinds["d"] = "scalar"
+    kinds |= {**dict.fromkeys(WHOLE, "whole"), "d": "scalar"}
     graph = Graph()
     values = [graph.input(name, kinds.get(name, "element")) for name in ("p", "g", *states)]  # type: ignore[arg-type]
     values.append(graph.input("lr", "scalar"))
-    tables = {**UNARY, **BINARY, **REDUCTIONS, **(ALONG if rows else {})}
+    binary: dict[str, Callable[..., Any]] = {**BINARY, **(BINARY_MATRIX if matrices else {})}
+    tables = {**UNARY, **REDUCTIONS, **binary, **(ALONG if rows else {}), **(UNARY_MATRIX if matrices else {})}
     operations = []
     for _ in range(draw(st.integers(1, size))):
         name = draw(st.sampled_from(sorted(tables)))
-        count = 2 if name in BINARY else 1
+        count = 2 if name in binary else 1
         operands = tuple(draw(st.integers(0, len(values) - 1)) for _ in range(count))
         try:
             value = tables[name](*(values[i] for i in operands))

@@ -23,7 +23,9 @@ TESTS = (
     "tests/engines/test_arena.py",
     "tests/rules/test_reductions.py",
     "tests/rules/test_rows_and_columns.py",
+    "tests/rules/test_matrix_functions.py",
     "tests/engines/test_reducing_rules.py",
+    "tests/engines/test_matrix_functions.py",
     "tests/engines/test_random_rules.py",
 )
 
@@ -37,9 +39,10 @@ class Fault(NamedTuple):
 
 
 SEGMENTS, OPS, GRAPH = "rules/segments.py", "rules/ops.py", "rules/graph.py"
+MATRIX, CALLS = "rules/matrix.py", "engines/matrix_calls.py"
 FAULTS = [
     # the segmenter
-    Fault(SEGMENTS, "default=0) + node.is_reduction", "default=0)"),
+    Fault(SEGMENTS, "default=0) + (node.is_reduction or node.is_call)", "default=0)"),
     Fault(SEGMENTS, "return self.levels[node] - 1, KINDS", "return self.levels[node], KINDS"),
     Fault(SEGMENTS, "k <= self._written(self.outputs[role])", "True"),
     Fault(SEGMENTS, "if output is node and self._written(node) < k and", "if output is node and"),
@@ -71,8 +74,8 @@ FAULTS = [
     Fault("optim/rule_optimizer.py", "                self._arena.reset()\n", ""),
     Fault(
         "engines/cpu_programs.py",
-        "(np.cumsum(counts) - counts) * vector.element_size()",
-        "np.cumsum(counts) * vector.element_size() - counts",
+        "offsets[self._order] = np.cumsum(counts) - counts",
+        "offsets[self._order] = np.cumsum(counts)",
     ),
     Fault(
         "engines/cpu_programs.py",
@@ -123,6 +126,26 @@ FAULTS = [
         "return partial.scope, group",
     ),
     Fault("engines/protocol.py", 'values.amax() if first.op == "amax" else values.sum()', "values.sum()"),
+    # the matrix functions
+    Fault(SEGMENTS, "default=0) + (node.is_reduction or node.is_call)", "default=0) + node.is_reduction"),
+    Fault(SEGMENTS, "operands = [self._source(a, k) or", "operands = [self._source(a, (k[0] + 1, 0)) or"),
+    Fault(SEGMENTS, "n.is_reduction or n.is_call:", "n.is_reduction:"),
+    Fault(GRAPH, 'identity = value if op == "call" else repr(value)', "identity = repr(value)"),
+    Fault(MATRIX, "return converted.clone() if any(", "return converted if any("),
+    Fault(MATRIX, "if versions != [_version(x) for x in arrays]:", "if False:"),
+    Fault(MATRIX, "if not first.numel():", "if False:"),
+    Fault(CALLS, "batches.setdefault((*shapes, *numbers), [])", "batches.setdefault((*shapes,), [])"),
+    Fault(CALLS, "result.contiguous().unbind()", "result.unbind()"),
+    Fault(CALLS, "            and t.is_contiguous()\n", ""),
+    Fault(CALLS, "        t.data_ptr() == start + i * size\n            and ", "        "),
+    Fault(CALLS, "for tensors in arrays]\n        result", "for tensors in arrays[::-1]]\n        result"),
+    Fault("engines/foreach.py", "if sum(sizes) <= limit or traced.matrix_functions:", "if sum(sizes) <= limit:"),
+    Fault("engines/cpu_programs.py", "key=self._shapes.__getitem__", "key=lambda i: i"),
+    Fault("engines/cpu_programs.py", "[t.clone() for t in arrays[str(node.value)]]", "arrays[str(node.value)]"),
+    Fault("engines/cpu_programs.py", "while calls and calls[-1].level <= segment.level:", "while calls:"),
+    Fault("engines/cpu_programs.py", "changed = np.array(addresses, np.int64)", "changed = addresses"),
+    Fault("optim/state.py", "if t.shape != (shape := state.shape_of(p, group)):", "if False and (shape := t.shape):"),
+    Fault("optim/rule_optimizer.py", "(p, {**group, **saved})", "(p, group)"),
 ]
 
 

@@ -21,11 +21,12 @@ from optplug.engines.cpu_kernel import ChunkTable, Kernel, compiled_kernel
 from optplug.engines.cpu_matrix import MatrixTable, dimensions
 from optplug.engines.llvm_ir import INITIAL_TOTALS, compute_dtype
 from optplug.engines.llvm_matrix import reduces_columns
+from optplug.engines.matrix_calls import call_in_batches
 from optplug.engines.protocol import Bucket, PartialReduction, SuspendedStep
 from optplug.engines.scalars import ScalarRow, StepScalars
 from optplug.rules.graph import Kind, Node
 from optplug.rules.ops import compute_tensor_scalars, count_values
-from optplug.rules.segments import Segment
+from optplug.rules.segments import MatrixCall, Segment
 from optplug.rules.trace import TracedRule
 
 
@@ -45,14 +46,20 @@ class DenseProgram:
 
 
 class SegmentedProgram:
-    """Steps all tensors of a bucket segment by segment, and computes the tensor scalars between the segments."""
+    """Steps all tensors of a bucket segment by segment. Between the segments it computes the tensor scalars, and calls
+    the matrix functions.
+    """
 
     def __init__(self, bucket: Bucket) -> None:
         self._graph = bucket.graph
         self._segments = segments(bucket)
+        self._calls = bucket.graph.calls(_narrow_roles(bucket))
+        self._call_dtype = compute_dtype(_role_dtypes(bucket))
         self._temporaries = bucket.graph.temporaries(self._segments)
         self._lengths = [_parts(bucket) * length for length in bucket.lengths]
         self._shapes = bucket.shapes
+        # In temporaries, parameters of one shape are adjacent, so that they are a batch for matrix functions.
+        self._order = np.array(sorted(range(len(self._shapes)), key=self._shapes.__getitem__))
         # The reductions over several parameters of one level, in the order of the rule, after its last segment.
         last = {segment.level: segment for segment in self._segments}
         self._shared_after: dict[Segment, list[Node]] = {segment: [] for segment in self._segments}
@@ -81,19 +88,26 @@ class SegmentedProgram:
     def _steps(self, roles: TensorsByRole, scalars: StepScalars, addresses: Any, arena: Arena) -> SuspendedStep:
         graph = self._graph
         temporaries = self._take_temporaries(arena)
-        starts = [self._starts(node, temporaries[name]) for name, node in self._temporaries.items()]
+        starts = [self._starts(name, node, temporaries) for name, node in self._temporaries.items()]
         addresses = np.concatenate([_addresses(roles, addresses), *starts])
         values = self._scalar_values(scalars.rows(graph))
+        arrays = {**roles, **self._arrays(temporaries)}
         levels = sorted(graph.scalars_by_level.items(), reverse=True)
+        calls = list(reversed(self._calls))
         for segment, kernel in zip(self._segments, self._kernels, strict=True):
             while levels and levels[-1][0] <= segment.level:
                 self._compute(levels.pop()[1], values)
+            while calls and calls[-1].level <= segment.level:
+                addresses = self._call(calls.pop(), arrays, values, addresses)
             totals = self._run(segment, kernel, (addresses, *self._constants(segment, values)), temporaries, arena)
             values.update(zip(segment.reductions, torch.from_numpy(totals).unbind(1), strict=True))
             for node in self._shared_after[segment]:
                 reduced = values[node].amax() if node.op == "amax" else values[node].sum()
                 values[node] = yield PartialReduction(node.op, str(node.value), reduced)
         _increment_versions(graph, roles)
+        while calls:
+            self._call(calls.pop(), arrays, values, addresses)
+        self._store_whole_values(arrays)
         while levels:
             self._compute(levels.pop()[1], values)
         scalars.set_states({name: values[node] for name, node in graph.tensor_outputs.items()}, slice(None))
@@ -114,16 +128,69 @@ class SegmentedProgram:
         return self._lengths
 
     def _take_temporaries(self, arena: Arena) -> dict[str, Tensor]:
-        """Return the temporaries, each a vector for all parameters."""
+        """Return the temporaries that segments write, each a vector for all parameters."""
         return {
             name: arena.take(sum(self._counts(node.kind)), self._temporary_dtypes[name])
             for name, node in self._temporaries.items()
+            if not node.is_call
         }
 
-    def _starts(self, node: Node, vector: Tensor) -> Any:
-        """Return the address of the part of each parameter in a temporary, int64 [1, parameters]."""
-        counts = np.asarray(self._counts(node.kind), np.int64)
-        return (vector.data_ptr() + (np.cumsum(counts) - counts) * vector.element_size())[None]
+    def _starts(self, name: str, node: Node, temporaries: Mapping[str, Tensor]) -> Any:
+        """Return the address of the part of each parameter in a temporary, int64 [1, parameters].
+
+        It is 0 for the result of a matrix function that has not been called yet.
+        """
+        if name not in temporaries:
+            return np.zeros((1, len(self._shapes)), np.int64)
+        vector = temporaries[name]
+        return (vector.data_ptr() + self._offsets(node.kind) * vector.element_size())[None]
+
+    def _offsets(self, kind: Kind) -> Any:
+        """Return where the values of each parameter begin in a temporary of this kind, int64 [parameters]."""
+        counts = np.asarray(self._counts(kind), np.int64)[self._order]
+        offsets = np.empty_like(counts)
+        offsets[self._order] = np.cumsum(counts) - counts
+        return offsets
+
+    # -------------------------------------------------------------------------------------------- matrix functions
+
+    def _arrays(self, temporaries: Mapping[str, Tensor]) -> TensorsByRole:
+        """Return the temporaries that matrix functions read, as tensors with the shapes of the parameters."""
+        read = {name for call in self._calls for name in call.operands}
+        offsets = self._offsets("element") if read else ()
+        return {
+            name: [
+                vector[offset : offset + shape.numel()].view(shape or (1,))
+                for offset, shape in zip(offsets, self._shapes, strict=True)
+            ]
+            for name, vector in temporaries.items()
+            if name in read
+        }
+
+    def _call(self, call: MatrixCall, arrays: TensorsByRole, values: Mapping[Node, Any], addresses: Any) -> Any:
+        """Call a matrix function. Its result is added to `arrays`. Return the addresses with those of the result."""
+        operands = [[t if t.ndim else t.view(1) for t in arrays[name]] for name in call.operands]
+        scalars = [a.value if a.op == "const" else values[a] for a in call.node.args if not a.is_array]
+        result = call_in_batches(call.node.value, operands, scalars, self._call_dtype)
+        arrays[call.result] = result
+        if call.result not in self._temporaries:
+            return addresses
+        column = len(addresses) - len(self._temporaries) + list(self._temporaries).index(call.result)
+        changed = np.array(addresses, np.int64)  # a copy, because tables refer to the previous addresses
+        changed[column] = list(map(Tensor.data_ptr, result))
+        return changed
+
+    def _store_whole_values(self, arrays: TensorsByRole) -> None:
+        """Store the new values of states of another shape, after everything has read the old ones."""
+        results = {call.node: call.result for call in self._calls}
+        new = {}
+        for role, node in self._graph.outputs.items():
+            if node.kind == "whole":
+                new[role] = arrays[results[node]] if node.is_call else [t.clone() for t in arrays[str(node.value)]]
+        for role, tensors in new.items():
+            torch._foreach_copy_(arrays[role], tensors)
+
+    # ------------------------------------------------------------------------------------------------ tensor scalars
 
     def _scalar_values(self, rows: list[ScalarRow]) -> dict[Node, Any]:
         """Return the hoisted scalars: numbers, or vectors with a number for each parameter."""
@@ -169,8 +236,7 @@ class MatrixProgram(SegmentedProgram):
         is_single = np.array(list(map(_is_single, bucket.shapes)), bool)
         self._matrices, self._singles = np.flatnonzero(~is_single), np.flatnonzero(is_single)
         itemsizes = [dtype.itemsize for dtype in _dtypes(bucket).values()]
-        columns = np.asarray(self._counts("column"), np.int64)
-        starts = np.cumsum(columns) - columns
+        starts = self._offsets("column")
         if len(self._matrices):
             self._tables = {
                 space: MatrixTable(
@@ -297,9 +363,14 @@ def bytes_per_element(bucket: Bucket) -> float:
 
 def segments(bucket: Bucket) -> Sequence[Segment]:
     """Return the segments of a bucket, which depend on the dtypes of its roles."""
+    return bucket.graph.cut(_narrow_roles(bucket))
+
+
+def _narrow_roles(bucket: Bucket) -> frozenset[str]:
+    """Return the roles that are written, whose dtype is narrower than that of the arithmetic."""
     dtypes = _role_dtypes(bucket)
     value_dtype = compute_dtype(dtypes)
-    return bucket.graph.cut(frozenset(role for role, dtype in dtypes.items() if dtype != value_dtype and role != "g"))
+    return frozenset(role for role, dtype in dtypes.items() if dtype != value_dtype and role != "g")
 
 
 def _temporary_dtypes(bucket: Bucket) -> dict[str, torch.dtype]:

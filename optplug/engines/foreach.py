@@ -8,8 +8,9 @@ traffic to that of torch's own foreach implementations:
 - the tensors are processed in chunks, so that temporaries are small.
 
 Values with one number per parameter (tensor scalars) are vectors `r0`, `r1`, ...; where element-wise operations use
-them they are lists of 0-dim tensors. A program that reduces over several parameters is a generator, which yields the
-reduction over its chunk and receives the reduction over all chunks of all buckets.
+them they are lists of 0-dim tensors. Matrix functions are called with batches of tensors of one shape. A program that
+reduces over several parameters is a generator, which yields the reduction over its chunk and receives the reduction
+over all chunks of all buckets.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from optplug.engines.arena import Arena
 from optplug.engines.buffers import TensorsByRole, at_least_1d, working_tensors, write_back
+from optplug.engines.matrix_calls import call_in_batches
 from optplug.engines.protocol import (
     Bucket,
     EngineProtocol,
@@ -40,6 +42,7 @@ from optplug.engines.protocol import (
 from optplug.engines.scalars import StepScalars
 from optplug.engines.sparse import as_dense
 from optplug.rules.graph import Node
+from optplug.rules.matrix import MatrixOperation
 from optplug.rules.ops import PREDICATES, REDUCTIONS, compute_tensor_scalars, count_values, fit, reduce_along
 from optplug.rules.trace import TracedRule
 
@@ -80,6 +83,7 @@ class _ProgramWriter:
         self.registers: dict[Node, str] = {}
         self.temporary_count = 0
         self.vector_count = 0
+        self.call_count = 0
         self.constants = {n: f"c{i}" for i, n in enumerate(traced.hoisted_scalars)}
         # The list of 0-dim tensors of a tensor scalar.
         self.lists: dict[Node, str] = {}
@@ -198,6 +202,11 @@ class _ProgramWriter:
         op, args = node.op, node.args
         if node.kind == "tensor":
             self._emit_tensor_scalar(node)
+        elif node.is_call:
+            arrays = "".join(f"{self.registers[a]}, " for a in args if a.is_array)
+            scalars = "".join(f"{self._scalar(a)}, " for a in args if not a.is_array)
+            self._assign(node, f"_call(_functions[{self.call_count}], ({arrays}), ({scalars}))")
+            self.call_count += 1
         elif node.is_reduction:
             values = ", ".join(self.registers[a] for a in args)
             self._assign(node, f"_reduce_along('{op}', {node.value}, {values})")
@@ -345,6 +354,11 @@ def _reduce_along(op: str, dim: int, *operands: list[Tensor]) -> list[Tensor]:
     return [reduce_along(op, dim, *tensors) for tensors in zip(*operands, strict=True)]
 
 
+def _call(operation: MatrixOperation, arrays: Sequence[list[Tensor]], scalars: Sequence[float]) -> list[Tensor]:
+    """Apply a matrix function to all tensors."""
+    return call_in_batches(operation, arrays, scalars, arrays[0][0].dtype)
+
+
 def _count(tensors: list[Tensor], what: int | str | None) -> Tensor:
     """The result of `count_values` for each tensor, as a vector."""
     counts = [count_values(t.shape, what) for t in tensors]
@@ -403,9 +417,10 @@ def _compile_step(traced: TracedRule) -> Callable[..., Any]:
     text = source(traced)
     filename = f"<optplug foreach {traced.variant.rule.__qualname__} {hash(text):x}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)  # tracebacks show the source
-    functions = (_for_each_tensor, _reduce, _reduce_along, _count, _to_list)
+    functions = (_for_each_tensor, _reduce, _reduce_along, _call, _count, _to_list)
     namespace: dict[str, Any] = {function.__name__: function for function in functions}
     namespace.update({"_compute": compute_tensor_scalars, "inf": math.inf, "nan": math.nan})
+    namespace["_functions"] = [node.value for node in traced.nodes if node.is_call]
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
     namespace.update({"_foreach_lerp": _lerp, "_foreach_lerp_": _lerp_})
     extremes = [f"_foreach_{op}{suffix}" for op in ("maximum", "minimum") for suffix in ("", "_")]
@@ -418,6 +433,8 @@ def _compile_step(traced: TracedRule) -> Callable[..., Any]:
 def split_chunks(traced: TracedRule, tensors: Sequence[Tensor]) -> Iterator[slice]:
     """Split tensors into chunks: consecutive slices whose total size is within the limit, or that hold one tensor.
 
+    A rule that calls matrix functions has one chunk, so that all tensors of one shape are in one batch.
+
     Args:
         traced: the graph.
         tensors: tensors of one dtype on one device.
@@ -426,7 +443,7 @@ def split_chunks(traced: TracedRule, tensors: Sequence[Tensor]) -> Iterator[slic
     if source(traced).count("_foreach_") == 1:  # a single operation cannot reuse the cache
         limit = DEFAULT_CHUNK_BYTES
     sizes = [numel * tensors[0].element_size() for numel in map(Tensor.numel, tensors)]
-    if sum(sizes) <= limit:
+    if sum(sizes) <= limit or traced.matrix_functions:
         yield slice(0, len(tensors))
         return
     start, chunk_size = 0, 0
@@ -442,6 +459,7 @@ class ForeachEngine(EngineProtocol):
     name = "foreach"
     advantage = "few calls for all tensors"
     reduces = True
+    calls = True
 
     def bytes_per_element(self, bucket: Bucket) -> float | None:
         dtypes = bucket.key.dtypes

@@ -23,6 +23,7 @@ class NumbaEngine(EngineProtocol):
     in_place = True
     takes_rows = True
     reduces = True
+    calls = True
 
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
         if obstacle := graph_obstacle(key):

@@ -62,7 +62,7 @@ class MatrixOperation:
             raise self._wrong(first, f"{dtype} of shape {tuple(result.shape)} on {result.device}")
         if versions != [_version(x) for x in arrays]:
             raise RuleError(f"the matrix function {self.name} modified an operand: it must compute a new tensor")
-        converted = result.to(first.dtype)
+        converted = result.to(first.dtype, memory_format=torch.contiguous_format)
         return converted.clone() if any(_may_share_memory(converted, x) for x in arrays) else converted
 
     def _wrong(self, first: Tensor, got: str) -> RuleError:

@@ -1,4 +1,6 @@
-"""Random rules with reductions, rows and columns on the engines foreach and numba, compared with engine loop."""
+"""Random rules with reductions, rows and columns, and matrix functions, on the engines foreach and numba, compared with
+engine loop.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from optplug import RuleOptimizer, State
-from random_rules import STATES, RandomRule, random_rules
+from random_rules import STATES, WHOLE, RandomRule, random_rules, whole_shape
 
-SHAPES = {False: [(), (5,), (0,), (3, 4), (40_000,)], True: [(3, 4), (1, 5), (6, 1), (2, 3, 4), (0, 3), (130, 270)]}
+SHAPES = {
+    False: [(), (5,), (0,), (3, 4), (40_000,), (3, 4), (5,)],
+    True: [(3, 4), (1, 5), (6, 1), (2, 3, 4), (0, 3), (130, 270), (1, 5)],
+}
 """Shapes of parameters, without and with rows and columns. The largest are split into several chunks."""
 
 
@@ -21,7 +26,10 @@ def optimizer_class(rule: RandomRule) -> type[RuleOptimizer]:
         RuleOptimizer.__init__(self, params, {"lr": lr}, **options)
 
     states = tuple(
-        State(name, scalar=name == "d", init=0.7 if name == "d" else 0.0, dim=STATES.get(name)) for name in rule.states
+        State(name, dim=STATES.get(name), shape=whole_shape if name in WHOLE else None)
+        if name != "d"
+        else State("d", scalar=True, init=0.7)
+        for name in rule.states
     )
     body = {"__init__": init, "states": states, "rule": staticmethod(rule.function()), "capabilities": frozenset()}
     return type("Random", (RuleOptimizer,), body)
@@ -70,12 +78,20 @@ def test_random_rules_with_rows_and_columns(engine: str, rule: RandomRule):
     check(rule, rows=True, engine=engine)
 
 
+@ENGINES
+@EXAMPLES
+@given(rule=random_rules(rows=False, matrices=True))
+def test_random_rules_with_matrix_functions(engine: str, rule: RandomRule):
+    check(rule, rows=False, engine=engine)
+
+
 @pytest.mark.slow
 @ENGINES
 @pytest.mark.parametrize("rows", [False, True])
-def test_more_random_rules(engine: str, rows: bool):
+@pytest.mark.parametrize("matrices", [False, True])
+def test_more_random_rules(engine: str, rows: bool, matrices: bool):
     @MORE_EXAMPLES
-    @given(rule=random_rules(rows=rows, size=24))
+    @given(rule=random_rules(rows=rows, matrices=matrices, size=24))
     def more(rule: RandomRule) -> None:
         check(rule, rows=rows, engine=engine)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -221,7 +222,9 @@ class Interpreter:
         self, graph: TracedRule, roles: dict[str, Tensor], scalars: dict[str, float], *, narrow: bool = False
     ) -> None:
         self.graph = graph
-        self.segments = graph.cut(frozenset(roles)) if narrow else graph.segments
+        narrow_roles = frozenset(roles) if narrow else frozenset()
+        self.segments, self.calls = graph.cut(narrow_roles), list(graph.calls(narrow_roles))
+        self.all_calls = list(self.calls)
         self.narrow = narrow
         self.memory: dict[str, Tensor] = {name: t.clone() for name, t in roles.items()}
         hoisted, _ = graph.compute_scalars(scalars)
@@ -231,8 +234,13 @@ class Interpreter:
     def run(self) -> dict[str, Any]:
         for segment in self.segments:
             self.compute_tensor_scalars(segment.level)
+            self.run_calls(segment.level)
             self.run_segment(segment)
+        self.run_calls(math.inf)
         self.compute_tensor_scalars(max(self.graph.scalars_by_level, default=0))
+        results = {call.node: call.result for call in self.all_calls}
+        whole = {name: node for name, node in self.graph.outputs.items() if node.kind == "whole"}
+        self.memory |= {name: self.memory[results.get(node, node.value)] for name, node in whole.items()}
         outputs = {name: self.memory[name] for name in self.graph.outputs}
         return outputs | {name: self.known[node] for name, node in self.graph.tensor_outputs.items()}
 
@@ -246,6 +254,13 @@ class Interpreter:
         if node.op == "numel":
             return torch.tensor(float(count_values(self.shape, node.value)), dtype=torch.float64)
         return compute_tensor_scalars(node.op, *(a.value if a.op == "const" else self.known[a] for a in node.args))
+
+    def run_calls(self, level: float) -> None:
+        while self.calls and self.calls[0].level <= level:
+            call = self.calls.pop(0)
+            arrays = [self.memory[name].clone().unsqueeze(0) for name in call.operands]
+            scalars = [a.value if a.op == "const" else self.known[a] for a in call.node.args if not a.is_array]
+            self.memory[call.result] = call.node.value(arrays, scalars).squeeze(0)
 
     def run_segment(self, segment: Segment) -> None:
         assert all(n.kind == segment.space or n in segment.loads for n in segment.nodes)
@@ -275,7 +290,7 @@ SHAPE = (3, 4)
 def check(rule: RandomRule, *, narrow: bool = False) -> None:
     """Compare the interpreted segments with the rule itself. Results in narrow roles are rounded once, at the end."""
     generator = torch.Generator().manual_seed(7)
-    shapes = {"row": (3, 1), "col": (1, 4)}
+    shapes = {"row": (3, 1), "col": (1, 4), "v": (3, 3), "w": (3, 3)}
     names = ("p", "g", *(name for name in rule.states if name != "d"))
     roles = {name: torch.randn(shapes.get(name, SHAPE), generator=generator, dtype=torch.float64) for name in names}
     if narrow:
@@ -305,6 +320,12 @@ def test_segments_of_random_rules_with_rows_and_columns_compute_the_rule(rule: R
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(random_rules(rows=False) | random_rules(rows=True))
+@given(random_rules(rows=False, matrices=True) | random_rules(rows=True, matrices=True))
+def test_segments_of_random_rules_with_matrix_functions_compute_the_rule(rule: RandomRule):
+    check(rule)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(random_rules(rows=False, matrices=True) | random_rules(rows=True, matrices=True))
 def test_reductions_and_later_segments_do_not_read_rounded_values(rule: RandomRule):
     check(rule, narrow=True)
