@@ -55,7 +55,11 @@ FAULTS = [
     ),
     Fault(SEGMENTS, "if len(counted) <= RECOMPUTED_READS else None", ""),
     Fault(SEGMENTS, "if n in used and not n.is_array", "if n in used and n.kind == 'scalar'"),
-    Fault(SEGMENTS, "for k in sorted(self.stores, reverse=True)", "for k in sorted(self.stores)"),
+    Fault(
+        SEGMENTS,
+        "for k in sorted({*self.stores, *called_in}, reverse=True)",
+        "for k in sorted({*self.stores, *called_in})",
+    ),
     Fault(SEGMENTS, "stack += [a for n in reductions for a in n.args]", "stack += [n.args[0] for n in reductions]"),
     Fault(
         "rules/trace.py",
@@ -136,8 +140,8 @@ FAULTS = [
     Fault(MATRIX, "if not first.numel():", "if False:"),
     Fault(CALLS, "batches.setdefault((*shapes, *numbers), [])", "batches.setdefault((*shapes,), [])"),
     Fault(CALLS, "result.contiguous().unbind()", "result.unbind()"),
-    Fault(CALLS, "            and t.is_contiguous()\n", ""),
-    Fault(CALLS, "        t.data_ptr() == start + i * size\n            and ", "        "),
+    Fault(CALLS, "        and t.is_contiguous()\n", ""),
+    Fault(CALLS, "        t.data_ptr() == start + i * size\n        and ", "        "),
     Fault(CALLS, "for tensors in arrays]\n        result", "for tensors in arrays[::-1]]\n        result"),
     Fault("engines/foreach.py", "if sum(sizes) <= limit or traced.matrix_functions:", "if sum(sizes) <= limit:"),
     Fault("engines/cpu_programs.py", "key=self._shapes.__getitem__", "key=lambda i: i"),
