@@ -15,6 +15,7 @@ from optplug.lightning._compat import (
     restore_data_loaders,
     supported_import_names,
 )
+from optplug.lightning.extended_schedules import extend_schedules
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.loggers import log_configuration
 from optplug.lightning.rebuild_optimizers import check_length_units, check_submodules, rebuild_if_stale
@@ -59,6 +60,7 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
 
     def _resume(self, trainer: Any) -> None:
         finish_resume(trainer, self.fit_state)
+        extend_schedules(trainer, self.fit_state, self._reporter)
         super()._resume(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

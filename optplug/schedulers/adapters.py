@@ -89,6 +89,14 @@ class SchedulerAdapter:
         """The warmups of the scheduler (`optplug.schedulers.warmup.Warmup`)."""
         return ()
 
+    def extend(self, length: int) -> bool | None:
+        """Change the total number of steps of a schedule in progress, if its learning rate does not jump.
+
+        Returns:
+            Whether the length has been changed; None for a schedule that has no such method.
+        """
+        return None
+
     def warmup_step(self) -> None:
         """Count an optimizer step for the warmup, if the scheduler has one."""
 

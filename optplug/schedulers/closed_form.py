@@ -232,6 +232,10 @@ class ClosedFormAdapter(TorchAdapter):
     def _floor(self) -> float:
         return float(self.scheduler.floor)
 
+    def extend(self, length: int) -> bool | None:
+        schedule: ClosedFormLR = self.scheduler
+        return None if type(schedule).extend is ClosedFormLR.extend else schedule.extend(length)
+
     def _initial_lrs(self, base_lrs: Sequence[float]) -> Sequence[Any]:
         return self.scheduler._get_closed_form_lr()  # type: ignore[no-any-return]
 

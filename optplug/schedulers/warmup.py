@@ -373,6 +373,9 @@ class WarmupAdapter(SchedulerAdapter):
     def warmups(self) -> Sequence[Any]:
         return [self.scheduler]
 
+    def extend(self, length: int) -> bool | None:
+        return self._inner.extend(length)
+
     def warmup_step(self) -> None:
         self.scheduler.warmup_step()
 

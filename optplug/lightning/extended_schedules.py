@@ -1,0 +1,60 @@
+"""Schedules that a resumed training continues with another length, such as the constant part of `wsd`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from optplug.config.form import WARMUP_SCHEDULES
+from optplug.config.model import SchedulerConfig, WarmupConfig
+from optplug.config.training_length import TrainingLength, resolve_lengths
+from optplug.errors import loc_text
+from optplug.lightning.fit_state import FitState
+from optplug.lightning.reporter import Reporter
+from optplug.schedulers.warmup import Warmup
+
+
+def extend_schedules(trainer: Any, state: FitState, reporter: Reporter) -> None:
+    """Fit the restored schedules whose length depends on the training to the length of this training.
+
+    Only schedules with a method `extend` can do so, and only where the learning rate does not jump. A message for the
+    summary, or a warning, says what was done.
+
+    Args:
+        trainer: the Lightning trainer, after it has restored the schedulers.
+        state: the state of a fit that resumes with `on_resume: keep`.
+        reporter: warns.
+    """
+    if state.resume is None or state.resume.policy != "keep":
+        return
+    for optimizer, configured in state.configured(trainer):
+        scheduled, managed = configured.setup.scheduler, state.managed_of(trainer, optimizer)
+        name = None if scheduled is None else scheduled.length_argument
+        if scheduled is None or managed is None or name not in scheduled.given_lengths:
+            continue
+        if (managed.plan.interval, managed.plan.frequency) != (scheduled.interval, scheduled.frequency):
+            continue  # the checkpoint's schedule is stepped at other times
+        new = _length(scheduled, managed.scheduler, configured.training_length or TrainingLength())
+        old = managed.adapter.length(str(name), new)
+        extended = None if new == old else managed.adapter.extend(new)
+        loc = loc_text(scheduled.argument_loc(str(name)))
+        if extended:
+            change = "extended" if new > old else "shortened"
+            state.resume.messages.append(f"{loc} is {change} from {old} to {new}, to fit this training")
+        elif extended is not None:
+            rest = "the learning rate then stays at its last value" if new > old else "the training ends before it"
+            reporter.warn(
+                trainer,
+                f"{loc}: the schedule of the checkpoint has {old} steps, and in this training it would have {new}. It "
+                f"keeps its length, and {rest}: its decay has begun, or would have begun before the checkpoint. Resume "
+                "from an earlier checkpoint, or set on_resume: reset_scheduler",
+            )
+
+
+def _length(scheduled: SchedulerConfig, scheduler: Any, training: TrainingLength) -> int:
+    """The length of the whole schedule in this training, with the warmup of the checkpoint."""
+    warmup = None
+    if isinstance(scheduler, Warmup):
+        warmup = WarmupConfig(scheduler.warmup_steps, schedule=WARMUP_SCHEDULES[scheduler.delays_schedule])
+    given = replace(scheduled, arguments={**scheduled.arguments, **scheduled.given_lengths}, warmup=warmup)
+    return int(resolve_lengths(given, training).arguments[str(scheduled.length_argument)])
