@@ -6,10 +6,13 @@ or by what precedes or follows the step.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
+import sys
 from typing import Any
+from unittest import mock
 
 import prodigyopt
 import pytorch_optimizer
@@ -118,6 +121,68 @@ class Lars(AdaptedReference):
         options |= {"lr": lr, "weight_decay": decay, "trust_coefficient": trust_coefficient}
         inner.step()
         return {name: value.view_as(p) for name, value in inner.state[view].items()}
+
+
+class Muon(AdaptedReference):
+    """torch's Muon on a view of the parameter: on each matrix of a stack, or on the flattened parameter.
+
+    Without bfloat16, its conversion to bfloat16 is replaced by a copy.
+    """
+
+    def construct(self, p: torch.Tensor, group: dict[str, Any]) -> Any:
+        matrices = [p.detach().flatten(1)] if group["flatten"] else list(p.detach().view(-1, *p.shape[-2:]))
+        options = {name: group[name] for name in inspect.signature(torch.optim.Muon).parameters if name != "params"}
+        return torch.optim.Muon(matrices, **options)
+
+    def step_parameter(self, p: torch.Tensor, group: dict[str, Any], inner: Any) -> dict[str, Any]:
+        (options,) = inner.param_groups
+        options["lr"] = group["lr"]
+        matrices = options["params"]
+        for matrix, g in zip(matrices, p.grad.clone().view(-1, *matrices[0].shape), strict=True):
+            matrix.grad = g
+        wide = group["ns_dtype"] == "float32"
+        with mock.patch.object(torch.Tensor, "bfloat16", lambda x: x.clone()) if wide else contextlib.nullcontext():
+            inner.step()
+        return {"momentum_buffer": torch.stack([inner.state[m]["momentum_buffer"] for m in matrices]).view(p.shape)}
+
+
+class SOAP(AdaptedReference):
+    """pytorch_optimizer's SOAP, on the flattened parameter, or on each matrix of a stack.
+
+    The reference computes QR decompositions in float32; here they have the dtype of the parameter.
+    """
+
+    class Torch:
+        """The module torch with another dtype in place of float32."""
+
+        def __init__(self, dtype: torch.dtype) -> None:
+            self.float32 = dtype
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    def construct(self, p: torch.Tensor, group: dict[str, Any]) -> Any:
+        stacked = p.ndim > 2 and not group["flatten"]
+        views = (
+            list(p.detach().view(-1, *p.shape[-2:]))
+            if stacked
+            else [p.detach().flatten(1) if p.ndim > 2 else p.detach()]
+        )
+        names = ("lr", "betas", "shampoo_beta", "eps", "weight_decay", "precondition_frequency")
+        options = {name: group[name] for name in (*names, "max_precondition_dim")}
+        return [pytorch_optimizer.SOAP([view], **options) for view in views]
+
+    def step_parameter(self, p: torch.Tensor, group: dict[str, Any], inner: Any) -> dict[str, Any]:
+        states = []
+        views = [one.param_groups[0]["params"][0] for one in inner]
+        for one, view, g in zip(inner, views, p.grad.clone().view(-1, *views[0].shape), strict=True):
+            one.param_groups[0]["lr"] = group["lr"]
+            view.grad = g
+            with mock.patch.object(sys.modules[type(one).__module__], "torch", self.Torch(p.dtype)):
+                one.step()
+            states.append(one.state[view])
+        names = ("exp_avg", "exp_avg_sq") if "exp_avg" in states[0] else ()
+        return {name: torch.stack([s[name] for s in states]).view(p.shape) for name in names}
 
 
 def make_prodigy(groups: list[dict[str, Any]], *, decoupled_weight_decay: bool = True, **options: Any) -> Any:

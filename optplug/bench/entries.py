@@ -24,6 +24,7 @@ OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
 _UNSUPPORTED = {
     "closure": "needs a closure, whose time is the time of the model",
     "create_graph": "needs gradients with a graph",
+    "matrix_only": "takes matrices only, and the profiles have vectors",
     "sparse_only": "takes sparse gradients only",
 }
 """Capabilities of optimizers that cannot be measured, and the reason for the message."""
@@ -120,7 +121,7 @@ def parse_entry(text: str) -> Entry:
     name, options = parse_inline_entry(text)
     spec = registry.resolve("optimizer", name).spec
     for capability in sorted(spec.capabilities & set(_UNSUPPORTED)):
-        raise ConfigError(f"{name} {_UNSUPPORTED[capability]}: bench measures steps on dense gradients")
+        raise ConfigError(f"{name} {_UNSUPPORTED[capability]}: bench steps all tensors, with dense gradients")
     cls = registry.get("optimizer", name)
     parse_and_check({"name": name, "args": options})
     reference = getattr(torch.optim, cls.__name__, None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT as Params
 
 from optplug.errors import ParameterError, listing, nearest
@@ -13,7 +14,9 @@ from optplug.errors import ParameterError, listing, nearest
 __all__ = ["Params", "check_group_params"]
 
 
-def check_group_params(group: dict[str, Any], number: int, optimizer_name: str, *, takes_complex: bool) -> Any:
+def check_group_params(
+    group: dict[str, Any], number: int, optimizer_name: str, *, takes_complex: bool, matrix_only: bool = False
+) -> Any:
     """Check the parameters of a group and return them as a list.
 
     Values that are not iterables of tensors are returned unchanged: `torch.optim.Optimizer` raises for them.
@@ -23,9 +26,11 @@ def check_group_params(group: dict[str, Any], number: int, optimizer_name: str, 
         number: index of the group.
         optimizer_name: name of the optimizer, for messages.
         takes_complex: whether complex parameters are allowed.
+        matrix_only: whether each parameter must have at least two dimensions. Default: False.
 
     Raises:
-        ParameterError: `params` is missing, or contains duplicate, sparse, or unsupported complex parameters.
+        ParameterError: `params` is missing, or contains duplicate, sparse, or unsupported complex parameters, or
+            vectors and scalars where only matrices are allowed.
     """
     if "params" not in group:
         near = nearest("params", group)
@@ -58,5 +63,13 @@ def check_group_params(group: dict[str, Any], number: int, optimizer_name: str, 
     if unsupported:
         raise ParameterError(
             f"Complex params at indices {unsupported}: {optimizer_name} does not support complex parameters"
+        )
+    other = [(i, p) for i, p in tensors if matrix_only and p.ndim < 2 and not is_lazy(p)]
+    if other:
+        index, p = other[0]
+        raise ParameterError(
+            f"{optimizer_name} only supports 2D parameters whereas we found a parameter with size: {p.size()} "
+            f"(parameter {index} of group {number}), and stacks of matrices: give vectors and scalars to another "
+            "optimizer; in a configuration, or with the module in place of its parameters, `fallback` is this optimizer"
         )
     return params

@@ -249,6 +249,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 len(self.param_groups),
                 type(self).__name__,
                 takes_complex="complex" in self.capabilities,
+                matrix_only="matrix_only" in self.capabilities,
             )
             self._check_group(group_options(param_group, self.defaults), self.defaults)
         super().add_param_group(param_group)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.rules.trace import rule_signature
-from optplug.testing.trajectory import OptimizerUnderTest, Trajectory, seeded_randn
+from optplug.testing.trajectory import SHAPES, OptimizerUnderTest, Trajectory, seeded_randn
 
 MODIFIERS: Mapping[str, Any] = {"clip_value": 1.0, "clip_norm": 0.9, "agc": 0.2, "cautious": True}
 """Values that change some of the gradients and updates of `modified_run`, and not all."""
@@ -19,14 +19,14 @@ MODIFIERS: Mapping[str, Any] = {"clip_value": 1.0, "clip_norm": 0.9, "agc": 0.2,
 
 def modified_run(subject: OptimizerUnderTest, options: Mapping[str, Any], modifiers: Mapping[str, Any]) -> Trajectory:
     """Return the steps of an optimizer with modifiers."""
-    return Trajectory(subject, {**options, **modifiers}, params=_params()).run_steps()
+    return Trajectory(subject, {**options, **modifiers}, params=_params(subject)).run_steps()
 
 
 def run_by_definition(
     subject: OptimizerUnderTest, options: Mapping[str, Any], modifiers: Mapping[str, Any]
 ) -> Trajectory:
     """Return the steps of an optimizer without modifiers, with changed gradients and changed updates."""
-    run = Trajectory(subject, options, params=_params())
+    run = Trajectory(subject, options, params=_params(subject))
     given = run.gradient
 
     def gradient(step: int, index: int) -> Tensor | None:
@@ -42,10 +42,12 @@ def run_by_definition(
     return run.run_steps()
 
 
-def _params() -> list[Tensor]:
+def _params(subject: OptimizerUnderTest) -> list[Tensor]:
     """Return parameters: the gradients of a matrix and of zeros are limited by agc, those of large ones are not."""
-    matrix, vector, scalar, empty = (seeded_randn(shape, i) for i, shape in enumerate(((5, 3), (7,), (), (0, 2))))
-    params = (matrix, 10 * vector, 17 * scalar.sign(), empty, torch.zeros(4, dtype=torch.float64))
+    shapes = map(subject.fit_shape, SHAPES)
+    matrix, vector, scalar, empty = (seeded_randn(shape, i) for i, shape in enumerate(shapes))
+    zeros = torch.zeros(subject.fit_shape((4,)), dtype=torch.float64)
+    params = (matrix, 10 * vector, 17 * scalar.sign(), empty, zeros)
     return [p.requires_grad_() for p in params]
 
 

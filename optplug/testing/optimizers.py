@@ -108,7 +108,12 @@ def _modifier_obstacle(subject: OptimizerUnderTest, name: str) -> str | None:
 
 
 def _defaults(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> dict[str, Any]:
-    return subject.cls([torch.zeros(1, requires_grad=True)], **options).defaults
+    return subject.cls([_zeros(subject)], **options).defaults
+
+
+def _zeros(subject: OptimizerUnderTest) -> Tensor:
+    """Return a parameter with one element."""
+    return torch.zeros(subject.fit_shape((1,)), requires_grad=True)
 
 
 def _property(
@@ -340,7 +345,7 @@ def _lr_changes_take_effect(subject: OptimizerUnderTest, options: dict[str, Any]
 @_property(_applies_to_plain_steps)
 def _memory_layout_has_no_effect(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """Transposed, channels_last, strided, 0-dim and empty tensors give the same results as contiguous ones."""
-    shapes = ((4, 3), (2, 3, 4, 4), (6,), (), (3, 0))
+    shapes = [subject.fit_shape(shape) for shape in ((4, 3), (2, 3, 4, 4), (6,), (), (3, 0))]
 
     def with_layout(i: int, t: Tensor) -> Tensor:
         if i == 0:
@@ -374,12 +379,10 @@ def _memory_layout_has_no_effect(subject: OptimizerUnderTest, options: dict[str,
 @_property(_applies_to_plain_steps)
 def _capability_complex_is_correct(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """Declared: the result equals that of the real view, also with conjugated gradients. Not declared: step raises."""
+    shapes = [(*subject.fit_shape(shape), 2) for shape in ((3, 2), (4,), ())]
 
     def complex_run(options: dict[str, Any], *, conjugated: bool) -> Trajectory:
-        params = [
-            torch.view_as_complex(seeded_randn((*shape, 2), i)).requires_grad_()
-            for i, shape in enumerate(((3, 2), (4,), ()))
-        ]
+        params = [torch.view_as_complex(seeded_randn(shape, i)).requires_grad_() for i, shape in enumerate(shapes)]
         run = Trajectory(subject, options, params=params)
         given = run.gradient
 
@@ -391,12 +394,8 @@ def _capability_complex_is_correct(subject: OptimizerUnderTest, options: dict[st
         return run.run_steps()
 
     def real_run() -> Trajectory:
-        run = Trajectory(
-            subject,
-            options,
-            params=[seeded_randn((*shape, 2), i).requires_grad_() for i, shape in enumerate(((3, 2), (4,), ()))],
-        )
-        return run.run_steps()
+        params = [seeded_randn(shape, i).requires_grad_() for i, shape in enumerate(shapes)]
+        return Trajectory(subject, options, params=params).run_steps()
 
     real = real_run()
     if "complex" in subject.capabilities:
@@ -474,6 +473,16 @@ def _check_rows_not_in_gradient(subject: OptimizerUnderTest, options: Mapping[st
         unchanged = unchanged and torch.equal(sparse[rest], before[rest])
     if not unchanged:
         assert_close("sparse gradients and dense ones with zeros", [sparse], [dense], runs[1].distance_moved)
+
+
+@_property(every_engine=False)
+def _capability_matrix_only_is_correct(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """Declared: the constructor raises for vectors. Not declared: it takes them."""
+    refused = _raises(lambda: subject.cls([torch.zeros(3, requires_grad=True)], **options))
+    declared = "matrix_only" in subject.capabilities
+    assert refused == declared, (
+        f"it {'refuses' if refused else 'takes'} vectors, but 'matrix_only' is declared: {declared}"
+    )
 
 
 @_property(_applies_to_plain_steps)
@@ -613,12 +622,12 @@ def _ways_to_add_group(
     build = cast(Any, subject.cls)
     yield (
         "a group of the constructor",
-        lambda: build([{"params": [torch.zeros(1, requires_grad=True)], **group}], **options),
+        lambda: build([{"params": [_zeros(subject)], **group}], **options),
     )
-    optimizer = build([torch.zeros(1, requires_grad=True)], **options)
+    optimizer = build([_zeros(subject)], **options)
     yield (
         "add_param_group",
-        lambda: optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], **group}),
+        lambda: optimizer.add_param_group({"params": [_zeros(subject)], **group}),
     )
 
 
@@ -644,7 +653,7 @@ def _unreferenced_optimizer_is_freed(subject: OptimizerUnderTest, options: dict[
 @_property()
 def _quadratic_loss_decreases(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """30 steps that minimize x², or maximize -x², from 2 and -1, decrease x²."""
-    x = torch.tensor([2.0, -1.0], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([2.0, -1.0], dtype=torch.float64).view(subject.fit_shape((2,))).requires_grad_()
     optimizer = subject.cls([x], **options)
     sign = -1 if optimizer.param_groups[0].get("maximize") else 1
     start = float((x.detach() ** 2).sum())

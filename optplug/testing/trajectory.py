@@ -72,6 +72,11 @@ class OptimizerUnderTest:
         """Whether the class is a `RuleOptimizer`."""
         return issubclass(self.cls, RuleOptimizer)
 
+    def fit_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return a shape that the optimizer takes: one that takes matrices only gets vectors as single columns."""
+        missing = 2 - len(shape) if "matrix_only" in self.capabilities else 0
+        return (*shape, *(1,) * missing)
+
     def convert_gradient(self, gradient: Tensor | None) -> Tensor | None:
         """Return a gradient in the layout that the optimizer takes: sparse if it takes sparse gradients only."""
         if gradient is None or "sparse_only" not in self.capabilities:
@@ -95,7 +100,8 @@ class Trajectory:
         options: the keyword arguments of its constructor.
         dtype: the dtype of the parameters.
         rounded: the dtype to which the initial parameters and the gradients are rounded. Default: `dtype`.
-        shapes: the shapes of the parameters. Default: a matrix, a vector, a scalar and an empty tensor.
+        shapes: the shapes of the parameters, as far as the optimizer takes them (`OptimizerUnderTest.fit_shape`).
+            Default: a matrix, a vector, a scalar and an empty tensor.
         params: the parameters, in place of generated ones.
     """
 
@@ -113,7 +119,8 @@ class Trajectory:
         self.dtype = dtype
         self.rounded = rounded or dtype
         self.params = params or [
-            seeded_randn(shape, i).to(self.rounded).to(dtype).requires_grad_() for i, shape in enumerate(shapes)
+            seeded_randn(subject.fit_shape(shape), i).to(self.rounded).to(dtype).requires_grad_()
+            for i, shape in enumerate(shapes)
         ]
         self.initial = [p.detach().clone() for p in self.params]
         self.optimizer = subject.cls(self.params, **options)

@@ -31,6 +31,12 @@ def optplug_optimizers() -> list[OptimizerSpec]:
         OptimizerSpec("lamb", "optplug_modern.lamb:Lamb", "Adam with a trust ratio for each parameter", {"complex"}),
         OptimizerSpec("lars", "optplug_modern.lars:Lars", "SGD with a trust ratio for each parameter", {"complex"}),
         OptimizerSpec("lion", "optplug_modern.lion:Lion", "sign of an interpolated momentum", {"complex"}),
+        OptimizerSpec(
+            "muon",
+            "optplug_modern.muon:Muon",
+            "orthogonalized momentum, for matrices of hidden layers",
+            {"matrix_only"},
+        ),
         OptimizerSpec("nadam", "optplug_modern.nadam:NAdam", "Adam with Nesterov momentum", {"complex"}),
         OptimizerSpec("prodigy", "optplug_modern.prodigy:Prodigy", "Adam that estimates its step size", {"complex"}),
         OptimizerSpec(
@@ -49,4 +55,5 @@ def optplug_optimizers() -> list[OptimizerSpec]:
             {"complex", "modes"},
         ),
         OptimizerSpec("signum", "optplug_modern.signum:Signum", "sign of the momentum", {"complex"}),
+        OptimizerSpec("soap", "optplug_modern.soap:SOAP", "Adam in the eigenbases of Shampoo's preconditioner", set()),
     ]

@@ -21,6 +21,7 @@ from optplug.testing import inapplicable_checks, optimizer_checks
 Adam, SGD = (optplug.get_optimizer(name) for name in ("adam", "sgd"))
 RULES = [name for name in optplug.list_optimizers() if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
 REDUCING_RULES = ("adafactor", "lamb", "lars", "prodigy")
+MATRIX_RULES = ("muon", "soap")
 PACKAGE = Path(optplug.__file__).parent
 
 
@@ -56,7 +57,7 @@ def reports(optimizer: Any) -> set[tuple[str, str]]:
     return {(report.engine, report.reason) for report in optimizer.engine_report()}
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name not in REDUCING_RULES])
+@pytest.mark.parametrize("name", [name for name in RULES if name not in REDUCING_RULES + MATRIX_RULES])
 def test_new_engine_conforms(name, numpy_engine):
     checks = [check for check in optimizer_checks(name) if "[numpy-" in check.id]
     cases = len(optplug.get_optimizer(name).cases)
@@ -74,6 +75,12 @@ def test_new_engine_does_not_step_rules_that_reduce(name, numpy_engine):
         f"engine 'numpy' cannot take a parameter: {reason}; use engine='auto'"
     )
     assert reports(stepped([real()], optplug.get_optimizer(name))) == {("numba", f"auto: {reason}")}
+
+
+@pytest.mark.parametrize("name", MATRIX_RULES)
+def test_new_engine_does_not_step_rules_with_matrix_functions(name, numpy_engine):
+    assert not [check.id for check in optimizer_checks(name) if "[numpy-" in check.id]
+    assert "engine numpy calls no matrix functions; use engine='auto'" in inapplicable_checks(name)["engine numpy"]
 
 
 def test_auto_takes_the_first_engine_that_supports_the_parameters(numpy_engine):

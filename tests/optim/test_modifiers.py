@@ -57,20 +57,21 @@ UNITS_PER_STEP = 0.7
 and the rest for the states. The largest one measured is 0.5.
 """
 
-LARGE_ENOUGH = {"prodigy": {"d0": 1.0}, "adadelta": {"eps": 0.01}}
+LARGE_ENOUGH = {"prodigy": {"d0": 1.0}, "adadelta": {"eps": 0.01}, "soap": {"eps": 0.01}}
 """Options with which the squares are in the range of float16, and the steps are larger than its rounding errors."""
 
 
 @pytest.mark.optimizers("without_closure", engines=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_all_modifiers_agree_with_loop_in_float64(name, engine, dtype, make_run):
+def test_all_modifiers_agree_with_loop_in_float64(name, engine, dtype, make_run, tested_optimizers):
+    shapes = [tested_optimizers[name].fit_shape(shape) for shape in ((4, 3), (6,), ())]
     modifiers = {key: MODIFIERS[key] for key in supported(name)}
     if name == "sparse_adam" and engine == "numba":
         engine = "auto"
 
     def stepped(dtype_of_run: torch.dtype, **options: Any) -> Any:
         """Take steps with gradients of which every third is large."""
-        params = [torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in ((4, 3), (6,), ())]
+        params = [torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in shapes]
         start = [p.to(dtype).to(dtype_of_run, copy=True).requires_grad_() for p in params]
         run = make_run(name, start, **LARGE_ENOUGH.get(name, {}), **options)
         run.dtype, run.rounded = dtype_of_run, dtype
