@@ -17,7 +17,7 @@ from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_y
 
 if TYPE_CHECKING:  # this module imports torch, and `optplug list` works without importing torch
     from optplug.cli.config_files import ConfigFile, ConfigSection
-    from optplug.config.model import Config, OptimizerEntry
+    from optplug.config.model import Config, OptimizerConfig, OptimizerEntry
 
 ConfigArgument = Annotated[
     list[Path],
@@ -79,7 +79,10 @@ def _group_tables(path: Path, model: str | None, *, names: bool, with_file: bool
         table = group_table(optimizer, module)
         heading = f"{checked.file}: " if with_file else ""
         shown.append(f"{heading}{type(optimizer).__name__} of {type(module).__name__}\n\n{table}\n\n")
-        shown += ["\n  ".join((row.group, *row.parameters)) + "\n\n" for row in (table if names else ())]
+        for row in table if names else ():
+            reasons = [f" ({reason})" if reason else "" for reason in row.reasons] or [""] * len(row.parameters)
+            lines = [f"{name}{reason}" for name, reason in zip(row.parameters, reasons, strict=True)]
+            shown.append("\n  ".join((row.group, *lines)) + "\n\n")
     return "".join(shown)
 
 
@@ -231,7 +234,7 @@ def build_checked_optimizers(checked: CheckedFile, module: Any, *, required: boo
         module: the model.
         required: whether it is an error, and not a note, if too little is known to build the optimizers.
     """
-    from optplug.config.form import SELECTORS
+    from optplug.config.form import MATRICES, SELECTORS
     from optplug.lightning.configure import build_optimizers
 
     file, section, config = checked.file, checked.section, checked.config
@@ -248,7 +251,7 @@ def build_checked_optimizers(checked: CheckedFile, module: Any, *, required: boo
             config = _known_config(config)
         return build_optimizers(module, config, override=section.values.get("override") is True)
     except OptplugError as joined:
-        about_groups = {"param_groups", *SELECTORS}
+        about_groups = {"param_groups", *SELECTORS, *MATRICES}
         if required or not of_optimizers or any(about_groups & {*error.loc} for error in joined.errors):
             exit_with_errors(file, section, joined)
         _print_line(f"{file}: note: the groups are not checked: {one_line(joined)}")
@@ -257,10 +260,12 @@ def build_checked_optimizers(checked: CheckedFile, module: Any, *, required: boo
 
 def _chooses_parameters(loc: Loc) -> bool:
     """Whether a location is that of an optimizer, of all its arguments, of its name, or of what selects parameters."""
-    from optplug.config.form import ARGS, SELECTORS
+    from optplug.config.form import ARGS, MATRICES, SELECTORS
 
     inner = [step for step in loc[1:] if step != "combine" and not isinstance(step, int)]
-    return loc[0] == "optimizer" and (inner in ([], [ARGS]) or inner[0] in ("name", *SELECTORS))
+    if inner[:1] == ["fallback"] and len(inner) > 1:
+        inner = inner[1:]
+    return loc[0] == "optimizer" and (inner in ([], [ARGS]) or inner[0] in ("name", *SELECTORS, "rest", *MATRICES))
 
 
 def _known_config(config: Config) -> Config:
@@ -268,15 +273,22 @@ def _known_config(config: Config) -> Config:
     from optplug.config.fields import has_unresolved
     from optplug.config.param_groups import GroupRule
 
+    def known_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
+        given = optimizer.hyperparameters
+        return replace(
+            optimizer, hyperparameters={key: value for key, value in given.items() if not has_unresolved(value)}
+        )
+
     def known_entry(entry: OptimizerEntry) -> OptimizerEntry:
-        given = entry.optimizer.hyperparameters
-        known = {key: value for key, value in given.items() if not has_unresolved(value)}
+        optimizer, fallback = known_optimizer(entry.optimizer), entry.fallback
+        if fallback is not None:
+            fallback = replace(fallback, optimizer=known_optimizer(fallback.optimizer))
         # A rule without options keeps the indices of the others.
         rules = [
             replace(rule, options={}) if isinstance(rule, GroupRule) and has_unresolved(rule.options) else rule
             for rule in entry.param_groups
         ]
-        return replace(entry, optimizer=replace(entry.optimizer, hyperparameters=known), param_groups=tuple(rules))
+        return replace(entry, optimizer=optimizer, fallback=fallback, param_groups=tuple(rules))
 
     setups = [replace(setup, entries=tuple(map(known_entry, setup.entries))) for setup in config.setups]
     return replace(config, setups=tuple(setups))

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optplug.config.matrices import assignments
+from optplug.config.model import OptimizerEntry
 from optplug.config.param_groups import (
-    AnyGroupRule,
-    ParameterInfo,
     RuleOptions,
     apply_multipliers,
     apply_rules,
@@ -20,7 +20,8 @@ from optplug.config.param_groups import (
     name_groups,
     parameter_infos,
 )
-from optplug.config.param_selection import AnySelector, module_parameters
+from optplug.config.param_selection import ModuleParameter, module_parameters
+from optplug.optim.combined import Combined
 
 RenameGroups = Callable[[Optimizer], None]
 
@@ -39,12 +40,15 @@ class AddParamGroup:
     - A frozen parameter that the optimizer has held from the start is moved to the added group.
     - The groups get names. They are named when they are added, because loggers use the names from then on.
 
+    - The optimizer may be a combination of an optimizer of matrices and its fallback. The parameters are added to the
+      optimizer to which they are assigned, as several groups. An explicit `lr` is then that of the optimizer of the
+      first group; the ratio to the learning rate of the other optimizer is that of the configuration.
+
     Args:
         optimizer: the optimizer. Only a weak reference is stored, also to the module.
         module: the module whose parameters the optimizer holds.
-        rules: the rules of the configuration, with numbers in place of links. Default: none.
-        base: the options of the optimizer.
-        select: what the optimizer selects of the module. Default None: all parameters.
+        entry: the part of the configuration that the optimizer is built from.
+        members: the entry for each optimizer that is built, with numbers in place of links.
         rename_groups: called when added groups have got their names. Default: None.
     """
 
@@ -52,14 +56,13 @@ class AddParamGroup:
         self,
         optimizer: Optimizer,
         module: nn.Module,
-        rules: Sequence[AnyGroupRule] = (),
-        base: Mapping[str, Any] | None = None,
-        select: AnySelector | None = None,
+        entry: OptimizerEntry,
+        members: Sequence[OptimizerEntry],
         *,
         rename_groups: RenameGroups | None = None,
     ) -> None:
         self._optimizer, self._module = weakref.ref(optimizer), weakref.ref(module)
-        self._rules, self._base, self._select = rules, base or {}, select
+        self._entry, self._members = entry, members
         self._rename_groups = rename_groups
         # Ids remain valid: the optimizer holds the parameters, and an id leaves the set with the parameter.
         self._frozen = {id(p) for group in optimizer.param_groups for p in group["params"] if not p.requires_grad}
@@ -70,11 +73,11 @@ class AddParamGroup:
             raise ReferenceError("the optimizer of this method no longer exists")
         add = type(optimizer).add_param_group
         tensors = _tensors(param_group)
-        if tensors is None or module is None:  # the method of the class raises for wrong types
+        if tensors is None or module is None or "member" in param_group:  # the class raises for wrong types
             add(optimizer, param_group)
             return
         groups, count = optimizer.param_groups, len(optimizer.param_groups)
-        added, before = self._split(param_group, tensors, module), [group["params"] for group in groups]
+        added, before = self._split(param_group, tensors, module, optimizer), [group["params"] for group in groups]
         moved = {id(p) for p in tensors} & self._frozen
         try:
             for group in groups if moved else ():
@@ -82,8 +85,11 @@ class AddParamGroup:
             for group in added:
                 add(optimizer, group)
         except BaseException:
-            del groups[count:]
-            for group, params in zip(groups, before, strict=True):
+            if isinstance(optimizer, Combined):
+                optimizer.remove_groups(count)
+            else:
+                del optimizer.param_groups[count:]
+            for group, params in zip(groups, before, strict=False):
                 group["params"] = params
             raise
         self._frozen -= moved
@@ -91,64 +97,104 @@ class AddParamGroup:
         if self._rename_groups is not None:
             self._rename_groups(optimizer)
 
-    def _split(self, given: dict[str, Any], tensors: Sequence[Tensor], module: nn.Module) -> list[dict[str, Any]]:
-        """The groups to add, with the options of the rules. The group with the highest learning rate comes last."""
-        if not self._rules:
+    def _split(
+        self, given: dict[str, Any], tensors: Sequence[Tensor], module: nn.Module, optimizer: Optimizer
+    ) -> list[dict[str, Any]]:
+        """The groups to add, with the options of the rules. The last one has the learning rate that is given.
+
+        The last one is a group of the optimizer that has the first group, if there is one, and of these the one with
+        the highest learning rate.
+        """
+        combined = optimizer if isinstance(optimizer, Combined) else None
+        if combined is None and not self._members[0].param_groups:
             return [given]
-        ids, options = {id(p) for p in tensors}, {key: value for key, value in given.items() if key != "params"}
+        ids, explicit = {id(p) for p in tensors}, {key: value for key, value in given.items() if key != "params"}
+        select = self._entry.select
         parameters = [
-            p
-            for p in module_parameters(module)
-            if self._select is None or self._select.selects(p) or id(p.tensor) in ids
+            p for p in module_parameters(module) if select is None or select.selects(p) or id(p.tensor) in ids
         ]
-        options_of = apply_rules(self._rules, parameters, self._base)
+        member_of = self._member_of(module, parameters) if combined is not None else {}
+        options_of = [apply_rules(one.param_groups, parameters, one.optimizer.options) for one in self._members]
         parts: dict[Any, _Part] = {}
         for p in tensors:
-            found = options_of.get(id(p), RuleOptions())
-            part = _Part(found, explicit=options, base=self._base)
-            parts.setdefault(hashable((part.options, part.lr_ratio)), part).params.append(p)
-        ordered = sorted(parts.values(), key=lambda part: (part.lr_ratio, not part.rules))
-        return (
-            _groups_of(ordered, options, parameter_infos(module))
-            if len(parts) > 1
-            else [{**given, **ordered[0].options}]
-        )
+            index = member_of.get(id(p), len(self._members) - 1)
+            found = options_of[index].get(id(p), RuleOptions())
+            part = _Part(found, explicit, self._members[index].optimizer.options, index, combined)
+            parts.setdefault(hashable((index, part.options, part.lr_ratio)), part).params.append(p)
+        leader = combined.member_of_group(0) if combined is not None and combined.param_groups else 0
+        ordered = sorted(parts.values(), key=lambda part: (part.member == leader, part.lr_ratio, not part.rules))
+        if combined is None and len(parts) == 1:
+            return [{**given, **ordered[0].options}]
+        path = str(explicit.get("name") or common_path(tensors, parameter_infos(module)))
+        names = [
+            " + ".join(filter(None, (path, part.rules)))
+            if combined is None
+            else self._members[part.member].group_name(" + ".join(filter(None, (path, part.rules))))
+            for part in ordered
+        ]
+        return _groups_of(ordered, explicit, names)
+
+    def _member_of(self, module: nn.Module, parameters: Iterable[ModuleParameter]) -> dict[int, int]:
+        """The index of the member of each parameter, by the `id` of the tensor."""
+        assigned = assignments(module, self._entry)
+        return {id(p.tensor): assigned[p.name].member for p in parameters if p.name in assigned}
 
 
 class _Part:
     """Some of the added parameters, with equal options.
 
+    Args:
+        found: the options of the rules.
+        explicit: the options that are given explicitly.
+        base: the options of the optimizer.
+        member: the index of the optimizer.
+        combined: the combination of the optimizers; None for a single optimizer.
+
     Attributes:
         params: the parameters.
         rules: the names of the rules that select them.
-        options: the options of the rules that are not given explicitly.
-        lr_ratio: the multiplier of the learning rate, if the learning rate is given explicitly.
+        member: the index of the optimizer.
+        options: the options of the part: those of the rules, and the explicit ones that the optimizer has.
+        lr_ratio: what multiplies the learning rate, if the learning rate is given explicitly.
     """
 
-    def __init__(self, found: RuleOptions, *, explicit: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        found: RuleOptions,
+        explicit: Mapping[str, Any],
+        base: Mapping[str, Any],
+        member: int,
+        combined: Combined | None,
+    ) -> None:
         self.params: list[Tensor] = []
-        self.rules = found.name
+        self.rules, self.member = found.name, member
         options = {key: value for key, value in found.options.items() if key not in explicit}
         self.lr_ratio = float(options.pop("lr_mult", 1.0)) if "lr" in explicit else 1.0
         if "weight_decay" in explicit:
             options.pop("wd_mult", None)
-        self.options = apply_multipliers(options, base, found.locs)
+        self.options = {**apply_multipliers(options, base, found.locs), **explicit}
+        if combined is not None:
+            own, *others = [combined.members[i].defaults for i in (member, *range(len(combined.members)))]
+            self.options = {
+                key: value
+                for key, value in self.options.items()
+                if key in own or not any(key in other for other in others)
+            }
+            self.options["member"] = member
+            if "lr" in explicit and "lr" in own:
+                self.lr_ratio *= float(own["lr"])
 
 
-def _groups_of(
-    parts: Sequence[_Part], options: Mapping[str, Any], infos: Sequence[ParameterInfo]
-) -> list[dict[str, Any]]:
+def _groups_of(parts: Sequence[_Part], explicit: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """The parts as parameter groups; the learning rates of all but the last follow that of the last."""
     highest = parts[-1].lr_ratio
-    path = options.get("name") or common_path([p for part in parts for p in part.params], infos)
     groups = []
-    for i, part in enumerate(parts):
-        group = {"params": part.params, **part.options, **options}
-        if "lr" in options and highest:
-            group["lr"] = options["lr"] * (part.lr_ratio / highest)
+    for i, (part, name) in enumerate(zip(parts, names, strict=True)):
+        group = {**part.options, "params": part.params}
+        if "lr" in explicit and highest:
+            group["lr"] = explicit["lr"] * (part.lr_ratio / highest)
         if i < len(parts) - 1:
             group[FOLLOWS_KEY] = len(parts) - 1 - i
-        name = " + ".join(filter(None, (path, part.rules)))
         if name:
             group["name"] = name
         groups.append(group)

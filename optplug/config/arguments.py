@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -15,13 +15,13 @@ from optplug.config.form import (
     AUTO,
     ENTRY,
     GROUP_RULE,
+    MATRICES,
     MULTIPLIERS,
     OPTIMIZER,
     OPTIMIZER_WIDE_OPTIONS,
     PATIENCE_UNITS,
     SCHEDULER,
     SELECTORS,
-    TABLES,
 )
 from optplug.config.lengths import length_argument, length_arguments, read_length
 from optplug.config.value_schema import numbers_from_text, schema_of_type
@@ -43,7 +43,13 @@ def reserved_keys(registration: Registration) -> set[str]:
 
     A key that is a length of the scheduler, such as `warmup_steps`, is its argument.
     """
-    return TABLES[registration.spec.kind].keys() - set(length_arguments(registration))
+    fields = optimizer_fields(registration) if registration.spec.kind == "optimizer" else SCHEDULER
+    return fields.keys() - set(length_arguments(registration))
+
+
+def optimizer_fields(registration: Registration) -> Table:
+    """The keys of an optimizer beside its arguments."""
+    return {**OPTIMIZER, **(MATRICES if "matrix_only" in registration.spec.capabilities else {})}
 
 
 def scheduler_fields(registration: Registration) -> Table:
@@ -168,6 +174,9 @@ def _hint_for_misplaced_key(kind: str, key: str, value: Any, keys: Collection[st
         return f"; select parameters by {listing(SELECTORS)}{where}"
     if key in SCHEDULER and key not in OPTIMIZER:
         return f"; {key!r} belongs to scheduler"
+    if key in MATRICES:
+        takers = [each.name for each in registry.registrations("optimizer") if "matrix_only" in each.spec.capabilities]
+        return f"; {key} is a key of optimizers that take matrices only: {short_list(takers)}"
     if key in SELECTORS:
         return f"; {key} belongs to an entry of param_groups, or to an entry in a list of optimizers"
     if key in ENTRY:
@@ -199,18 +208,20 @@ def check_arguments(registration: Registration, arguments: Mapping[str, Any]) ->
 
 
 def group_options(
-    collector: ErrorCollector, registration: Registration, options: Mapping[str, Any], loc: Loc
+    collector: ErrorCollector, registrations: Sequence[Registration], options: Mapping[str, Any], loc: Loc
 ) -> dict[str, Any]:
     """The options that a parameter group can have; an error is collected for each other option.
 
     Args:
         collector: collects the errors.
-        registration: the optimizer.
+        registrations: the optimizer, or several to which the group rule applies. One of them must have an option.
         options: the given options, multipliers included.
         loc: the location of the group rule.
     """
-    name = registration.name
-    arguments, is_complete = constructor_arguments(registry.get("optimizer", registration.qualified_name))
+    name, has = " and ".join(each.name for each in registrations), "has" if len(registrations) == 1 else "have"
+    signatures = [_signature(each) for each in registrations]
+    arguments = {key: p for signature, _ in signatures for key, p in signature.items()}
+    is_complete = all(complete for _, complete in signatures)
     known = [key for key in arguments if key not in OPTIMIZER_WIDE_OPTIONS]
     multipliers = [key for key, target in MULTIPLIERS.items() if target in arguments or not is_complete]
     valid = {}
@@ -219,7 +230,7 @@ def group_options(
             if key in MULTIPLIERS:
                 target = MULTIPLIERS[key]
                 if key not in multipliers:
-                    raise ConfigError(f"{name} has no {target} to multiply")
+                    raise ConfigError(f"{name} {has} no {target} to multiply")
                 if target in options:
                     raise ConfigError(f"multiplies {target}, which this entry sets too: give only one of them")
             elif key in OPTIMIZER_WIDE_OPTIONS and key in arguments:
@@ -229,11 +240,33 @@ def group_options(
                 meant = group_rule_key(key, [key for key in keys if key not in options]) or argument_of(key, known)
                 hint = did_you_mean(key, [*known, *keys]) if meant is None else f"; did you mean {meant!r}?"
                 if not hint:
-                    shown = short_list(sorted(known), f"optplug info {name}")
-                    hint = f"; it has {shown}, and in an entry of param_groups {listing(keys)}"
-                raise ConfigError(f"{name} has no option {key!r}{hint}")
+                    shown = short_list(sorted(known), f"optplug info {registrations[0].name}")
+                    intro = "it has" if has == "has" else "they have"
+                    hint = f"; {intro} {shown}, and in an entry of param_groups {listing(keys)}"
+                raise ConfigError(f"{name} {has} no option {key!r}{hint}")
             valid[key] = value
-    return read_numbers(registration, valid)
+    for registration in registrations:
+        valid = read_numbers(registration, valid)
+    return valid
+
+
+def options_of_member(registration: Registration, other: Registration, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a group rule for one of two optimizers to which the rule applies.
+
+    These are the options that the optimizer has. An option that neither has is for an optimizer with untyped
+    `**options`.
+    """
+    arguments, is_complete = _signature(registration)
+    others, _ = _signature(other)
+    return {
+        key: value
+        for key, value in options.items()
+        if (target := MULTIPLIERS.get(key, key)) in arguments or not (is_complete or target in others)
+    }
+
+
+def _signature(registration: Registration) -> tuple[dict[str, inspect.Parameter], bool]:
+    return constructor_arguments(registry.get(registration.spec.kind, registration.qualified_name))
 
 
 # ------------------------------------------------------------------------------------ text that is a number

@@ -14,10 +14,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug.config.added_groups import AddParamGroup, RenameGroups
-from optplug.config.arguments import check_arguments
+from optplug.config.arguments import check_arguments, optimizer_fields
 from optplug.config.fields import has_unresolved
-from optplug.config.form import MULTIPLIERS
+from optplug.config.form import ARGS, MULTIPLIERS, OPTIMIZER
 from optplug.config.lengths import is_relative, numbers_in
+from optplug.config.matrices import assignments
 from optplug.config.model import (
     LINK_PATTERN,
     Config,
@@ -67,10 +68,12 @@ def create_optimizer(
     Args:
         name: in any case, with `-` or `_`; or `plugin:name`.
         params_or_module: a module, whose parameters that require gradients are optimized; or what the optimizer class
-            accepts itself: tensors, named parameters, or dicts that each describe a parameter group.
+            accepts itself: tensors, named parameters, or dicts that each describe a parameter group. For a module, an
+            optimizer of matrices, such as Muon, is combined with another optimizer for the other parameters.
         param_groups: a preset (`"no_decay"`), or a list of presets and rules, as in a configuration. Only for a module.
             Default: one group.
-        hyperparameters: passed to the optimizer class.
+        hyperparameters: passed to the optimizer class. For a module, an optimizer of matrices also has the keys
+            `fallback`, `output` and `convolutions` of a configuration.
 
     Raises:
         UnknownNameError: the name is not registered.
@@ -79,22 +82,27 @@ def create_optimizer(
         ConfigError: a hyperparameter that the class does not have, or a module without trainable parameters.
         Exception: whatever the class raises.
     """
-    if param_groups is not None:
-        return _create_with_groups(name, params_or_module, hyperparameters, param_groups)
-    check_arguments(registry.resolve("optimizer", name), hyperparameters)
+    registration = registry.resolve("optimizer", name)
+    takes_matrices_only = "matrix_only" in registration.spec.capabilities
+    if param_groups is not None or (takes_matrices_only and isinstance(params_or_module, nn.Module)):
+        return _create_from_config(registration, params_or_module, hyperparameters, param_groups)
+    check_arguments(registration, hyperparameters)
     if not isinstance(params_or_module, nn.Module):
         return _construct_optimizer(name, params_or_module, hyperparameters)
     return _construct_optimizer(name, [p.tensor for p in trainable_parameters(params_or_module)], hyperparameters)
 
 
-def _create_with_groups(
-    name: str, module: Any, hyperparameters: Mapping[str, Any], param_groups: Any
+def _create_from_config(
+    registration: Registration, module: Any, hyperparameters: Mapping[str, Any], param_groups: Any
 ) -> torch.optim.Optimizer:
     if not isinstance(module, nn.Module):
         message = f"select parameters of a module by name; pass the module, got {type(module).__name__}"
         raise ConfigTypeError(message, loc=("param_groups",))
-    arguments = {"args": dict(hyperparameters)} if hyperparameters else {}
-    return build_optimizer(module, parse_and_check({"name": name, **arguments}, param_groups=param_groups).setup)
+    keys = optimizer_fields(registration).keys() - OPTIMIZER.keys()
+    other = {key: value for key, value in hyperparameters.items() if key in keys}
+    arguments = {key: value for key, value in hyperparameters.items() if key not in keys}
+    given = {"name": registration.qualified_name, **other, **({ARGS: arguments} if arguments else {})}
+    return build_optimizer(module, parse_and_check(given, param_groups=param_groups).setup)
 
 
 def _construct_optimizer(name: str, params: Any, hyperparameters: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -139,15 +147,14 @@ def frozen_to_hold(module: nn.Module, config: Config) -> frozenset[str]:
     These are the ones that exactly one optimizer selects. Optimizers of third-party classes hold none: a class may
     reject parameters that it would never step, as torch's Muon rejects biases.
     """
-    entries = [entry for setup in config.setups for entry in setup.entries]
-    found = set()
-    for p in module_parameters(module):
-        selecting = [entry for entry in entries if entry.select is None or entry.select.selects(p)]
-        if not p.is_trainable and p.can_be_trained and len(selecting) == 1:
-            found.update(
-                [p.name] if issubclass(registry.get("optimizer", selecting[0].optimizer.name), StrictKwargs) else []
-            )
-    return frozenset(found)
+    frozen = {p.name for p in module_parameters(module) if not p.is_trainable and p.can_be_trained}
+    classes: dict[str, list[type]] = {name: [] for name in frozen}
+    for entry in [entry for setup in config.setups for entry in setup.entries] if frozen else ():
+        members = [registry.get("optimizer", member.optimizer.name) for member in entry.members]
+        for name, assignment in assignments(module, entry).items():
+            if name in frozen:
+                classes[name].append(members[assignment.member])
+    return frozenset(name for name, found in classes.items() if len(found) == 1 and issubclass(found[0], StrictKwargs))
 
 
 def build_optimizer(
@@ -185,7 +192,30 @@ def build_optimizer(
 def _build_entry(
     module: nn.Module, entry: OptimizerEntry, hold_frozen: Collection[str], rename_groups: RenameGroups | None
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of an entry."""
+    """Build the optimizer of an entry: one, or a combination of an optimizer of matrices and its fallback."""
+    members = [_resolve_links_of(module, member) for member in entry.members]
+    assigned = assignments(module, entry)
+    built = [
+        _build_member(module, member, {name for name, one in assigned.items() if one.member == i}, hold_frozen)
+        for i, member in enumerate(members)
+    ]
+    optimizer = built[0]
+    if entry.fallback is not None:
+        for member, one in zip(members, built, strict=True):
+            for group in one.param_groups:
+                group["name"] = member.group_name(group.get("name", ""))
+        collector = ErrorCollector()
+        with collector.collect(entry.optimizer.loc):
+            optimizer = Combined(built, reasons={name: one.reason for name, one in assigned.items()})
+        collector.raise_collected()
+    optimizer.add_param_group = AddParamGroup(  # type: ignore[method-assign]
+        optimizer, module, entry, members, rename_groups=rename_groups
+    )
+    return optimizer
+
+
+def _resolve_links_of(module: nn.Module, entry: OptimizerEntry) -> OptimizerEntry:
+    """The entry of one optimizer with numbers in place of links."""
     optimizer_config, collector = entry.optimizer, ErrorCollector()
     hyperparameters = _replace_links(collector, module, optimizer_config.hyperparameters, optimizer_config.argument_loc)
     rules: list[AnyGroupRule] = []
@@ -201,27 +231,39 @@ def _build_entry(
     if resolved != entry:  # the values of links have not been checked yet
         _dry_run_entry(collector, resolved)
         collector.raise_collected()
-    base = base_options(optimizer_config, hyperparameters)
-    with collector.collect(entry.groups_loc[:-1]):
-        groups = build_param_groups(module, rules, base, entry.select, hold_frozen=hold_frozen)
+    return resolved
+
+
+def _build_member(
+    module: nn.Module, member: OptimizerEntry, names: Collection[str], hold_frozen: Collection[str]
+) -> torch.optim.Optimizer:
+    """Build one optimizer.
+
+    Args:
+        module: the module.
+        member: the entry of the optimizer.
+        names: the names of the parameters that are assigned to it.
+        hold_frozen: as in `build_optimizer`.
+    """
+    config, collector = member.optimizer, ErrorCollector()
+    with collector.collect(member.groups_loc[:-1]):
+        groups = build_param_groups(
+            module, member.param_groups, config.options, member.select, hold_frozen=hold_frozen, names=names
+        )
     collector.raise_collected()
-    params: list[Any] = groups if rules else groups[0]["params"]
-    with _construction(optimizer_config, hyperparameters):
-        optimizer = _construct_optimizer(optimizer_config.name, params, hyperparameters)
-    optimizer.add_param_group = AddParamGroup(  # type: ignore[method-assign]
-        optimizer, module, rules, base, entry.select, rename_groups=rename_groups
-    )
+    params: list[Any] = groups if member.param_groups else [p for group in groups for p in group["params"]]
+    with _construction(config, config.hyperparameters):
+        # An optimizer without parameters gets some when groups are added. The constructors require a parameter.
+        optimizer = _construct_optimizer(
+            config.name, params or [_dummy_parameter(config.registration)], config.hyperparameters
+        )
+    if not params:
+        optimizer.param_groups.clear()
+        optimizer.state.clear()
     # Schedulers write into tensors. Clone them, so that no group shares one with the configuration or another group.
     for group in optimizer.param_groups:
         group.update({key: value.detach().clone() for key, value in group.items() if isinstance(value, torch.Tensor)})
     return optimizer
-
-
-def base_options(optimizer_config: OptimizerConfig, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The given hyperparameters and the constructor's defaults of the others."""
-    known = configurable_arguments(optimizer_config.registration)
-    defaults = {k: p.default for k, p in known.items() if p.default not in (p.empty, ...)}
-    return {**defaults, **hyperparameters}
 
 
 @contextmanager
@@ -296,7 +338,7 @@ def resolve_links(module: nn.Module, config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for setup in config.setups:
         for entry in setup.entries:
-            given = [entry.optimizer.hyperparameters]
+            given = [member.optimizer.hyperparameters for member in entry.members]
             given += [rule.options for rule in entry.param_groups if isinstance(rule, GroupRule)]
             for options in given:
                 found |= {value: resolve_link(module, value) for value in options.values() if is_link(value)}
@@ -420,7 +462,13 @@ def _dry_run(collector: ErrorCollector, config: Config) -> None:
     """Build everything once on dummy parameters, so that invalid values are found before there is a model."""
     for setup in config.setups:
         for entry in setup.entries:
-            _dry_run_entry(collector, entry)
+            first, *others = entry.members
+            _dry_run_entry(collector, first)
+            for member in others:
+                found = ErrorCollector()
+                _dry_run_entry(found, member)
+                reported = {error.loc for error in collector.errors}  # the group rules apply to the first member too
+                collector.errors += [error for error in found.errors if error.loc not in reported]
         if setup.scheduler is not None and setup.scheduler.name is not None:
             _dry_run_scheduler(collector, setup, setup.scheduler)
 
@@ -455,7 +503,7 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
             collector.add(ConfigError(f"{registration.name} has no lr for layer_decay to multiply"), rule_loc)
         if not isinstance(rule, GroupRule):
             continue
-        base = base_options(optimizer_config, accepted)
+        base = dataclasses.replace(optimizer_config, hyperparameters=accepted).options
         for multiplier, key in MULTIPLIERS.items():
             if multiplier in rule.options and base.get(key) is None:
                 message = f"{registration.name} has no value of {key} to multiply"
@@ -499,7 +547,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
         given |= resolve_lengths(alone, _assumed_training(alone)).arguments
     is_known = not relative and not has_unresolved(scheduler_config.arguments)
     group_counts = {1}
-    if any(entry.param_groups for entry in setup.entries) or len(setup.entries) != 1:
+    if any(entry.param_groups or entry.fallback for entry in setup.entries) or len(setup.entries) != 1:
         # The number of groups depends on the module. Assume that arguments with one value per group have the right
         # length.
         lengths = {len(value) for value in given.values() if isinstance(value, (list, tuple))}

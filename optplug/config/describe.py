@@ -102,12 +102,16 @@ def _default_text(argument: Argument) -> str:
 
 
 def _key_lines(registration: Registration) -> Iterator[str]:
-    """A table of the keys that a scheduler has in a configuration beside its arguments."""
-    if not isinstance(registration.spec, SchedulerSpec):
+    """A table of the keys that an optimizer or a scheduler has in a configuration beside its arguments."""
+    if isinstance(registration.spec, FunctionSpec):
         return
-    from optplug.config.arguments import scheduler_fields  # a local import: it imports torch, `optplug list` does not
+    from optplug.config import arguments  # a local import: it imports torch, `optplug list` does not
 
-    fields = [field for field in scheduler_fields(registration).values() if field.name not in ("name", "args")]
+    is_scheduler = isinstance(registration.spec, SchedulerSpec)
+    known = (arguments.scheduler_fields if is_scheduler else arguments.optimizer_fields)(registration)
+    fields = [field for field in known.values() if field.name not in ("name", "args")]
+    if not fields:
+        return
     rows = [("key in a configuration", "value", "default")]
     rows += [(f.name, str(f.kind), "" if f.default is None else str(f.default)) for f in fields]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]

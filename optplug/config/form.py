@@ -173,6 +173,42 @@ OPTIMIZER = table(
 )
 """An optimizer, beside the arguments of its class."""
 
+DEFAULT_FALLBACK = "adamw"
+"""The name of the optimizer of the parameters that an optimizer of matrices does not take."""
+
+MATRICES = table(
+    Field(
+        "fallback",
+        Nested("fallback", "a name or a mapping"),
+        "the optimizer of all other parameters, see [fallback](#fallback)",
+        DEFAULT_FALLBACK,
+    ),
+    Field(
+        "output",
+        ListOf(Text("a glob"), "a glob, or a list of globs, which may be empty", allows_empty=True),
+        "globs over the names of the parameters of the output layer, which the fallback optimizes; `[]` for none. "
+        "Default: found in the model",
+    ),
+    Field(
+        "convolutions",
+        Flag(),
+        "whether the optimizer also takes the weights of convolutions, each as a matrix of its first dimension times "
+        "all others",
+        False,
+    ),
+)
+"""Additional keys of an optimizer that takes matrices only (capability `matrix_only`)."""
+
+FALLBACK = table(
+    dataclasses.replace(OPTIMIZER["name"], words="the name of the optimizer", default=DEFAULT_FALLBACK),
+    OPTIMIZER[ARGS],
+    *SELECTORS.values(),
+)
+"""The optimizer of the parameters that an optimizer of matrices does not take, beside the arguments of its class.
+
+The selectors move further parameters to it.
+"""
+
 SCHEDULER = table(
     Field("name", Text("a name"), "the name of the scheduler. Without a name there is only a warmup"),
     _time_field(
@@ -270,6 +306,9 @@ GROUP_RULE = table(
 
 OPTIMIZER_WIDE_OPTIONS = ("engine", "state_dtype")
 """Hyperparameters that apply to the whole optimizer. A parameter group cannot override them."""
+
+INHERITED_OPTIONS = (*OPTIMIZER_WIDE_OPTIONS, "maximize")
+"""Hyperparameters of an optimizer of matrices that its fallback has too, unless the configuration sets others."""
 
 PRESETS = {
     "no_decay": table(

@@ -7,15 +7,17 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optplug.config.arguments import reserved_keys, scheduler_fields
+from optplug.config.arguments import optimizer_fields, reserved_keys, scheduler_fields
 from optplug.config.fields import NUMBER_PATTERN, NUMBER_TEXT, Field, Schema, Table
 from optplug.config.form import (
     ARGS,
     AUTO,
     CORRECT_KEYS,
+    DEFAULT_FALLBACK,
     ENTRY,
     GROUP_RULE,
     LENGTH,
+    MATRICES,
     MULTIPLIERS,
     OPTIMIZER_WIDE_OPTIONS,
     OVERRIDE,
@@ -73,8 +75,12 @@ def json_schema() -> Schema:
         "group": _group({key: True for optimizer in optimizers for key in optimizer.group_options}, list(MULTIPLIERS)),
     }
     for optimizer in optimizers:
-        definitions[f"{optimizer.definition}.param_groups"] = _param_groups(f"{optimizer.definition}.group")
+        # The rules of an optimizer of matrices apply to its fallback too, which has other options.
+        group = "group" if _takes_matrices_only(optimizer) else f"{optimizer.definition}.group"
+        definitions[f"{optimizer.definition}.param_groups"] = _param_groups(group)
         definitions[f"{optimizer.definition}.group"] = optimizer.group_schema()
+    if any(map(_takes_matrices_only, optimizers)):
+        definitions["fallback"] = _fallback(optimizers)
     for registered in (*optimizers, *schedulers):
         definitions[f"{registered.definition}.name"] = {"type": "string", "pattern": registered.name_pattern}
         definitions[f"{registered.definition}.arguments"] = registered.arguments_schema()
@@ -299,14 +305,19 @@ def _with_value(key: str, value: Any) -> Schema:
     return {"type": "object", "required": [key], "properties": {key: {"const": value}}}
 
 
+def _refused(keys: Iterable[str], optimizers: list[_RegisteredClass]) -> dict[str, bool]:
+    """The schemas of keys that are not allowed, except where an optimizer has an argument of the same name."""
+    return {key: False for key in keys if not any(key in known.direct_arguments for known in optimizers)}
+
+
 def _optimizer(optimizers: list[_RegisteredClass]) -> Schema:
     selecting = [{"required": [key]} for key in SELECTORS] + [_with_value("rest", True)]
     selects = {"if": {"minItems": 2}, "then": {"items": {"anyOf": selecting}}}
     one_rest = {"contains": _with_value("rest", True), "minContains": 0, "maxContains": 1}
     several = {"type": "array", "items": _ref("optimizer.mapping"), "minItems": 1, **selects, **one_rest}
-    only_in_lists = [key for key in ENTRY if not any(key in known.direct_arguments for known in optimizers)]
-    single = {"allOf": [_ref("optimizer.mapping"), {"properties": dict.fromkeys(only_in_lists, False)}]}
-    entry = {"allOf": [_ref("optimizer.mapping"), {"properties": {"scheduler": False}}]}
+    single = {"allOf": [_ref("optimizer.mapping"), {"properties": _refused(ENTRY, optimizers)}]}
+    not_combined = {"scheduler": False, **_refused(MATRICES, optimizers)}
+    entry = {"allOf": [_ref("optimizer.mapping"), {"properties": not_combined}]}
     entries = {**several, "items": entry, "description": "The optimizers that are combined into one."}
     combined = {"properties": {"combine": entries}, "additionalProperties": False}
     # `allOf` of conditions instead of `anyOf` of the forms: editors then mark the wrong value, not the whole optimizer.
@@ -347,6 +358,26 @@ def _mapping(kind: str, known: list[_RegisteredClass]) -> Schema:
     }
 
 
+def _takes_matrices_only(optimizer: _RegisteredClass) -> bool:
+    return "matrix_only" in optimizer.registration.spec.capabilities
+
+
+def _fallback(known: list[_RegisteredClass]) -> Schema:
+    """The schema of the fallback of an optimizer of matrices: an optimizer whose name has a default."""
+    mapping = _mapping("optimizer", known)
+    del mapping["required"]
+    default = [registered for registered in known if registered.name == DEFAULT_FALLBACK]
+    without_name = {"if": {"not": {"required": ["name"]}}, "then": _ref(default[0].definition) if default else False}
+    others = [key for key in (*ENTRY, *MATRICES) if key not in SELECTORS]
+    properties = {**mapping["properties"], **_refused(others, known)}
+    is_mapping = {**mapping, "properties": properties, "allOf": [*mapping["allOf"], without_name]}
+    return {
+        "anyOf": [*_name_only(known)["anyOf"], MAPPING],
+        "if": MAPPING,
+        "then": is_mapping,
+    }
+
+
 def _scheduler_mapping(known: list[_RegisteredClass]) -> Schema:
     schema = _mapping("scheduler", known)
     del schema["required"]
@@ -358,7 +389,8 @@ def _other_keys(registered: _RegisteredClass) -> dict[str, Any]:
     """The schemas of the keys of a mapping that are not arguments of the class."""
     if registered.kind == "optimizer":
         groups = _ref(f"{registered.definition}.param_groups")
-        return {**_properties(ENTRY.values()), "param_groups": groups}
+        keys = [field for key, field in optimizer_fields(registered.registration).items() if key not in ("name", ARGS)]
+        return {**_properties([*ENTRY.values(), *keys]), "param_groups": groups}
     known = scheduler_fields(registered.registration)
     return {
         key: known[key].schema() if key in known else {"const": field.inert}

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from optplug.config.build import base_options, build_scheduler, is_link
+from optplug.config.build import build_scheduler, is_link
 from optplug.config.fields import has_unresolved
 from optplug.config.model import OptimizerEntry, OptimizerSetup, SchedulerConfig
-from optplug.config.param_group_presets import LayerDecay, NoDecay
-from optplug.config.param_groups import apply_multipliers
+from optplug.config.param_group_presets import NoDecay
+from optplug.config.param_groups import GroupRule, apply_multipliers
 from optplug.config.third_party import third_party_errors
 from optplug.config.training_length import TrainingLength, resolve_lengths
 from optplug.errors import ConfigError, ErrorCollector, Loc
@@ -192,9 +192,9 @@ def dummy_groups(setup: OptimizerSetup, assumed_lr: float) -> list[dict[str, Any
     """
     if not setup.entries:
         return [{"name": "default", "lr": assumed_lr, "momentum": 0.9}]
-    if len(setup.entries) == 1:
-        return list(_groups_of_entry(setup.entries[0]))
     found = [(entry, group) for entry in setup.entries for group in _groups_of_entry(entry)]
+    if len(setup.entries) == 1:
+        return [group for _, group in found]
     used: set[str] = set()
     for entry, group in sorted(found, key=lambda pair: "name" not in pair[1]):  # given names first, as in `Combined`
         name = group.get("name") or snake_case(registry.get("optimizer", entry.optimizer.name).__name__)
@@ -206,8 +206,14 @@ def dummy_groups(setup: OptimizerSetup, assumed_lr: float) -> list[dict[str, Any
 
 
 def _groups_of_entry(entry: OptimizerEntry) -> Iterator[dict[str, Any]]:
+    for member in entry.members:
+        for group in _groups_of_member(member):
+            yield group if entry.fallback is None else {**group, "name": member.group_name(group.get("name", ""))}
+
+
+def _groups_of_member(entry: OptimizerEntry) -> Iterator[dict[str, Any]]:
     config = entry.optimizer
-    base = base_options(config, config.hyperparameters)
+    base = config.options
     rest = _checked(base, config.argument_loc)
     yield {**rest, "name": "default"} if entry.param_groups else dict(rest)
     for i, rule in enumerate(entry.param_groups):
@@ -215,7 +221,7 @@ def _groups_of_entry(entry: OptimizerEntry) -> Iterator[dict[str, Any]]:
         if isinstance(rule, NoDecay):
             if "weight_decay" in base:
                 yield {**base, "name": rule.name, "weight_decay": 0.0}
-        elif not isinstance(rule, LayerDecay):
+        elif isinstance(rule, GroupRule) and rule.options:
             options = apply_multipliers(rule.options, base, dict.fromkeys(rule.options, loc))
             yield _checked({**base, **options, "name": rule.name}, functools.partial(_loc_in, loc))
 

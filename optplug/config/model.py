@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from optplug.config.arguments import argument_loc, reserved_keys
-from optplug.config.form import ARGS, ENTRY, METRIC_KEYS, ON_RESUME, SCHEDULER, TABLES, WARMUP
+from optplug.config.arguments import argument_loc, options_of_member, reserved_keys
+from optplug.config.form import (
+    ARGS,
+    ENTRY,
+    INHERITED_OPTIONS,
+    MATRICES,
+    METRIC_KEYS,
+    ON_RESUME,
+    SCHEDULER,
+    TABLES,
+    WARMUP,
+)
 from optplug.config.lengths import length_argument, length_arguments
-from optplug.config.param_groups import AnyGroupRule
-from optplug.config.param_selection import AnySelector
+from optplug.config.param_group_presets import Flattened
+from optplug.config.param_groups import DEFAULT_GROUP, AnyGroupRule, GroupRule
+from optplug.config.param_selection import AnySelector, Selector
 from optplug.config.plain_data import to_serializable
 from optplug.errors import Loc
 from optplug.registry import Registration, registry
+from optplug.registry.signature import configurable_arguments
 
 LINK_PATTERN = re.compile(r"module(\.[A-Za-z_]\w*)+")
 """The text of a link: a value that is read from an attribute of the module, such as `module.lr`."""
@@ -46,11 +58,42 @@ class OptimizerConfig:
         return (*self.loc, *argument_loc(name, self.nested))
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The hyperparameters and the defaults of the others."""
+        known = configurable_arguments(self.registration)
+        defaults = {key: p.default for key, p in known.items() if p.default not in (p.empty, ...)}
+        return {**defaults, **self.hyperparameters}
+
+    @property
     def registration(self) -> Registration:
         return registry.resolve("optimizer", self.name)
 
     def to_dict(self) -> dict[str, Any]:
         return _mapping_of("optimizer", self.name, self.hyperparameters)
+
+
+@dataclass(frozen=True)
+class FallbackConfig:
+    """The optimizer of the parameters that an optimizer of matrices does not take.
+
+    Attributes:
+        optimizer: the optimizer.
+        match: selects further parameters for it; None for none.
+        output: globs over the parameters of the output layer; None to find it in the model.
+        convolutions: whether the optimizer of matrices takes the weights of convolutions.
+    """
+
+    optimizer: OptimizerConfig
+    match: Selector | None = None
+    output: tuple[str, ...] | None = None
+    convolutions: bool = MATRICES["convolutions"].default
+
+    def to_dict(self) -> dict[str, Any]:
+        """The additional keys of the optimizer of matrices."""
+        output = {} if self.output is None else {"output": list(self.output)}
+        convolutions = {"convolutions": True} if self.convolutions else {}
+        match = {} if self.match is None else self.match.to_dict()
+        return {"fallback": {**self.optimizer.to_dict(), **match}, **output, **convolutions}
 
 
 @dataclass(frozen=True)
@@ -156,18 +199,61 @@ class OptimizerEntry:
         optimizer: the name and the hyperparameters.
         param_groups: the rules of its parameter groups.
         select: selects parameters of the module; None selects all.
+        fallback: the optimizer of the parameters that `optimizer` does not take; None if it takes all.
         groups_loc: the location of `param_groups` in the configuration.
     """
 
     optimizer: OptimizerConfig
     param_groups: tuple[AnyGroupRule, ...] = ()
     select: AnySelector | None = None
+    fallback: FallbackConfig | None = None
     groups_loc: Loc = field(default=("param_groups",), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as an element of a list of optimizers."""
         groups = {"param_groups": [rule.to_dict() for rule in self.param_groups]} if self.param_groups else {}
-        return {**self.optimizer.to_dict(), **(self.select.to_dict() if self.select else {}), **groups}
+        return {**self.optimizer_dict(), **(self.select.to_dict() if self.select else {}), **groups}
+
+    def optimizer_dict(self) -> dict[str, Any]:
+        """The optimizer and its fallback as plain data."""
+        return {**self.optimizer.to_dict(), **(self.fallback.to_dict() if self.fallback else {})}
+
+    @property
+    def members(self) -> tuple[OptimizerEntry, ...]:
+        """One entry for each optimizer that is built: one, or the optimizer of matrices and its fallback.
+
+        Each has the rules of the parameter groups, with the options that its optimizer has.
+        """
+        if self.fallback is None:
+            return (self,)
+        given, fallback = self.optimizer.hyperparameters, self.fallback.optimizer
+        known = configurable_arguments(fallback.registration)
+        inherited = {key: given[key] for key in INHERITED_OPTIONS if key in given and key in known}
+        fallback = replace(fallback, hyperparameters={**inherited, **fallback.hyperparameters})
+        flattened = (Flattened(),) if self.fallback.convolutions else ()
+        return self._member(self.optimizer, *flattened), self._member(fallback)
+
+    def group_name(self, rules: str) -> str:
+        """The name of a parameter group of one of several members: of its optimizer, and of the rules if they have one.
+
+        Args:
+            rules: the name that the rules give; empty or `default` without rules.
+        """
+        name = self.optimizer.registration.name
+        return name if rules in ("", DEFAULT_GROUP) else f"{name} {rules}"
+
+    def _member(self, optimizer: OptimizerConfig, *rules: AnyGroupRule) -> OptimizerEntry:
+        """The entry with one optimizer, its options in the rules of the parameter groups, and further rules."""
+        assert self.fallback is not None
+        registration = optimizer.registration
+        other = self.fallback.optimizer if optimizer is self.optimizer else self.optimizer
+
+        def own(rule: AnyGroupRule) -> AnyGroupRule:
+            if not isinstance(rule, GroupRule):
+                return rule
+            return replace(rule, options=options_of_member(registration, other.registration, rule.options))
+
+        return replace(self, optimizer=optimizer, param_groups=(*map(own, self.param_groups), *rules), fallback=None)
 
 
 @dataclass(frozen=True)
@@ -238,7 +324,7 @@ class Config:
         if self.setup.is_combined:
             found["optimizer"] = {"combine": [entry.to_dict() for entry in entries]}
         elif entries:
-            found["optimizer"] = entries[0].optimizer.to_dict()
+            found["optimizer"] = entries[0].optimizer_dict()
             if entries[0].param_groups:
                 found["param_groups"] = [rule.to_dict() for rule in entries[0].param_groups]
         if self.scheduler is not None:

@@ -1,4 +1,7 @@
-"""Presets for parameter groups: `no_decay` for norms, biases and embeddings; `layer_decay` for a lr per layer."""
+"""Presets for parameter groups: `no_decay` for norms, biases and embeddings; `layer_decay` for a lr per layer.
+
+Also the kinds of parameters, by their names and the classes of their modules.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from optplug.config.param_selection import ModuleAttribute, ModuleParameter, compile_numbered_glob
 from optplug.errors import (
@@ -39,6 +43,11 @@ def is_embedding(attribute: ModuleAttribute) -> bool:
         return True
     by_name = re.search(r"(^|_)(embed|embedding|embeddings|token|tokens)$", attribute.local_name) is not None
     return by_name or any(re.search(r"Embeddings?$", name) for name in attribute.class_names)
+
+
+def is_convolution(attribute: ModuleAttribute) -> bool:
+    """Whether the attribute is the weight of a convolution."""
+    return isinstance(attribute.module, _ConvNd) and not is_bias(attribute)
 
 
 PARAMETER_KINDS: dict[str, Callable[[ModuleAttribute], bool]] = {
@@ -140,3 +149,24 @@ def _fill_numbers(glob: str, numbers: tuple[int, ...]) -> str:
     for number in numbers:
         glob = glob.replace("{}", str(number), 1)
     return glob
+
+
+FLATTEN = "flatten"
+"""An option of optimizers of matrices: take a parameter as a matrix of its first dimension times all others.
+
+An optimizer with this option also takes stacks of matrices: parameters with three dimensions.
+"""
+
+
+@dataclass(frozen=True)
+class Flattened:
+    """The rule for which the key `convolutions: true` stands: convolutions are taken as matrices."""
+
+    name: ClassVar[str] = "convolutions"
+
+    def assignments(self, parameters: Sequence[ModuleParameter], has_weight_decay: bool) -> list[GroupAssignment]:
+        found = [p for p in parameters if any(map(is_convolution, p.attributes))]
+        return [(self.name, found, {FLATTEN: True})]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"preset": self.name}

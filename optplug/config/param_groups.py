@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optplug.config.form import MULTIPLIERS
-from optplug.config.param_group_presets import GroupAssignment, LayerDecay, NoDecay
+from optplug.config.param_group_presets import Flattened, GroupAssignment, LayerDecay, NoDecay
 from optplug.config.param_selection import AnySelector, ModuleParameter, Selector, check_selector, module_parameters
 from optplug.config.plain_data import to_serializable
 from optplug.errors import ConfigError, ErrorCollector, Loc
+from optplug.optim.combined import Combined
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class GroupRule:
         }
 
 
-AnyGroupRule = GroupRule | NoDecay | LayerDecay
+DEFAULT_GROUP = "default"
+"""The name of the group of the parameters that no rule selects."""
+
+AnyGroupRule = GroupRule | NoDecay | LayerDecay | Flattened
 
 
 def trainable_parameters(module: nn.Module, select: AnySelector | None = None) -> list[ModuleParameter]:
@@ -104,6 +108,7 @@ def build_param_groups(
     select: AnySelector | None = None,
     *,
     hold_frozen: Collection[str] = (),
+    names: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Build the parameter groups for a module's parameters.
 
@@ -118,6 +123,7 @@ def build_param_groups(
         base: the optimizer's options. Multipliers apply to them where no rule sets the option.
         select: selects some of the parameters. Default None: all parameters.
         hold_frozen: as in `held_parameters`. Default: none.
+        names: the parameters that get a group. The rules may select others too. Default None: all of `select`.
 
     Returns:
         One dict for each group, with `params`, `name` and the options. Without rules there is one group without `name`.
@@ -127,6 +133,7 @@ def build_param_groups(
             Several errors are raised together as `ConfigErrors`.
     """
     held = held_parameters(module, select, hold_frozen=hold_frozen)
+    held = [p for p in held if names is None or p.name in names]
     if not rules:
         return [{"params": [p.tensor for p in held]}]
     candidates = [p for p in module_parameters(module) if select is None or select.selects(p)]
@@ -137,7 +144,9 @@ def build_param_groups(
         found = options_of[id(p.tensor)]
         with collector.collect():
             effective = apply_multipliers(found.options, base or {}, found.locs)
-            group = groups.setdefault(hashable(effective), {"params": [], "name": found.name or "default", **effective})
+            group = groups.setdefault(
+                hashable(effective), {"params": [], "name": found.name or DEFAULT_GROUP, **effective}
+            )
             group["params"].append(p.tensor)
         collector.raise_collected()
     for name, count in Counter(group["name"] for group in groups.values()).items():
@@ -244,6 +253,7 @@ class GroupTableRow:
         weight_decay: the weight decay; None if the optimizer has none.
         frozen: the number of its parameters that do not require gradients now.
         frozen_elements: the number of their elements; None as for `elements`.
+        reasons: for each parameter, why the optimizer of the group has it; empty if there is one optimizer.
     """
 
     group: str
@@ -253,11 +263,25 @@ class GroupTableRow:
     weight_decay: float | None
     frozen: int = 0
     frozen_elements: int | None = 0
+    reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain data; `frozen` and `frozen_elements` only if a parameter is frozen."""
-        row = {**asdict(self), "parameters": list(self.parameters)}
-        return row if self.frozen else {key: value for key, value in row.items() if not key.startswith("frozen")}
+        """The row as plain data; `reasons`, and what counts frozen parameters, only if there are any."""
+        row = {**asdict(self), "parameters": list(self.parameters), "reasons": list(self.reasons)}
+        optional = {"frozen": self.frozen, "frozen_elements": self.frozen, "reasons": self.reasons}
+        return {key: value for key, value in row.items() if optional.get(key, True)}
+
+    @property
+    def why(self) -> str:
+        """The reasons, each with the name of its parameter, or with the number of its parameters."""
+        names: dict[str, list[str]] = {}
+        for name, reason in zip(self.parameters, self.reasons, strict=False):
+            names.setdefault(reason, []).append(name)
+        return ", ".join(
+            f"{reason} ({found[0] if len(found) == 1 else f'{len(found):,}'})"
+            for reason, found in names.items()
+            if reason
+        )
 
     def cells(self) -> dict[str, str]:
         """The texts of the columns. `parameters` and `elements` count those that require gradients."""
@@ -268,7 +292,8 @@ class GroupTableRow:
             "weight_decay": self.weight_decay,
         }
         frozen = f"{self.frozen:,} ({_format_number(self.frozen_elements)})" if self.frozen else "-"
-        return {"group": self.group, "frozen": frozen, **{key: _format_number(n) for key, n in numbers.items()}}
+        cells = {key: _format_number(n) for key, n in numbers.items()}
+        return {"group": self.group, "frozen": frozen, **cells, "why": self.why}
 
 
 class GroupTable(tuple[GroupTableRow, ...]):
@@ -276,11 +301,16 @@ class GroupTable(tuple[GroupTableRow, ...]):
 
     def __str__(self) -> str:
         frozen = ["frozen"] if any(row.frozen for row in self) else []
-        columns = ("group", "parameters", "elements", *frozen, "lr", "weight_decay")
+        why = ["why"] if any(row.why for row in self) else []
+        columns = ("group", "parameters", "elements", *frozen, "lr", "weight_decay", *why)
         cells = [columns, *(tuple(row.cells()[column] for column in columns) for row in self)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        texts = ("group", "why")
         return "\n".join(
-            "  ".join((line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))))
+            "  ".join(
+                cell.ljust(width) if column in texts else cell.rjust(width)
+                for column, cell, width in zip(columns, line, widths, strict=True)
+            ).rstrip()
             for line in cells
         )
 
@@ -326,6 +356,8 @@ def _total(counts: Iterable[int | None]) -> int | None:
 def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo] | None = None) -> GroupTable:
     """The parameter groups of an optimizer: group, parameters, elements, learning rate, weight decay.
 
+    For an optimizer of matrices with its fallback, also why each of them has its parameters.
+
     Args:
         optimizer: any optimizer.
         module: the module that the optimizer trains, or its `parameter_infos`. It gives the names of the parameters;
@@ -338,6 +370,7 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
     """
     infos = parameter_infos(module) if isinstance(module, nn.Module) else module or ()
     names = {info.id: info.name for info in infos}
+    why = optimizer.reasons if isinstance(optimizer, Combined) else {}
     rows = []
     for i, group in enumerate(optimizer.param_groups):
         parameters = tuple(names.pop(id(p), f"{i}.{j}") for j, p in enumerate(group["params"]))
@@ -347,7 +380,8 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
             [element_count(p) for p in group["params"] if p.requires_grad is wanted] for wanted in (True, False)
         )
         counts = (len(frozen), _total(frozen))
-        rows.append(GroupTableRow(str(group.get("name", i)), parameters, _total(trainable), *numbers, *counts))
+        reasons = tuple(why.get(name, "") for name in parameters) if why else ()
+        rows.append(GroupTableRow(str(group.get("name", i)), parameters, _total(trainable), *numbers, *counts, reasons))
     ungrouped = [info for info in infos if info.id in names]
     for title, found in (
         ("frozen", [info for info in ungrouped if not info.is_trainable]),

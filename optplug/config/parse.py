@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from optplug.config.arguments import group_options, own_arguments, scheduler_fields
+from optplug.config.arguments import group_options, optimizer_fields, own_arguments, scheduler_fields
 from optplug.config.dialects import group_rule_key, is_name_key, warmup_form
 from optplug.config.fields import Table, Unresolved, check_keys, has_unresolved, read_fields
 from optplug.config.form import (
     ARGS,
+    DEFAULT_FALLBACK,
     ENTRY,
+    FALLBACK,
     GROUP_RULE,
+    MATRICES,
     METRIC_KEYS,
     ON_RESUME,
     OPTIMIZER,
@@ -30,13 +33,14 @@ from optplug.config.lengths import UNITS, length_arguments, read_unit, with_unit
 from optplug.config.mapping_slips import missing_space, name_slip
 from optplug.config.model import (
     Config,
+    FallbackConfig,
     OptimizerConfig,
     OptimizerEntry,
     OptimizerSetup,
     SchedulerConfig,
     WarmupConfig,
 )
-from optplug.config.param_group_presets import LayerDecay, NoDecay
+from optplug.config.param_group_presets import FLATTEN, LayerDecay, NoDecay
 from optplug.config.param_groups import AnyGroupRule, GroupRule
 from optplug.config.param_selection import Rest, Selector
 from optplug.config.plain_data import to_builtins
@@ -55,6 +59,7 @@ from optplug.errors import (
 )
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments
+from optplug.registry.specs import OptimizerSpec
 
 
 def parse(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Config:
@@ -185,6 +190,8 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
     with collector.collect(name_loc):
         registration = registry.resolve(kind, fields["name"].read(mapping["name"]))
         registry.get(kind, registration.qualified_name)
+    if kind == "optimizer" and registration is not None:
+        fields = {**fields, **optimizer_fields(registration)}
     reserved = fields.keys() - set(() if registration is None else length_arguments(registration))
     arguments = {key: value for key, value in mapping.items() if key not in reserved}
     nested = read_fields(collector, mapping, [fields[ARGS]], loc).get(ARGS) or {}
@@ -300,8 +307,50 @@ def _parse_single(collector: ErrorCollector, given: Mapping[str, Any]) -> list[O
             collector.add(ConfigError("requires an optimizer: add e.g. optimizer: adam"), groups_loc)
         return []
     optimizer = _parse_optimizer(collector, given["optimizer"], ("optimizer",), OPTIMIZER)
-    rules = _parse_param_groups(collector, given.get("param_groups"), groups_loc, optimizer)
-    return [] if optimizer is None else [OptimizerEntry(optimizer, rules)]
+    fallback = _parse_fallback(collector, optimizer, given["optimizer"])
+    rules = _parse_param_groups(collector, given.get("param_groups"), groups_loc, optimizer, fallback)
+    return [] if optimizer is None else [OptimizerEntry(optimizer, rules, fallback=fallback)]
+
+
+def _parse_fallback(collector: ErrorCollector, matrices: OptimizerConfig | None, given: Any) -> FallbackConfig | None:
+    """Parse the additional keys of an optimizer of matrices; None for another optimizer, and after an error.
+
+    Args:
+        collector: collects the errors.
+        matrices: the optimizer.
+        given: its name, or the mapping with it.
+    """
+    if matrices is None or not _takes_matrices_only(matrices.registration):
+        return None
+    mapping = given if isinstance(given, Mapping) else {}
+    read = read_fields(collector, mapping, MATRICES.values(), matrices.loc)
+    if read.get("convolutions") is True and FLATTEN not in configurable_arguments(matrices.registration):
+        message = f"{matrices.registration.name} has no option {FLATTEN}: it cannot take convolutions"
+        collector.add(ConfigError(message), (*matrices.loc, "convolutions"))
+    loc = (*matrices.loc, "fallback")
+    written = read.get("fallback", DEFAULT_FALLBACK)
+    if isinstance(written, Mapping) and "name" not in written:
+        written = {"name": DEFAULT_FALLBACK, **written}
+    if not isinstance(written, (str, Mapping)):
+        message = f"must be {MATRICES['fallback'].kind}, got {_shortened(written)} ({type(written).__name__})"
+        collector.add(ConfigTypeError(message), loc)
+        return None
+    optimizer = _parse_optimizer(collector, written, loc, FALLBACK)
+    if optimizer is None:
+        return None
+    for capability in ("matrix_only", "closure", "sparse_only"):
+        if capability in optimizer.registration.spec.capabilities:
+            words = OptimizerSpec.CAPABILITIES[capability]
+            message = f"{optimizer.registration.name} cannot be a fallback ({words}): use e.g. {DEFAULT_FALLBACK}"
+            collector.add(ConfigError(message), loc)
+    mapping = written if isinstance(written, Mapping) else {}
+    match = parse_selector(mapping, collector, loc) if SELECTORS.keys() & mapping.keys() else None
+    output, convolutions = read.get("output"), read.get("convolutions") is True
+    return FallbackConfig(optimizer, match, None if isinstance(output, Unresolved) else output, convolutions)
+
+
+def _takes_matrices_only(registration: Registration) -> bool:
+    return "matrix_only" in registration.spec.capabilities
 
 
 def _parse_combined(collector: ErrorCollector, given: Mapping[str, Any]) -> list[OptimizerEntry]:
@@ -340,17 +389,24 @@ def _parse_entries(
             collector.add(ConfigTypeError(f"must be a mapping such as {example}, got {entry!r}"), entry_loc)
             continue
         optimizer = _parse_optimizer(collector, entry, entry_loc, fields)
+        fallback = None
+        if "scheduler" in fields:
+            fallback = _parse_fallback(collector, optimizer, entry)
+        elif optimizer is not None and _takes_matrices_only(optimizer.registration):
+            for key in [key for key in MATRICES if key in entry]:
+                message = "in combine, an optimizer gets what it selects: give another optimizer rest: true"
+                collector.add(ConfigError(message), (*entry_loc, key))
         select = parse_selector(entry, collector, entry_loc) if SELECTORS.keys() & entry.keys() else None
         if select is None and len(given) > 1 and "name" in entry and i not in rests:
             message = f"needs one of {listing([*SELECTORS, 'rest'])} to select its parameters"
             collector.add(ConfigError(message), entry_loc)
         groups_loc = (*entry_loc, "param_groups")
-        rules = _parse_param_groups(collector, entry.get("param_groups"), groups_loc, optimizer)
+        rules = _parse_param_groups(collector, entry.get("param_groups"), groups_loc, optimizer, fallback)
         scheduler = None
         if "scheduler" in fields:
             scheduler = _parse_scheduler(collector, entry.get("scheduler"), (*entry_loc, "scheduler"))
         if optimizer is not None:
-            found.append((OptimizerEntry(optimizer, rules, select, groups_loc), scheduler))
+            found.append((OptimizerEntry(optimizer, rules, select, fallback, groups_loc), scheduler))
     others = tuple(entry.select for entry, _ in found if isinstance(entry.select, Selector))
     return [
         (replace(entry, select=Rest(others)) if entry.optimizer.loc[-1] in rests else entry, scheduler)
@@ -519,7 +575,11 @@ def _read_warmup(collector: ErrorCollector, given: Mapping[str, Any], loc: Loc) 
 
 
 def _parse_param_groups(
-    collector: ErrorCollector, given: Any, loc: Loc, optimizer: OptimizerConfig | None
+    collector: ErrorCollector,
+    given: Any,
+    loc: Loc,
+    optimizer: OptimizerConfig | None,
+    fallback: FallbackConfig | None = None,
 ) -> tuple[AnyGroupRule, ...]:
     if given is None or isinstance(given, Unresolved):
         return ()
@@ -531,6 +591,7 @@ def _parse_param_groups(
         collector.add(ConfigTypeError(f"must be {PARAM_GROUPS.kind}, got {_shortened(given)}{hint}"), loc)
         return ()
     rules: list[AnyGroupRule] = []
+    optimizers = [each for each in (optimizer, None if fallback is None else fallback.optimizer) if each is not None]
     for i, entry in enumerate(entries):
         rule: AnyGroupRule | None = None
         rule_loc = loc if isinstance(given, str) else (*loc, i)
@@ -545,7 +606,7 @@ def _parse_param_groups(
         elif "preset" in entry:
             rule = _parse_preset(collector, entry, rule_loc, (*rule_loc, "preset"))
         else:
-            rule = _parse_group_rule(collector, entry, rule_loc, optimizer)
+            rule = _parse_group_rule(collector, entry, rule_loc, [each.registration for each in optimizers])
         # A placeholder keeps the indices of the rules after an invalid one.
         rules.append(rule or GroupRule(Selector(), f"[{i}]", {}))
     names = [rule.name for rule in rules if isinstance(rule, GroupRule)]
@@ -558,7 +619,7 @@ def _parse_param_groups(
 
 
 def _parse_group_rule(
-    collector: ErrorCollector, given: Mapping[Any, Any], loc: Loc, optimizer: OptimizerConfig | None
+    collector: ErrorCollector, given: Mapping[Any, Any], loc: Loc, registrations: Sequence[Registration]
 ) -> GroupRule | None:
     entry = _string_keys(collector, given, loc)
     options = {key: value for key, value in entry.items() if key not in (*SELECTORS, "name")}
@@ -582,8 +643,8 @@ def _parse_group_rule(
             del options[misspelled]
         else:
             collector.add(ConfigError(message), loc)
-    if optimizer is not None:
-        options = group_options(collector, optimizer.registration, options, loc)
+    if registrations:
+        options = group_options(collector, registrations, options, loc)
     options = {key: read.get(key, value) for key, value in options.items()}
     select = Selector(**{key: value for key, value in read.items() if key in SELECTORS})
     if select == Selector() or has_unresolved([*vars(select).values(), read.get("name")]):

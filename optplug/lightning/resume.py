@@ -346,6 +346,8 @@ def _canonical_names(config: Mapping[str, Any], kind: str) -> list[str]:
         name = entry.get("name", "constant") if isinstance(entry, dict) else "none"
         with contextlib.suppress(LookupError):  # the plugin is no longer installed, or there is no name
             name = registry.resolve(kind, name).name
+        if isinstance(entry, dict) and "fallback" in entry and kind == "optimizer":
+            name = f"{name} with {listing(_canonical_names({kind: entry['fallback']}, kind))}"
         names.append(f"{name} with a warmup" if isinstance(entry, dict) and "warmup" in entry else name)
     return names
 

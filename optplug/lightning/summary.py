@@ -49,8 +49,8 @@ def summary_lines(trainer: Any, state: FitState) -> Iterator[str]:
 
 
 def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: ConfiguredOptimizer) -> Iterator[str]:
-    for optimizer_entry in configured.setup.entries:
-        registration = optimizer_entry.optimizer.registration
+    for member in [member for entry in configured.setup.entries for member in entry.members]:
+        registration = member.optimizer.registration
         yield f"optimizer {registration.name} from plugin {registration.plugin}"
     if not configured.setup.entries:
         yield f"optimizer {type(optimizer).__name__}, built by the module"

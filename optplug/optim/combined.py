@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count
@@ -33,6 +33,7 @@ class Combined(Optimizer):
 
     Args:
         optimizers: the members. Schedulers, hooks and checkpoints must use the combination instead of the members.
+        reasons: by the name of a parameter, why its member has it, for tables. Default: none.
 
     Raises:
         ConfigTypeError: a member is not an optimizer.
@@ -43,9 +44,10 @@ class Combined(Optimizer):
     members: list[Optimizer]
     train: Callable[[], None]
     eval: Callable[[], None]
+    reasons: Mapping[str, str]
     _order: list[int]  # for each group the index of its member; new groups go last because schedulers expect that
 
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], *, reasons: Mapping[str, str] | None = None) -> None:
         members = list(optimizers) if isinstance(optimizers, Iterable) else [optimizers]
         if not members:
             raise ConfigError("Combined needs at least one optimizer, got none")
@@ -55,7 +57,7 @@ class Combined(Optimizer):
         first, *others = (member.defaults for member in members)
         defaults = {key: value for key, value in first.items() if all(key in other for other in others)}
         # Optimizer.__init__ is not called: it would create groups and a state, which the members already have.
-        self.__setstate__({"defaults": defaults, "members": members, "_order": []})
+        self.__setstate__({"defaults": defaults, "members": members, "_order": [], "reasons": dict(reasons or {})})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -135,6 +137,17 @@ class Combined(Optimizer):
             group["member"] = param_group["member"]
         self._share_state_and_name_groups()
 
+    def remove_groups(self, start: int) -> None:
+        """Remove the parameter groups from an index on."""
+        kept = self.param_groups[:start]
+        del self._order[start:]
+        for index, member in enumerate(self.members):
+            member.param_groups[:] = self._select(index, kept)
+
+    def member_of_group(self, group: int) -> int:
+        """The index of the member that has the parameter group with this index."""
+        return self._order[: len(self.param_groups)][group]
+
     @property
     def state(self) -> defaultdict[Tensor, Any]:
         """The state mapping that all members share. It is rebuilt if a member has replaced its mapping."""
@@ -158,7 +171,7 @@ class Combined(Optimizer):
         copies = [object.__new__(type(member)) for member in self.members]
         for member_copy, member in zip(copies, self.members, strict=True):
             member_copy.__dict__.update(member.__dict__, state=self._own_state(member))
-        return {"defaults": self.defaults, "members": copies, "_order": self._order}
+        return {"defaults": self.defaults, "members": copies, "_order": self._order, "reasons": self.reasons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict: each member loads its groups with its own method. If one fails, none is changed.
