@@ -30,6 +30,10 @@ MAX_DECADES = 8
 """The length of a logarithmic axis: a schedule that ends at 0 comes arbitrarily close to it."""
 
 
+LINE = 92
+"""The number of characters in a line of the legend of a picture."""
+
+
 @dataclass(frozen=True)
 class LrPlot:
     """What is drawn.
@@ -90,10 +94,10 @@ def write_picture(plot: LrPlot, path: Path, description: str | None = None) -> N
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    caption = [line for text in plot.caption for line in textwrap.wrap(text, 100)]
-    labels = [textwrap.shorten(label, 100, placeholder=" ...") for label, _ in plot.curves]
-    columns = 2 if max(map(len, labels)) <= 46 and len(labels) > 1 else 1
-    below = math.ceil(len(labels) / columns) + len(caption)
+    caption = [line for text in plot.caption for line in textwrap.wrap(text, LINE)]
+    labels = [textwrap.fill(textwrap.shorten(label, 3 * LINE, placeholder=" ..."), LINE) for label, _ in plot.curves]
+    columns = 2 if max(map(len, labels)) < LINE // 2 and len(labels) > 1 else 1
+    below = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns) + len(caption)
     figure = Figure(figsize=(7, 2.8 + 0.2 * below + 1.2 * plot.momentum), layout="constrained", facecolor="white")
     ratios = [2, 1] if plot.momentum else [1]
     panels = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
@@ -125,7 +129,7 @@ def write_picture(plot: LrPlot, path: Path, description: str | None = None) -> N
     panels[-1].xaxis.set_major_formatter("{x:,.0f}")
     figure.suptitle(plot.title, fontsize=12, x=0.02, ha="left")
     handles, _ = panels[0].get_legend_handles_labels()
-    if plot.caption or len(handles) > 1 or not plot.title.endswith(labels[0]):
+    if plot.caption or len(handles) > 1 or not plot.title.endswith(plot.curves[0][0]):
         figure.legend(
             handles=handles,
             loc="outside lower left",

@@ -97,7 +97,7 @@ def _errors_of(label: str, checked: CheckedFile | None) -> Iterator[None]:
     """Say for errors within this context what they are about: print them with the lines of the file, or add the label.
 
     Raises:
-        ConfigErrors: the errors of a scheduler on the command line.
+        ConfigError: the errors of a scheduler on the command line.
         typer.Exit: a file has errors.
     """
     try:
@@ -106,7 +106,7 @@ def _errors_of(label: str, checked: CheckedFile | None) -> Iterator[None]:
         if checked is not None:
             exit_with_errors(checked.file, checked.section, error)
         found = [ConfigError(f"{label}: {_without_scheduler(each)}") for each in error.errors]
-        raise ConfigErrors(found) from None
+        raise (found[0] if len(found) == 1 else ConfigErrors(found)) from None
 
 
 def _without_scheduler(error: OptplugError) -> str:
@@ -181,8 +181,17 @@ def schedule_label(scheduler: SchedulerConfig | None) -> str:
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> str:
-    given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    given = ", ".join(f"{key}={_text(value)}" for key, value in arguments.items())
     return f"{name}({given})" if given else name
+
+
+def _text(value: Any) -> str:
+    """An argument in one line; a schedule inside of a schedule in the form of a call too."""
+    if isinstance(value, Mapping):
+        others = {key: item for key, item in value.items() if key != "name"}
+        pairs = ", ".join(f"{key}: {_text(item)}" for key, item in others.items())
+        return _call(str(value["name"]), others) if "name" in value else f"{{{pairs}}}"
+    return f"[{', '.join(map(_text, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 # ------------------------------------------------------------------------------- named schedulers
@@ -200,7 +209,7 @@ def _named_source(text: str, options: PlotOptions) -> Source:
     """A scheduler on the command line. The length of the schedule may be omitted; it is that of the training.
 
     Raises:
-        ConfigErrors: it is invalid.
+        ConfigError: it is invalid.
     """
     from optplug.config.build import parse_and_check
     from optplug.config.lr_curves import dummy_groups

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from optplug.cli.app import app
 from optplug.cli.lr_plot import LrPlot, plot_as_text
+from optplug.cli.plot_sources import schedule_label
 from optplug.cli.terminal_plot import draw_curves, ticks
 from optplug.config.lr_curves import Curve
+from optplug.config.model import SchedulerConfig, WarmupConfig
 
 BRAILLE = range(0x2801, 0x2900)
 
@@ -113,6 +115,14 @@ def test_axis(numbers: Any, args: list[str], unit: str, length: int) -> None:
     found = numbers(*args)
     assert found["x"] == unit
     assert len(found["curves"][0]["lr"]) == length + 1
+
+
+def test_label_is_a_call() -> None:
+    inner = [{"name": "step_lr", "step_size": 3, "length": {"ratio": 0.2}}, {"name": "lambda_lr", "lr_lambda": "1"}]
+    label = schedule_label(SchedulerConfig("sequential", {"schedules": inner}, warmup=WarmupConfig(0.1, "ratio")))
+    assert label == (
+        "sequential(schedules=[step_lr(step_size=3, length={ratio: 0.2}), lambda_lr(lr_lambda=1)]) + warmup(ratio=0.1)"
+    )
 
 
 def test_schedulers_in_epochs_and_in_steps_share_an_axis(numbers: Any) -> None:
