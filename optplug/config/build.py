@@ -34,7 +34,7 @@ from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
 from optplug.config.third_party import third_party_errors
-from optplug.config.training_length import EpochSteps, TrainingLength, resolve_lengths
+from optplug.config.training_length import EpochSteps, TrainingLength, depends_on_training_length, resolve_lengths
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -542,7 +542,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
         return
     given = {key: value for key, value in scheduler_config.arguments.items() if not has_unresolved(value)}
     relative = {key for key in scheduler_config.length_arguments if is_relative(given.get(key))}
-    if relative:
+    if depends_on_training_length(scheduler_config):
         alone = dataclasses.replace(scheduler_config, arguments=given, warmup=None)
         given |= resolve_lengths(alone, _assumed_training(alone)).arguments
     is_known = not relative and not has_unresolved(scheduler_config.arguments)
@@ -583,7 +583,7 @@ def _dummy_parameter(registration: Registration) -> torch.Tensor:
 
 def _assumed_training(scheduler_config: SchedulerConfig) -> TrainingLength:
     """A training that is longer than all numbers in the lengths of a schedule, for a dry run."""
-    lengths = (scheduler_config.arguments.get(name) for name in scheduler_config.length_arguments)
+    lengths = (scheduler_config.arguments.get(name) for name in scheduler_config.all_lengths)
     steps = 1000 * int(max((1, *(number for length in lengths for number in numbers_in(length)))))
     return TrainingLength(steps, steps, EpochSteps(((0, 1),)), is_dry_run=True)
 

@@ -267,6 +267,18 @@ SCHEDULER = table(
 )
 """A scheduler, beside the arguments of its class."""
 
+NESTED_SCHEDULE = table(
+    Field("name", Text("a name"), "the name of the schedule", ...),
+    Field(
+        "length",
+        Nested("length", "a number of scheduler steps, `auto`, or a mapping such as {ratio: 0.2}"),
+        "how long the schedule lasts. The last schedule may omit it, or have `auto`: it has the rest of the training. "
+        "It is also the length of the whole schedule, such as `T_max`, if this argument is not given",
+    ),
+    SCHEDULER[ARGS],
+)
+"""A schedule in a list of schedules, as in `sequential`, beside the arguments of its class."""
+
 METRIC_KEYS = tuple(key for key, field in SCHEDULER.items() if field.needs == "metric")
 """Keys that only a scheduler with a metric has."""
 

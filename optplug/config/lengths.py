@@ -11,8 +11,8 @@ from typing import Any
 from optplug.config.fields import Table, check_keys, read_fields, read_number
 from optplug.config.form import LENGTH, is_auto
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, Loc, listing
-from optplug.registry import Registration
-from optplug.registry.signature import configurable_arguments
+from optplug.registry import Registration, registry
+from optplug.registry.signature import configurable_arguments, schedule_arguments
 from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
 
 UNITS = tuple(LENGTH)
@@ -32,6 +32,16 @@ def length_arguments(registration: Registration) -> tuple[str, ...]:
         return ()
     total = length_argument(registration)
     return tuple(dict.fromkeys([*([total] if total else []), *registration.spec.lengths]))
+
+
+def all_lengths(registration: Registration) -> tuple[str, ...]:
+    """The names of a scheduler's arguments that are lengths, or lists of schedules with lengths."""
+    return (*length_arguments(registration), *nested_schedules(registration))
+
+
+def nested_schedules(registration: Registration) -> tuple[str, ...]:
+    """The names of a scheduler's arguments that are lists of schedules."""
+    return schedule_arguments(registry.get(registration.spec.kind, registration.qualified_name))
 
 
 def read_unit(
@@ -87,7 +97,7 @@ def read_length(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
 
 
 def numbers_in(given: Any) -> Iterator[float]:
-    """The positive numbers in a length, or in a list of lengths, that may be numbers of steps."""
+    """The positive numbers in a length, or in a list of lengths or of schedules, that may be numbers of steps."""
     if isinstance(given, (list, tuple, Mapping)):
         for each in given.values() if isinstance(given, Mapping) else given:
             yield from numbers_in(each)
@@ -96,7 +106,10 @@ def numbers_in(given: Any) -> Iterator[float]:
 
 
 def is_relative(given: Any) -> bool:
-    """Whether a length, or one in a list of lengths, is `auto` or has a unit."""
+    """Whether a length, or one in a list of lengths or of schedules, is `auto` or has a unit."""
+    if isinstance(given, Mapping) and "name" in given:
+        names = ("length", *all_lengths(registry.resolve("scheduler", given["name"])))
+        return any(is_relative(given.get(name)) for name in names)
     if isinstance(given, (list, tuple)):
         return any(map(is_relative, given))
     return is_auto(given) or isinstance(given, Mapping)

@@ -24,7 +24,7 @@ from optplug.config.form import (
     TABLES,
     WARMUP,
 )
-from optplug.config.lengths import length_argument, length_arguments
+from optplug.config.lengths import all_lengths, length_argument, length_arguments
 from optplug.config.param_group_presets import Flattened
 from optplug.config.param_groups import DEFAULT_GROUP, AnyGroupRule, GroupRule
 from optplug.config.param_selection import AnySelector, Selector
@@ -179,6 +179,11 @@ class SchedulerConfig:
     def length_arguments(self) -> tuple[str, ...]:
         """The names of all arguments that are lengths."""
         return () if self.name is None else length_arguments(self.registration)
+
+    @property
+    def all_lengths(self) -> tuple[str, ...]:
+        """The names of all arguments that are lengths, or lists of schedules with lengths."""
+        return () if self.name is None else all_lengths(self.registration)
 
     def to_dict(self) -> dict[str, Any]:
         reserved: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -9,17 +10,19 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from optplug.config.arguments import group_options, optimizer_fields, own_arguments, scheduler_fields
+from optplug.config.arguments import argument_loc, group_options, optimizer_fields, own_arguments, scheduler_fields
 from optplug.config.dialects import group_rule_key, is_name_key, warmup_form
-from optplug.config.fields import Table, Unresolved, check_keys, has_unresolved, read_fields
+from optplug.config.fields import Table, Unresolved, check_keys, has_unresolved, read_fields, read_number
 from optplug.config.form import (
     ARGS,
+    AUTO,
     DEFAULT_FALLBACK,
     ENTRY,
     FALLBACK,
     GROUP_RULE,
     MATRICES,
     METRIC_KEYS,
+    NESTED_SCHEDULE,
     ON_RESUME,
     OPTIMIZER,
     PARAM_GROUPS,
@@ -28,8 +31,17 @@ from optplug.config.form import (
     SELECTORS,
     TOP_LEVEL,
     WARMUP,
+    is_auto,
 )
-from optplug.config.lengths import UNITS, length_arguments, read_unit, with_unit
+from optplug.config.lengths import (
+    UNITS,
+    length_argument,
+    length_arguments,
+    nested_schedules,
+    read_length,
+    read_unit,
+    with_unit,
+)
 from optplug.config.mapping_slips import missing_space, name_slip
 from optplug.config.model import (
     Config,
@@ -202,9 +214,50 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         collector.add(ConfigError("is also given directly: give it once"), (*loc, ARGS, key))
     if registration is None:
         return _Named(name, None, {}, frozenset(), mapping)
-    known = fields if kind == "optimizer" else scheduler_fields(registration)
+    known = scheduler_fields(registration) if fields is SCHEDULER else fields
+    if fields is NESTED_SCHEDULE:
+        arguments = {**_length_of_part(registration, mapping, nested), **arguments}
     valid = own_arguments(collector, registration, {**arguments, **nested}, nested, known, loc)
+    if kind == "scheduler":
+        for key in valid.keys() & set(nested_schedules(registration)):
+            valid[key] = _parse_schedules(collector, valid[key], (*loc, *argument_loc(key, nested)))
     return _Named(name, registration, valid, frozenset(nested), mapping)
+
+
+def _length_of_part(registration: Registration, given: Mapping[str, Any], nested: Collection[str]) -> dict[str, Any]:
+    """The argument that sets the length of a whole schedule, if it is that of its part in a list of schedules."""
+    total = length_argument(registration)
+    if total is None or total in nested:
+        return {}
+    is_required = configurable_arguments(registration)[total].default is inspect.Parameter.empty
+    return {total: AUTO} if is_required or "length" in given else {}
+
+
+def _parse_schedules(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
+    """Parse a list of schedules. Values of another type are left to the class."""
+    if not isinstance(given, (list, tuple)):
+        return given
+    found = []
+    for i, schedule in enumerate(given):
+        is_last = i == len(given) - 1
+        named = _parse_named(collector, "scheduler", schedule, NESTED_SCHEDULE, (*loc, i))
+        if named is None or named.registration is None:
+            continue
+        part: dict[str, Any] = {"name": named.name}
+        if "length" in named.mapping:
+            part["length"] = _parse_length_of_part(collector, named.mapping["length"], (*loc, i, "length"), is_last)
+        elif not is_last:
+            message = "needs a length, such as 100 or {ratio: 0.2}: only the last schedule may omit it"
+            collector.add(ConfigError(message), (*loc, i))
+        found.append({**part, **named.arguments})
+    return found
+
+
+def _parse_length_of_part(collector: ErrorCollector, given: Any, loc: Loc, is_last: bool) -> Any:
+    """Parse the length of a schedule in a list of schedules."""
+    if is_auto(given) and not is_last:
+        collector.add(ConfigError("only the length of the last schedule can be auto, the rest of the training"), loc)
+    return read_length(collector, read_number(given, whole=True), loc)
 
 
 def _list_hint(kind: str, given: Any) -> str:

@@ -22,6 +22,7 @@ TABLES: Mapping[str, Table] = {
     "scheduler": form.SCHEDULER,
     "length": form.LENGTH,
     "warmup": form.WARMUP,
+    "nested schedule": form.NESTED_SCHEDULE,
     "group rule": form.GROUP_RULE,
     **{f"preset {name}": fields for name, fields in form.PRESETS.items()},
 }

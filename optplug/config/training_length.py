@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optplug.config.form import is_auto
-from optplug.config.lengths import is_relative
+from optplug.config.lengths import all_lengths, is_relative
 from optplug.config.model import SchedulerConfig, WarmupConfig
 from optplug.errors import ConfigError, ErrorCollector, Loc, loc_text
+from optplug.registry import registry
 
 
 @dataclass(frozen=True)
@@ -125,25 +125,25 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
     with collector.collect(scheduler_config.argument_loc(str(scheduler_config.length_argument))):
         _check_length_unit(scheduler_config, training)
     warmup = _resolved_warmup(collector, scheduler_config, training)
-    scheduler_config = dataclasses.replace(scheduler_config, warmup=warmup)
+    scheduler_config = replace(scheduler_config, warmup=warmup)
     arguments = dict(scheduler_config.arguments)
-    relative = {name: arguments[name] for name in scheduler_config.length_arguments if is_relative(arguments.get(name))}
+    relative = {name: arguments[name] for name in scheduler_config.all_lengths if is_relative(arguments.get(name))}
+    basis = _Basis(scheduler_config, training, _scheduler_steps(scheduler_config, training))
     for name, given in relative.items():
-        loc = scheduler_config.argument_loc(name)
-        arguments[name] = _resolved(collector, given, scheduler_config, training, loc)
+        arguments[name] = _resolved(collector, given, basis, scheduler_config.argument_loc(name))
     collector.raise_collected()
     total = scheduler_config.length_argument
     if training.is_dry_run and is_auto(relative.get(str(total))):  # as long as its parts need
         parts = (arguments.get(name) for name in scheduler_config.length_arguments if name != total)
         arguments[str(total)] = max(arguments[str(total)], sum(int(part) for part in parts if isinstance(part, int)))
     lengths = {**scheduler_config.given_lengths, **relative}
-    return dataclasses.replace(scheduler_config, arguments=arguments, given_lengths=lengths)
+    return replace(scheduler_config, arguments=arguments, given_lengths=lengths)
 
 
 def depends_on_training_length(scheduler_config: SchedulerConfig) -> bool:
     """Whether a length of the schedule is `auto` or has a unit, or its warmup is given in epochs or as a ratio."""
     arguments, warmup = scheduler_config.arguments, scheduler_config.warmup
-    return any(is_relative(arguments.get(name)) for name in scheduler_config.length_arguments) or (
+    return any(is_relative(arguments.get(name)) for name in scheduler_config.all_lengths) or (
         warmup is not None and warmup.unit != "steps"
     )
 
@@ -162,7 +162,7 @@ def _resolved_warmup(
             raise ConfigError(f"{training.unknown_reason}: {remedy}give the warmup in steps")
         # Without training the warmup stays: the scheduler has the form of the one in a checkpoint.
         whole = max(1, round(steps)) if training.steps == 0 else round(steps)
-        return dataclasses.replace(warmup, length=whole, unit="steps") if whole else None
+        return replace(warmup, length=whole, unit="steps") if whole else None
     return None
 
 
@@ -173,27 +173,67 @@ def _scheduler_steps(scheduler_config: SchedulerConfig, training: TrainingLength
     return training.scheduler_steps(scheduler_config.interval, scheduler_config.frequency, delay)
 
 
-def _resolved(
-    collector: ErrorCollector, given: Any, scheduler_config: SchedulerConfig, training: TrainingLength, loc: Loc
-) -> Any:
-    """A length in steps of the schedule, or a list of such lengths. Errors are collected."""
+@dataclass(frozen=True)
+class _Basis:
+    """What the lengths of a schedule are relative to.
+
+    Attributes:
+        config: the schedule. Its interval and frequency are the unit of its steps.
+        training: the length of the training.
+        total: the number of steps of the whole schedule, or of its part in a list of schedules; None if unknown.
+    """
+
+    config: SchedulerConfig
+    training: TrainingLength
+    total: int | None
+
+
+def _resolved(collector: ErrorCollector, given: Any, basis: _Basis, loc: Loc) -> Any:
+    """A length in steps of the schedule, or a list of such lengths, or of schedules. Errors are collected."""
     if isinstance(given, (list, tuple)):
-        items = enumerate(given)
-        return [_resolved(collector, each, scheduler_config, training, (*loc, i)) for i, each in items]
+        if any(isinstance(each, Mapping) and "name" in each for each in given):
+            return _resolved_schedules(collector, given, basis, loc)
+        return [_resolved(collector, each, basis, (*loc, i)) for i, each in enumerate(given)]
     with collector.collect(loc):
         if is_auto(given):
-            return max(1, _total(scheduler_config, training, "auto"))
+            return max(1, _total(basis, "auto"))
         if isinstance(given, Mapping):
-            return _converted(given, scheduler_config, training)
+            return _converted(given, basis)
     return given
 
 
-def _converted(given: Mapping[str, float], scheduler_config: SchedulerConfig, training: TrainingLength) -> int:
+def _resolved_schedules(
+    collector: ErrorCollector, schedules: Sequence[Mapping[str, Any]], basis: _Basis, loc: Loc
+) -> list[dict[str, Any]]:
+    """A list of schedules, in which the last one has the rest of the steps, and all lengths are numbers.
+
+    Lengths of a schedule's arguments are relative to its part.
+    """
+    found, left = [], basis.total
+    for i, schedule in enumerate(schedules):
+        rest = max(1, left) if left is not None else None
+        length = schedule.get("length", rest)
+        if is_auto(length):
+            length = _resolved(collector, length, replace(basis, total=rest), (*loc, i, "length"))
+        else:
+            length = _resolved(collector, length, basis, (*loc, i, "length"))
+        left = left - length if left is not None and isinstance(length, int) else None
+        part = replace(basis, total=length if isinstance(length, int) else None)
+        arguments = dict(schedule) if length is None else {**schedule, "length": length}
+        for name in all_lengths(registry.resolve("scheduler", schedule["name"])):
+            if is_relative(arguments.get(name)):
+                arguments[name] = _resolved(collector, arguments[name], part, (*loc, i, name))
+        found.append(arguments)
+    return found
+
+
+def _converted(given: Mapping[str, float], basis: _Basis) -> int:
     """A length with a unit in steps of the schedule."""
     ((unit, value),) = given.items()
+    scheduler_config, training = basis.config, basis.training
     interval, frequency = scheduler_config.interval, scheduler_config.frequency
     if unit == "ratio":
-        steps: float | None = value * _total(scheduler_config, training, "a ratio")
+        steps: float | None = value * _total(basis, "a ratio")
     else:
         intervals = value if unit == f"{interval}s" else _other_unit(unit, value, training)
         steps = None if intervals is None else intervals / frequency
@@ -202,7 +242,7 @@ def _converted(given: Mapping[str, float], scheduler_config: SchedulerConfig, tr
         raise ConfigError(f"{training.unknown_reason}: {remedy}give a number of {_own_unit(scheduler_config)}")
     if round(steps) or not value:
         return round(steps)
-    if interval == "epoch" and _scheduler_steps(scheduler_config, training) != 0 and not training.is_dry_run:
+    if interval == "epoch" and basis.total != 0 and not training.is_dry_run:
         raise ConfigError(
             f"is {steps:.2g} steps of the schedule, which steps once every {_own_interval(scheduler_config)}; this is "
             "rounded to 0: set interval: step"
@@ -237,19 +277,18 @@ def _warmup_steps(warmup: WarmupConfig, training: TrainingLength) -> float | Non
     return None if training.epoch_steps is None else training.epoch_steps.total(warmup.length)
 
 
-def _total(scheduler_config: SchedulerConfig, training: TrainingLength, given: str) -> int:
-    """The number of steps that the schedule takes in the training.
+def _total(basis: _Basis, given: str) -> int:
+    """The number of steps of the whole schedule.
 
     Args:
-        scheduler_config: the schedule.
-        training: the length of the training.
+        basis: what its lengths are relative to.
         given: what the length is, for the message if the number is unknown.
     """
-    known = _scheduler_steps(scheduler_config, training)
-    if known is not None:
-        return known
-    other = training.epochs if scheduler_config.interval == "step" else training.steps
-    unit = "epoch" if scheduler_config.interval == "step" else "step"
+    if basis.total is not None:
+        return basis.total
+    training, interval = basis.training, basis.config.interval
+    other = training.epochs if interval == "step" else training.steps
+    unit = "epoch" if interval == "step" else "step"
     missing = training.remedy or ("set the trainer's max_steps" if other is None else None)
     remedies = [missing, "give a number", f"interval: {unit}" if other is not None else None]
     *first, last = filter(None, remedies)

@@ -67,6 +67,15 @@ def function_arguments(cls: type) -> tuple[str, ...]:
     return tuple(declared) if isinstance(declared, (tuple, list)) else ()
 
 
+def schedule_arguments(cls: type) -> tuple[str, ...]:
+    """Return the arguments of a scheduler class that are lists of schedules: its attribute `nested_schedules`.
+
+    Each schedule in such a list is a mapping with its `name`, its `length` and its arguments.
+    """
+    declared = getattr(cls, "nested_schedules", ())
+    return tuple(declared) if isinstance(declared, (tuple, list)) else ()
+
+
 def documented_arguments(registration: Registration) -> list[Argument]:
     """Return the arguments of `configurable_arguments` with types and descriptions, in the order of the constructor.
 

@@ -91,6 +91,19 @@ class ScheduleOfLengths(optplug.ClosedFormLR):
         return max(0.0, 1 - t / self.whole)
 
 
+class ScheduleOfSchedules(optplug.ClosedFormLR):
+    """Has a list of schedules."""
+
+    nested_schedules = ("schedules",)
+
+    def __init__(self, optimizer: Any, schedules: Any, gamma: float = 0.5, last_epoch: int = -1) -> None:
+        self.schedules, self.gamma = schedules, self.check_number("gamma", gamma)
+        super().__init__(optimizer, last_epoch)
+
+    def multiplier(self, t: int) -> float:
+        return 1.0
+
+
 class SGDWithKeyNames(torch.optim.SGD):
     """Its arguments have the names of keys of a configuration."""
 
@@ -114,6 +127,7 @@ def third_party_classes(monkeypatch: pytest.MonkeyPatch) -> None:
             length="whole",
             lengths=("part", "warmup_steps"),
         ),
+        SchedulerSpec("schedule_of_schedules", ScheduleOfSchedules, interval="step"),
         SchedulerSpec("positioned_metric_scheduler", PositionedMetricScheduler, capabilities=metric),
     )
     for spec in specs:

@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from optplug.config.build import parse_and_check
 from optplug.config.json_schema import json_schema
 from optplug.config.parse import parse
 from optplug.config.training_length import EpochSteps, TrainingLength, depends_on_training_length, resolve_lengths
@@ -215,6 +216,111 @@ def test_unit_for_an_argument_that_is_no_length_raises(error_message: Any):
 def test_other_errors_are_found_beside_lengths_with_units(error_message: Any):
     message = error_message(HyperparameterError, "adam", {**COSINE, "T_max": {"ratio": 0.5}, "eta_min": -1})
     assert message == "scheduler.eta_min: CosineAnnealingLR: eta_min must be at least 0, got -1"
+
+
+# ------------------------------------------------------------------------------------------------ lists of schedules
+
+WARM = {"name": "linear_lr", "start_factor": 0.1}
+DECAY = {"name": "exponential_lr", "gamma": 0.9}
+
+
+def sequence(*schedules: Any, **given: Any) -> dict[str, Any]:
+    return {"name": "schedule_of_schedules", "schedules": list(schedules), **given}
+
+
+@pytest.mark.usefixtures("third_party_classes")
+@pytest.mark.parametrize(
+    ("schedules", "expected"),
+    [
+        (
+            [{**WARM, "length": {"ratio": 0.1}}, {**COSINE, "length": "auto"}],
+            [{**WARM, "length": 4, "total_iters": 4}, {**COSINE, "length": 36, "T_max": 36}],
+        ),
+        (
+            [{**WARM, "length": {"epochs": 1}, "total_iters": 5}, COSINE],
+            [{**WARM, "length": 10, "total_iters": 5}, {**COSINE, "length": 30, "T_max": 30}],
+        ),
+        (
+            [{**WARM, "length": "3"}, {**DECAY, "length": {"steps": 7}}, {**COSINE, "T_max": {"ratio": 0.5}}],
+            [
+                {**WARM, "length": 3, "total_iters": 3},
+                {**DECAY, "length": 7},
+                {**COSINE, "length": 30, "T_max": 15},
+            ],
+        ),
+        (
+            [{**DECAY, "length": 30}, {"name": "wsd", "decay_steps": {"ratio": 0.2}, "warmup_steps": {"steps": 1}}],
+            [
+                {**DECAY, "length": 30},
+                {"name": "wsd", "decay_steps": 2, "warmup_steps": 1, "length": 10, "total_steps": 10},
+            ],
+        ),
+        ([{**DECAY, "length": {"ratio": 1}}, COSINE], [{**DECAY, "length": 40}, {**COSINE, "length": 1, "T_max": 1}]),
+        ([{**DECAY, "length": 3}, DECAY], [{**DECAY, "length": 3}, DECAY]),
+        (
+            [sequence({**DECAY, "length": {"ratio": 0.5}}, COSINE, length={"ratio": 0.5}), {**DECAY, "length": "auto"}],
+            [
+                sequence({**DECAY, "length": 10}, {**COSINE, "length": 10, "T_max": 10}, length=20),
+                {**DECAY, "length": 20},
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_lengths_of_a_list_of_schedules(schedules: Any, expected: Any):
+    assert resolved(sequence(*schedules))["schedules"] == expected
+    parsed = parse("sgd", sequence(*schedules)).scheduler
+    assert parsed is not None
+    assert parse("sgd", parsed.to_dict()).scheduler == parsed
+
+
+@pytest.mark.usefixtures("third_party_classes")
+def test_lengths_of_a_list_of_schedules_refer_to_the_training_after_the_warmup():
+    warmup = {"steps": 10, "schedule": "after"}
+    schedules = resolved(sequence({**DECAY, "length": {"ratio": 0.5}}, COSINE, warmup=warmup))["schedules"]
+    assert [schedule["length"] for schedule in schedules] == [15, 15]
+
+
+@pytest.mark.usefixtures("third_party_classes")
+def test_last_schedule_without_a_length_needs_no_training():
+    assert resolved(sequence({**DECAY, "length": 3}, DECAY), TrainingLength())["schedules"] == [
+        {**DECAY, "length": 3},
+        DECAY,
+    ]
+    with pytest.raises(ConfigError) as caught:
+        resolved(sequence({**DECAY, "length": 3}, COSINE), TrainingLength())
+    assert str(caught.value).startswith("scheduler.schedules[1].T_max: is auto, and no trainer is attached")
+
+
+@pytest.mark.usefixtures("third_party_classes")
+@pytest.mark.parametrize(
+    ("schedules", "message"),
+    [
+        (
+            [{"name": "exponental_lr", "length": 3, "gamma": 1}, DECAY],
+            "[0].name: no scheduler named 'exponental_lr'; did you mean 'exponential_lr'",
+        ),
+        ([{**DECAY, "length": 3, "gama": 1}, DECAY], "[0].gama: exponential_lr has no argument 'gama'; did you mean"),
+        ([{"name": "exponential_lr", "length": 3}, DECAY], "[0]: exponential_lr needs gamma"),
+        ([{"gamma": 0.5, "length": 3}, DECAY], "[0]: needs a name; it has gamma, length"),
+        ([5, DECAY], "[0]: must be a name or a mapping with a name, got 5 (int)"),
+        ([DECAY, DECAY], "[0]: needs a length, such as 100 or {ratio: 0.2}: only the last schedule may omit it"),
+        (
+            [{**DECAY, "length": "auto"}, DECAY],
+            "[0].length: only the length of the last schedule can be auto, the rest of the training",
+        ),
+        ([{**DECAY, "length": {"ratoi": 1}}, DECAY], "[0].length.ratoi: a length has no key 'ratoi'; did you mean"),
+        ([{**DECAY, "length": {"ratio": 2}}, DECAY], "[0].length.ratio: must be at least 0 and at most 1, got 2"),
+        ([{**DECAY, "length": 3, "gamma": "auto"}, DECAY], "[0].gamma: no argument of exponential_lr can be auto"),
+        ([{**DECAY, "length": 3, "interval": "step"}, DECAY], "[0].interval: exponential_lr has no argument"),
+    ],
+    ids=str,
+)
+def test_errors_in_a_list_of_schedules_have_their_location(schedules: Any, message: str):
+    with pytest.raises(OptplugError) as caught:
+        parse_and_check("adam", sequence(*schedules))
+    (error,) = caught.value.errors
+    assert str(error).startswith(f"scheduler.schedules{message}")
 
 
 # ------------------------------------------------------------------------------------------------ JSON Schema
