@@ -127,7 +127,7 @@ def write_picture(plot: LrPlot, path: Path, description: str | None = None) -> N
         panels[0].set_ylim(bottom=min(-0.02 * top, panels[0].get_ylim()[0]))
     panels[-1].set_xlabel(plot.x_label)
     panels[-1].xaxis.set_major_formatter("{x:,.0f}")
-    figure.suptitle(plot.title, fontsize=12, x=0.02, ha="left")
+    figure.suptitle(textwrap.fill(plot.title, LINE * 3 // 4), fontsize=12, x=0.02, ha="left")
     handles, _ = panels[0].get_legend_handles_labels()
     if plot.caption or len(handles) > 1 or not plot.title.endswith(plot.curves[0][0]):
         figure.legend(
