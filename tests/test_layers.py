@@ -65,7 +65,7 @@ LAYERS = (
         "errors registry rules ops engines optim schedulers",
     ),
     Layer("optplug_modern", "torch typing_extensions", "errors registry rules ops optim"),
-    Layer("optplug_schedules", "torch", "errors registry engines optim schedulers"),
+    Layer("optplug_schedules", "torch", "errors registry engines optim schedulers config"),
 )
 """`optplug/__init__.py` is not a layer: it may import every public name on first use, and only `registry` at import."""
 

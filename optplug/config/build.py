@@ -556,9 +556,9 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
         return
 
     def construct(arguments: Mapping[str, Any]) -> None:
-        # The class of the optimizer does not matter: schedulers use its parameter groups only.
+        # The class of the optimizer does not matter: schedulers use its parameter groups only. Some set the momentum.
         groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(*group_counts)]
-        optimizer = torch.optim.Optimizer(groups, {"lr": 0.1})
+        optimizer = torch.optim.Optimizer(groups, {"lr": 0.1, "momentum": 0.9})
         try:
             _construct_scheduler(name, optimizer, arguments)
         except OptplugError as joined:

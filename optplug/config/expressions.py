@@ -22,7 +22,7 @@ from optplug.errors import (
     one_line,
 )
 from optplug.registry import registry
-from optplug.registry.signature import function_arguments
+from optplug.registry.signature import constructor_arguments, function_arguments
 
 CONSTANTS = {"e": math.e, "pi": math.pi}
 NAMES = ("epoch", *CONSTANTS)
@@ -270,8 +270,11 @@ def resolve_function_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[
             together.
     """
     result, collector = dict(arguments), ErrorCollector()
+    parameters = constructor_arguments(cls)[0]
     for name in function_arguments(cls):
         value = arguments.get(name)
+        if value is None and name in parameters and parameters[name].default is None:
+            continue
         if isinstance(value, (list, tuple)):
             result[name] = [_resolve_item(collector, name, (i,), item) for i, item in enumerate(value)]
         elif name in arguments:

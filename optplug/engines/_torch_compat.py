@@ -154,11 +154,15 @@ class SchedulerBase(LRScheduler):
     def before_update(self) -> None:
         """Called before each update of the learning rates."""
 
+    def after_update(self) -> None:
+        """Called after each update of the learning rates."""
+
     if hasattr(LRScheduler, "_update_lr"):
 
         def _update_lr(self, epoch: int | None = None) -> None:
             self.before_update()
             super()._update_lr(epoch)
+            self.after_update()
 
     else:
 
@@ -170,6 +174,7 @@ class SchedulerBase(LRScheduler):
             self.before_update()
             super().step(epoch)
             self._last_lr = _with_copied_tensors(self._last_lr)
+            self.after_update()
 
 
 def _with_copied_tensors(values: Iterable[Any]) -> list[Any]:

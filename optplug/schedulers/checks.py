@@ -18,6 +18,7 @@ from optplug.errors import (
     ErrorCollector,
     HyperparameterError,
     HyperparameterTypeError,
+    Loc,
     OptplugError,
     listing,
     number_hint,
@@ -71,11 +72,26 @@ class ArgumentChecks:
             return self.reject(name, HyperparameterError(f"{torch_text} {message}".lstrip()), index)
         return number
 
-    def check_choice(self, name: str, value: Any, choices: Collection[str]) -> Any:
+    def check_positive(self, name: str, value: Any) -> Any:
+        """Check a number that must be above 0, as `check_number` does."""
+        number = self.check_number(name, value)
+        if number == 0:
+            message = f"{type(self).__name__}: {name} must be above 0, got {value}"
+            return self.reject(name, HyperparameterError(message))
+        return number
+
+    def check_bool(self, name: str, value: Any) -> bool:
+        """Check that an argument is True or False, and return it. The error is a HyperparameterTypeError."""
+        if not isinstance(value, bool):
+            message = f"{type(self).__name__}: {name} must be True or False, got {value!r}"
+            self.reject(name, HyperparameterTypeError(message))
+        return bool(value)
+
+    def check_choice(self, name: str, value: Any, choices: Collection[str], *, torch_text: str = "") -> Any:
         """Check that an argument is one of some strings, and return it. The error is a HyperparameterError."""
         if not isinstance(value, str) or value not in choices:
             message = f"{type(self).__name__}: {name} must be one of {listing(map(repr, choices))}, got {value!r}"
-            self.reject(name, HyperparameterError(message))
+            self.reject(name, HyperparameterError(f"{torch_text} {message}".lstrip()))
         return value
 
     def check_optimizer(self, optimizer: Any) -> bool:
@@ -86,18 +102,20 @@ class ArgumentChecks:
         return True
 
     def reject(
-        self, name: str, error: OptplugError, index: int | None = None, *, is_contradiction: bool = False
+        self, name: str, error: OptplugError, index: int | Loc | None = None, *, is_contradiction: bool = False
     ) -> float:
         """Collect an error about an argument, and return NaN, for which further comparisons are false.
 
         Args:
             name: name of the argument.
             error: the error.
-            index: index of the wrong value in a list. Default: None, the error is about the whole argument.
+            index: index of the wrong value in a list, or its location in the argument. Default: None, the error is
+                about the whole argument.
             is_contradiction: whether the argument contradicts another one. Default: False.
         """
         errors = vars(self).setdefault("_argument_errors", ErrorCollector())
-        error.argument, error.inside = name, () if index is None else (index,)
+        error.argument = name
+        error.inside = index if isinstance(index, tuple) else () if index is None else (index,)
         error.is_contradiction = is_contradiction
         errors.add(error)
         return math.nan

@@ -41,10 +41,14 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
 
     Attributes:
         floor: the learning rate for multiplier 0, the same for all groups.
+        last_step: the number of steps after which the schedule must not be stepped. Default: None, there is none.
         min_lr_ratio: the least multiplier. A state dict contains it only if it is not 0, so that the schedules of torch
             have the same keys.
         decays_to_floor: whether `min_lr_ratio` is where the decay ends, so that :math:`f` becomes
             :math:`r + (1 - r) \, f`. Otherwise the multiplier is the larger one of :math:`f` and :math:`r`.
+        has_own_lrs: whether arguments set the learning rates, and those of the optimizer are not used.
+        is_absolute: whether a step sets the learning rate of the formula, so that those of other schedulers are
+            overwritten. Otherwise a step multiplies the current learning rate as described above.
         functions: names of the arguments that are functions of the step. A configuration may give them as text.
         steps_when_resumed: whether construction with `last_epoch` >= 0 takes the step to `last_epoch` + 1. Otherwise
             construction leaves the learning rates unchanged. torch's schedulers differ in this.
@@ -61,14 +65,15 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
     interval: ClassVar[str] = "epoch"
     cases: ClassVar[Sequence[Mapping[str, Any]]]
     decays_to_floor: ClassVar[bool] = False
+    has_own_lrs: ClassVar[bool] = False
+    is_absolute: ClassVar[bool] = False
     functions: ClassVar[tuple[str, ...]] = ()
     steps_when_resumed: ClassVar[bool] = False
     floor: float = 0.0
+    last_step: int | None = None
     min_lr_ratio: float = 0.0
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1, *, min_lr_ratio: float = 0.0) -> None:
-        self.check_optimizer(optimizer)
-        last_epoch = self.check_number("last_epoch", last_epoch, -1, whole=True)
         min_lr_ratio = self.check_number("min_lr_ratio", min_lr_ratio, at_most=1)
         if min_lr_ratio > 0:
             self.min_lr_ratio = min_lr_ratio
@@ -76,8 +81,14 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
                 message = "min_lr_ratio and eta_min both set a lower bound: give only one of them"
                 error = HyperparameterError(f"{type(self).__name__}: {message}")
                 self.reject("min_lr_ratio", error, is_contradiction=True)
-        self.raise_argument_errors()  # also those that the constructors of derived classes have collected
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, self.checked_start(optimizer, last_epoch))
+
+    def checked_start(self, optimizer: Any, last_epoch: Any) -> int:
+        """Check the optimizer, return `last_epoch` as a Python number, and raise all errors collected so far."""
+        self.check_optimizer(optimizer)
+        start: int = self.check_number("last_epoch", last_epoch, -1, whole=True)
+        self.raise_argument_errors()
+        return start
 
     def multiplier(self, t: int) -> float:
         """Return :math:`f(t)`, the multiplier after `t` steps; 1 for the base learning rate."""
@@ -119,11 +130,17 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
             follow_groups(self)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rates of this step for each group, computed from the current ones.
+        """Return the learning rates of this step for each group, see `is_absolute`.
 
         Like torch's `get_lr`, it warns if it is called outside of `step()`.
         """
         warn_get_lr_outside_step(self)
+        return self.next_lrs()
+
+    def next_lrs(self) -> list[float | Tensor]:
+        """Return the learning rates of the step to `last_epoch` for each group."""
+        if self.is_absolute:
+            return self._get_closed_form_lr()
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         t = self.last_epoch
         if self._is_initial and t > 0 and not self.steps_when_resumed:
@@ -145,10 +162,23 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """Return the learning rates according to the formula. torch calls this in `step(epoch)`."""
         with self._convert_overflow():
-            return [self.floor + distance for distance in self._distances_from_floor(self.last_epoch)]
+            return self.lrs(self.last_epoch)
+
+    def lrs(self, t: int) -> list[float | Tensor]:
+        """Return the learning rate of each group after `t` steps, according to the formula."""
+        return [self.floor + distance for distance in self._distances_from_floor(t)]
 
     def _distances_from_floor(self, t: int) -> list[float | Tensor]:
         """Return for each group the distance of its learning rate from the floor, according to the formula."""
+        self.include_all_groups()
+        return [(base - self.floor) * f for base, f in zip(self.base_lrs, self.multipliers(t), strict=True)]
+
+    def include_all_groups(self) -> None:
+        """Extend the schedule to added groups.
+
+        Raises:
+            ConfigError: groups were removed.
+        """
         follow_groups(self)
         groups = self.optimizer.param_groups
         if len(groups) < len(self.base_lrs):
@@ -157,7 +187,6 @@ class ClosedFormLR(ArgumentChecks, StrictKwargs, SchedulerBase):
                 f"{len(groups)} parameter groups: groups can be added but not removed; add all groups to the optimizer "
                 "before you load a checkpoint"
             )
-        return [(base - self.floor) * f for base, f in zip(self.base_lrs, self.multipliers(t), strict=True)]
 
     @contextmanager
     def _convert_overflow(self) -> Iterator[None]:
@@ -236,6 +265,13 @@ class ClosedFormAdapter(TorchAdapter):
         schedule: ClosedFormLR = self.scheduler
         return None if type(schedule).extend is ClosedFormLR.extend else schedule.extend(length)
 
+    @property
+    def last_step(self) -> int | None:
+        return self.scheduler.last_step  # type: ignore[no-any-return]
+
+    def set_base_lrs(self, base_lrs: Sequence[float]) -> None:
+        super().set_base_lrs(self.scheduler.base_lrs if self.scheduler.has_own_lrs else base_lrs)
+
     def _initial_lrs(self, base_lrs: Sequence[float]) -> Sequence[Any]:
         return self.scheduler._get_closed_form_lr()  # type: ignore[no-any-return]
 
@@ -248,6 +284,7 @@ class ClosedFormAdapter(TorchAdapter):
         if len(groups) == len(self.scheduler.base_lrs):
             for group, lr in zip(groups, self.scheduler._get_closed_form_lr(), strict=True):
                 set_lr(group, float(lr))
+        self.scheduler.after_update()
         self._update_last_lr()
         return True
 

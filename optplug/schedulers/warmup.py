@@ -257,7 +257,8 @@ class Warmup(LRScheduler):
         writer = next((scheduler for scheduler in self.other_schedulers if _last_lr(scheduler, i) == lr), None)
         if writer is None and self.is_warming_up:
             self.lrs_from_outside[i] = lr
-        is_multiple = writer is not None and not isinstance(writer, _ABSOLUTE)
+        is_absolute = isinstance(writer, _ABSOLUTE) or getattr(writer, "is_absolute", False)
+        is_multiple = writer is not None and not is_absolute
         return self._lrs_without_warmup[i] * lr / shown if is_multiple and shown else lr
 
     def _apply_factor(self) -> None:

@@ -17,7 +17,7 @@ from optplug.testing.checks import save_and_load
 
 
 class _IdleOptimizer(Optimizer):
-    """An optimizer whose step does nothing: schedulers only need its parameter groups."""
+    """An optimizer whose step does nothing: schedulers only need its parameter groups, some with a momentum."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Do nothing."""
@@ -41,7 +41,9 @@ class SchedulerUnderTest:
 
     def build(self, lrs: Sequence[float | Tensor], **groups: Any) -> LRScheduler:
         params = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr, **groups} for lr in lrs]
-        return self.cls(_IdleOptimizer(params, {"lr": 0.1}), **resolve_function_arguments(self.cls, self.arguments))
+        return self.cls(
+            _IdleOptimizer(params, {"lr": 0.1, "momentum": 0.9}), **resolve_function_arguments(self.cls, self.arguments)
+        )
 
     def step(self, scheduler: LRScheduler, t: int) -> list[float]:
         """Take step `t` and return the learning rates. The metric decreases until step 6 and then varies slightly."""

@@ -58,6 +58,43 @@ def optplug_schedulers() -> list[SchedulerSpec]:
             length="total_iters",
         ),
         SchedulerSpec(
+            "one_cycle_lr",
+            "optplug_schedules.one_cycle_lr:OneCycleLR",
+            "up to max_lr and down to a very low learning rate, the momentum the other way",
+            interval="step",
+            length="total_steps",
+        ),
+        SchedulerSpec(
+            "cyclic_lr",
+            "optplug_schedules.cyclic_lr:CyclicLR",
+            "cycles between base_lr and max_lr, the momentum the other way",
+            interval="step",
+            lengths=("step_size_up", "step_size_down"),
+        ),
+        SchedulerSpec(
+            "cosine_annealing_warm_restarts",
+            "optplug_schedules.cosine_annealing_warm_restarts:CosineAnnealingWarmRestarts",
+            "half a cosine from the base learning rate to eta_min, again and again",
+            lengths=("T_0",),
+        ),
+        SchedulerSpec(
+            "multiplicative_lr",
+            "optplug_schedules.multiplicative_lr:MultiplicativeLR",
+            "multiplies by a function of the step in each step",
+        ),
+        SchedulerSpec(
+            "sequential",
+            "optplug_schedules.sequential:Sequential",
+            "several schedules one after the other",
+        ),
+        SchedulerSpec(
+            "inverse_sqrt",
+            "optplug_schedules.inverse_sqrt:InverseSqrt",
+            "warmup, then a decay with the inverse square root of the step",
+            interval="step",
+            lengths=("warmup_steps", "timescale"),
+        ),
+        SchedulerSpec(
             "wsd",
             "optplug_schedules.wsd:WSD",
             "warmup, a constant learning rate, and a decay at the end",

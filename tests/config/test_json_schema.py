@@ -378,7 +378,7 @@ def test_registered_names_are_listed_for_completion():
     assert names == optplug.list_optimizers()
     name_only = SCHEMA["$defs"]["scheduler"]["anyOf"][0]["enum"]
     # The others have a required argument.
-    assert name_only == ["constant_lr", "linear_lr", "polynomial_lr", "reduce_lr_on_plateau"]
+    assert name_only == ["constant_lr", "inverse_sqrt", "linear_lr", "polynomial_lr", "reduce_lr_on_plateau"]
     assert SCHEMA["$defs"]["scheduler.mapping"]["properties"]["name"]["anyOf"][0]["enum"] == optplug.list_schedulers()
 
 

@@ -25,7 +25,7 @@ Lambda = CLASSES["LambdaLR"]
 
 def sgd(groups=2, **options):
     params = [{"params": [torch.zeros(1, requires_grad=True)], **options} for _ in range(groups)]
-    return torch.optim.SGD(params, lr=0.1)
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
 OUT_OF_RANGE, WRONG_TYPE = HyperparameterError, HyperparameterTypeError
@@ -122,6 +122,13 @@ def remove_group(cls):
     scheduler.step()
 
 
+def step_beyond_the_end(cls):
+    scheduler = cls(sgd(), 2.5, 3, cycle_momentum=False)
+    for _ in range(4):
+        scheduler.optimizer.step()
+        scheduler.step()
+
+
 def remove_group_of_plateau(cls):
     scheduler = cls(sgd(), min_lr=[0.0, 0.0], patience=0)
     del scheduler.optimizer.param_groups[1]
@@ -200,6 +207,135 @@ INVALID_INPUTS = {
         ("decay too long", {"total_steps": 9, "decay_steps": 10}, OUT_OF_RANGE, None),
         ("warmup too long", {"total_steps": 9, "decay_steps": 3, "warmup_steps": 7}, OUT_OF_RANGE, None),
         *closed_form_inputs(total_steps=9, decay_steps=3),
+    ],
+    "OneCycleLR": [
+        *(i for i in invalid_numbers("max_lr", 0, given={"total_steps": 9}) if i[0] != "max_lr a list"),
+        (
+            "too many max_lr",
+            {"total_steps": 9, "max_lr": [0.1] * 3},
+            OUT_OF_RANGE,
+            "max_lr must have the same length as optimizer.param_groups. max_lr has 3 values, param_groups has 2.",
+        ),
+        ("no length", {"max_lr": 1.0}, OUT_OF_RANGE, "You must define either total_steps OR (epochs AND"),
+        (
+            "epochs only",
+            {"max_lr": 1.0, "epochs": 3},
+            OUT_OF_RANGE,
+            "You must define either total_steps OR (epochs AND",
+        ),
+        (
+            "total_steps 0",
+            {"max_lr": 1.0, "total_steps": 0},
+            OUT_OF_RANGE,
+            "Expected positive integer total_steps, but",
+        ),
+        (
+            "epochs 0",
+            {"max_lr": 1.0, "epochs": 0, "steps_per_epoch": 3},
+            OUT_OF_RANGE,
+            "Expected positive integer epochs, but got 0",
+        ),
+        (
+            "pct_start above 1",
+            {"max_lr": 1.0, "total_steps": 9, "pct_start": 1.5},
+            OUT_OF_RANGE,
+            "Expected float between 0 and 1 pct_start, but got 1.5",
+        ),
+        (
+            "no such strategy",
+            {"max_lr": 1.0, "total_steps": 9, "anneal_strategy": "sine"},
+            OUT_OF_RANGE,
+            "anneal_strategy must be one of 'cos' or 'linear', instead got sine",
+        ),
+        (
+            "an optimizer without momentum",
+            lambda cls: cls(torch.optim.Adagrad([torch.zeros(1)]), 1.0, 9),
+            OUT_OF_RANGE,
+            "optimizer must support momentum or beta1 with `cycle_momentum` option enabled",
+        ),
+        ("after its end", step_beyond_the_end, OUT_OF_RANGE, "Tried to step 4 times. The specified number of total"),
+        *closed_form_inputs(max_lr=1.0, total_steps=9),
+    ],
+    "CyclicLR": [
+        *invalid_numbers("step_size_up", 1, given={"base_lr": 0.1, "max_lr": 1.0}),
+        *invalid_numbers("gamma", 0, given={"base_lr": 0.1, "max_lr": 1.0}),
+        (
+            "too few base_lr",
+            {"max_lr": 1.0, "base_lr": [0.1]},
+            OUT_OF_RANGE,
+            "base_lr must have the same length as optimizer.param_groups. base_lr has 1 values, param_groups has 2.",
+        ),
+        (
+            "no such mode",
+            {"base_lr": 0.1, "max_lr": 1.0, "mode": "square"},
+            OUT_OF_RANGE,
+            "mode is invalid and scale_fn is None",
+        ),
+        ("scale_fn text", {"base_lr": 0.1, "max_lr": 1.0, "scale_fn": "1"}, WRONG_TYPE, None),
+        (
+            "scale_fn NaN",
+            {"base_lr": 0.1, "max_lr": 1.0, "scale_fn": lambda n: math.nan},
+            OUT_OF_RANGE,
+            None,
+        ),
+        (
+            "an optimizer without momentum",
+            lambda cls: cls(torch.optim.Adagrad([torch.zeros(1)]), 0.1, 1.0),
+            OUT_OF_RANGE,
+            "optimizer must support momentum or beta1 with `cycle_momentum` option enabled",
+        ),
+        *closed_form_inputs(base_lr=0.1, max_lr=1.0),
+    ],
+    "CosineAnnealingWarmRestarts": [
+        *invalid_numbers("T_0", 1, whole=True),
+        *invalid_numbers("T_mult", 1, whole=True, given={"T_0": 3}),
+        *invalid_numbers("eta_min", 0, given={"T_0": 3}),
+        *invalid_numbers("min_lr_ratio", 0, given={"T_0": 3}),
+        ("T_0 0", {"T_0": 0}, OUT_OF_RANGE, "Expected positive integer T_0, but got 0"),
+        ("T_mult 0", {"T_0": 3, "T_mult": 0}, OUT_OF_RANGE, "Expected integer T_mult >= 1, but got 0"),
+        ("two floors", {"T_0": 3, "eta_min": 0.1, "min_lr_ratio": 0.1}, OUT_OF_RANGE, None),
+        (
+            "an epoch below 0",
+            lambda cls: cls(sgd(), 3).step(-1),
+            OUT_OF_RANGE,
+            "Expected non-negative epoch, but got -1",
+        ),
+        *closed_form_inputs(T_0=3),
+    ],
+    "MultiplicativeLR": [
+        ("too many", {"lr_lambda": [abs] * 3}, OUT_OF_RANGE, "Expected 2 lr_lambdas, but got 3"),
+        ("text", {"lr_lambda": "0.95"}, WRONG_TYPE, None),
+        ("None", {"lr_lambda": None}, WRONG_TYPE, None),
+        *(
+            (f"{what} in a step", invalid_in_second_step(value), error, None)
+            for what, (value, error) in INVALID_RETURN_VALUES.items()
+        ),
+        *closed_form_inputs(lr_lambda=function_returning(1.0)),
+    ],
+    "InverseSqrt": [
+        *invalid_numbers("warmup_steps", 0, whole=True),
+        *(i for i in invalid_numbers("timescale", 1) if i[0] != "timescale None"),
+        *invalid_numbers("min_lr_ratio", 0),
+        *closed_form_inputs(),
+    ],
+    "Sequential": [
+        ("schedules text", {"schedules": "linear_lr"}, WRONG_TYPE, None),
+        ("schedules a mapping", {"schedules": {"name": "linear_lr"}}, WRONG_TYPE, None),
+        ("no schedules", {"schedules": []}, OUT_OF_RANGE, "Sequential expects at least one scheduler, but got no"),
+        ("a name only", {"schedules": ["linear_lr"]}, WRONG_TYPE, None),
+        ("a schedule without a name", {"schedules": [{"length": 3}]}, WRONG_TYPE, None),
+        ("no length", {"schedules": [{"name": "linear_lr"}] * 2}, OUT_OF_RANGE, None),
+        ("a length of 0", {"schedules": [{"name": "linear_lr", "length": 0}]}, OUT_OF_RANGE, None),
+        ("a fraction", {"schedules": [{"name": "linear_lr", "length": 2.5}]}, WRONG_TYPE, None),
+        ("a metric", {"schedules": [{"name": "reduce_lr_on_plateau"}]}, OUT_OF_RANGE, None),
+        (
+            "one_cycle_lr twice",
+            {"schedules": [{"name": "one_cycle_lr", "length": 9, "max_lr": 1.0}] * 2},
+            OUT_OF_RANGE,
+            None,
+        ),
+        ("a wrong argument", {"schedules": [{"name": "step_lr", "step_size": 0}]}, OUT_OF_RANGE, None),
+        *closed_form_inputs(schedules=[{"name": "linear_lr"}]),
     ],
     "LambdaLR": [
         ("too many", {"lr_lambda": [abs] * 3}, OUT_OF_RANGE, "Expected 2 lr_lambdas, but got 3"),
@@ -292,7 +428,8 @@ def test_message_begins_with_text_of_torch(name, action, error, text):
         attempt(getattr(lr_scheduler, name), action, sgd())
     except Exception as caught:
         raised = caught
-    if name == "LambdaLR" and "not an Optimizer" in text:  # torch's class reads the parameter groups first
+    reads_groups_first = name in ("LambdaLR", "MultiplicativeLR")  # torch's class
+    if reads_groups_first and "not an Optimizer" in text:
         assert isinstance(raised, AttributeError)
     else:
         assert str(raised).startswith(text.format(cls=name))

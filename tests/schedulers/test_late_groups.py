@@ -79,7 +79,12 @@ class ThirdPartyLR(lr_scheduler.LRScheduler):
 def factory_from_case(cls, case):
     # Bounds do not scale with the learning rate.
     given = {**case, "min_lr": 0.0, "eps": 0.0} if cls is Plateau else case
-    return lambda optimizer: cls(optimizer, **resolve_function_arguments(cls, given))
+
+    def make(optimizer):
+        own = {key: scaled_lrs(10 * given[key], optimizer) for key in ("base_lr", "max_lr") if key in given}
+        return cls(optimizer, **{**resolve_function_arguments(cls, given), **own})
+
+    return make
 
 
 OPTPLUG_SCHEDULERS = {
@@ -90,6 +95,24 @@ OPTPLUG_SCHEDULERS = {
     "lambda_lr by group": lambda o: Lambda(o, first_and_other_groups(alternating, decaying, o)),
     "cosine_annealing_lr beyond T_max": lambda o: Cosine(o, 5, 0.005),
     "step_lr to zero": lambda o: Step(o, 5, 0.0),
+    "cyclic_lr with momenta by group": lambda o: optplug.get_scheduler("cyclic_lr")(
+        o,
+        scaled_lrs(1, o),
+        scaled_lrs(5, o),
+        3,
+        base_momentum=first_and_other_groups(0.7, 0.75, o),
+        max_momentum=first_and_other_groups(0.8, 0.85, o),
+    ),
+    "sequential with one_cycle_lr": lambda o: optplug.get_scheduler("sequential")(
+        o,
+        [
+            {"name": "linear_lr", "length": 4, "start_factor": 0.1},
+            {"name": "one_cycle_lr", "max_lr": scaled_lrs(10, o), "total_steps": 30},
+        ],
+    ),
+    "multiplicative_lr by group": lambda o: optplug.get_scheduler("multiplicative_lr")(
+        o, first_and_other_groups(lambda t: 0.5, lambda t: 0.9, o)
+    ),
     "in SequentialLR": lambda o: lr_scheduler.SequentialLR(o, [Step(o, 3, 0.5), Cosine(o, 9)], [6]),
     "in ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler([Step(o, 3, 0.5), Exponential(o, 0.9)]),
 }

@@ -387,7 +387,9 @@ REQUIRED_ARGUMENTS = {
     "cosine_annealing_lr": {"T_max": 2},
 }
 REQUIRED_ARGUMENTS |= {"multi_step_lr": {"milestones": [1]}, "step_lr": {"step_size": 1}}
-REQUIRED_ARGUMENTS |= {"wsd": {"total_steps": 9, "decay_steps": 3}}
+REQUIRED_ARGUMENTS |= {"wsd": {"total_steps": 9, "decay_steps": 3}, "one_cycle_lr": {"max_lr": 1.0, "total_steps": 9}}
+REQUIRED_ARGUMENTS |= {"cyclic_lr": {"base_lr": 0.1, "max_lr": 1.0}, "cosine_annealing_warm_restarts": {"T_0": 3}}
+REQUIRED_ARGUMENTS |= {"multiplicative_lr": {"lr_lambda": "1"}, "sequential": {"schedules": [{"name": "linear_lr"}]}}
 REQUIRED_ARGUMENTS |= {"reduce_lr_on_plateau": {"monitor": "val_loss"}}
 
 
