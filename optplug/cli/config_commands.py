@@ -271,7 +271,7 @@ def _chooses_parameters(loc: Loc) -> bool:
 def _known_config(config: Config) -> Config:
     """A configuration without the arguments and the group rules that are not known."""
     from optplug.config.fields import has_unresolved
-    from optplug.config.param_groups import GroupRule
+    from optplug.config.model import GroupRule
 
     def known_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
         given = optimizer.hyperparameters

@@ -21,15 +21,18 @@ from optplug.config.lengths import is_relative, numbers_in
 from optplug.config.matrices import assignments
 from optplug.config.model import (
     LINK_PATTERN,
+    AnyGroupRule,
     Config,
+    GroupRule,
     OptimizerConfig,
     OptimizerEntry,
     OptimizerSetup,
     SchedulerConfig,
+    constant_schedule,
 )
 from optplug.config.options import ParamGroups, Schedule
 from optplug.config.param_group_presets import LayerDecay
-from optplug.config.param_groups import AnyGroupRule, GroupRule, build_param_groups, trainable_parameters
+from optplug.config.param_groups import build_param_groups, trainable_parameters
 from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
@@ -51,6 +54,7 @@ from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments, constructor_arguments, function_arguments
 from optplug.schedulers.closed_form import Unscheduled
+from optplug.schedulers.per_group import DEFAULT, PerGroup, ScheduleFactory
 from optplug.schedulers.plateau_warmup import PlateauWarmup
 from optplug.schedulers.warmup import Warmup
 
@@ -102,7 +106,11 @@ def _create_from_config(
     other = {key: value for key, value in hyperparameters.items() if key in keys}
     arguments = {key: value for key, value in hyperparameters.items() if key not in keys}
     given = {"name": registration.qualified_name, **other, **({ARGS: arguments} if arguments else {})}
-    return build_optimizer(module, parse_and_check(given, param_groups=param_groups).setup)
+    setup = parse_and_check(given, param_groups=param_groups).setup
+    for schedule in setup.schedules:
+        message = "create_optimizer builds no scheduler: use create_optimizer_and_scheduler"
+        raise ConfigError(message, loc=schedule.loc)
+    return build_optimizer(module, setup)
 
 
 def _construct_optimizer(name: str, params: Any, hyperparameters: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -345,6 +353,37 @@ def resolve_links(module: nn.Module, config: Config) -> dict[str, Any]:
     return found
 
 
+def build_schedule(
+    optimizer: torch.optim.Optimizer, setup: OptimizerSetup, mode: str | None = None, *, counts_steps: bool = True
+) -> LRScheduler | None:
+    """Build the scheduler of an optimizer: a `PerGroup` if groups have their own schedules; None without a schedule.
+
+    Args:
+        optimizer: the optimizer, built from the setup.
+        setup: the setup, with all lengths resolved.
+        mode: as in `build_scheduler`.
+        counts_steps: as in `build_scheduler`.
+
+    Raises:
+        As `build_scheduler`.
+    """
+
+    def factory(config: SchedulerConfig) -> ScheduleFactory:
+        return lambda view: build_scheduler(view, config, mode, counts_steps=counts_steps)
+
+    base, of_groups = setup.scheduler, setup.group_schedules
+    if not of_groups:
+        return None if base is None else factory(base)(optimizer)
+    configs = {DEFAULT: base or constant_schedule(), **of_groups}
+    scheduler = PerGroup(optimizer, {name: factory(config) for name, config in configs.items()})
+    scheduler.ends = {
+        name: (config.length_argument, config.arguments[config.length_argument])
+        for name, config in configs.items()
+        if config.ends_with_training and config.length_argument is not None
+    }
+    return scheduler
+
+
 def build_scheduler(
     optimizer: torch.optim.Optimizer,
     scheduler_config: SchedulerConfig,
@@ -469,8 +508,9 @@ def _dry_run(collector: ErrorCollector, config: Config) -> None:
                 _dry_run_entry(found, member)
                 reported = {error.loc for error in collector.errors}  # the group rules apply to the first member too
                 collector.errors += [error for error in found.errors if error.loc not in reported]
-        if setup.scheduler is not None and setup.scheduler.name is not None:
-            _dry_run_scheduler(collector, setup, setup.scheduler)
+        for schedule in setup.schedules:
+            if schedule.name is not None:
+                _dry_run_scheduler(collector, setup, schedule)
 
 
 def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:

@@ -313,6 +313,14 @@ GROUP_RULE = table(
     ),
     Field("lr_mult", FACTOR, "a factor for the learning rate; not together with `lr`"),
     Field("wd_mult", FACTOR, "a factor for the weight decay; not together with `weight_decay`"),
+    Field(
+        "scheduler",
+        Nested("scheduler", NAME_OR_MAPPING),
+        "the schedule of these parameters, in the form of the top-level `scheduler`, which it replaces as a whole, "
+        "warmup included; `null`: their learning rate is constant. See "
+        "[A schedule for a group](#a-schedule-for-a-group)",
+        is_nullable=True,
+    ),
 )
 """A group rule, beside the options of the optimizer."""
 

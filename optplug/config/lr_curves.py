@@ -13,9 +13,9 @@ import torch
 
 from optplug.config.build import build_scheduler, is_link
 from optplug.config.fields import has_unresolved
-from optplug.config.model import OptimizerEntry, OptimizerSetup, SchedulerConfig
+from optplug.config.model import GroupRule, OptimizerEntry, OptimizerSetup, SchedulerConfig
 from optplug.config.param_group_presets import NoDecay
-from optplug.config.param_groups import GroupRule, apply_multipliers
+from optplug.config.param_groups import apply_multipliers
 from optplug.config.third_party import third_party_errors
 from optplug.config.training_length import TrainingLength, resolve_lengths
 from optplug.errors import ConfigError, ErrorCollector, Loc

@@ -8,7 +8,7 @@ param_groups: [no_decay, {match: "head.*", lr_mult: 10}]
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,15 +23,16 @@ from optplug.config.form import (
     SCHEDULER,
     TABLES,
     WARMUP,
+    is_auto,
 )
 from optplug.config.lengths import all_lengths, length_argument, length_arguments
-from optplug.config.param_group_presets import Flattened
-from optplug.config.param_groups import DEFAULT_GROUP, AnyGroupRule, GroupRule
-from optplug.config.param_selection import AnySelector, Selector
+from optplug.config.param_group_presets import Flattened, GroupAssignment, LayerDecay, NoDecay
+from optplug.config.param_selection import AnySelector, ModuleParameter, Selector
 from optplug.config.plain_data import to_serializable
 from optplug.errors import Loc
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments
+from optplug.schedulers.per_group import SCHEDULE_KEY
 
 LINK_PATTERN = re.compile(r"module(\.[A-Za-z_]\w*)+")
 """The text of a link: a value that is read from an attribute of the module, such as `module.lr`."""
@@ -185,6 +186,11 @@ class SchedulerConfig:
         """The names of all arguments that are lengths, or lists of schedules with lengths."""
         return () if self.name is None else all_lengths(self.registration)
 
+    @property
+    def ends_with_training(self) -> bool:
+        """Whether the length was `auto` before it was converted: the schedule is not stepped after its end."""
+        return is_auto(self.given_lengths.get(str(self.length_argument)))
+
     def to_dict(self) -> dict[str, Any]:
         reserved: dict[str, Any] = {}
         if self.name is not None and not self.takes_metric:
@@ -194,6 +200,43 @@ class SchedulerConfig:
         if self.warmup is not None:
             reserved["warmup"] = self.warmup.to_dict()
         return {**_mapping_of("scheduler", self.name, self.arguments), **reserved}
+
+
+def constant_schedule(loc: Loc = ("scheduler",)) -> SchedulerConfig:
+    """The schedule of a constant learning rate, without a warmup."""
+    return SchedulerConfig(None, interval="step", loc=loc)
+
+
+@dataclass(frozen=True)
+class GroupRule:
+    """A rule that sets options for the parameters that a selector selects.
+
+    Attributes:
+        select: selects the parameters.
+        name: a name for the parameter group. It is also the name of the schedule.
+        options: options of the optimizer, and keys of `MULTIPLIERS`.
+        scheduler: the schedule of the parameters; None for that of earlier rules, or of the optimizer.
+    """
+
+    select: Selector
+    name: str
+    options: dict[str, Any]
+    scheduler: SchedulerConfig | None = None
+
+    def assignments(self, parameters: Sequence[ModuleParameter], has_weight_decay: bool) -> list[GroupAssignment]:
+        schedule = {} if self.scheduler is None else {SCHEDULE_KEY: self.name}
+        return [(self.name, [p for p in parameters if self.select.selects(p)], {**self.options, **schedule})]
+
+    def to_dict(self) -> dict[str, Any]:
+        schedule = {} if self.scheduler is None else {"scheduler": self.scheduler.to_dict() or None}
+        options = {key: to_serializable(value) for key, value in self.options.items()}
+        return {**self.select.to_dict(), "name": self.name, **options, **schedule}
+
+
+DEFAULT_GROUP = "default"
+"""The name of the group of the parameters that no rule selects."""
+
+AnyGroupRule = GroupRule | NoDecay | LayerDecay | Flattened
 
 
 @dataclass(frozen=True)
@@ -268,13 +311,52 @@ class OptimizerSetup:
     Attributes:
         entries: one entry; or several, which are combined into one optimizer; or none, if the module builds its own
             optimizer.
-        scheduler: None for no scheduler.
+        scheduler: the schedule of the parameter groups without their own; None for a constant learning rate.
         is_combined: whether the entries were given under the key `combine`.
     """
 
     entries: tuple[OptimizerEntry, ...] = ()
     scheduler: SchedulerConfig | None = None
     is_combined: bool = False
+
+    @property
+    def group_schedules(self) -> dict[str, SchedulerConfig]:
+        """The schedules of the group rules, by the name of the rule."""
+        rules = [rule for entry in self.entries for rule in entry.param_groups if isinstance(rule, GroupRule)]
+        return {rule.name: rule.scheduler for rule in rules if rule.scheduler is not None}
+
+    @property
+    def schedules(self) -> tuple[SchedulerConfig, ...]:
+        """All schedules of the optimizer, that of the groups without their own first."""
+        return (*(() if self.scheduler is None else (self.scheduler,)), *self.group_schedules.values())
+
+    @property
+    def takes_metric(self) -> bool:
+        """Whether a schedule takes a metric. Then all schedules with a name do."""
+        return any(one.takes_metric for one in self.schedules)
+
+    @property
+    def leading_schedule(self) -> SchedulerConfig | None:
+        """The schedule that says when all schedules are stepped: the first one with a name, or else the first one."""
+        found = self.schedules
+        named = [one for one in found if one.name is not None]
+        if not named:
+            return next(iter(found), None)
+        monitor, mode = (next(filter(None, (getattr(one, key) for one in named)), None) for key in ("monitor", "mode"))
+        return replace(named[0], monitor=monitor, mode=mode)
+
+    def with_schedules(self, change: Callable[[SchedulerConfig], SchedulerConfig]) -> OptimizerSetup:
+        """The setup with each schedule replaced by what a function returns for it."""
+
+        def changed_rule(rule: AnyGroupRule) -> AnyGroupRule:
+            has_schedule = isinstance(rule, GroupRule) and rule.scheduler is not None
+            return replace(rule, scheduler=change(rule.scheduler)) if has_schedule else rule  # type: ignore
+
+        def changed_entry(entry: OptimizerEntry) -> OptimizerEntry:
+            return replace(entry, param_groups=tuple(map(changed_rule, entry.param_groups)))
+
+        scheduler = None if self.scheduler is None else change(self.scheduler)
+        return replace(self, entries=tuple(map(changed_entry, self.entries)), scheduler=scheduler)
 
 
 @dataclass(frozen=True)

@@ -13,42 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optplug.config.form import MULTIPLIERS
-from optplug.config.param_group_presets import Flattened, GroupAssignment, LayerDecay, NoDecay
-from optplug.config.param_selection import AnySelector, ModuleParameter, Selector, check_selector, module_parameters
-from optplug.config.plain_data import to_serializable
+from optplug.config.model import DEFAULT_GROUP, AnyGroupRule, GroupRule
+from optplug.config.param_selection import AnySelector, ModuleParameter, check_selector, module_parameters
 from optplug.errors import ConfigError, ErrorCollector, Loc
 from optplug.optim.combined import Combined
-
-
-@dataclass(frozen=True)
-class GroupRule:
-    """A rule that sets options for the parameters that a selector selects.
-
-    Attributes:
-        select: selects the parameters.
-        name: a name for the parameter group.
-        options: options of the optimizer, and keys of `MULTIPLIERS`.
-    """
-
-    select: Selector
-    name: str
-    options: dict[str, Any]
-
-    def assignments(self, parameters: Sequence[ModuleParameter], has_weight_decay: bool) -> list[GroupAssignment]:
-        return [(self.name, [p for p in parameters if self.select.selects(p)], dict(self.options))]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **self.select.to_dict(),
-            "name": self.name,
-            **{key: to_serializable(value) for key, value in self.options.items()},
-        }
-
-
-DEFAULT_GROUP = "default"
-"""The name of the group of the parameters that no rule selects."""
-
-AnyGroupRule = GroupRule | NoDecay | LayerDecay | Flattened
+from optplug.schedulers.per_group import DEFAULT, SCHEDULE_KEY
 
 
 def trainable_parameters(module: nn.Module, select: AnySelector | None = None) -> list[ModuleParameter]:
@@ -254,6 +223,7 @@ class GroupTableRow:
         frozen: the number of its parameters that do not require gradients now.
         frozen_elements: the number of their elements; None as for `elements`.
         reasons: for each parameter, why the optimizer of the group has it; empty if there is one optimizer.
+        schedule: the name of its schedule; empty for that of the groups without their own.
     """
 
     group: str
@@ -264,11 +234,13 @@ class GroupTableRow:
     frozen: int = 0
     frozen_elements: int | None = 0
     reasons: tuple[str, ...] = ()
+    schedule: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as plain data; `reasons`, and what counts frozen parameters, only if there are any."""
+        """The row as plain data; `reasons`, `schedule` and what counts frozen parameters only if there are any."""
         row = {**asdict(self), "parameters": list(self.parameters), "reasons": list(self.reasons)}
         optional = {"frozen": self.frozen, "frozen_elements": self.frozen, "reasons": self.reasons}
+        optional["schedule"] = self.schedule
         return {key: value for key, value in row.items() if optional.get(key, True)}
 
     @property
@@ -292,8 +264,8 @@ class GroupTableRow:
             "weight_decay": self.weight_decay,
         }
         frozen = f"{self.frozen:,} ({_format_number(self.frozen_elements)})" if self.frozen else "-"
-        cells = {key: _format_number(n) for key, n in numbers.items()}
-        return {"group": self.group, "frozen": frozen, **cells, "why": self.why}
+        texts = {"group": self.group, "frozen": frozen, "schedule": self.schedule or "-", "why": self.why}
+        return {**texts, **{key: _format_number(n) for key, n in numbers.items()}}
 
 
 class GroupTable(tuple[GroupTableRow, ...]):
@@ -301,8 +273,9 @@ class GroupTable(tuple[GroupTableRow, ...]):
 
     def __str__(self) -> str:
         frozen = ["frozen"] if any(row.frozen for row in self) else []
+        schedule = ["schedule"] if any(row.schedule for row in self) else []
         why = ["why"] if any(row.why for row in self) else []
-        columns = ("group", "parameters", "elements", *frozen, "lr", "weight_decay", *why)
+        columns = ("group", "parameters", "elements", *frozen, "lr", "weight_decay", *schedule, *why)
         cells = [columns, *(tuple(row.cells()[column] for column in columns) for row in self)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         texts = ("group", "why")
@@ -354,7 +327,7 @@ def _total(counts: Iterable[int | None]) -> int | None:
 
 
 def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo] | None = None) -> GroupTable:
-    """The parameter groups of an optimizer: group, parameters, elements, learning rate, weight decay.
+    """The parameter groups of an optimizer: group, parameters, elements, learning rate, weight decay, schedule.
 
     For an optimizer of matrices with its fallback, also why each of them has its parameters.
 
@@ -381,7 +354,8 @@ def group_table(optimizer: Optimizer, module: nn.Module | Sequence[ParameterInfo
         )
         counts = (len(frozen), _total(frozen))
         reasons = tuple(why.get(name, "") for name in parameters) if why else ()
-        rows.append(GroupTableRow(str(group.get("name", i)), parameters, _total(trainable), *numbers, *counts, reasons))
+        title, schedule = str(group.get("name", i)), str(group.get(SCHEDULE_KEY, DEFAULT))
+        rows.append(GroupTableRow(title, parameters, _total(trainable), *numbers, *counts, reasons, schedule))
     ungrouped = [info for info in infos if info.id in names]
     for title, found in (
         ("frozen", [info for info in ungrouped if not info.is_trainable]),

@@ -33,6 +33,7 @@ from optplug.config.form import (
     WARMUP,
     is_auto,
 )
+from optplug.config.group_schedules import check_schedules, with_metric_options
 from optplug.config.lengths import (
     UNITS,
     length_argument,
@@ -44,16 +45,18 @@ from optplug.config.lengths import (
 )
 from optplug.config.mapping_slips import missing_space, name_slip
 from optplug.config.model import (
+    AnyGroupRule,
     Config,
     FallbackConfig,
+    GroupRule,
     OptimizerConfig,
     OptimizerEntry,
     OptimizerSetup,
     SchedulerConfig,
     WarmupConfig,
+    constant_schedule,
 )
 from optplug.config.param_group_presets import FLATTEN, LayerDecay, NoDecay
-from optplug.config.param_groups import AnyGroupRule, GroupRule
 from optplug.config.param_selection import Rest, Selector
 from optplug.config.plain_data import to_builtins
 from optplug.config.stray_keys import stray_key_hint
@@ -109,7 +112,10 @@ def parse_collecting(collector: ErrorCollector, optimizer: Any = None, scheduler
     if isinstance(chosen, (list, tuple)):
         _report_keys_of_entries(collector, given, ("param_groups", "scheduler", "monitor", "mode"))
         parsed = _parse_entries(collector, chosen, ("optimizer",), {**OPTIMIZER, **ENTRY})
-        return Config(tuple(OptimizerSetup((entry,), schedule) for entry, schedule in parsed), True, policy)
+        setups = tuple(OptimizerSetup((entry,), schedule) for entry, schedule in parsed)
+        for setup in setups:
+            check_schedules(collector, setup)
+        return Config(setups, True, policy)
     is_combined = False
     if isinstance(chosen, Mapping) and "combine" in chosen:
         is_combined = True
@@ -118,8 +124,14 @@ def parse_collecting(collector: ErrorCollector, optimizer: Any = None, scheduler
     else:
         entries = _parse_single(collector, given)
     metric_options = {key: given[key] for key in METRIC_KEYS if key in given and not has_unresolved(given[key])}
-    schedule = _parse_scheduler(collector, given.get("scheduler"), ("scheduler",), metric_options)
-    return Config((OptimizerSetup(tuple(entries), schedule, is_combined),), on_resume=policy)
+    setup = OptimizerSetup(tuple(entries), is_combined=is_combined)
+    if "scheduler" not in given and setup.takes_metric:
+        setup = with_metric_options(collector, setup, metric_options)
+    else:
+        schedule = _parse_scheduler(collector, given.get("scheduler"), ("scheduler",), metric_options)
+        setup = replace(setup, scheduler=schedule)
+    check_schedules(collector, setup)
+    return Config((setup,), on_resume=policy)
 
 
 def _read_top_level(collector: ErrorCollector, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -675,7 +687,8 @@ def _parse_group_rule(
     collector: ErrorCollector, given: Mapping[Any, Any], loc: Loc, registrations: Sequence[Registration]
 ) -> GroupRule | None:
     entry = _string_keys(collector, given, loc)
-    options = {key: value for key, value in entry.items() if key not in (*SELECTORS, "name")}
+    options = {key: value for key, value in entry.items() if key not in (*SELECTORS, "name", "scheduler")}
+    scheduler = _parse_group_schedule(collector, entry, (*loc, "scheduler"))
     read = read_fields(collector, entry, GROUP_RULE.values(), loc)
     if not SELECTORS.keys() & entry.keys():
         message = f"needs one of {listing(SELECTORS)} to select parameters; it has {listing(entry)}"
@@ -702,7 +715,15 @@ def _parse_group_rule(
     select = Selector(**{key: value for key, value in read.items() if key in SELECTORS})
     if select == Selector() or has_unresolved([*vars(select).values(), read.get("name")]):
         return None
-    return GroupRule(select, read.get("name", str(select)), options)
+    return GroupRule(select, read.get("name", str(select)), options, scheduler)
+
+
+def _parse_group_schedule(collector: ErrorCollector, rule: Mapping[str, Any], loc: Loc) -> SchedulerConfig | None:
+    """The schedule of a group rule; None without the key."""
+    if "scheduler" not in rule:
+        return None
+    given = rule["scheduler"]
+    return constant_schedule(loc) if given is None else _parse_scheduler(collector, given, loc)
 
 
 def _selector_key(key: str) -> str:
@@ -738,6 +759,11 @@ def _parse_preset(
         collector.add(ConfigError(f"there is no preset {name!r}{hint}"), name_loc)
         return None
     fields = PRESETS[name]
+    if "scheduler" in given:
+        example = "{match: 'head.*', scheduler: ...}"
+        message = f"a preset has no scheduler: write a rule that selects the parameters, {example}"
+        collector.add(ConfigError(message), (*loc, "scheduler"))
+        given = {key: value for key, value in given.items() if key != "scheduler"}
     check_keys(collector, f"preset {name}", given, ["preset", *fields], loc)
     example = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
     for key, field in fields.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from optplug.config.form import is_auto
 from optplug.config.lengths import all_lengths, is_relative
-from optplug.config.model import SchedulerConfig, WarmupConfig
+from optplug.config.model import OptimizerSetup, SchedulerConfig, WarmupConfig
 from optplug.errors import ConfigError, ErrorCollector, Loc, loc_text
 from optplug.registry import registry
 
@@ -138,6 +138,24 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
         arguments[str(total)] = max(arguments[str(total)], sum(int(part) for part in parts if isinstance(part, int)))
     lengths = {**scheduler_config.given_lengths, **relative}
     return replace(scheduler_config, arguments=arguments, given_lengths=lengths)
+
+
+def resolve_setup(setup: OptimizerSetup, training: TrainingLength) -> OptimizerSetup:
+    """Resolve the lengths of all schedules of an optimizer.
+
+    Raises:
+        As `resolve_lengths`.
+    """
+    collector = ErrorCollector()
+
+    def resolve(schedule: SchedulerConfig) -> SchedulerConfig:
+        with collector.collect():
+            return resolve_lengths(schedule, training)
+        return schedule
+
+    resolved = setup.with_schedules(resolve)
+    collector.raise_collected()
+    return resolved
 
 
 def depends_on_training_length(scheduler_config: SchedulerConfig) -> bool:

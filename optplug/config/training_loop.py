@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import replace
 from typing import Any, overload
 
 from torch import nn
@@ -12,12 +11,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Unpack
 
-from optplug.config.build import build_optimizer, build_scheduler, check_parameter_partition, parse_and_check
+from optplug.config.build import build_optimizer, build_schedule, check_parameter_partition, parse_and_check
 from optplug.config.form import ON_RESUME, SCHEDULER, check_flags
 from optplug.config.metric_names import mode_of_name
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
 from optplug.config.options import LoopOptions, OneOptimizer, Schedule, Scheduler, SeveralOptimizers
-from optplug.config.training_length import EpochSteps, TrainingLength, resolve_lengths
+from optplug.config.training_length import EpochSteps, TrainingLength, resolve_setup
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector
 from optplug.registry.signature import configurable_arguments
 
@@ -114,7 +113,7 @@ def create_optimizer_and_scheduler(
             )
     _check_keys_without_trainer(config)
     length = known_length(total_steps, epochs, steps_per_epoch)
-    setups = [_resolve(setup, length) for setup in config.setups]
+    setups = [resolve_setup(setup, length) for setup in config.setups]
     check_parameter_partition(module, config)
     built = [_build(module, setup, optimizer if isinstance(optimizer, Optimizer) else None) for setup in setups]
     return built if config.has_optimizer_list else built[0]
@@ -124,19 +123,13 @@ def _build(
     module: nn.Module, setup: OptimizerSetup, prebuilt: Optimizer | None
 ) -> tuple[Optimizer, LRScheduler | None]:
     optimizer = build_optimizer(module, setup) if prebuilt is None else prebuilt
-    if setup.scheduler is None:
-        return optimizer, None
-    return optimizer, build_scheduler(optimizer, setup.scheduler, _mode(setup.scheduler))
+    schedule = setup.leading_schedule
+    return optimizer, build_schedule(optimizer, setup, None if schedule is None else _mode(schedule))
 
 
 def _mode(scheduler: SchedulerConfig) -> str | None:
     """The configured mode, or the mode that the name of the metric implies."""
     return scheduler.mode or (mode_of_name(scheduler.monitor) if scheduler.monitor is not None else None)
-
-
-def _resolve(setup: OptimizerSetup, length: TrainingLength) -> OptimizerSetup:
-    scheduler = setup.scheduler
-    return setup if scheduler is None else replace(setup, scheduler=resolve_lengths(scheduler, length))
 
 
 def _check_keys_without_trainer(config: Config) -> None:
@@ -151,12 +144,14 @@ def _check_keys_without_trainer(config: Config) -> None:
         message = f"{config.on_resume} needs a Lightning trainer: without one, load the state dicts that are to be kept"
         collector.add(ConfigError(message), ("on_resume",))
     for setup in config.setups:
-        if setup.scheduler is not None:
-            _check_scheduler_without_trainer(collector, setup.scheduler)
+        leading = setup.leading_schedule
+        mode = None if leading is None else _mode(leading)
+        for schedule in setup.schedules:
+            _check_scheduler_without_trainer(collector, schedule, mode)
     collector.raise_collected()
 
 
-def _check_scheduler_without_trainer(collector: ErrorCollector, scheduler: SchedulerConfig) -> None:
+def _check_scheduler_without_trainer(collector: ErrorCollector, scheduler: SchedulerConfig, mode: str | None) -> None:
     if scheduler.frequency != 1:
         message = f"is {scheduler.frequency}, but without a Lightning trainer the loop calls step(): omit it"
         collector.add(ConfigError(message), (*scheduler.loc, "frequency"))
@@ -170,7 +165,7 @@ def _check_scheduler_without_trainer(collector: ErrorCollector, scheduler: Sched
         if value != SCHEDULER[key].default:
             message = f"{value} needs a Lightning trainer: omit it, and {remedy}"
             collector.add(ConfigError(message), (*scheduler.loc, key))
-    if _mode(scheduler) is None and "mode" in configurable_arguments(scheduler.registration):
+    if mode is None and "mode" in configurable_arguments(scheduler.registration):
         message = "without a Lightning trainer it must be given, 'min' or 'max', or implied by the name in monitor"
         collector.add(ConfigError(message), (*scheduler.loc, "mode"))
 

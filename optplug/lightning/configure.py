@@ -6,7 +6,6 @@ module's parameters are final only then.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -19,17 +18,17 @@ from typing_extensions import Unpack
 
 from optplug.config.build import (
     build_optimizer,
-    build_scheduler,
+    build_schedule,
     check_parameter_partition,
     frozen_to_hold,
     parse_and_check,
     resolve_links,
 )
-from optplug.config.form import check_flags, is_auto
+from optplug.config.form import check_flags
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
 from optplug.config.options import OneOptimizer, Options, Scheduler, SeveralOptimizers
 from optplug.config.param_groups import parameter_infos
-from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_lengths
+from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_setup
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer, finetuning_callbacks, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
@@ -235,7 +234,7 @@ def _build(
 ) -> BuiltOptimizer:
     """Build one optimizer and its schedule."""
     trainer = attached_trainer(module)
-    given = scheduled = setup.scheduler
+    scheduled = setup.leading_schedule
     monitored = length = None
     start = BEGINNING if trainer is None else schedule_start(trainer, config.on_resume)
     if scheduled is not None:
@@ -245,11 +244,11 @@ def _build(
                 scheduled.monitor,
                 scheduled.mode,
                 replaced=replaced,
-                mode_required=trainer is None or not _accepts_late_mode(scheduled),
+                mode_required=trainer is None or not all(map(_accepts_late_mode, setup.schedules)),
             )
-        if depends_on_training_length(scheduled):
+        if any(map(depends_on_training_length, setup.schedules)):
             length = training_length(trainer, module, len(config.setups), start)
-        scheduled = resolve_lengths(scheduled, length or TrainingLength())
+        setup = resolve_setup(setup, length or TrainingLength())
     if prebuilt is None and not setup.entries:
         raise WiringError(
             f"no optimizer is configured for {type(module).__name__}: add e.g. optimizer: adam", loc=("scheduler",)
@@ -261,17 +260,14 @@ def _build(
         holds_frozen = trainer is not None and not finetuning_callbacks(trainer)
         hold_frozen = frozen_to_hold(module, config) if holds_frozen else ()
         optimizer = build_optimizer(module, setup, hold_frozen=hold_frozen, rename_groups=rename_unloggable_groups)
-    scheduler = plan = None
-    if scheduled is not None and given is not None:
-        # Without a trainer: in a plain training loop, or for a submodule, whose schedule Lightning steps.
-        mode, counts_steps = monitored.mode if monitored else None, trainer is None
-        scheduler = build_scheduler(optimizer, scheduled, mode, counts_steps=counts_steps)
-        plan = _stepping_plan(given, scheduled, monitored)
+    # Without a trainer: in a plain training loop, or for a submodule, whose schedule Lightning steps.
+    mode, counts_steps = monitored.mode if monitored else None, trainer is None
+    scheduler = build_schedule(optimizer, setup, mode, counts_steps=counts_steps)
     configured = ConfiguredOptimizer(
         config,
-        dataclasses.replace(setup, scheduler=scheduled),
+        setup,
         tuple(parameter_infos(module)),
-        plan,
+        _stepping_plan(setup, monitored),
         start,
         training_length=length,
         links=resolve_links(module, config),
@@ -281,23 +277,25 @@ def _build(
     return BuiltOptimizer(optimizer, scheduler, configured)
 
 
-def _stepping_plan(
-    given: SchedulerConfig, scheduled: SchedulerConfig, monitored: MonitoredMetric | None
-) -> SteppingPlan:
-    """The plan of a scheduler.
+def _stepping_plan(setup: OptimizerSetup, monitored: MonitoredMetric | None) -> SteppingPlan | None:
+    """The plan of a scheduler; None without one.
 
     Args:
-        given: the configuration, in which lengths may be `auto`.
-        scheduled: the same with numbers.
+        setup: the setup, with all lengths resolved.
         monitored: the metric, if the scheduler takes one.
     """
+    scheduled = setup.leading_schedule
+    if scheduled is None:
+        return None
     argument = scheduled.length_argument or ""
+    # The schedules of groups end one by one: `PerGroup` does not step them after their ends.
+    has_end = scheduled.ends_with_training and not setup.group_schedules
     return SteppingPlan(
         "warmup" if scheduled.name is None else scheduled.registration.name,
         "validation" if monitored else scheduled.interval,
         scheduled.frequency,
         monitored,
-        last_step=scheduled.arguments[argument] if is_auto(given.arguments.get(argument)) else None,
+        last_step=scheduled.arguments[argument] if has_end else None,
         length_argument=argument,
         patience_unit=scheduled.patience_unit,
         on_nonfinite=scheduled.on_nonfinite,
@@ -306,7 +304,7 @@ def _stepping_plan(
 
 def _lightning_entry(module: Any, built: BuiltOptimizer) -> dict[str, Any]:
     """An optimizer and its schedule, as Lightning's dictionary."""
-    scheduled, plan = built.configured.setup.scheduler, built.configured.plan
+    scheduled, plan = built.configured.setup.leading_schedule, built.configured.plan
     if scheduled is None or plan is None:
         return {"optimizer": built.optimizer}
     entry = {"scheduler": built.scheduler, "interval": scheduled.interval, "frequency": scheduled.frequency}
@@ -319,7 +317,12 @@ def _lightning_entry(module: Any, built: BuiltOptimizer) -> dict[str, Any]:
 
 
 def _accepts_late_mode(scheduled: SchedulerConfig) -> bool:
-    """Whether the mode of a scheduler can be set after it was built, as with `ReduceLROnPlateau` and its subclasses."""
+    """Whether the mode of a scheduler can be set after it was built, as with `ReduceLROnPlateau` and its subclasses.
+
+    A constant learning rate has no mode.
+    """
+    if scheduled.name is None:
+        return True
     cls = registry.get("scheduler", scheduled.registration.qualified_name)
     return isinstance(cls, type) and issubclass(cls, ReduceLROnPlateau)
 

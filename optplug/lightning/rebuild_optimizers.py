@@ -7,7 +7,7 @@ from typing import Any
 
 from optplug.config.build import resolve_link, resolve_links
 from optplug.config.model import Config
-from optplug.config.training_length import possibly_wrong_unit, resolve_lengths
+from optplug.config.training_length import possibly_wrong_unit, resolve_setup
 from optplug.errors import WiringError
 from optplug.lightning._compat import attribute_set_by_tuner, lr_of_finder
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer
@@ -102,16 +102,16 @@ def check_length_units(trainer: Any, module: Any, state: FitState, reporter: Rep
     if trainer.fast_dev_run:
         return
     for optimizer, configured in state.configured(trainer):
-        scheduled = configured.setup.scheduler
-        if scheduled is None or scheduled.length_argument is None:
+        schedules = [one for one in configured.setup.schedules if one.length_argument is not None]
+        scheduled = configured.setup.leading_schedule
+        if scheduled is None or not schedules:
             continue
         managed = state.managed_of(trainer, optimizer)
         if managed is not None and managed.plan.interval != scheduled.interval:  # the module has changed it
             continue
         length = training_length(trainer, module, len(configured.config.setups), configured.start)
-        resolve_lengths(scheduled, length)
-        warning = possibly_wrong_unit(scheduled, length)
-        if warning is not None:
+        resolve_setup(configured.setup, length)
+        for warning in filter(None, (possibly_wrong_unit(one, length) for one in schedules)):
             reporter.warn(trainer, warning)
 
 

@@ -207,10 +207,9 @@ def _hyperparameter_names(optimizer: Any) -> set[str]:
 def _restore_plans(trainer: Any, state: FitState, resume: ResumeState) -> None:
     """Restore the stepping plans of the checkpoint; they are not part of any scheduler's state."""
     config = resume.saved_config
-    several = config.get("optimizer") if isinstance(config.get("optimizer"), list) else None
-    schedules = [entry.get("scheduler") for entry in several] if several is not None else [config.get("scheduler")]
+    leading = [_leading(list(_saved_schedules(entry).values())) for entry in _saved_entries(config)]
     histories = iter(resume.saved_histories)
-    for entry, saved in zip(trainer.lr_scheduler_configs, [one for one in schedules if one], strict=False):
+    for entry, saved in zip(trainer.lr_scheduler_configs, [one for one in leading if one], strict=False):
         managed = next((managed for managed in state.managed if managed.entry is entry), None)
         if managed is None:
             continue
@@ -225,6 +224,30 @@ def _restore_plans(trainer: Any, state: FitState, resume: ResumeState) -> None:
         history = next(histories, {})
         if managed.metric is not None and history.get("monitor") is not None:
             managed.metric, managed.metric_is_logged = _saved_metric(managed.metric, history), False
+
+
+def _saved_entries(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The mappings of a saved configuration that have the schedules of an optimizer: one for each optimizer."""
+    optimizer = config.get("optimizer")
+    return optimizer if isinstance(optimizer, list) else [config]
+
+
+def _saved_schedules(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The schedules of an optimizer in a saved configuration, by the name of the group rule; that of all others first.
+
+    Args:
+        entry: as returned by `_saved_entries`.
+    """
+    optimizer = entry.get("optimizer")
+    members = optimizer["combine"] if isinstance(optimizer, dict) and "combine" in optimizer else [entry]
+    rules = [rule for member in members for rule in member.get("param_groups", ()) if "scheduler" in rule]
+    return {"": entry.get("scheduler"), **{rule["name"]: rule["scheduler"] for rule in rules}}
+
+
+def _leading(schedules: list[Any]) -> Any:
+    """The saved schedule that says when all are stepped, as `OptimizerSetup.leading_schedule`; None without one."""
+    given = [one for one in schedules if one]
+    return next((one for one in given if "name" in one), next(iter(given), None))
 
 
 def _saved_metric(current: MonitoredMetric, history: Mapping[str, Any]) -> MonitoredMetric:
@@ -337,18 +360,18 @@ def _canonical_names(config: Mapping[str, Any], kind: str) -> list[str]:
     given = config.get(kind)
     if kind == "optimizer":
         given = given["combine"] if isinstance(given, dict) and "combine" in given else given
-        entries = given if isinstance(given, list) else [given]
+        entries = [("", entry) for entry in (given if isinstance(given, list) else [given])]
     else:
-        several = config.get("optimizer")
-        entries = [entry.get("scheduler") for entry in several] if isinstance(several, list) else [given]
+        entries = [pair for entry in _saved_entries(config) for pair in _saved_schedules(entry).items()]
     names = []
-    for entry in entries:
+    for rule, entry in entries:
         name = entry.get("name", "constant") if isinstance(entry, dict) else "none"
         with contextlib.suppress(LookupError):  # the plugin is no longer installed, or there is no name
             name = registry.resolve(kind, name).name
         if isinstance(entry, dict) and "fallback" in entry and kind == "optimizer":
             name = f"{name} with {listing(_canonical_names({kind: entry['fallback']}, kind))}"
-        names.append(f"{name} with a warmup" if isinstance(entry, dict) and "warmup" in entry else name)
+        of_rule = f" of {rule}" if rule else ""
+        names.append(f"{name}{' with a warmup' if isinstance(entry, dict) and 'warmup' in entry else ''}{of_rule}")
     return names
 
 

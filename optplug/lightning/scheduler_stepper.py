@@ -45,7 +45,6 @@ from optplug.lightning.reporter import Reporter
 from optplug.lightning.resume import lost_values, repeats_observed_validation
 from optplug.lightning.trainer_info import last_batch_is_done
 from optplug.schedulers.late_groups import follow_groups
-from optplug.schedulers.warmup import Warmup
 
 
 class SchedulerStepper:
@@ -254,19 +253,20 @@ class SchedulerStepper:
     def _apply_changed_lrs(self, trainer: Any) -> None:
         """Apply the factors of warmups to learning rates that other code has set."""
         for managed in self.fit_state.managed:
-            warmup = managed.scheduler
-            if isinstance(warmup, Warmup):
+            for warmup in managed.adapter.warmups:
                 warmup.other_schedulers = _other_schedulers(trainer, warmup) if warmup.is_warming_up else ()
                 warmup.apply_changed_lrs()
-                self._report_lrs_from_outside(trainer, managed)
+                self._report_lrs_from_outside(trainer, managed, warmup)
 
-    def _report_lrs_from_outside(self, trainer: Any, managed: ManagedScheduler) -> None:
+    def _report_lrs_from_outside(self, trainer: Any, managed: ManagedScheduler, warmup: Any) -> None:
         """Report once the learning rates that other code has set during a warmup."""
-        found = managed.scheduler.lrs_from_outside
+        found = warmup.lrs_from_outside
         if not found or managed.lrs_from_outside_reported:
             return
         managed.lrs_from_outside_reported = True
-        rates = listing(f"{lr:.3g} (group {i})" for i, lr in found.items())
+        groups, all_groups = warmup.optimizer.param_groups, managed.scheduler.optimizer.param_groups
+        indices = {i: next(k for k, one in enumerate(all_groups) if one is groups[i]) for i in found}
+        rates = listing(f"{lr:.3g} (group {indices[i]})" for i, lr in found.items())
         self._reporter.report(
             trainer,
             f"epoch {trainer.current_epoch}: other code has set lr during the warmup: {rates}. From now on, this is "

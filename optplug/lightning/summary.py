@@ -10,14 +10,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.config.lengths import described
 from optplug.config.metric_names import is_validation_metric
-from optplug.config.model import SchedulerConfig
+from optplug.config.model import SchedulerConfig, constant_schedule
 from optplug.config.param_groups import group_table
 from optplug.config.training_length import length_warnings
 from optplug.errors import short_list
-from optplug.lightning.fit_setup import ConfiguredOptimizer
+from optplug.lightning.fit_setup import ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.trainer_info import BEGINNING, training_length
 from optplug.schedulers.adapters import adapter_for
+from optplug.schedulers.per_group import DEFAULT, PerGroup
 
 _POLICY_DESCRIPTIONS = MappingProxyType(
     {
@@ -58,48 +59,71 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
         yield f"  {line}"
     if hasattr(optimizer, "engine_report"):
         yield f"  {_engine_line(optimizer)}"
-    scheduled, plan = configured.setup.scheduler, configured.plan
-    if scheduled is None or plan is None:
+    yield from _schedule_lines(trainer, state, optimizer, configured)
+
+
+def _schedule_lines(trainer: Any, state: FitState, optimizer: Any, configured: ConfiguredOptimizer) -> Iterator[str]:
+    setup, plan = configured.setup, configured.plan
+    if plan is None:
         yield "no schedule: the learning rate is constant"
         return
     managed = state.managed_of(trainer, optimizer)
     metric = plan.monitored
     if managed is not None:  # the module may have changed the plan, a checkpoint or logged values the metric
         plan, metric = managed.plan, managed.metric
+    of_groups = setup.group_schedules
+    found = {DEFAULT: setup.scheduler or constant_schedule(), **of_groups}
+    schedulers = (entry.scheduler for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
+    scheduler = next(schedulers, None)
+    members = scheduler.schedules if isinstance(scheduler, PerGroup) else {DEFAULT: scheduler}
+    for name, scheduled in found.items():
+        title = "" if not of_groups else f"schedule {name}: " if name else "other groups: "
+        yield title + _schedule_line(scheduled, plan, metric, members.get(name))
+        yield from _length_lines(scheduled, members.get(name), configured)
+    if metric is not None:
+        yield f"  {metric}"
+    optimizers = len(configured.config.setups)
+    length_of_training = training_length(trainer, trainer.lightning_module, optimizers, configured.start)
+    for scheduled in setup.schedules:
+        for warning in length_warnings(scheduled, length_of_training):
+            yield f"  {warning}"
+
+
+def _schedule_line(scheduled: SchedulerConfig, plan: SteppingPlan, metric: MonitoredMetric | None, built: Any) -> str:
+    """Describe a schedule.
+
+    Args:
+        scheduled: the schedule.
+        plan: when it is stepped.
+        metric: the metric, if a schedule of the optimizer takes one.
+        built: the scheduler.
+    """
     warmup = "" if scheduled.warmup is None else f"a warmup of {scheduled.warmup.length} steps"
     if scheduled.name is None:
-        yield f"{warmup or 'no warmup'}, then the learning rate is constant"
-        return
+        return f"{warmup}, then the learning rate is constant" if warmup else "the learning rate is constant"
     every = plan.interval if plan.frequency == 1 else f"{plan.frequency} {plan.interval}s"
     when = f"every {every}"
     if metric is not None:
         when = "each completed validation" if is_validation_metric(metric.monitor) else "when the metric is logged"
     registration = scheduled.registration
     if warmup:
-        when += f", {'after' if _starts_after_warmup(trainer, optimizer) else 'with'} {warmup}"
-    yield f"scheduler {registration.name} from plugin {registration.plugin}, stepped {when}"
-    yield from _length_lines(trainer, optimizer, configured, scheduled)
-    if metric is not None:
-        yield f"  {metric}"
-    optimizers = len(configured.config.setups)
-    length_of_training = training_length(trainer, trainer.lightning_module, optimizers, configured.start)
-    for warning in length_warnings(scheduled, length_of_training):
-        yield f"  {warning}"
+        # A plateau scheduler counts no bad values during its warmup. Others advance, unless they start after it.
+        is_plateau = isinstance(getattr(built, "scheduler", built), ReduceLROnPlateau)
+        starts_after = is_plateau or getattr(built, "delays_schedule", False)
+        when += f", {'after' if starts_after else 'with'} {warmup}"
+    return f"scheduler {registration.name} from plugin {registration.plugin}, stepped {when}"
 
 
-def _length_lines(
-    trainer: Any, optimizer: Any, configured: ConfiguredOptimizer, scheduled: SchedulerConfig
-) -> Iterator[str]:
-    """The lengths that depend on the training, each with its source."""
+def _length_lines(scheduled: SchedulerConfig, built: Any, configured: ConfiguredOptimizer) -> Iterator[str]:
+    """The lengths of a schedule that depend on the training, each with its source."""
     whole = "the training" if configured.start == BEGINNING else "the rest of the training"
     if scheduled.warmup is not None and scheduled.warmup.delays_schedule:
         whole += " after the warmup"
-    entry = next(entry for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
     for name, given in scheduled.given_lengths.items():
         resolved = scheduled.arguments[name]
         if isinstance(resolved, list):
             continue
-        length = adapter_for(entry.scheduler).length(name, resolved)
+        length = adapter_for(built).length(name, resolved)
         source = described(given, whole) if length == resolved else f"from the checkpoint; this training has {resolved}"
         yield f"  {name} is {length}: {source}"
 
@@ -115,11 +139,3 @@ def _engine_line(optimizer: Any) -> str:
     return "; ".join(
         f"engine {engine} for group{'s' * (len(names) > 1)} {short_list(names)}" for engine, names in groups.items()
     )
-
-
-def _starts_after_warmup(trainer: Any, optimizer: Any) -> bool:
-    """Whether the schedule has no effect during its warmup. A plateau then counts no bad values."""
-    schedulers = (entry.scheduler for entry in trainer.lr_scheduler_configs)
-    scheduler = next((one for one in schedulers if one.optimizer is optimizer), None)
-    is_plateau = isinstance(getattr(scheduler, "scheduler", scheduler), ReduceLROnPlateau)
-    return is_plateau or bool(getattr(scheduler, "delays_schedule", False))

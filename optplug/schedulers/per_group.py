@@ -202,6 +202,9 @@ class PerGroup(LRScheduler):
         for schedule in self.schedules.values():
             follow_groups(schedule)
         self._check_names()
+        for group, name in zip(self.optimizer.param_groups, self._names, strict=False):
+            if group.get(SCHEDULE_KEY, DEFAULT) != name:  # the optimizer has loaded another state dict
+                group[SCHEDULE_KEY] = name
 
     def _check_names(self) -> None:
         for i, name in enumerate(self._names):

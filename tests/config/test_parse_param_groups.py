@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from optplug.config.build import parse_and_check
-from optplug.config.param_groups import GroupRule
+from optplug.config.model import GroupRule
 from optplug.config.param_selection import Selector
 from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, OptplugError
 
@@ -15,7 +15,8 @@ GLOB_TYPE_MESSAGE = "a glob, or a list of them"
 LAYER_DECAY_EXAMPLE = "{preset: layer_decay, decay: 0.75, layers: ['embed.*', 'blocks.{}.*', 'head.*']}"
 ADAM_GROUP_KEYS = (
     "it has agc, amsgrad, betas, capturable, cautious, clip_norm, clip_value, decoupled_weight_decay and 7 more "
-    "(see optplug info adam), and in an entry of param_groups match, regex, type, ndim, name, lr_mult, wd_mult"
+    "(see optplug info adam), and in an entry of param_groups match, regex, type, ndim, name, lr_mult, wd_mult, "
+    "scheduler"
 )
 
 

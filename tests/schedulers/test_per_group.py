@@ -272,6 +272,7 @@ def test_groups_keep_their_schedules_when_a_state_dict_without_names_is_loaded()
     optimizer.load_state_dict(plain)
     assert run(optimizer, scheduler, 1)[0][0][0] == 0.1
     assert scheduler.names == ["", "head"]
+    assert optimizer.param_groups[1]["schedule"] == "head"
 
 
 def test_members_of_combined():
@@ -346,7 +347,7 @@ def test_unknown_schedule_of_a_group_is_refused():
     optimizer = sgd(group(0.1), group(0.2, "head"))
     scheduler = PerGroup(optimizer, {"head": constant})
     optimizer.add_param_group(group(0.1, "other"))
-    with pytest.raises(ConfigError, match="group 2 names the schedule 'other'.*; the schedules are head"):
+    with pytest.raises(ConfigError, match=r"group 2 names the schedule 'other'.*; the schedules are head"):
         scheduler.follow_groups()
 
 
