@@ -279,8 +279,8 @@ def test_lengths_of_each_schedule_are_resolved():
     with pytest.raises(optplug.errors.ConfigErrors) as caught:
         resolve_setup(setup, TrainingLength())
     assert [error.loc for error in caught.value.errors] == [
-        ("param_groups", 0, "scheduler", "T_max"),
         ("param_groups", 0, "scheduler", "warmup", "ratio"),
+        ("param_groups", 0, "scheduler", "T_max"),
         ("param_groups", 1, "scheduler", "warmup", "epochs"),
     ]
     scheduler: Any = build_schedule(build_optimizer(Model(), found), found)
