@@ -245,12 +245,12 @@ class GroupTableRow:
 
     @property
     def why(self) -> str:
-        """The reasons, each with the name of its parameter, or with the number of its parameters."""
+        """The reasons, each with the names of one or two parameters, or with the number of its parameters."""
         names: dict[str, list[str]] = {}
         for name, reason in zip(self.parameters, self.reasons, strict=False):
             names.setdefault(reason, []).append(name)
         return ", ".join(
-            f"{reason} ({found[0] if len(found) == 1 else f'{len(found):,}'})"
+            f"{reason} ({', '.join(found) if len(found) <= 2 else f'{len(found):,}'})"
             for reason, found in names.items()
             if reason
         )

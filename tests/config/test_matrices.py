@@ -483,7 +483,7 @@ def test_table_shows_why():
         ["group", "parameters", "elements", "lr", "weight_decay", "why"],
         ["orthogonal", "4", "512", "0.02", "0.1", "matrix", "(4)"],
     ]
-    assert lines[2].endswith("embedding (2), vector (8), output layer (head.weight)")
+    assert lines[2].endswith("embedding (pos_embed, tokens.weight), vector (8), output layer (head.weight)")
     row = group_table(build(module), module)[1].to_dict()
     assert dict(zip(row["parameters"], row["reasons"], strict=True))["tokens.weight"] == "embedding"
 
