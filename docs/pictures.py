@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from optplug import list_schedulers
 from optplug.cli.lr_plot import LrPlot, write_picture
 from optplug.cli.plot_sources import PlotOptions, make_plot
 
@@ -49,7 +48,7 @@ def write(name: str, entry: Any, folder: Path = FOLDER) -> Path:
 def main(names: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, entry in entries().items():
-        if name in names or (not names and name in list_schedulers()):
+        if not names or name in names:
             print(write(name, entry))
 
 

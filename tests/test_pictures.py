@@ -30,7 +30,12 @@ pictures = module_of(DOCS / "pictures.py")
 ENTRIES = pictures.entries()
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (DOCS / "schedules").iterdir()))
+def test_every_schedule_has_a_picture() -> None:
+    assert sorted(ENTRIES) == NAMES, "the entries of docs/pictures.yaml"
+    assert sorted(path.name for path in (DOCS / "schedules").iterdir()) == [f"{name}.svg" for name in NAMES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_picture_shows_what_the_schedule_does(name: str, tmp_path: Path) -> None:
     committed = (DOCS / "schedules" / f"{name}.svg").read_text()
     drawn = pictures.write(name, ENTRIES[name], tmp_path).read_text()
