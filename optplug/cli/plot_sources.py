@@ -72,10 +72,6 @@ class Source:
         """The name of the file; empty for a scheduler on the command line."""
         return "" if self.checked is None else str(self.checked.file)
 
-    @property
-    def scheduler(self) -> SchedulerConfig | None:
-        return self.setup.scheduler
-
     def curves(self, training: TrainingLength, *, momentum: bool) -> list[Curve]:
         """The curves of its groups.
 
@@ -86,10 +82,18 @@ class Source:
         from optplug.config.lr_curves import lr_curves
 
         with _errors_of(self.label, self.checked):
-            scheduler = self.scheduler
+            setup = self.setup
             if self.checked is None:
-                scheduler, training = _named_schedule(scheduler, training)
-            return lr_curves(self.groups, scheduler, training, momentum=momentum)
+                setup, training = _named_setup(setup, training)
+            return lr_curves(self.groups, setup, training, momentum=momentum)
+
+    def schedule_of(self, group_name: str) -> str:
+        """The label of the schedule of a group, if groups have schedules of their own; else empty."""
+        from optplug.schedulers.per_group import DEFAULT, SCHEDULE_KEY
+
+        names = {str(group.get("name", i)): group.get(SCHEDULE_KEY, DEFAULT) for i, group in enumerate(self.groups)}
+        own = self.setup.group_schedules
+        return schedule_label(own.get(names[group_name]) or self.setup.scheduler) if own else ""
 
 
 @contextmanager
@@ -141,10 +145,10 @@ def make_plot(arguments: Sequence[str], options: PlotOptions | None = None, titl
         for pair in _labelled(source, source.curves(training, momentum=options.momentum), sources)
     ]
     notes = [note for source in sources for note in source.notes]
-    for source in sources:
-        if source.scheduler is not None and source.scheduler.takes_metric:
-            each = "optimizer step" if unit == "step" and not per_epoch else "epoch"
-            notes.append(f"{source.scheduler.name}: for a metric that never improves, with one validation per {each}")
+    each = "optimizer step" if unit == "step" and not per_epoch else "epoch"
+    for schedule in [schedule for source in sources for schedule in source.setup.schedules]:
+        if schedule.takes_metric:
+            notes.append(f"{schedule.name}: for a metric that never improves, with one validation per {each}")
     steps = f"optimizer steps ({per_epoch:,} per epoch)" if per_epoch else "optimizer steps"
     return LrPlot(
         curves,
@@ -168,7 +172,8 @@ def _labelled(source: Source, curves: Sequence[Curve], sources: Sequence[Source]
     is_only, is_only_file = len(sources) == 1, len({each.file for each in sources}) == 1
     for curve in curves:
         groups = ", ".join(curve.groups) if len(curves) > 1 else ""
-        parts = ["" if is_only_file else source.file, "" if is_only and groups else source.label, groups]
+        own = source.schedule_of(curve.groups[0])
+        parts = ["" if is_only_file else source.file, "" if is_only and groups else source.label, groups, own]
         yield ": ".join(filter(None, parts)), curve
 
 
@@ -177,7 +182,8 @@ def schedule_label(scheduler: SchedulerConfig | None) -> str:
     if scheduler is None:
         return "no schedule"
     parts = [] if scheduler.name is None else [_call(scheduler.name, scheduler.arguments)]
-    return " + ".join([*parts, *([] if scheduler.warmup is None else [_call("warmup", scheduler.warmup.to_dict())])])
+    parts += [] if scheduler.warmup is None else [_call("warmup", scheduler.warmup.to_dict())]
+    return " + ".join(parts) or "no schedule"
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> str:
@@ -262,9 +268,7 @@ def _with_length(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given)
 
 
-def _named_schedule(
-    scheduler: SchedulerConfig | None, training: TrainingLength
-) -> tuple[SchedulerConfig | None, TrainingLength]:
+def _named_setup(setup: OptimizerSetup, training: TrainingLength) -> tuple[OptimizerSetup, TrainingLength]:
     """A scheduler on the command line and the length of the training, where only steps or only epochs are known.
 
     The scheduler is then stepped in the unit that is known, unless it says otherwise.
@@ -273,13 +277,15 @@ def _named_schedule(
     from optplug.config.training_length import EpochSteps
 
     unit, length = axis(training)
-    if scheduler is None or training.epoch_steps is not None:
-        return scheduler, training
-    if scheduler.takes_metric and unit == "step":
-        return scheduler, replace(training, epochs=length, epoch_steps=EpochSteps(((0, 1),)))
-    if not scheduler.interval_is_given:
-        scheduler = replace(scheduler, interval=unit, interval_is_given=True)
-    return scheduler, training
+    if training.epoch_steps is not None:
+        return setup, training
+    if setup.takes_metric and unit == "step":
+        return setup, replace(training, epochs=length, epoch_steps=EpochSteps(((0, 1),)))
+
+    def in_unit(schedule: SchedulerConfig) -> SchedulerConfig:
+        return schedule if schedule.interval_is_given else replace(schedule, interval=unit, interval_is_given=True)
+
+    return setup.with_schedules(in_unit), training
 
 
 # -------------------------------------------------------------------------------------- files
@@ -313,10 +319,10 @@ def _file_sources(path: Path, options: PlotOptions) -> list[Source]:
         with _errors_of("", checked):
             _check_known(setup)
             groups = list(built[i].param_groups) if built else dummy_groups(setup, ASSUMED_LR)
-        label = schedule_label(setup.scheduler)
-        if len(checked.config.setups) > 1:
-            label = f"optimizer[{i}] {setup.entries[0].optimizer.name}: {label}"
-        sources.append(Source(label, setup, groups, checked, () if built else _notes(setup)))
+        several = len(checked.config.setups) > 1
+        parts = [f"optimizer[{i}] {setup.entries[0].optimizer.name}"] if several else []
+        parts += [] if setup.group_schedules else [schedule_label(setup.scheduler)]
+        sources.append(Source(": ".join(parts), setup, groups, checked, () if built else _notes(setup)))
     return sources
 
 
@@ -334,19 +340,17 @@ def _with_lr(config: Config, lr: float) -> Config:
 
 
 def _check_known(setup: OptimizerSetup) -> None:
-    """Check that no value of the scheduler is missing in the file.
+    """Check that no value of a scheduler is missing in the file.
 
     Raises:
         ConfigError: one is.
     """
     from optplug.config.fields import has_unresolved
 
-    scheduler = setup.scheduler
-    if scheduler is None:
-        return
-    for key, value in scheduler.arguments.items():
-        if has_unresolved(value):
-            raise ConfigError(f"is {value}, which is not known here", loc=scheduler.argument_loc(key))
+    for schedule in setup.schedules:
+        for key, value in schedule.arguments.items():
+            if has_unresolved(value):
+                raise ConfigError(f"is {value}, which is not known here", loc=schedule.argument_loc(key))
 
 
 def _notes(setup: OptimizerSetup) -> tuple[str, ...]:
@@ -407,22 +411,17 @@ def _default_length(sources: Sequence[Source]) -> tuple[str, int]:
     Raises:
         ConfigError: no schedule of a file has a length.
     """
-    lengths = [length for source in sources for length in _lengths(source.scheduler)]
+    schedules = [schedule for source in sources for schedule in source.setup.schedules]
+    lengths = [length for schedule in schedules for length in _lengths(schedule)]
     in_files = [source for source in sources if source.checked is not None]
     if in_files and not lengths:
         raise ConfigError(f"{in_files[0].file}: the length of the training is not known: add --steps or --epochs")
-    in_steps = any(
-        source.scheduler is not None
-        and (source.scheduler.warmup is not None or (source.scheduler.interval == "step" and source.scheduler.name))
-        for source in sources
-    )
+    in_steps = any(one.warmup is not None or (one.name is not None and one.interval == "step") for one in schedules)
     return "step" if in_steps else "epoch", max(lengths, default=DEFAULT_LENGTH)
 
 
-def _lengths(scheduler: SchedulerConfig | None) -> Iterator[int]:
+def _lengths(scheduler: SchedulerConfig) -> Iterator[int]:
     """Lengths of an axis that shows the whole schedule: its length, or four times the longest of its parts."""
-    if scheduler is None:
-        return
     total = scheduler.arguments.get(str(scheduler.length_argument))
     if isinstance(total, int):
         yield total

@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 
-from optplug.config.build import build_scheduler, is_link
+from optplug.config.build import build_schedule, is_link
 from optplug.config.fields import has_unresolved
 from optplug.config.model import GroupRule, OptimizerEntry, OptimizerSetup, SchedulerConfig
 from optplug.config.param_group_presets import NoDecay
 from optplug.config.param_groups import apply_multipliers
 from optplug.config.third_party import third_party_errors
-from optplug.config.training_length import TrainingLength, resolve_lengths
+from optplug.config.training_length import TrainingLength, resolve_setup
 from optplug.errors import ConfigError, ErrorCollector, Loc
 from optplug.registry import registry
 from optplug.registry.specs import snake_case
 from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
+from optplug.schedulers.closed_form import Unscheduled
+from optplug.schedulers.per_group import SCHEDULE_KEY
 
 METRIC = 1.0
 """The constant metric with which plateau schedulers are stepped: it never improves."""
@@ -56,18 +58,14 @@ def axis(training: TrainingLength) -> tuple[str, int]:
 
 
 def lr_curves(
-    groups: Sequence[Mapping[str, Any]],
-    scheduler: SchedulerConfig | None,
-    training: TrainingLength,
-    *,
-    momentum: bool = False,
+    groups: Sequence[Mapping[str, Any]], setup: OptimizerSetup, training: TrainingLength, *, momentum: bool = False
 ) -> list[Curve]:
     """The learning rates of parameter groups during a training: what the scheduler sets, step by step.
 
     Args:
         groups: the options of each group: `name`, `lr`, and others that the scheduler reads, such as `momentum`.
-        scheduler: the parsed scheduler; None for constant learning rates. A scheduler with a metric is stepped at the
-            end of each epoch, with a metric that never improves.
+        setup: the schedules. Those with a metric are stepped at the end of each epoch, with a metric that never
+            improves.
         training: the length. If the number of optimizer steps is not known, the unit is an epoch.
         momentum: whether the curves have the momentum too. Default: False.
 
@@ -75,21 +73,22 @@ def lr_curves(
         One curve for each group. Groups with equal curves share one.
 
     Raises:
-        ConfigError: the schedule depends on a length that is not known; an error raised by a third-party class.
+        ConfigError: a schedule depends on a length that is not known; an error raised by a third-party class.
         OptplugError: whatever the scheduler class raises.
     """
     unit, _ = axis(training)
-    config = resolve_lengths(scheduler or SchedulerConfig(None, interval=unit), training)
-    _check_units(config, training)
+    setup = resolve_setup(setup, training)
+    for schedule in setup.schedules:
+        _check_units(schedule, training)
+    leading = setup.leading_schedule or SchedulerConfig(None, interval=unit)
     optimizer = _OnlyGroups([{**group, "params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
-    mode = config.mode or "min"
-    scheduler_object = build_scheduler(optimizer, config, mode, counts_steps=False)
+    scheduler = build_schedule(optimizer, setup, leading.mode or "min", counts_steps=False) or Unscheduled(optimizer)
     optimizer.step()  # otherwise torch warns at the first step of the scheduler
     read = _lr_and_momentum if momentum else _lr
     rows = [[read(group) for group in optimizer.param_groups]]
     collector = ErrorCollector()
-    with collector.collect(config.loc), third_party_errors(config.name or "warmup", config.arguments):
-        for _ in _trained(scheduler_object, config, training):
+    with collector.collect(leading.loc), third_party_errors(leading.name or "warmup", leading.arguments):
+        for _ in _trained(scheduler, leading, training):
             rows.append([read(group) for group in optimizer.param_groups])
     collector.raise_collected()
     names: dict[tuple[tuple[float, ...], ...], list[str]] = {}
@@ -125,12 +124,14 @@ def _check_units(config: SchedulerConfig, training: TrainingLength) -> None:
         ConfigError: a schedule is stepped in optimizer steps and only epochs are known, or the reverse.
     """
     unit, _ = axis(training)
-    in_steps = config.warmup is not None or (config.interval == "step" and not config.takes_metric)
+    is_stepped = config.name is not None and not config.takes_metric
+    in_steps = config.warmup is not None or (is_stepped and config.interval == "step")
     if unit == "epoch" and in_steps:
         key = "interval" if config.warmup is None else "warmup"
         message = f"is in optimizer steps, and {training.unknown_reason}: {training.remedy}"
         raise ConfigError(message, loc=(*config.loc, key))
-    if unit == "step" and training.epoch_steps is None and (config.takes_metric or config.interval == "epoch"):
+    in_epochs = config.takes_metric or (is_stepped and config.interval == "epoch")
+    if unit == "step" and training.epoch_steps is None and in_epochs:
         what = "a validation for each epoch" if config.takes_metric else "one step for each epoch"
         message = f"the schedule takes {what}, and {training.unknown_reason}: {training.remedy}"
         raise ConfigError(message, loc=config.loc)
@@ -221,9 +222,10 @@ def _groups_of_member(entry: OptimizerEntry) -> Iterator[dict[str, Any]]:
         if isinstance(rule, NoDecay):
             if "weight_decay" in base:
                 yield {**base, "name": rule.name, "weight_decay": 0.0}
-        elif isinstance(rule, GroupRule) and rule.options:
+        elif isinstance(rule, GroupRule) and (rule.options or rule.scheduler is not None):
             options = apply_multipliers(rule.options, base, dict.fromkeys(rule.options, loc))
-            yield _checked({**base, **options, "name": rule.name}, functools.partial(_loc_in, loc))
+            schedule = {} if rule.scheduler is None else {SCHEDULE_KEY: rule.name}
+            yield _checked({**base, **options, **schedule, "name": rule.name}, functools.partial(_loc_in, loc))
 
 
 def _loc_in(loc: Loc, key: str) -> Loc:

@@ -220,6 +220,23 @@ def test_groups_of_a_model(numbers: Any, tmp_path: Path) -> None:
     assert without["caption"] == ["layer_decay: only the last layer is shown; --model shows the layers of the model"]
 
 
+def test_schedules_of_groups_in_a_file(numbers: Any) -> None:
+    text = """
+    optimizer: {name: sgd, lr: 0.5}
+    scheduler: {name: exponential_lr, gamma: 0.5}
+    param_groups:
+      - {match: "head.*", scheduler: {name: step_lr, step_size: 2}}
+      - {match: "body.*", scheduler: null}
+    """
+    found = numbers("config.yaml", "--epochs", "2", config=text)
+    assert labels_of(found) == [
+        "default: exponential_lr(gamma=0.5)",
+        "head.*: step_lr(step_size=2)",
+        "body.*: no schedule",
+    ]
+    assert [curve["lr"] for curve in found["curves"]] == [[0.5, 0.25, 0.125], [0.5, 0.5, 0.05], [0.5] * 3]
+
+
 def test_several_optimizers_of_a_file(plot: Any, numbers: Any) -> None:
     text = """
     optimizer:

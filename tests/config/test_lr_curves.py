@@ -24,7 +24,7 @@ BOTH = TrainingLength(23, 6, EpochSteps(((0, 4),)))
 
 def curves_of(scheduler: Any, training: TrainingLength = BOTH, **config: Any) -> list[Curve]:
     setup = parse_and_check(config.pop("optimizer", None), scheduler, **config).setup
-    return lr_curves(dummy_groups(setup, 1.0), setup.scheduler, training)
+    return lr_curves(dummy_groups(setup, 1.0), setup, training)
 
 
 def lrs_of(scheduler: Any, training: TrainingLength = BOTH, **config: Any) -> list[float]:
@@ -91,6 +91,26 @@ def test_groups_have_curves_of_their_own() -> None:
     assert [curve.lrs[1] for curve in curves] == [0.125, 0.5, 0.25]
 
 
+def test_groups_have_schedules_of_their_own() -> None:
+    rules = [
+        {"match": "a.*", "scheduler": {"name": "step_lr", "step_size": 2, "gamma": 0.5}},
+        {"match": "b.*", "scheduler": None, "lr_mult": 2},
+        {"match": "c.*", "lr_mult": 4},
+        {"match": "d.*", "scheduler": {"name": "cosine_annealing_lr", "T_max": "auto"}},
+    ]
+    exponential = {"name": "exponential_lr", "gamma": 0.5}
+    curves = curves_of(exponential, EPOCHS, optimizer={"name": "sgd", "lr": 1.0}, param_groups=rules)
+    assert [curve.groups for curve in curves] == [("default",), ("a.*",), ("b.*",), ("c.*",), ("d.*",)]
+    default, steps, constant, multiple, cosine = (list(curve.lrs) for curve in curves)
+    assert default == [0.5**n for n in range(7)]
+    assert steps == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125]
+    assert constant == [2] * 7
+    assert multiple == [4 * 0.5**n for n in range(7)]
+    assert cosine == pytest.approx([(1 + math.cos(math.pi * n / 6)) / 2 for n in range(7)], abs=1e-12)
+    only_rules = curves_of(None, EPOCHS, optimizer={"name": "sgd", "lr": 1.0}, param_groups=rules[:1])
+    assert [list(curve.lrs) for curve in only_rules] == [[1] * 7, steps]
+
+
 def test_groups_of_combined_optimizers_have_the_names_of_the_table() -> None:
     entries = [{"name": "sgd", "match": "a.*", "lr": 0.5}, {"name": "sgd", "match": "b.*", "lr": 0.25}]
     curves = curves_of({"name": "exponential_lr", "gamma": 0.5}, EPOCHS, optimizer={"combine": entries})
@@ -101,11 +121,11 @@ def test_groups_of_combined_optimizers_have_the_names_of_the_table() -> None:
 
 def test_momentum_is_that_of_the_group() -> None:
     groups = [{"lr": 1.0, "momentum": 0.5}, {"lr": 1.0, "betas": (0.75, 0.9)}, {"lr": 1.0}]
-    config = parse_and_check(None, {"name": "exponential_lr", "gamma": 0.5}).scheduler
-    curves = lr_curves(groups, config, EPOCHS, momentum=True)
+    setup = parse_and_check(None, {"name": "exponential_lr", "gamma": 0.5}).setup
+    curves = lr_curves(groups, setup, EPOCHS, momentum=True)
     assert [curve.momentums[0] for curve in curves[:2]] == [0.5, 0.75]
     assert math.isnan(curves[2].momentums[0])
-    (curve,) = lr_curves(groups, config, EPOCHS)  # equal learning rates
+    (curve,) = lr_curves(groups, setup, EPOCHS)  # equal learning rates
     assert curve.groups == ("0", "1", "2")
     assert curve.momentums == ()
 

@@ -12,7 +12,6 @@ from optplug.config.training_length import EpochSteps, TrainingLength
 from support import BATCHES_PER_EPOCH
 
 SGD = {"name": "sgd", "lr": 0.3, "momentum": 0.9}
-GROUPS = [{"match": "layer.bias", "lr_mult": 0.1}]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +39,22 @@ GROUPS = [{"match": "layer.bias", "lr_mult": 0.1}]
 def test_curves_are_the_learning_rates_of_a_training(
     fit: Any, pl: Any, optplug_lightning: Any, scripted_module: type, scheduler: Any
 ) -> None:
+    check(fit, pl, optplug_lightning, scripted_module(val={"val_loss": [1.0]}), scheduler, {})
+
+
+@pytest.mark.parametrize(
+    "own", [None, {"name": "cosine_annealing_lr", "T_max": "auto", "warmup": {"steps": 5}}, {"warmup_steps": 9}]
+)
+def test_curves_of_groups_with_schedules_of_their_own(
+    fit: Any, pl: Any, optplug_lightning: Any, scripted_module: type, own: Any
+) -> None:
+    scheduler = {"name": "exponential_lr", "gamma": 0.7, "warmup": {"epochs": 1.5, "schedule": "after"}}
+    check(fit, pl, optplug_lightning, scripted_module(), scheduler, {"scheduler": own})
+
+
+def check(fit: Any, pl: Any, optplug_lightning: Any, module: Any, scheduler: Any, rule: Any) -> None:
+    """Train a module, and compare the learning rate of each step and group with the curves."""
+    groups = [{"match": "layer.bias", "lr_mult": 0.1, **rule}]
     seen: list[list[float]] = []
 
     class Record(pl.Callback):
@@ -47,10 +62,10 @@ def test_curves_are_the_learning_rates_of_a_training(
             seen.append([float(group["lr"]) for group in trainer.optimizers[0].param_groups])
 
     epochs = 6
-    callbacks = [optplug_lightning.ConfigureOptimizers(SGD, scheduler, param_groups=GROUPS, verbose=False), Record()]
+    callbacks = [optplug_lightning.ConfigureOptimizers(SGD, scheduler, param_groups=groups, verbose=False), Record()]
     fit(
         SGD,
-        module=scripted_module(val={"val_loss": [1.0]}),
+        module=module,
         max_epochs=epochs,
         num_sanity_val_steps=0,
         callbacks=callbacks,
@@ -58,7 +73,7 @@ def test_curves_are_the_learning_rates_of_a_training(
 
     steps = epochs * BATCHES_PER_EPOCH
     training = TrainingLength(steps, epochs, EpochSteps(((0, BATCHES_PER_EPOCH),)))
-    setup = parse_and_check(SGD, scheduler, param_groups=GROUPS).setup
-    default, bias = lr_curves(dummy_groups(setup, 1.0), setup.scheduler, training)
+    setup = parse_and_check(SGD, scheduler, param_groups=groups).setup
+    default, bias = lr_curves(dummy_groups(setup, 1.0), setup, training)
     assert seen == [list(pair) for pair in zip(default.lrs[:steps], bias.lrs[:steps], strict=True)]
     assert len(set(default.lrs)) > 2
