@@ -12,7 +12,7 @@ import optplug
 from parity import Trajectory
 from support import TORCH
 
-ENGINES = ("loop",)
+ENGINES = ("loop", "foreach", "numba")
 SHAPES = ((5, 3), (3, 5), (4, 4), (5, 3))
 OPTIONS = {"lr": 0.05, "weight_decay": 0.3, "momentum": 0.8, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"}
 

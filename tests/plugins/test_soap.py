@@ -10,7 +10,7 @@ from torch import Tensor
 
 import optplug
 
-ENGINES = ("loop",)
+ENGINES = ("loop", "foreach", "numba")
 
 
 def run(shape: tuple[int, ...], steps: int = 25, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
