@@ -5,6 +5,7 @@ Checks and measurements are in `optplug.config` and `optplug.bench`; LightningCL
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
@@ -16,4 +17,7 @@ def main() -> None:
         if error.name not in ("typer", "rich"):
             raise
         sys.exit(f"the optplug command needs {error.name}: pip install 'optplug[cli]'")
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # otherwise Python examines all objects of torch once more when it exits, for 0.4 s
