@@ -16,11 +16,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 import optplug
 from optplug import errors, testing
 from optplug.config import reference
+from optplug.config.build import parse_and_check
 from optplug.config.form import TABLES
 from optplug.config.reference import update_tables
 from optplug.registry import Registry, hookspecs
@@ -277,6 +279,17 @@ def test_version_is_the_version_of_the_distribution() -> None:
 
 
 # ---------------------------------------------------------------- optimizers.md
+
+
+def test_every_schedule_has_a_section_with_a_valid_example() -> None:
+    page = PAGES["schedules.md"]
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert list(sections) == sorted(optplug.list_schedulers("optplug-schedules:*"))
+    for name, section in sections.items():
+        (example,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+        scheduler = yaml.safe_load(example)["scheduler"]
+        assert scheduler["name"] == name
+        parse_and_check({"name": "sgd", "lr": 0.1}, scheduler)
 
 
 def test_newer_optimizers_are_listed_with_their_arguments_and_defaults() -> None:

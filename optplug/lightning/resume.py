@@ -23,7 +23,7 @@ from optplug.lightning.fit_state import FitState, ResumeState
 from optplug.lightning.frozen_on_resume import adapt_frozen_parameters
 from optplug.registry import registry
 from optplug.schedulers.adapters import adapter_for
-from optplug.schedulers.lr import set_lr
+from optplug.schedulers.lr import GROUP_LR_KEYS, GROUP_MOMENTUM_KEYS, set_lr
 
 
 def prepare_resume(
@@ -167,7 +167,8 @@ def _override_hyperparameters(trainer: Any, resume: ResumeState) -> None:
     entries = trainer.lr_scheduler_configs
     for optimizer, groups in zip(trainer.optimizers, resume.configured_groups, strict=True):
         bases, old_bases = base_lrs.setdefault(id(optimizer), ([], []))
-        names = _hyperparameter_names(optimizer) - {"lr"}
+        # The bounds of a schedule between learning rates of its own are options of the groups too.
+        names = _hyperparameter_names(optimizer) - {"lr"} | {*GROUP_LR_KEYS, *GROUP_MOMENTUM_KEYS} - {"initial_lr"}
         # A finetuning callback may have added further groups. They have no configuration and stay as they are.
         for group, configured in zip(optimizer.param_groups, groups, strict=False):
             if "initial_lr" not in group and any(entry.scheduler.optimizer is optimizer for entry in entries):
