@@ -142,9 +142,17 @@ def argument_errors(
             yield _unknown_argument(registration, key, arguments[key], known, keys)
     missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
     if missing:
-        length = length_argument(registration)
-        auto = f" ({length} may be {AUTO}: the length of the training)" if keys and length in missing else ""
-        yield ConfigError(f"{registration.name} needs {listing(missing)}{auto}")
+        hint = _missing_length_hint(registration, missing) if keys else ""
+        yield ConfigError(f"{registration.name} needs {listing(missing)}{hint}")
+
+
+def _missing_length_hint(registration: Registration, missing: Collection[str]) -> str:
+    """What the missing lengths of a schedule may be; empty if no length is missing."""
+    total = length_argument(registration)
+    parts = [name for name in length_arguments(registration) if name in missing and name != total]
+    hints = [f"{total} may be {AUTO}: the length of the training"] if total in missing else []
+    hints += [f"{name} may be a part of the training: {{ratio: 0.2}}" for name in parts if total is not None]
+    return f" ({'; '.join(hints)})" if hints else ""
 
 
 def _unknown_argument(

@@ -87,8 +87,20 @@ def _argument_lines(registration: Registration, target: Any) -> Iterator[str]:
     for argument, line in zip(arguments, lines[1:], strict=True):
         yield line
         text = argument_text(argument, ranges.get(argument.name))
-        yield from _indented(text)
+        yield from _indented(f"{text}{'' if is_function else _length_text(registration, argument.name)}")
     yield ""
+
+
+def _length_text(registration: Registration, name: str) -> str:
+    """What a configuration accepts for an argument that is a length; empty for other arguments."""
+    if not isinstance(registration.spec, SchedulerSpec):
+        return ""
+    from optplug.config.lengths import length_argument, length_arguments  # local imports: they import torch
+
+    if name not in length_arguments(registration):
+        return ""
+    auto = "auto, " if name == length_argument(registration) else ""
+    return f" In a configuration also {auto}{{steps: n}}, {{epochs: x}} or {{ratio: x}}."
 
 
 def _indented(text: str) -> list[str]:

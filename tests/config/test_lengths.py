@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from optplug.config.build import parse_and_check
+from optplug.config.describe import describe_registration
 from optplug.config.json_schema import json_schema
 from optplug.config.parse import parse
 from optplug.config.training_length import EpochSteps, TrainingLength, depends_on_training_length, resolve_lengths
@@ -20,6 +21,7 @@ from optplug.errors import (
     OptplugError,
     loc_text,
 )
+from optplug.registry import registry
 
 TRAINING = TrainingLength(steps=40, epochs=4, epoch_steps=EpochSteps(((0, 10),)))
 UNEVEN = TrainingLength(steps=16, epochs=4, epoch_steps=EpochSteps(((0, 6), (1, 4), (3, 2))))
@@ -216,6 +218,26 @@ def test_unit_for_an_argument_that_is_no_length_raises(error_message: Any):
 def test_other_errors_are_found_beside_lengths_with_units(error_message: Any):
     message = error_message(HyperparameterError, "adam", {**COSINE, "T_max": {"ratio": 0.5}, "eta_min": -1})
     assert message == "scheduler.eta_min: CosineAnnealingLR: eta_min must be at least 0, got -1"
+
+
+def test_missing_lengths_are_named_with_what_they_may_be(error_message: Any):
+    assert error_message(ConfigError, "adam", "wsd") == (
+        "scheduler: wsd needs total_steps, decay_steps (total_steps may be auto: the length of the training; "
+        "decay_steps may be a part of the training: {ratio: 0.2})"
+    )
+    wsd = {"name": "wsd", "total_steps": "auto", "decay_steps": 5, "warmup_ratio": 0.05}
+    assert error_message(ConfigError, "adam", wsd) == (
+        "scheduler.warmup_ratio: wsd has no argument 'warmup_ratio'; write warmup: {ratio: 0.05}"
+    )
+
+
+def test_info_states_what_a_length_may_be():
+    text = " ".join(describe_registration(registry.resolve("scheduler", "wsd")).split())
+    assert (
+        "at least 1. Afterwards the learning rate stays the lowest one. In a configuration also auto, {steps: n},"
+        in text
+    )
+    assert text.count("In a configuration also {steps: n}, {epochs: x} or {ratio: x}.") == 2
 
 
 # ------------------------------------------------------------------------------------------------ lists of schedules

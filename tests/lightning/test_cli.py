@@ -727,6 +727,31 @@ def test_auto_and_warmup_on_the_command_line(cli: Any, write_config: Any):
     assert made.model.lrs == [0.25, 0.4375, 0.625, 0.8125] + [1.0] * 4
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        ["--scheduler.decay_steps.ratio", "0.25", "--scheduler.warmup_steps.epochs", "0.5"],
+        ["--scheduler.decay_steps", "{ratio: 0.25}", "--scheduler.warmup_steps", '{"steps": 2}'],
+    ],
+    ids=str,
+)
+def test_lengths_with_units_on_the_command_line(cli: Any, write_config: Any, spelled: list[str]):
+    config = write_config(optimizer={"name": "sgd", "lr": 1.0})
+    made = cli(["--config", config, "--scheduler", "wsd", "--scheduler.total_steps", "auto", *spelled])
+    scheduler = made.trainer.lr_scheduler_configs[0].scheduler
+    assert (scheduler.total_steps, scheduler.decay_steps, scheduler.warmup_steps) == (8, 2, 2)
+    assert made.model.lrs == [0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5]
+
+
+def test_warmups_on_the_command_line(cli: Any, write_config: Any):
+    config = write_config(optimizer={"name": "sgd", "lr": 1.0})
+    assert cli(["--config", config, "--scheduler.warmup", "0.5"]).model.lrs == [0.25, 0.4375, 0.625, 0.8125] + [1.0] * 4
+    args = ["--scheduler", "cosine_annealing_lr", "--scheduler.T_max", "auto", "--scheduler.interval", "step"]
+    args += ["--scheduler.warmup", "{steps: 4, schedule: after}"]
+    scheduler = cli(["--config", config, *args]).trainer.lr_scheduler_configs[0].scheduler
+    assert (scheduler.warmup_steps, scheduler.T_max, scheduler.last_epoch) == (4, 4, 4)
+
+
 def test_link_in_file_is_resolved(cli: Any, write_config: Any, model: type):
     class Own(model):
         def __init__(self, learning_rate: float = 0.25) -> None:
