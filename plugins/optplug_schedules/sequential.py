@@ -44,6 +44,7 @@ class Sequential(ClosedFormLR):
     State dicts have the form of torch's `SequentialLR`, which can load them, and whose state dicts can be loaded.
     """
 
+    nested_schedules = ("schedules",)
     cases = (
         {
             "schedules": [

@@ -345,6 +345,21 @@ def test_errors_in_a_list_of_schedules_have_their_location(schedules: Any, messa
     assert str(error).startswith(f"scheduler.schedules{message}")
 
 
+def test_sequence_of_the_plugin_is_a_list_of_schedules(error_message: Any):
+    given = {"name": "sequential", "schedules": [{**WARM, "length": {"ratio": 0.25}}, COSINE]}
+    scheduler_config = parse_and_check("adam", {**given, "interval": "step"}).scheduler
+    assert scheduler_config is not None
+    assert resolve_lengths(scheduler_config, TRAINING).arguments["schedules"] == [
+        {**WARM, "length": 10, "total_iters": 10},
+        {**COSINE, "length": 30, "T_max": 30},
+    ]
+    wrong = {"name": "sequential", "schedules": [{**WARM, "length": {"ratio": 0.25}, "start_factor": -1}, COSINE]}
+    message = error_message(HyperparameterError, "adam", wrong)
+    assert message.startswith("scheduler.schedules[0].start_factor: Sequential: schedules[0]: ")
+    plateau = {"name": "sequential", "schedules": [{"name": "reduce_lr_on_plateau", "length": 3}, COSINE]}
+    assert "has no closed form" in error_message(HyperparameterError, "adam", plateau)
+
+
 # ------------------------------------------------------------------------------------------------ JSON Schema
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())

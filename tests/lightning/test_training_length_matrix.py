@@ -256,6 +256,49 @@ def test_summary_states_whether_the_schedule_starts_after_the_warmup(
     assert length in printed
 
 
+# ------------------------------------------------------------------------------------------------ Sequences
+
+SEQUENCE = {
+    "name": "sequential",
+    "schedules": [
+        {"name": "linear_lr", "length": {"ratio": 0.25}, "start_factor": 0.1},
+        {"name": "constant_lr", "length": {"ratio": 0.5}, "factor": 0.5},
+        {"name": "cosine_annealing_lr"},
+    ],
+}
+
+
+@pytest.mark.parametrize("limits", ["max_epochs", "max_steps first", "part of the data"])
+@pytest.mark.parametrize("warmup", [None, {"steps": 2, "schedule": "after"}], ids=str)
+def test_lengths_of_a_sequence_are_parts_of_what_the_trainer_counts(
+    accumulating: Any, scripted_module: type, limits: Any, warmup: Any
+) -> None:
+    made = accumulating({**SEQUENCE, "interval": "step", "warmup": warmup}, **LIMITS[limits])
+    scheduler = scheduler_of(fitted(made, scripted_module()))
+    sequence = getattr(scheduler, "scheduler", scheduler)
+    total = made.global_step - (2 if warmup else 0)
+    first, second = nearest(0.25, total), nearest(0.5, total)
+    assert sequence._milestones == [first, first + second]
+    assert sequence._schedulers[0].total_iters == first
+    assert sequence._schedulers[2].T_max == max(1, total - first - second)
+    assert sequence.last_epoch == total
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create", "ignore:You're resuming from a checkpoint")
+def test_sequence_with_units_resumes_in_the_middle(
+    accumulating: Any, scripted_module: type, save_every_checkpoint: Any, tmp_path: Path
+) -> None:
+    scheduler = {**SEQUENCE, "interval": "step"}
+    saver = save_every_checkpoint(every_n_train_steps=1, save_on_train_epoch_end=False)
+    whole = scripted_module()
+    fitted(accumulating(scheduler, callbacks=[saver], enable_checkpointing=True, max_epochs=3), whole)
+    assert len(set(whole.lrs)) > 6
+    for step in (2, 3, 4, 8, 9, 11):
+        module = scripted_module()
+        fitted(accumulating(scheduler, max_epochs=3), module, ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert module.lrs == whole.lrs[step:]
+
+
 # ------------------------------------------------------------------------------------------------ Other trainings
 
 
