@@ -132,7 +132,7 @@ FAULTS = [
     Fault("engines/protocol.py", 'values.amax() if first.op == "amax" else values.sum()', "values.sum()"),
     # the matrix functions
     Fault(SEGMENTS, "default=0) + (node.is_reduction or node.is_call)", "default=0) + node.is_reduction"),
-    Fault(SEGMENTS, "operands = [self._source(a, k) or", "operands = [self._source(a, (k[0] + 1, 0)) or"),
+    Fault(SEGMENTS, "operands = [self._source(a, k) or", "operands = [self._source(a, (k[0] - 1, 0)) or"),
     Fault(SEGMENTS, "n.is_reduction or n.is_call:", "n.is_reduction:"),
     Fault(GRAPH, 'identity = value if op == "call" else repr(value)', "identity = repr(value)"),
     Fault(MATRIX, "return converted.clone() if any(", "return converted if any("),

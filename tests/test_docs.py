@@ -263,6 +263,33 @@ def test_rule_in_the_documentation_is_the_rule_of_adam() -> None:
         assert line.strip() in rule
 
 
+def test_muon_of_the_documentation_takes_the_steps_of_torch() -> None:
+    (block,) = (block for block in code_blocks("rules.md", "python") if "class Muon" in block)
+    names: dict[str, Any] = {"__name__": "snippet"}
+    exec(block, names)
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((4, 5), (5, 4), (4, 5))]
+    grads = [[torch.randn_like(p) for p in start] for _ in range(3)]
+
+    def train(make: Any) -> tuple[Any, list[torch.Tensor]]:
+        params = [torch.nn.Parameter(p.clone()) for p in start]
+        optimizer = make(params)
+        for step in grads:
+            for p, g in zip(params, step, strict=True):
+                p.grad = g.clone()
+            optimizer.step()
+        return optimizer, [p.detach() for p in params]
+
+    optimizer, trained = train(names["Muon"])
+    (report,) = optimizer.engine_report()
+    assert str(report).replace("3 tensors, 60", "2 tensors, 40") in PAGES["rules.md"]
+    expected = train(lambda params: names["Muon"](params, engine="loop"))[1]
+    if TORCH >= (2, 9):
+        expected = train(lambda params: torch.optim.Muon(params, lr=0.02, weight_decay=0.0))[1]
+    for got, p in zip(trained, expected, strict=True):
+        torch.testing.assert_close(got, p, rtol=0, atol=2e-3)  # the iteration is computed in bfloat16
+
+
 def test_class_docstrings_mention_every_argument() -> None:
     for kind, names in (("optimizer", optplug.list_optimizers()), ("scheduler", optplug.list_schedulers())):
         for name in names:

@@ -21,7 +21,7 @@ from optplug.engines.cpu_kernel import ChunkTable, Kernel, compiled_kernel
 from optplug.engines.cpu_matrix import MatrixTable, dimensions
 from optplug.engines.llvm_ir import INITIAL_TOTALS, compute_dtype
 from optplug.engines.llvm_matrix import reduces_columns
-from optplug.engines.matrix_calls import call_in_batches
+from optplug.engines.matrix_calls import call_in_batches, check_shapes
 from optplug.engines.protocol import Bucket, PartialReduction, SuspendedStep
 from optplug.engines.scalars import ScalarRow, StepScalars
 from optplug.rules.graph import Kind, Node
@@ -187,6 +187,8 @@ class SegmentedProgram:
         for role, node in self._graph.outputs.items():
             if node.kind == "whole":
                 new[role] = arrays[results[node]] if node.is_call else [t.clone() for t in arrays[str(node.value)]]
+        for role, tensors in new.items():
+            check_shapes(role, arrays[role], tensors)
         for role, tensors in new.items():
             torch._foreach_copy_(arrays[role], tensors)
 

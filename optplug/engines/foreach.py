@@ -30,7 +30,7 @@ from torch import Tensor
 
 from optplug.engines.arena import Arena
 from optplug.engines.buffers import TensorsByRole, at_least_1d, working_tensors, write_back
-from optplug.engines.matrix_calls import call_in_batches
+from optplug.engines.matrix_calls import call_in_batches, check_shapes
 from optplug.engines.protocol import (
     Bucket,
     EngineProtocol,
@@ -290,6 +290,8 @@ class _ProgramWriter:
                 copies[role] = f"t{self.temporary_count}"
                 self.lines.append(f"{copies[role]} = _for_each_tensor('clone', {source})")
         for role, source in copies.items():
+            if self.traced.outputs[role].kind == "whole":
+                self.lines.append(f"_check_shapes('{role}', {role}, {source})")
             self.lines.append(f"_foreach_copy_({role}, {source})")
 
     def _scalar(self, node: Node) -> str:
@@ -420,6 +422,7 @@ def _compile_step(traced: TracedRule) -> Callable[..., Any]:
     functions = (_for_each_tensor, _reduce, _reduce_along, _call, _count, _to_list)
     namespace: dict[str, Any] = {function.__name__: function for function in functions}
     namespace.update({"_compute": compute_tensor_scalars, "inf": math.inf, "nan": math.nan})
+    namespace["_check_shapes"] = check_shapes
     namespace["_functions"] = [node.value for node in traced.nodes if node.is_call]
     namespace.update((name, getattr(torch, name)) for name in dir(torch) if name.startswith("_foreach_"))
     namespace.update({"_foreach_lerp": _lerp, "_foreach_lerp_": _lerp_})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optplug.engines.arena import Arena
 from optplug.engines.buffers import TensorsByRole, at_least_1d, working_tensors, write_back
+from optplug.engines.matrix_calls import check_shapes
 from optplug.engines.protocol import (
     Bucket,
     BucketKey,
@@ -170,6 +171,9 @@ def step(
     for name, value in changed.items():
         if any(value is x for x in inputs.values()):  # another input, which may be overwritten before it is copied
             changed[name] = value.clone()
+    for name in variant.whole_states:
+        if isinstance(outputs[name], Tensor):
+            check_shapes(name, [states[name]], [outputs[name]])
     for name, value in changed.items():
         target = p if name == "p" else states[name]
         if isinstance(value, Tensor):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.errors import RuleError
 from optplug.rules.matrix import MatrixOperation
 
 
@@ -34,6 +35,24 @@ def call_in_batches(
         result = operation(operands, [float(column[indices[0]]) for column in columns])
         results.update(zip(indices, result.contiguous().unbind(), strict=True))
     return [results[i] for i in range(count)]
+
+
+def check_shapes(name: str, states: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Check that the new values of a state of another shape have its shape.
+
+    Args:
+        name: the name of the state.
+        states: the state of each parameter.
+        values: the new value of each parameter.
+
+    Raises:
+        RuleError: a value has another shape. Copying it could broadcast it.
+    """
+    for state, value in zip(states, values, strict=True):
+        if state.shape != value.shape:
+            raise RuleError(
+                f"the rule returned a value of shape {tuple(value.shape)} for {name!r}, which has {tuple(state.shape)}"
+            )
 
 
 def as_batch(tensors: Sequence[Tensor]) -> Tensor:

@@ -53,9 +53,9 @@ def muon(p, g, m, step, *, lr):
 
 
 def heavy_ball(p, g, m, step, *, lr):
-    """The operand is the stored momentum, and the old momentum is needed after the call."""
+    """The operands are the new momentum, which is stored, and the old one, which is also needed after the call."""
     new = 0.9 * m + g
-    return p - lr * orthogonalize(new, 2, 1e-7) - 0.01 * m, new, step + 1
+    return p - lr * orthogonalize(new, 2, 1e-7) - 0.01 * (m + orthogonalize(m, 1, 1e-7)), new, step + 1
 
 
 def two_in_sequence(p, g, m, step, *, lr):
@@ -307,6 +307,18 @@ def test_states_of_another_shape_can_be_exchanged(engine: str):
     assert [float(optimizer.state[p][name][0]) for name in "vw"] == [2.0, 1.0]
 
 
+@pytest.mark.parametrize("engine", ["loop", *FAST])
+@pytest.mark.parametrize("rule", [lambda p, g, v, w, *, lr: (p, v, v), lambda p, g, v, w, *, lr: (p, v, smooth(v))])
+def test_value_of_another_shape_than_the_state_is_refused(engine: str, rule: Callable[..., Any]):
+    """A copy would broadcast it."""
+    p = Parameter(torch.zeros(2, 2))
+    p.grad = torch.ones(2, 2)
+    states = State("v", shape=lambda s, o: (3, 1)), State("w", shape=lambda s, o: (3, 2))
+    optimizer = make(rule, *states)([p], engine=engine)
+    with pytest.raises(RuleError, match=r"returned a value of shape \(3, 1\) for 'w', which has \(3, 2\)"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("engine", FAST)
 def test_matrix_functions_of_states_only(engine: str):
     def rule(p, g, gram, *, lr):
@@ -404,3 +416,21 @@ def test_fused_part_does_not_depend_on_the_number_of_threads():
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+def test_tensors_that_graphs_do_not_take_are_stepped_by_loop():
+    class Subclass(Tensor):
+        pass
+
+    def trained(p: Tensor) -> RuleOptimizer:
+        p.grad = torch.ones(2, 3).as_subclass(type(p)) if type(p) is Subclass else torch.ones(2, 3)
+        optimizer = make(muon, *ELEMENTWISE)([p])
+        optimizer.step()
+        return optimizer
+
+    p, q = torch.ones(2, 3).as_subclass(Subclass).requires_grad_(), Parameter(torch.ones(2, 3))
+    (report,) = trained(p).engine_report()
+    assert (report.engine, report.matrix_functions) == ("loop", ())
+    assert "Subclass is not a plain tensor" in report.reason
+    trained(q)
+    torch.testing.assert_close(p.detach().as_subclass(Tensor), q.detach())
