@@ -41,6 +41,7 @@ bench: $(INSTALLED)
 	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png
 	$(BIN)/python benchmarks/newer.py --seconds 1
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/muon_accuracy.py
 	$(BIN)/python tests/run_faults.py
 	$(BIN)/python benchmarks/fused.py --rounds 41 --threads 1
 	$(BIN)/python benchmarks/fused.py --rounds 41 --threads 2

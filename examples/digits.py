@@ -2,6 +2,7 @@
 
     python examples/digits.py --config examples/adam_plateau.yaml
     python examples/digits.py --config examples/sgd_cosine.yaml --optimizer.lr 0.05
+    python examples/digits.py --config examples/muon.yaml
 
 The data is part of scikit-learn: 1,797 images of 8 x 8 pixels. Nothing is downloaded.
 """

@@ -180,7 +180,7 @@ MATRICES = table(
     Field(
         "fallback",
         Nested("fallback", "a name or a mapping"),
-        "the optimizer of all other parameters, see [fallback](#fallback)",
+        "the optimizer of all other parameters",
         DEFAULT_FALLBACK,
     ),
     Field(

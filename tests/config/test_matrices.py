@@ -307,6 +307,19 @@ def test_options_of_group_rules_go_to_the_members_that_have_them():
     }
 
 
+def test_schedule_of_a_rule_applies_to_the_groups_of_both():
+    module = mlp()
+    rules = [{"match": "0.*", "scheduler": {"name": "exponential_lr", "gamma": 0.5}}]
+    made, schedule = optplug.create_optimizer_and_scheduler(
+        module, MUON, {"name": "exponential_lr", "gamma": 0.25}, param_groups=rules
+    )
+    module(torch.randn(3, 4)).sum().backward()
+    made.step()
+    schedule.step()
+    rates = {group["name"]: group["lr"] for group in made.param_groups}
+    assert rates == {"orthogonal 0.*": 0.01, "orthogonal": 0.005, "adamw 0.*": 5e-4, "adamw": 2.5e-4}
+
+
 def test_presets_apply_to_both():
     layers = {"preset": "layer_decay", "decay": 0.5, "layers": ["0.*", "1.*", "2.*", "3.*"]}
     module_rates = {}
