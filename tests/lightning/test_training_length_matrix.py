@@ -587,3 +587,12 @@ def test_length_with_a_unit_that_is_the_number_of_steps_is_accepted(
         scheduler = {"name": "cosine_annealing_lr", "T_max": {"epochs": 12}}
         assert scheduler_of(fitted(accumulating(scheduler, **limits), scripted_module())).T_max == 12
     assert [str(warning.message) for warning in recwarn if "T_max" in str(warning.message)] == []
+
+
+def test_short_lengths_do_not_prevent_a_dry_run(accumulating: Any, scripted_module: type) -> None:
+    for scheduler in (
+        {"name": "step_lr", "step_size": {"ratio": 0.1}},
+        {"name": "wsd", "total_steps": "auto", "decay_steps": {"ratio": 0.2}, "warmup_steps": 100},
+    ):
+        made = fitted(accumulating(scheduler, fast_dev_run=1), scripted_module())
+        assert made.global_step == 1
