@@ -17,7 +17,6 @@ from optplug.cli.config_commands import (
     load_file,
 )
 from optplug.errors import ConfigError, ConfigErrors, OptplugError, loc_text
-from optplug.registry.specs import SchedulerSpec
 
 if TYPE_CHECKING:  # these import torch
     from optplug.cli.lr_plot import LrPlot
@@ -412,7 +411,7 @@ def _default_length(sources: Sequence[Source]) -> tuple[str, int]:
         ConfigError: no schedule of a file has a length.
     """
     schedules = [schedule for source in sources for schedule in source.setup.schedules]
-    lengths = [length for schedule in schedules for length in _lengths(schedule)]
+    lengths = [length for schedule in schedules for length in _lengths(schedule) if length > 0]
     in_files = [source for source in sources if source.checked is not None]
     if in_files and not lengths:
         raise ConfigError(f"{in_files[0].file}: the length of the training is not known: add --steps or --epochs")
@@ -421,18 +420,23 @@ def _default_length(sources: Sequence[Source]) -> tuple[str, int]:
 
 
 def _lengths(scheduler: SchedulerConfig) -> Iterator[int]:
-    """Lengths of an axis that shows the whole schedule: its length, or four times the longest of its parts."""
-    total = scheduler.arguments.get(str(scheduler.length_argument))
+    """Lengths of an axis that shows the whole schedule: its length, or a multiple of the longest of its parts."""
+    from optplug.registry.signature import configurable_arguments
+
+    known = {} if scheduler.name is None else configurable_arguments(scheduler.registration)
+    arguments = {**{key: p.default for key, p in known.items()}, **scheduler.arguments}
+    total = arguments.get(str(scheduler.length_argument))
     if isinstance(total, int):
         yield total
         return
     warmup = scheduler.warmup
     if warmup is not None and warmup.unit == "steps":
         yield 4 * int(warmup.length)
-    spec = None if scheduler.name is None else scheduler.registration.spec
-    for key in spec.lengths if isinstance(spec, SchedulerSpec) else ():
-        part = scheduler.arguments.get(key)
+    for part in map(arguments.get, scheduler.length_arguments):
         if isinstance(part, int):
             yield 4 * part
-        elif isinstance(part, (list, tuple)) and part and all(isinstance(n, int) for n in part):
-            yield 2 * max(part)
+        elif isinstance(part, (list, tuple)):
+            yield 2 * max([n for n in part if isinstance(n, int)], default=0)
+    inner = arguments.get("schedules")  # their lengths add up
+    items = [item for item in inner if isinstance(item, Mapping)] if isinstance(inner, (list, tuple)) else []
+    yield 2 * sum(length for item in items if isinstance(length := item.get("length"), int))

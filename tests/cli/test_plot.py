@@ -104,6 +104,11 @@ def test_length_of_the_schedule_may_be_omitted(numbers: Any) -> None:
         (["{name: exponential_lr, gamma: 0.9, interval: step}"], "optimizer steps", 100),
         (["exponential_lr:gamma=0.9", "--warmup", "30"], "optimizer steps", 120),
         (["cosine_annealing_lr:T_max=7"], "epochs", 7),
+        (["step_lr:step_size=7"], "epochs", 28),
+        (["multi_step_lr:milestones=[3,8]"], "epochs", 16),
+        (["linear_lr"], "epochs", 5),  # the default of total_iters
+        (["cyclic_lr:base_lr=0.1,max_lr=0.2"], "optimizer steps", 8000),  # the default of step_size_up is 2000
+        (["{name: sequential, schedules: [{name: linear_lr, length: 9}, {name: constant_lr}]}"], "epochs", 18),
         (["cosine_annealing_lr:T_max=7", "--steps", "9"], "optimizer steps", 9),
         (["cosine_annealing_lr:T_max=7", "--epochs", "9"], "epochs", 9),
         (["cosine_annealing_lr:T_max=7", "--steps-per-epoch", "9"], "optimizer steps (9 per epoch)", 63),
