@@ -28,7 +28,6 @@ from optplug.config.model import (
     OptimizerEntry,
     OptimizerSetup,
     SchedulerConfig,
-    constant_schedule,
 )
 from optplug.config.options import ParamGroups, Schedule
 from optplug.config.param_group_presets import LayerDecay
@@ -54,7 +53,7 @@ from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments, constructor_arguments, function_arguments
 from optplug.schedulers.closed_form import Unscheduled
-from optplug.schedulers.per_group import DEFAULT, PerGroup, ScheduleFactory
+from optplug.schedulers.per_group import PerGroup, ScheduleFactory
 from optplug.schedulers.plateau_warmup import PlateauWarmup
 from optplug.schedulers.warmup import Warmup
 
@@ -371,10 +370,9 @@ def build_schedule(
     def factory(config: SchedulerConfig) -> ScheduleFactory:
         return lambda view: build_scheduler(view, config, mode, counts_steps=counts_steps)
 
-    base, of_groups = setup.scheduler, setup.group_schedules
-    if not of_groups:
-        return None if base is None else factory(base)(optimizer)
-    configs = {DEFAULT: base or constant_schedule(), **of_groups}
+    if not setup.group_schedules:
+        return None if setup.scheduler is None else factory(setup.scheduler)(optimizer)
+    configs = setup.named_schedules
     scheduler = PerGroup(optimizer, {name: factory(config) for name, config in configs.items()})
     scheduler.ends = {
         name: (config.length_argument, config.arguments[config.length_argument])

@@ -32,7 +32,7 @@ from optplug.config.plain_data import to_serializable
 from optplug.errors import Loc
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments
-from optplug.schedulers.per_group import SCHEDULE_KEY
+from optplug.schedulers.per_group import DEFAULT, SCHEDULE_KEY
 
 LINK_PATTERN = re.compile(r"module(\.[A-Za-z_]\w*)+")
 """The text of a link: a value that is read from an attribute of the module, such as `module.lr`."""
@@ -324,6 +324,11 @@ class OptimizerSetup:
         """The schedules of the group rules, by the name of the rule."""
         rules = [rule for entry in self.entries for rule in entry.param_groups if isinstance(rule, GroupRule)]
         return {rule.name: rule.scheduler for rule in rules if rule.scheduler is not None}
+
+    @property
+    def named_schedules(self) -> dict[str, SchedulerConfig]:
+        """The schedules by name, as in `PerGroup`: `""` is that of the groups without their own."""
+        return {DEFAULT: self.scheduler or constant_schedule(), **self.group_schedules}
 
     @property
     def schedules(self) -> tuple[SchedulerConfig, ...]:

@@ -28,27 +28,34 @@ def extend_schedules(trainer: Any, state: FitState, reporter: Reporter) -> None:
     if state.resume is None or state.resume.policy != "keep":
         return
     for optimizer, configured in state.configured(trainer):
-        scheduled, managed = configured.setup.scheduler, state.managed_of(trainer, optimizer)
-        name = None if scheduled is None else scheduled.length_argument
-        if scheduled is None or managed is None or name not in scheduled.given_lengths:
+        managed = state.managed_of(trainer, optimizer)
+        if managed is None:
             continue
-        if (managed.plan.interval, managed.plan.frequency) != (scheduled.interval, scheduled.frequency):
-            continue  # the checkpoint's schedule is stepped at other times
-        new = _length(scheduled, managed.scheduler, configured.training_length or TrainingLength())
-        old = managed.adapter.length(str(name), new)
-        extended = None if new == old else managed.adapter.extend(new)
-        loc = loc_text(scheduled.argument_loc(str(name)))
-        if extended:
-            change = "extended" if new > old else "shortened"
-            state.resume.messages.append(f"{loc} is {change} from {old} to {new}, to fit this training")
-        elif extended is not None:
-            rest = "the learning rate then stays at its last value" if new > old else "the training ends before it"
-            reporter.warn(
-                trainer,
-                f"{loc}: the schedule of the checkpoint has {old} steps, and in this training it would have {new}. It "
-                f"keeps its length, and {rest}: its decay has begun, or would have begun before the checkpoint. Resume "
-                "from an earlier checkpoint, or set on_resume: reset_scheduler",
-            )
+        for name, scheduled in configured.setup.named_schedules.items():
+            length = scheduled.length_argument
+            adapter = managed.adapter.members.get(name)
+            if adapter is None or length not in scheduled.given_lengths:
+                continue
+            if (managed.plan.interval, managed.plan.frequency) != (scheduled.interval, scheduled.frequency):
+                continue  # the checkpoint's schedule is stepped at other times
+            new = _length(scheduled, adapter.scheduler, configured.training_length or TrainingLength())
+            old = adapter.length(str(length), new)
+            extended = None if new == old else adapter.extend(new)
+            loc = loc_text(scheduled.argument_loc(str(length)))
+            if extended:
+                change = "extended" if new > old else "shortened"
+                state.resume.messages.append(f"{loc} is {change} from {old} to {new}, to fit this training")
+            elif extended is not None:
+                reporter.warn(trainer, _not_extended(loc, old, new))
+
+
+def _not_extended(loc: str, old: int, new: int) -> str:
+    rest = "the learning rate then stays at its last value" if new > old else "the training ends before it"
+    return (
+        f"{loc}: the schedule of the checkpoint has {old} steps, and in this training it would have {new}. It "
+        f"keeps its length, and {rest}: its decay has begun, or would have begun before the checkpoint. Resume "
+        "from an earlier checkpoint, or set on_resume: reset_scheduler"
+    )
 
 
 def _length(scheduled: SchedulerConfig, scheduler: Any, training: TrainingLength) -> int:

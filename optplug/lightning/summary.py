@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from optplug.config.lengths import described
 from optplug.config.metric_names import is_validation_metric
-from optplug.config.model import SchedulerConfig, constant_schedule
+from optplug.config.model import SchedulerConfig
 from optplug.config.param_groups import group_table
 from optplug.config.training_length import length_warnings
 from optplug.errors import short_list
@@ -71,13 +71,11 @@ def _schedule_lines(trainer: Any, state: FitState, optimizer: Any, configured: C
     metric = plan.monitored
     if managed is not None:  # the module may have changed the plan, a checkpoint or logged values the metric
         plan, metric = managed.plan, managed.metric
-    of_groups = setup.group_schedules
-    found = {DEFAULT: setup.scheduler or constant_schedule(), **of_groups}
     schedulers = (entry.scheduler for entry in trainer.lr_scheduler_configs if entry.scheduler.optimizer is optimizer)
     scheduler = next(schedulers, None)
     members = scheduler.schedules if isinstance(scheduler, PerGroup) else {DEFAULT: scheduler}
-    for name, scheduled in found.items():
-        title = "" if not of_groups else f"schedule {name}: " if name else "other groups: "
+    for name, scheduled in setup.named_schedules.items():
+        title = "" if not setup.group_schedules else f"schedule {name}: " if name else "other groups: "
         yield title + _schedule_line(scheduled, plan, metric, members.get(name))
         yield from _length_lines(scheduled, members.get(name), configured)
     if metric is not None:

@@ -85,6 +85,11 @@ class SchedulerAdapter:
         return any(p.default is p.empty for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
     @property
+    def members(self) -> Mapping[str, SchedulerAdapter]:
+        """The adapters of the schedules of the parameter groups, by name; `""` is that of the groups without a name."""
+        return {"": self}
+
+    @property
     def warmups(self) -> Sequence[Any]:
         """The warmups of the scheduler (`optplug.schedulers.warmup.Warmup`)."""
         return ()

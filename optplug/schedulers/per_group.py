@@ -250,35 +250,35 @@ class PerGroupAdapter(SchedulerAdapter):
     scheduler: PerGroup
 
     @property
-    def _members(self) -> dict[str, SchedulerAdapter]:
+    def members(self) -> Mapping[str, SchedulerAdapter]:
         return {name: adapter_for(schedule) for name, schedule in self.scheduler.schedules.items()}
 
     @property
     def needs_argument(self) -> bool:
-        return any(member.needs_argument for member in self._members.values())
+        return any(member.needs_argument for member in self.members.values())
 
     @property
     def warmups(self) -> Sequence[Any]:
-        return [warmup for member in self._members.values() for warmup in member.warmups]
+        return [warmup for member in self.members.values() for warmup in member.warmups]
 
     def warmup_step(self) -> None:
-        for member in self._members.values():
+        for member in self.members.values():
             member.warmup_step()
 
     @property
     def best(self) -> float | None:
-        return next((member.best for member in self._members.values() if member.best is not None), None)
+        return next((member.best for member in self.members.values() if member.best is not None), None)
 
     @property
     def mode(self) -> str | None:
-        return next((member.mode for member in self._members.values() if member.mode is not None), None)
+        return next((member.mode for member in self.members.values() if member.mode is not None), None)
 
     def restart_with_mode(self, mode: str) -> None:
-        for member in self._members.values():
+        for member in self.members.values():
             member.restart_with_mode(mode)
 
     def set_base_lrs(self, base_lrs: Sequence[float]) -> None:
-        for name, member in self._members.items():
+        for name, member in self.members.items():
             member.set_base_lrs(self._of_view(name, base_lrs))
 
     def apply_settings(
@@ -288,7 +288,7 @@ class PerGroupAdapter(SchedulerAdapter):
             member.apply_settings(
                 new_state["schedules"][name], self._of_view(name, base_lrs), self._of_view(name, old_base_lrs)
             )
-            for name, member in self._members.items()
+            for name, member in self.members.items()
         ]
         return all(applied)
 

@@ -134,6 +134,24 @@ def test_lengths_that_are_auto_end_one_by_one(fit_layers: Any):
     assert [one.T_max for one in scheduler_of(made).schedules.values()] == [2 * BATCHES] * 2
 
 
+def test_longer_training_extends_the_schedule_of_a_group(
+    fit_layers: Any, save_every_checkpoint: Any, optplug_lightning: Any, tmp_path: Path, capsys: Any
+):
+    rules = [layer({"name": "wsd", "total_steps": "auto", "decay_steps": 4, "warmup_steps": 2})]
+
+    def run(*callbacks: Any, **given: Any) -> Any:
+        mine = optplug_lightning.ConfigureOptimizers(SGD, EXPONENTIAL, param_groups=rules)
+        return fit_layers(None, None, callbacks=[mine, *callbacks], **given)
+
+    run(save_every_checkpoint(save_on_train_epoch_end=True), enable_checkpointing=True)
+    _, uninterrupted = run(max_epochs=EPOCHS + 2)
+    capsys.readouterr()
+    _, resumed = run(max_epochs=EPOCHS + 2, ckpt_path=tmp_path / "step=8.ckpt")
+    assert resumed.rates == uninterrupted.rates[8:]
+    message = "param_groups[0].scheduler.total_steps is extended from 16 to 24, to fit this training"
+    assert message in capsys.readouterr().out
+
+
 def test_summary_shows_the_schedule_of_each_group(fit_layers: Any, capsys: Any):
     rules = [layer({**STEP, "warmup_steps": 3}), {"match": "layer.bias", "scheduler": None}]
     fit_layers(COSINE, rules, verbose=True)
