@@ -40,8 +40,6 @@ class MomentumCycleLR(ClosedFormLR):
             if "lr" in own:
                 set_lr(group, own.pop("lr"))
             group.update(own)
-            if self.cycle_momentum:
-                set_momentum(group, own["max_momentum"])
         super().__init__(optimizer, start)
 
     def check_per_group(self, name: str, value: Any, optimizer: Any) -> list[float]:

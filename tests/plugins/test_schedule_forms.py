@@ -367,6 +367,30 @@ def test_restarts_with_fractional_epochs_equal_torch(T_mult):
     assert_equal(*histories)
 
 
+@pytest.mark.parametrize("ours_first", [True, False], ids=["to torch", "from torch"])
+def test_fraction_of_an_epoch_is_part_of_the_state(ours_first):
+    ours, theirs = (
+        cls(optimizer_of(), 5, 2)
+        for cls in (optplug.get_scheduler("cosine_annealing_warm_restarts"), lr_scheduler.CosineAnnealingWarmRestarts)
+    )
+    first, then = (ours, theirs) if ours_first else (theirs, ours)
+    first.optimizer.step()
+    first.step(3.25)
+    then.optimizer.load_state_dict(first.optimizer.state_dict())
+    then.load_state_dict(first.state_dict())
+    assert_equal(take_steps(then, 20), take_steps(first, 20))
+
+
+def test_base_learning_rates_of_a_sequence_are_not_those_of_its_cycle():
+    def make(lr):
+        parts = [{"name": "linear_lr", "length": 4}, {"name": "cyclic_lr", "base_lr": 0.01, "max_lr": 0.5}]
+        return optplug.create_scheduler("sequential", optimizer_of(lr), schedules=parts)
+
+    changed, expected = make(0.1), make(0.7)
+    adapter_for(changed).set_base_lrs([0.7])
+    assert_equal(take_steps(changed, 20), take_steps(expected, 20))
+
+
 def test_restarts_continue_where_torch_counts_from_last_epoch():
     cls = optplug.get_scheduler("cosine_annealing_warm_restarts")
     for start in (5, 28, 79):
