@@ -288,7 +288,7 @@ def test_selectors_of_the_fallback_move_parameters_to_it():
 def test_options_of_group_rules_go_to_the_members_that_have_them():
     rules = [
         {"match": ["0.*", "1.*"], "lr_mult": 0.5, "name": "first"},
-        {"match": "2.weight", "momentum": 0.5},
+        {"match": "2.*", "momentum": 0.5},
         {"match": "*.bias", "betas": [0.5, 0.6], "weight_decay": 0.0},
     ]
     made = build(mlp(), {**MUON, "fallback": {"lr": 1e-3, "weight_decay": 0.01}}, param_groups=rules)
@@ -299,7 +299,7 @@ def test_options_of_group_rules_go_to_the_members_that_have_them():
     }
     assert options == {
         "orthogonal first": (0.01, 0.1, 0.9, None),
-        "orthogonal 2.weight": (0.02, 0.1, 0.5, None),
+        "orthogonal 2.*": (0.02, 0.1, 0.5, None),
         "adamw first + *.bias": (5e-4, 0.0, None, (0.5, 0.6)),
         "adamw first": (5e-4, 0.01, None, (0.9, 0.999)),
         "adamw *.bias": (1e-3, 0.0, None, (0.5, 0.6)),
