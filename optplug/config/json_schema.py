@@ -75,10 +75,11 @@ def json_schema() -> Schema:
         "group": _group({key: True for optimizer in optimizers for key in optimizer.group_options}, list(MULTIPLIERS)),
     }
     for optimizer in optimizers:
-        # The rules of an optimizer of matrices apply to its fallback too, which has other options.
-        group = "group" if _takes_matrices_only(optimizer) else f"{optimizer.definition}.group"
+        group = "group"
+        if not _takes_matrices_only(optimizer):  # its rules apply to its fallback too, which has other options
+            group = f"{optimizer.definition}.group"
+            definitions[group] = optimizer.group_schema()
         definitions[f"{optimizer.definition}.param_groups"] = _param_groups(group)
-        definitions[f"{optimizer.definition}.group"] = optimizer.group_schema()
     if any(map(_takes_matrices_only, optimizers)):
         definitions["fallback"] = _fallback(optimizers)
     for registered in (*optimizers, *schedulers):

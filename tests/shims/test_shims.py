@@ -402,7 +402,7 @@ def test_every_registered_name_has_a_shim(kind: str, name: str):
     assert [p for p in parameters if p != "monitor"] == expected
     assert ("monitor" in parameters) == (name == "reduce_lr_on_plateau")
     optimizer = optplug.create_optimizer("sgd", nn.Linear(1, 1))
-    target = optimizer if kind == "scheduler" else [torch.zeros(1, requires_grad=True)]
+    target = optimizer if kind == "scheduler" else [torch.zeros(1, 1, requires_grad=True)]
     made = shim(target, **REQUIRED_ARGUMENTS.get(name, {}))
     cls = registry.get(kind, name)
     assert isinstance(made, cls)

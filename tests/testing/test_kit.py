@@ -66,7 +66,7 @@ def test_correct_optimizer_passes_and_unavailable_engine_is_reported():
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
     assert check_optimizer(Correct) == {"engine triton": absent.format("triton")}
     ids = [check.id for check in optimizer_checks(Correct)]
-    assert len(ids) == len(set(ids)) == 73
+    assert len(ids) == len(set(ids)) == 74
 
 
 def test_check_optimizer_raises_one_error_with_all_failures():
@@ -78,7 +78,7 @@ def test_check_optimizer_raises_one_error_with_all_failures():
     with pytest.raises(AssertionError) as caught:
         check_optimizer(importable(Wrong))
     assert str(caught.value) == (
-        "3 of 73 checks failed:\n"
+        "3 of 74 checks failed:\n"
         "quadratic_loss_decreases[loop-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
         "quadratic_loss_decreases[foreach-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
         "quadratic_loss_decreases[numba-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease"
@@ -217,7 +217,7 @@ def test_plain_optimizer_class_has_inapplicable_checks_with_reasons():
         "state_dtype_is_kept": "not a RuleOptimizer: it has no rule and no engines",
         "invalid_options_are_rejected": "not a RuleOptimizer: it has no rule and no engines",
     }
-    assert len(optimizer_checks(WrongForComplex)) == 14
+    assert len(optimizer_checks(WrongForComplex)) == 15
 
 
 def test_optimizer_with_capability_closure_is_stepped_with_a_closure():
