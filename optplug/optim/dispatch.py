@@ -240,7 +240,8 @@ def _reduction_obstacle(engine: EngineProtocol, key: BucketKey, traced: TracedRu
     if traced is None or not engine.runs_graph or not traced.reduces:
         return None
     if traced.matrix_functions and not engine.calls:
-        return f"the rule calls {listing(traced.matrix_functions)}, engine {engine.name} calls no matrix functions"
+        functions = listing(dict.fromkeys(traced.matrix_functions))
+        return f"the rule calls {functions}, engine {engine.name} calls no matrix functions"
     if not engine.reduces:
         return f"the rule reduces, engine {engine.name} does not"
     if engine.takes_rows and not key.has_dense_grads:
