@@ -9,13 +9,14 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optplug.config.build import parse_and_check
 from optplug.config.describe import describe_registration, encodable
 from optplug.config.form import CALLBACK_OPTIONS, SUBCOMMANDS, VERBOSE
 from optplug.config.model import Config
+from optplug.config.plain_data import to_builtins
 from optplug.errors import OptplugError
 from optplug.lightning._compat import supported_import_name
 from optplug.lightning.callback import ConfigureOptimizers
@@ -26,6 +27,8 @@ from optplug.lightning.cli_arguments import (
     check_values,
     duplicate_key_errors,
     own_values,
+    set_value,
+    word_value,
 )
 from optplug.lightning.configure import missing_optimizer, own_configure_optimizers
 from optplug.registry import registry
@@ -128,6 +131,27 @@ class _DescribeAction(argparse.Action):
         parser.exit()
 
 
+class _MergingAction:
+    """The action of an option whose value is a mapping with mappings inside.
+
+    jsonargparse replaces an inner mapping when one of its keys is given, as by `--scheduler.warmup.steps 4`. This class
+    keeps the other keys of the inner mapping.
+    """
+
+    dest: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            parser, namespace, value, option = args
+            key, *inner = option.removeprefix("--").split(".")
+            if len(inner) > 1:
+                before = to_builtins(namespace.get(self.dest))
+                values = {key: before.get(inner[0]) if isinstance(before, Mapping) else None}
+                set_value(values, ".".join([key, *inner[1:]]), word_value(value))
+                args = (parser, namespace, json.dumps(values[key], default=str), f"--{key}.{inner[0]}")
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
 def _optplug_keys(config: Any) -> dict[str, Any]:
     """The values of `CLI_KEYS` in a configuration of LightningCLI, which nests them under its subcommand, if any."""
     section = config.get(str(config.get("subcommand")), config)
@@ -191,7 +215,8 @@ class _OptplugCLI:
             default = field.default if key in CALLBACK_OPTIONS else None
             pointers = f"; see `optplug list` and --{key}.help NAME" if key in NAME_KEYS else ""
             words = f"{field.kind}: {field.plain_words}{pointers}"
-            parser.add_argument(f"--{key}", type=_ANY_VALUE, default=default, help=words)
+            action = parser.add_argument(f"--{key}", type=_ANY_VALUE, default=default, help=words)
+            action.__class__ = type("MergingAction", (_MergingAction, type(action)), {})
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         arguments = self._arguments

@@ -186,7 +186,7 @@ def read_values(arguments: ParsedArguments) -> dict[str, Any]:
                 data = read_yaml(_file_text(value)[1])[0]
                 values |= _section(data, subcommand, arguments.subcommands)
             elif flag.rstrip("+").partition(".")[0] in CLI_KEYS and not flag.endswith(".help"):
-                _set(values, flag, _word_value(value))
+                set_value(values, flag, word_value(value))
     except (OSError, ValueError, TypeError, OptplugError):
         return {}
     return values
@@ -199,7 +199,7 @@ def _file_text(value: str) -> tuple[bool, str]:
     return is_file, path.read_text(encoding="utf-8") if is_file else value
 
 
-def _word_value(word: str) -> Any:
+def word_value(word: str) -> Any:
     """The value of a word. LightningCLI takes a word that is not valid YAML as text."""
     with suppress(OptplugError):
         return read_yaml(word)[0]
@@ -219,7 +219,7 @@ def _section(data: Any, subcommand: str | None, subcommands: Sequence[str]) -> d
     return {str(key): value for key, value in parts.items() if key not in subcommands}
 
 
-def _set(values: dict[str, Any], flag: str, value: Any) -> None:
+def set_value(values: dict[str, Any], flag: str, value: Any) -> None:
     """Set the value of an option such as `optimizer.lr` or `param_groups+`."""
     *parents, last = flag.removesuffix("+").split(".")
     node = values

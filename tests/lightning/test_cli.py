@@ -752,6 +752,20 @@ def test_warmups_on_the_command_line(cli: Any, write_config: Any):
     assert (scheduler.warmup_steps, scheduler.T_max, scheduler.last_epoch) == (4, 4, 4)
 
 
+def test_keys_of_an_inner_mapping_are_merged(cli: Any, write_config: Any):
+    """Those of the file and of several options."""
+    config = write_config(
+        optimizer={"name": "sgd", "lr": 1.0}, scheduler={"warmup": {"steps": 2, "start_factor": 0.25}}
+    )
+    made = cli(["--config", config, "--scheduler.warmup.steps", "4", "--scheduler.warmup.schedule=during"])
+    warmup = made.trainer.lr_scheduler_configs[0].scheduler
+    assert (warmup.warmup_steps, warmup.start_factor) == (4, 0.25)
+    args = ["--scheduler", "wsd", "--scheduler.total_steps", "auto", "--scheduler.decay_steps.ratio", "0.5"]
+    args += ["--scheduler.warmup.schedule", "after", "--scheduler.warmup.steps", "2"]
+    scheduler = cli(["--config", write_config(optimizer="sgd"), *args]).trainer.lr_scheduler_configs[0].scheduler
+    assert (scheduler.warmup_steps, scheduler.last_epoch, scheduler.scheduler.decay_steps) == (2, 6, 3)
+
+
 def test_link_in_file_is_resolved(cli: Any, write_config: Any, model: type):
     class Own(model):
         def __init__(self, learning_rate: float = 0.25) -> None:
