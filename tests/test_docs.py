@@ -290,6 +290,21 @@ def test_muon_of_the_documentation_takes_the_steps_of_torch() -> None:
         torch.testing.assert_close(got, p, rtol=0, atol=2e-3)  # the iteration is computed in bfloat16
 
 
+def test_optimizer_with_a_state_of_another_shape_in_the_documentation() -> None:
+    muon, whitened = (block for block in code_blocks("rules.md", "python") if "@matrix" in block)
+    names: dict[str, Any] = {"__name__": "snippet"}
+    exec(muon, names)
+    exec(whitened, names)
+    g = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        for engine in ("loop", "foreach", "numba"):
+            p = torch.zeros(3, 5, dtype=dtype, requires_grad=True)
+            p.grad = g.to(dtype)
+            names["Whitened"]([p], lr=0.1, beta=0.0, engine=engine).step()
+            update = -p.detach().float() / 0.1
+            torch.testing.assert_close(update @ update.mT, torch.eye(3), rtol=0, atol=atol)
+
+
 def test_class_docstrings_mention_every_argument() -> None:
     for kind, names in (("optimizer", optplug.list_optimizers()), ("scheduler", optplug.list_schedulers())):
         for name in names:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from optplug.engines.buffers import KERNEL_DTYPES
 from optplug.engines.scalars import scalar_dtype
-from optplug.errors import HyperparameterError, HyperparameterTypeError, ParameterError, RuleError, listing, short_list
+from optplug.errors import (
+    HyperparameterError,
+    HyperparameterTypeError,
+    ParameterError,
+    RuleError,
+    listing,
+    one_line,
+    short_list,
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,9 @@ class State:
             'init="p" and scalar=True or dim': self.init == "p" and (self.scalar or self.dim is not None),
             "shape and scalar=True, dim or sparse=True": self.shape and (self.scalar or self.dim or self.sparse),
             'shape and init="p"': self.shape and self.init == "p",
+            f"shape={self.shape!r}; it must be a function of the shape of a parameter and the options of its group": (
+                self.shape is not None and not callable(self.shape)
+            ),
         }
         for problem, is_wrong in problems.items():
             if is_wrong:
@@ -83,10 +94,16 @@ class State:
         """Return the shape of the state of a parameter, if the state is not a scalar.
 
         Raises:
-            RuleError: the function `shape` does not return a shape.
+            RuleError: the function `shape` fails, or does not return a shape.
         """
         if self.shape is not None:
-            shape = self.shape(p.shape, group)
+            try:
+                shape = self.shape(p.shape, group)
+            except Exception as error:
+                raise RuleError(
+                    f"State {self.name!r}: the function shape fails for a parameter of shape {tuple(p.shape)}: "
+                    f"{type(error).__name__}: {one_line(error)}"
+                ) from error
             if not _is_shape(shape):
                 raise RuleError(f"State {self.name!r}: shape must return a tuple of sizes, at least one; got {shape!r}")
             return torch.Size(shape)
@@ -201,8 +218,13 @@ def matrix_not_in_place_reason(
     """
     if uses_dims and not is_matrix(p):
         return "it has fewer than two dimensions, the rule uses rows and columns of matrices"
-    if not all(t.is_contiguous() for t in (p, g, *states.values())):
+    if not p.is_contiguous():
         return "its rows are not contiguous"
+    if not g.is_contiguous():
+        return "the rows of its gradient are not contiguous"
+    for state, t in states.items():
+        if not t.is_contiguous():
+            return f"the rows of its {state.name} are not contiguous"
     for state, t in states.items():
         if state.is_elementwise:
             continue

@@ -138,5 +138,10 @@ def matrix(function: Callable[..., Tensor]) -> MatrixFunction:
 
     Args:
         function: the function. It must not modify its arguments, and its result must depend on them only.
+
+    Raises:
+        RuleError: `function` is not callable.
     """
+    if not callable(function):
+        raise RuleError(f"matrix takes a function, got {function!r} ({type(function).__name__})")
     return MatrixFunction(function)

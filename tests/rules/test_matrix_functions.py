@@ -215,6 +215,30 @@ def test_shape_must_be_a_shape(shape: Any):
         cls([parameter(3, 3)]).step()
 
 
+def fails_for_vectors(shape: Any, options: Any) -> tuple[int, int]:
+    return shape[1], shape[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (lambda shape: shape, r"State 'w': the function shape fails for a parameter of shape \(3,\): TypeError: "),
+        (fails_for_vectors, r"State 'w': the function shape fails for a parameter of shape \(3,\): IndexError: "),
+        (lambda shape, options: options["zz"], r"State 'w': the function shape fails .*KeyError: 'zz'"),
+    ],
+)
+def test_shape_function_that_raises_is_named(shape: Any, message: str):
+    with pytest.raises(RuleError, match=message):
+        State("w", shape=shape).shape_of(torch.zeros(3), {})
+
+
+def test_shape_and_matrix_take_functions():
+    with pytest.raises(RuleError, match=r"State 'w' got shape=\(3, 3\); it must be a function"):
+        State("w", shape=(3, 3))  # type: ignore[arg-type]
+    with pytest.raises(RuleError, match=r"matrix takes a function, got 3 \(int\)"):
+        matrix(3)  # type: ignore[arg-type]
+
+
 def test_state_of_another_shape_is_created_with_the_options_of_the_group():
     shape = lambda s, options: (s[-1], int(10 * options["lr"]))  # noqa: E731
     cls = optimizer_of(lambda p, g, w, *, lr: (p - g, w), State("w", shape=shape, init=0.5))
