@@ -44,9 +44,9 @@ def test_first_party_arguments_each_have_their_own_description(registration: Reg
 
 @pytest.mark.parametrize("registration", FIRST_PARTY, ids=lambda registration: registration.name)
 def test_first_party_descriptions_have_the_docstring_once_and_no_long_lines(registration: Registration):
-    is_scheduler = registration.spec.kind == "scheduler"
-    _, *keys, arguments, doc = describe_registration(registration).split("\n\n", 3 if is_scheduler else 2)
-    assert [block.split()[0] for block in keys] == ["key"] * is_scheduler
+    has_keys = registration.spec.kind == "scheduler" or "matrix_only" in registration.spec.capabilities
+    _, *keys, arguments, doc = describe_registration(registration).split("\n\n", 3 if has_keys else 2)
+    assert [block.split()[0] for block in keys] == ["key"] * has_keys
     assert arguments.startswith("argument ")
     assert all(len(line) <= WIDTH for line in arguments.splitlines())
     docstring = inspect.getdoc(registry.get(registration.spec.kind, registration.qualified_name)) or ""

@@ -64,8 +64,8 @@ STEPS = 3
 GUARD_VALUE, GUARD_SIZE = 77.0, 9
 SIGNS_OF_ROUNDED_VALUES = ("lion", "signum")
 """Rules that take the sign of a rounded value. In 16 bits a few values near 0 have another sign than in float64."""
-SPREAD_NAN = ("adafactor", "prodigy")
-"""Rules whose step size is NaN if any element is NaN. In LAMB and LARS the trust ratio then is 1."""
+SPREAD_NAN = ("adafactor", "muon", "prodigy")
+"""Rules whose step is NaN if any element is NaN. In LAMB and LARS the trust ratio then is 1."""
 
 
 class GuardedMemory:
@@ -99,7 +99,8 @@ def train(
         options: the options of the optimizer.
     """
     subject = TESTED_OPTIMIZERS[name]
-    params = [place(away_from_zero(s, i).to(rounded).to(dtype)).requires_grad_() for i, s in enumerate(SHAPES)]
+    shapes = [subject.fit_shape(shape) for shape in SHAPES]
+    params = [place(away_from_zero(s, i).to(rounded).to(dtype)).requires_grad_() for i, s in enumerate(shapes)]
     optimizer = subject.cls(params, **{"lr": 0.125, **options})
     for step in range(STEPS):
         for i, p in enumerate(params):
@@ -126,6 +127,7 @@ def reference(name: str, case: int, rounded: torch.dtype) -> tuple[list[Tensor],
 @every_dtype
 @every_rule
 def test_every_rule_is_within_six_ulps_of_loop_in_float64(name, dtype, state_dtype, three_threads):
+    allowed = 8 if name == "soap" else 6  # products of matrices and eigenvectors have larger errors
     for number, case in enumerate(TESTED_OPTIMIZERS[name].cases):
         place = GuardedMemory()
         params, states = train(name, dtype, dtype, place, **case, engine="numba", state_dtype=state_dtype)
@@ -139,13 +141,13 @@ def test_every_rule_is_within_six_ulps_of_loop_in_float64(name, dtype, state_dty
             theirs = exact if what == "p" else [state[what] for state in exact_states if what in state]
             assert {t.dtype for t in ours} == {dtype if what == "p" else state_dtype or dtype}
             for a, b in zip(ours, theirs, strict=True):
-                size = max(float(t.abs().max()) for t in theirs if t.numel())
+                size = max((float(t.abs().max()) for t in theirs if t.numel()), default=0.0)
                 unit = max(each.eps * max(size, each.smallest_normal) for each in kept_in)
                 figure = max_difference([a], [b]) / unit
-                if figure > 6 and name in SIGNS_OF_ROUNDED_VALUES and dtype.itemsize == 2:
+                if figure > allowed and name in SIGNS_OF_ROUNDED_VALUES and dtype.itemsize == 2:
                     assert float(((a - b).abs() > 6 * unit).double().mean()) <= 2e-3, (what, tuple(b.shape), case)
                     continue
-                assert figure <= 6, f"{what} of {tuple(b.shape)} off by {figure:.2f} units, {case}"
+                assert figure <= allowed, f"{what} of {tuple(b.shape)} off by {figure:.2f} units, {case}"
 
 
 def test_states_in_a_wider_dtype_are_not_rounded_to_bfloat16():
@@ -194,13 +196,13 @@ def test_nan_and_inf_propagate_as_in_loop(name, dtype):
         runs = []
         for engine in ("numba", "loop"):
             start, g = special_inputs(dtype)
-            p = start.requires_grad_()
+            p = start.view(subject.fit_shape(start.shape)).requires_grad_()
             optimizer = subject.cls([p], **{"lr": 0.125, **case}, engine=engine)
             runs.append((p, g, optimizer))
         rounding = torch.zeros(p.shape, dtype=torch.bool)
         for step in range(4):
             for p, g, optimizer in runs:
-                p.grad = subject.convert_gradient(g.roll(7 * step))
+                p.grad = subject.convert_gradient(g.roll(7 * step).view(p.shape))
                 optimizer.step()
             (a, _, ours), (b, _, theirs) = runs
             rounding |= is_rounding_error_only(elementwise_states(theirs, b))
@@ -218,11 +220,11 @@ def test_nan_propagates_as_in_loop_in_16_bits(name, dtype):
     """Infinity is not compared: it depends on intermediate rounding, which differs between engines."""
     subject, results = TESTED_OPTIMIZERS[name], []
     for engine in ("numba", "loop"):
-        p = away_from_zero((60,), 1).to(dtype)
+        p = away_from_zero(subject.fit_shape((60,)), 1).to(dtype)
         p[::5] = math.nan
         optimizer = subject.cls([p.requires_grad_()], lr=0.125, engine=engine)
         for step in range(3):
-            g = away_from_zero((60,), 2 + step).to(dtype)
+            g = away_from_zero(tuple(p.shape), 2 + step).to(dtype)
             g[step :: 7 + step] = math.nan
             p.grad = subject.convert_gradient(g)
             optimizer.step()

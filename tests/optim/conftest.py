@@ -174,13 +174,18 @@ def make_run() -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture(scope="session")
-def make_params() -> Callable[..., list[Tensor]]:
-    """Makes float64 parameters of the given shapes; by default a matrix, a vector and another matrix."""
+@pytest.fixture
+def make_params(request: pytest.FixtureRequest) -> Callable[..., list[Tensor]]:
+    """Makes float64 parameters of the given shapes; by default a matrix, a vector and another matrix.
+
+    For the optimizer under test the shapes are fitted (`OptimizerUnderTest.fit_shape`).
+    """
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    subject = optimizers_under_test().get(parameters.get("name", ""))
 
     def make(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-        default = ((4, 3), (5,), (2, 2))
-        return [seeded_randn(shape, i).to(dtype).requires_grad_() for i, shape in enumerate(shapes or default)]
+        fitted = [subject.fit_shape(s) if subject else s for s in shapes or ((4, 3), (5,), (2, 2))]
+        return [seeded_randn(shape, i).to(dtype).requires_grad_() for i, shape in enumerate(fitted)]
 
     return make
 

@@ -35,7 +35,12 @@ def test_gradients_of_a_step_with_respect_to_all_inputs_are_correct(
 ):
     if is_complex and "complex" not in tested_optimizers[name].capabilities:
         pytest.skip("it takes no complex parameters")
-    run = make_run(name, [positive_input(0, is_complex)]).run_steps(0, 6)  # RAdam rectifies the seventh step
+    shape = tested_optimizers[name].fit_shape((4,))
+
+    def make_input(seed: int, low: float = 0.5) -> Tensor:
+        return positive_input(seed, is_complex, low).detach().view(shape).requires_grad_()
+
+    run = make_run(name, [make_input(0)]).run_steps(0, 6)  # RAdam rectifies the seventh step
     filled = run.optimizer.state[run.params[0]]
     scalars = {key: value.double() for key, value in filled.items() if value.dim() == 0}
     state_names = [key for key in filled if key not in scalars]
@@ -53,12 +58,12 @@ def test_gradients_of_a_step_with_respect_to_all_inputs_are_correct(
         return (q, *(run.optimizer.state[q][key] for key in state_names))
 
     lows = [0.1 if key == "grad_avg" else 2.0 for key in state_names]  # the variance must stay positive
-    states = [positive_input(5 + i, is_complex, low) for i, low in enumerate(lows)]
+    states = [make_input(5 + i, low) for i, low in enumerate(lows)]
     options = [
         torch.tensor(full_state_options[name].get(key, 0.01), dtype=torch.float64, requires_grad=True)
         for key in option_names
     ]
-    inputs = [positive_input(1, is_complex), positive_input(2, is_complex), *states, *options]
+    inputs = [make_input(1), make_input(2), *states, *options]
     assert torch.autograd.gradcheck(step, inputs)
     stepped = step(*inputs)[0]
     for i, (what, t) in enumerate(zip(("p", "g", *state_names, *option_names), inputs, strict=True)):
@@ -68,11 +73,12 @@ def test_gradients_of_a_step_with_respect_to_all_inputs_are_correct(
 
 
 @pytest.mark.optimizers("dense")
-def test_gradient_of_lr_through_three_steps_is_correct(name, make_run):
+def test_gradient_of_lr_through_three_steps_is_correct(name, make_run, tested_optimizers):
     """The loss after three steps, from empty states on, as a function of lr."""
 
     def loss_after_steps(lr: Tensor) -> Tensor:
-        p = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, requires_grad=True).clone()
+        start = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64).view(tested_optimizers[name].fit_shape((3,)))
+        p = start.requires_grad_().clone()
         optimizer = make_run(name, [p], differentiable=True, lr=lr).optimizer
         for _ in range(3):
             q = p.clone()  # the loss saves its input, and the step modifies p in place

@@ -34,10 +34,11 @@ class ClassificationTask:
 
     Args:
         sparse: whether the model has sparse gradients.
+        bias: whether the model has vectors too.
         dtype: dtype of the model.
     """
 
-    def __init__(self, *, sparse: bool, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, *, sparse: bool, bias: bool, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
         self.y = torch.randint(0, 4, (16,), generator=generator)
@@ -46,7 +47,7 @@ class ClassificationTask:
             self.model = nn.Embedding(12, 4, sparse=True, dtype=dtype)
             self.x = torch.randint(0, 12, (16,), generator=generator)
         else:
-            self.model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).to(dtype)
+            self.model = nn.Sequential(nn.Linear(6, 5, bias=bias), nn.ReLU(), nn.Linear(5, 4, bias=bias)).to(dtype)
             self.x = torch.randn(16, 6, generator=generator).to(dtype)
         self.params = list(self.model.parameters())
         self.initial = [p.detach().clone() for p in self.params]
@@ -61,7 +62,10 @@ def make_task(tested_optimizers: Any) -> Callable[..., ClassificationTask]:
     """Makes a task whose gradients have the layout that an optimizer supports."""
 
     def make(name: str, dtype: torch.dtype = torch.float32) -> ClassificationTask:
-        return ClassificationTask(sparse="sparse_only" in tested_optimizers[name].capabilities, dtype=dtype)
+        capabilities = tested_optimizers[name].capabilities
+        return ClassificationTask(
+            sparse="sparse_only" in capabilities, bias="matrix_only" not in capabilities, dtype=dtype
+        )
 
     return make
 
