@@ -14,7 +14,14 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from optplug.config.model import FallbackConfig, OptimizerConfig, OptimizerEntry
-from optplug.config.param_group_presets import FLATTEN, is_bias, is_convolution, is_embedding, is_norm
+from optplug.config.param_group_presets import (
+    FLATTEN,
+    is_bias,
+    is_convolution,
+    is_embedding,
+    is_layer_weight,
+    is_norm,
+)
 from optplug.config.param_selection import (
     ModuleParameter,
     Selector,
@@ -102,8 +109,9 @@ def _kind(p: ModuleParameter) -> str:
         if any(map(holds, p.attributes)):
             return kind
     ndim = known_ndim(p.attributes[0])
-    if ndim < 2:
-        return "vector" if ndim else "scalar"
+    has_rows_and_columns = min(p.tensor.shape[-2:], default=0) > 1
+    if ndim < 2 or not (has_rows_and_columns or any(map(is_layer_weight, p.attributes))):
+        return "vector" if ndim else "scalar"  # such as scales of the shape (8, 1, 1)
     vectors = {"norm": is_norm, "bias": is_bias}  # such as the biases of several experts in one parameter
     for kind, holds in vectors.items():
         if any(map(holds, p.attributes)):

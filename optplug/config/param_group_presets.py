@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from optplug.config.param_selection import ModuleAttribute, ModuleParameter, compile_numbered_glob
 from optplug.errors import (
@@ -34,20 +35,36 @@ def is_bias(attribute: ModuleAttribute) -> bool:
 
 
 def is_embedding(attribute: ModuleAttribute) -> bool:
-    """Whether the module is an embedding, or the attribute's name ends in an embedding word (`pos_embed`, `cls_token`).
+    """Whether the module is an embedding, or the attribute is named as one (`pos_embed`, `wte`, `cls_token`).
 
     A module is an embedding if its class is one of torch's, or if the name of its class or of a base class ends in
     `Embedding` or `Embeddings`.
     """
     if isinstance(attribute.module, (nn.Embedding, nn.EmbeddingBag)):
         return True
-    by_name = re.search(r"(^|_)(embed|embedding|embeddings|token|tokens)$", attribute.local_name) is not None
+    words = r"(^|_)(tokens?|(emb|embed|embeddings?|wte|wpe)(_weights?)?)$"
+    by_name = re.search(words, attribute.local_name) is not None
     return by_name or any(re.search(r"Embeddings?$", name) for name in attribute.class_names)
 
 
 def is_convolution(attribute: ModuleAttribute) -> bool:
     """Whether the attribute is the weight of a convolution."""
-    return isinstance(attribute.module, _ConvNd) and not is_bias(attribute)
+    return isinstance(attribute.module, _ConvNd) and not is_bias(attribute) and not is_magnitude(attribute)
+
+
+def is_magnitude(attribute: ModuleAttribute) -> bool:
+    """Whether the attribute is the magnitude of weight norm."""
+    module, name = attribute.module, attribute.local_name
+    if attribute.name.endswith(".original0") and is_parametrized(module, name):
+        return type(module.parametrizations[name][0]).__name__ == "_WeightNorm"  # type: ignore[index]
+    return re.search(r"^weight\w*_g$", name) is not None
+
+
+def is_layer_weight(attribute: ModuleAttribute) -> bool:
+    """Whether the attribute is a weight of a layer that multiplies by matrices, whatever their sizes."""
+    layers = (nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+    is_layer = isinstance(attribute.module, layers) or any(name.endswith("Linear") for name in attribute.class_names)
+    return is_layer and "weight" in attribute.local_name and not is_magnitude(attribute)
 
 
 PARAMETER_KINDS: dict[str, Callable[[ModuleAttribute], bool]] = {

@@ -189,6 +189,60 @@ def test_parametrized_layer():
     assert reasons(module)["0.parametrizations.weight.original"] == "*matrix"
 
 
+class WithVectors(nn.Module):
+    """Vectors and scalars in parameters with several dimensions, and matrices with one row or column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_scale = nn.Parameter(1e-6 * torch.ones(8, 1, 1))
+        self.gamma = nn.Parameter(torch.ones(1, 1, 8))
+        self.logit_scale = nn.Parameter(torch.ones(1, 1))
+        self.query = nn.Parameter(torch.ones(1, 8))
+        self.several = nn.Parameter(torch.ones(3, 1, 8))
+        self.narrow, self.wide = nn.Linear(8, 1, bias=False), nn.Linear(1, 8, bias=False)
+        self.recurrent = nn.RNN(1, 4, bias=False)
+        self.new = parametrizations.weight_norm(nn.Linear(3, 6, bias=False))
+        self.old = torch.nn.utils.weight_norm(nn.Linear(3, 6, bias=False))
+        self.conv = parametrizations.weight_norm(nn.Conv1d(3, 6, 2, bias=False))
+        self.depthwise = nn.Conv1d(1, 1, 3, bias=False)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.nn.utils.weight_norm
+def test_vectors_with_several_dimensions_are_for_the_fallback():
+    found = reasons(WithVectors(), {**MUON, "output": [], "convolutions": True})
+    assert found == {
+        **dict.fromkeys(["layer_scale", "gamma", "logit_scale", "query", "several"], "vector"),
+        **dict.fromkeys(["narrow.weight", "wide.weight"], "*matrix"),
+        **dict.fromkeys(["recurrent.weight_ih_l0", "recurrent.weight_hh_l0"], "*matrix"),
+        "new.parametrizations.weight.original0": "vector",
+        "new.parametrizations.weight.original1": "*matrix",
+        "old.weight_g": "vector",
+        "old.weight_v": "*matrix",
+        "conv.parametrizations.weight.original0": "vector",
+        "conv.parametrizations.weight.original1": "*convolution",
+        "depthwise.weight": "*convolution",
+    }
+
+
+class WithTables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("wte", "wpe", "pos_emb", "emb_weight", "emb", "latents", "member"):
+            self.register_parameter(name, nn.Parameter(torch.ones(3, 4)))
+
+
+def test_tables_are_embeddings_by_their_names():
+    found = reasons(WithTables())
+    assert {name for name, reason in found.items() if reason == "embedding"} == {
+        "wte",
+        "wpe",
+        "pos_emb",
+        "emb_weight",
+        "emb",
+    }
+    assert found["latents"] == found["member"] == "*matrix"
+
+
 # ------------------------------------------------------------------------------------------ the output layer
 
 
