@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optplug.config.matrices import assignments
+from optplug.config.matrices import Assignment, assignments
 from optplug.config.model import OptimizerEntry
 from optplug.config.param_groups import (
     RuleOptions,
@@ -49,6 +49,7 @@ class AddParamGroup:
         module: the module whose parameters the optimizer holds.
         entry: the part of the configuration that the optimizer is built from.
         members: the entry for each optimizer that is built, with numbers in place of links.
+        assigned: the optimizer of each parameter when the optimizer was built; unfreezing does not change it.
         rename_groups: called when added groups have got their names. Default: None.
     """
 
@@ -58,11 +59,12 @@ class AddParamGroup:
         module: nn.Module,
         entry: OptimizerEntry,
         members: Sequence[OptimizerEntry],
+        assigned: Mapping[str, Assignment],
         *,
         rename_groups: RenameGroups | None = None,
     ) -> None:
         self._optimizer, self._module = weakref.ref(optimizer), weakref.ref(module)
-        self._entry, self._members = entry, members
+        self._entry, self._members, self._assigned = entry, members, assigned
         self._rename_groups = rename_groups
         # Ids remain valid: the optimizer holds the parameters, and an id leaves the set with the parameter.
         self._frozen = {id(p) for group in optimizer.param_groups for p in group["params"] if not p.requires_grad}
@@ -136,7 +138,10 @@ class AddParamGroup:
 
     def _member_of(self, module: nn.Module, parameters: Iterable[ModuleParameter]) -> dict[int, int]:
         """The index of the member of each parameter, by the `id` of the tensor."""
-        assigned = assignments(module, self._entry)
+        parameters = list(parameters)
+        assigned = self._assigned
+        if any(p.name not in assigned for p in parameters):
+            assigned = {**assignments(module, self._entry), **assigned}
         return {id(p.tensor): assigned[p.name].member for p in parameters if p.name in assigned}
 
 

@@ -216,7 +216,7 @@ def _build_entry(
             optimizer = Combined(built, reasons={name: one.reason for name, one in assigned.items()})
         collector.raise_collected()
     optimizer.add_param_group = AddParamGroup(  # type: ignore[method-assign]
-        optimizer, module, entry, members, rename_groups=rename_groups
+        optimizer, module, entry, members, assigned, rename_groups=rename_groups
     )
     return optimizer
 

@@ -7,11 +7,13 @@ vectors and, by default, convolutions go to the fallback.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.optim.swa_utils import AveragedModel
 
 from optplug.config.model import FallbackConfig, OptimizerConfig, OptimizerEntry
 from optplug.config.param_group_presets import (
@@ -161,7 +163,9 @@ def _output_parameters(module: nn.Module, fallback: FallbackConfig, parameters: 
 
 
 def _output_layers(module: nn.Module, layers: tuple[type, ...], selected: Collection[int]) -> list[nn.Module]:
-    """The output layers that a model or its direct children declare; and the last layer that is outside of these.
+    """The output layers that a model or its direct children declare; and the last layer, if it is outside of these.
+
+    The last layer is one that is trained, if there is one: a frozen teacher or an average of the weights may come last.
 
     Args:
         module: the model.
@@ -175,17 +179,18 @@ def _output_layers(module: nn.Module, layers: tuple[type, ...], selected: Collec
         declared += found
         inner |= {id(submodule) for submodule in each.modules()} if found else set()
     linear = [one for one in module.modules() if isinstance(one, layers) and _has_parameter(one, selected)]
-    return [*declared, *(one for one in linear[-1:] if id(one) not in inner)]
+    averages = {id(one) for each in module.modules() if isinstance(each, AveragedModel) for one in each.modules()}
+    trained = [one for one in linear if id(one) not in averages and any(p.requires_grad for p in one.parameters())]
+    return [*declared, *(one for one in (trained or linear)[-1:] if id(one) not in inner)]
 
 
 def _declared_outputs(module: Any) -> Iterator[nn.Module]:
     """What `get_output_embeddings` (transformers) and `get_classifier` (timm) of a module return."""
     for name in ("get_output_embeddings", "get_classifier"):
         method = getattr(module, name, None)
-        try:
+        found = None
+        with suppress(Exception):  # a model without output layer, or another method of this name
             found = method() if callable(method) else None
-        except (AttributeError, NotImplementedError, TypeError):  # a model without output layer, or another method
-            continue
         for layer in found if isinstance(found, (tuple, list)) else [found]:
             if isinstance(layer, nn.Module):
                 yield layer

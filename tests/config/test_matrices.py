@@ -277,7 +277,11 @@ def _raise(self: Any) -> Any:
     raise NotImplementedError
 
 
-@pytest.mark.parametrize("layer", [lambda self: None, lambda self: nn.Identity(), _raise])
+def _raise_other(self: Any) -> Any:
+    raise RuntimeError("not built yet")
+
+
+@pytest.mark.parametrize("layer", [lambda self: None, lambda self: nn.Identity(), _raise, _raise_other])
 def test_model_that_declares_no_output_layer_has_the_last_linear_one(layer: Any):
     assert reasons(Declared("get_output_embeddings", layer))["body.weight"] == "output layer"
 
@@ -305,10 +309,42 @@ def test_model_without_output_layer():
     assert (found["3.weight"], found["3.bias"]) == ("*matrix", "vector")
 
 
-def test_frozen_parameters_count_for_the_output_layer():
+def outputs(module: nn.Module) -> set[str]:
+    """The names of the weights of the output layer, frozen ones included."""
+    found = assignments(module, parse_and_check(MUON).setup.entries[0])
+    return {name for name, one in found.items() if one.reason == "output layer" and name.endswith("weight")}
+
+
+def test_frozen_layer_is_no_output_layer_if_others_are_trained():
+    student = mlp()
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    assert outputs(nn.ModuleDict({"student": student, "teacher": teacher})) == {"student.3.weight"}
+    student.requires_grad_(False)
+    assert outputs(nn.ModuleDict({"student": student, "teacher": teacher})) == {"teacher.3.weight"}
+
+
+def test_layer_of_averaged_weights_is_no_output_layer():
     module = mlp()
-    module[3].requires_grad_(False)
-    assert assignments(module, parse_and_check(MUON).setup.entries[0])["2.weight"].reason == "matrix"
+    average = torch.optim.swa_utils.AveragedModel(module)
+    assert outputs(nn.ModuleDict({"net": module, "average": average})) == {"net.3.weight"}
+    assert outputs(average) == {"module.3.weight"}
+
+
+def test_output_layer_of_a_frozen_backbone_is_the_head():
+    module = nn.ModuleDict({"head": nn.Linear(2, 2), "backbone": mlp().requires_grad_(False)})
+    assert outputs(module) == {"head.weight"}
+
+
+def test_output_layer_stays_the_same_when_groups_are_added():
+    module = nn.ModuleDict({"head": nn.Linear(2, 2), "backbone": mlp().requires_grad_(False)})
+    made = optplug.create_optimizer("orthogonal", module)
+    module["adapter"] = nn.Linear(2, 2)
+    added = unfreeze(module["backbone"], made)
+    weights = {id(p): name for name, p in module.named_parameters() if name.endswith("weight")}
+    (matrices,) = [group["params"] for group in added if group["name"] == "orthogonal backbone"]
+    assert [weights[id(p)] for p in matrices] == [f"backbone.{i}.weight" for i in (0, 2, 3)]
+    made.add_param_group({"params": list(module["adapter"].parameters())})
+    assert [len(group["params"]) for group in made.param_groups] == [2, 3, 5, 2]
 
 
 # ------------------------------------------------------------------------------------------ the fallback
