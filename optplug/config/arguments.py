@@ -187,6 +187,9 @@ def _hint_for_misplaced_key(kind: str, key: str, value: Any, keys: Collection[st
         return f"; {key} is a key of optimizers that take matrices only: {short_list(takers)}"
     if key in SELECTORS:
         return f"; {key} belongs to an entry of param_groups, or to an entry in a list of optimizers"
+    if key == "rest":
+        is_fallback = "match" in keys
+        return f"; {'a fallback gets the rest without it' if is_fallback else 'rest belongs to a list of optimizers'}"
     if key in ENTRY:
         entry = "" if "match" in keys else ", or to an entry in a list of optimizers"
         return f"; {key} belongs to the top level of the configuration{entry}"

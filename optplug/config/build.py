@@ -18,7 +18,7 @@ from optplug.config.arguments import check_arguments, optimizer_fields
 from optplug.config.fields import has_unresolved
 from optplug.config.form import ARGS, MULTIPLIERS, OPTIMIZER
 from optplug.config.lengths import is_relative, numbers_in
-from optplug.config.matrices import assignments
+from optplug.config.matrices import assignments, check_rules
 from optplug.config.model import (
     LINK_PATTERN,
     AnyGroupRule,
@@ -187,7 +187,8 @@ def build_optimizer(
     """
     members = [_build_entry(module, entry, hold_frozen, rename_groups) for entry in setup.entries]
     try:
-        optimizer = Combined(members) if setup.is_combined else members[0]
+        names = [entry.optimizer.registration.name for entry in setup.entries]
+        optimizer = Combined(members, names=names) if setup.is_combined else members[0]
     except OptplugError as error:
         error.loc = ("optimizer",)
         raise
@@ -208,12 +209,17 @@ def _build_entry(
     ]
     optimizer = built[0]
     if entry.fallback is not None:
+        check_rules(module, entry, assigned)
         for member, one in zip(members, built, strict=True):
             for group in one.param_groups:
                 group["name"] = member.group_name(group.get("name", ""))
         collector = ErrorCollector()
         with collector.collect(entry.optimizer.loc):
-            optimizer = Combined(built, reasons={name: one.reason for name, one in assigned.items()})
+            optimizer = Combined(
+                built,
+                reasons={name: one.reason for name, one in assigned.items()},
+                names=[member.optimizer.registration.name for member in members],
+            )
         collector.raise_collected()
     optimizer.add_param_group = AddParamGroup(  # type: ignore[method-assign]
         optimizer, module, entry, members, assigned, rename_groups=rename_groups

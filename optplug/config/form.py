@@ -176,6 +176,9 @@ OPTIMIZER = table(
 DEFAULT_FALLBACK = "adamw"
 """The name of the optimizer of the parameters that an optimizer of matrices does not take."""
 
+NOT_FALLBACK = ("matrix_only", "closure", "sparse_only")
+"""Capabilities of optimizers that cannot be a fallback."""
+
 MATRICES = table(
     Field(
         "fallback",

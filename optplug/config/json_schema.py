@@ -19,6 +19,7 @@ from optplug.config.form import (
     LENGTH,
     MATRICES,
     MULTIPLIERS,
+    NOT_FALLBACK,
     OPTIMIZER_WIDE_OPTIONS,
     OVERRIDE,
     PRESETS,
@@ -315,10 +316,12 @@ def _optimizer(optimizers: list[_RegisteredClass]) -> Schema:
     selecting = [{"required": [key]} for key in SELECTORS] + [_with_value("rest", True)]
     selects = {"if": {"minItems": 2}, "then": {"items": {"anyOf": selecting}}}
     one_rest = {"contains": _with_value("rest", True), "minContains": 0, "maxContains": 1}
-    several = {"type": "array", "items": _ref("optimizer.mapping"), "minItems": 1, **selects, **one_rest}
+    rest_alone = {"if": _with_value("rest", True), "then": {"properties": _refused(SELECTORS, optimizers)}}
+    item = {"allOf": [_ref("optimizer.mapping"), rest_alone]}
+    several = {"type": "array", "items": item, "minItems": 1, **selects, **one_rest}
     single = {"allOf": [_ref("optimizer.mapping"), {"properties": _refused(ENTRY, optimizers)}]}
     not_combined = {"scheduler": False, **_refused(MATRICES, optimizers)}
-    entry = {"allOf": [_ref("optimizer.mapping"), {"properties": not_combined}]}
+    entry = {"allOf": [item, {"properties": not_combined}]}
     entries = {**several, "items": entry, "description": "The optimizers that are combined into one."}
     combined = {"properties": {"combine": entries}, "additionalProperties": False}
     # `allOf` of conditions instead of `anyOf` of the forms: editors then mark the wrong value, not the whole optimizer.
@@ -365,6 +368,7 @@ def _takes_matrices_only(optimizer: _RegisteredClass) -> bool:
 
 def _fallback(known: list[_RegisteredClass]) -> Schema:
     """The schema of the fallback of an optimizer of matrices: an optimizer whose name has a default."""
+    known = [each for each in known if each.registration.spec.capabilities.isdisjoint(NOT_FALLBACK)]
     mapping = _mapping("optimizer", known)
     del mapping["required"]
     default = [registered for registered in known if registered.name == DEFAULT_FALLBACK]

@@ -19,8 +19,6 @@ from optplug.config.param_groups import apply_multipliers
 from optplug.config.third_party import third_party_errors
 from optplug.config.training_length import TrainingLength, resolve_setup
 from optplug.errors import ConfigError, ErrorCollector, Loc
-from optplug.registry import registry
-from optplug.registry.specs import snake_case
 from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.per_group import SCHEDULE_KEY
@@ -198,7 +196,7 @@ def dummy_groups(setup: OptimizerSetup, assumed_lr: float) -> list[dict[str, Any
         return [group for _, group in found]
     used: set[str] = set()
     for entry, group in sorted(found, key=lambda pair: "name" not in pair[1]):  # given names first, as in `Combined`
-        name = group.get("name") or snake_case(registry.get("optimizer", entry.optimizer.name).__name__)
+        name = group.get("name") or entry.optimizer.registration.name
         group["name"] = next(
             n for n in itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2))) if n not in used
         )

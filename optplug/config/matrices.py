@@ -6,16 +6,15 @@ vectors and, by default, convolutions go to the fallback.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.optim.swa_utils import AveragedModel
 
-from optplug.config.model import FallbackConfig, OptimizerConfig, OptimizerEntry
+from optplug.config.model import AnyGroupRule, FallbackConfig, GroupRule, OptimizerConfig, OptimizerEntry
 from optplug.config.param_group_presets import (
     FLATTEN,
     is_bias,
@@ -32,7 +31,7 @@ from optplug.config.param_selection import (
     known_ndim,
     module_parameters,
 )
-from optplug.errors import ConfigError, ErrorCollector, short_list
+from optplug.errors import ConfigError, ErrorCollector, listing, short_list
 from optplug.registry.signature import configurable_arguments
 
 
@@ -121,6 +120,32 @@ def _kind(p: ModuleParameter) -> str:
     return {2: "matrix", 3: "stack of matrices"}.get(ndim, f"{ndim} dimensions")
 
 
+def check_rules(module: nn.Module, entry: OptimizerEntry, assigned: Mapping[str, Assignment]) -> None:
+    """Check that each option of a group rule reaches a parameter: its optimizer must be one that has the option.
+
+    Raises:
+        ConfigError: an option is one of the other optimizer only.
+        ConfigErrors: several of these errors.
+    """
+    collector, members, parameters = ErrorCollector(), entry.members, module_parameters(module)
+    names = [member.optimizer.registration.name for member in members]
+    for i, rule in enumerate(entry.param_groups):
+        if not isinstance(rule, GroupRule):
+            continue
+        holders = {assigned[p.name].member for p in parameters if p.name in assigned and rule.select.selects(p)}
+        for key in rule.options if holders else ():
+            takers = [k for k, member in enumerate(members) if key in _options(member.param_groups[i])]
+            if not holders.intersection(takers):
+                has, holds = listing(names[k] for k in takers), listing(names[k] for k in holders)
+                message = f"{key} is an option of {has}, but {rule.select} selects parameters of {holds} only"
+                collector.add(ConfigError(message), (*entry.groups_loc, i, key))
+    collector.raise_collected()
+
+
+def _options(rule: AnyGroupRule) -> Mapping[str, Any]:
+    return rule.options if isinstance(rule, GroupRule) else {}
+
+
 def _check_matrices(entry: OptimizerEntry, parameters: Sequence[ModuleParameter]) -> None:
     """Check that an optimizer of matrices without fallback gets matrices only.
 
@@ -179,7 +204,7 @@ def _output_layers(module: nn.Module, layers: tuple[type, ...], selected: Collec
         declared += found
         inner |= {id(submodule) for submodule in each.modules()} if found else set()
     linear = [one for one in module.modules() if isinstance(one, layers) and _has_parameter(one, selected)]
-    averages = {id(one) for each in module.modules() if isinstance(each, AveragedModel) for one in each.modules()}
+    averages = {id(one) for each in module.modules() if _is_average(each) for one in each.modules()}
     trained = [one for one in linear if id(one) not in averages and any(p.requires_grad for p in one.parameters())]
     return [*declared, *(one for one in (trained or linear)[-1:] if id(one) not in inner)]
 
@@ -194,6 +219,11 @@ def _declared_outputs(module: Any) -> Iterator[nn.Module]:
         for layer in found if isinstance(found, (tuple, list)) else [found]:
             if isinstance(layer, nn.Module):
                 yield layer
+
+
+def _is_average(module: nn.Module) -> bool:
+    """Whether a module is an average of another: an `AveragedModel` of torch, whose parameters require gradients."""
+    return any(cls.__name__ == "AveragedModel" for cls in type(module).__mro__)
 
 
 def _has_parameter(module: nn.Module, selected: Collection[int]) -> bool:

@@ -208,6 +208,8 @@ def _matcher(key: str, pattern: str | int) -> Callable[[ModuleAttribute], bool]:
 def check_selector(selector: AnySelector, parameters: Sequence[ModuleParameter], module: nn.Module) -> None:
     """Check that every pattern of a selector matches a parameter, and that the selector selects one.
 
+    Of several numbers of dimensions, one that matches is enough.
+
     Args:
         selector: the selector to check.
         parameters: the parameters to select from. A match with a frozen parameter is sufficient.
@@ -225,8 +227,10 @@ def check_selector(selector: AnySelector, parameters: Sequence[ModuleParameter],
     if selector.ndim:
         check_shapes_are_kept(module)
     for key, pattern in selector.patterns():
-        matches = _matcher(key, pattern)
-        if any(matches(attribute) for parameter in parameters for attribute in parameter.attributes):
+        # Of several numbers of dimensions one is enough: a model may have matrices and no stacks of them.
+        matchers = [_matcher(key, each) for each in (selector.ndim if key == "ndim" else (pattern,))]
+        attributes = [attribute for parameter in parameters for attribute in parameter.attributes]
+        if any(matches(attribute) for matches in matchers for attribute in attributes):
             continue
         if key == "type":
             known = list(dict.fromkeys(a.class_names[0] for p in parameters for a in p.attributes if a.class_names))

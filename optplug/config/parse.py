@@ -23,6 +23,7 @@ from optplug.config.form import (
     MATRICES,
     METRIC_KEYS,
     NESTED_SCHEDULE,
+    NOT_FALLBACK,
     ON_RESUME,
     OPTIMIZER,
     PARAM_GROUPS,
@@ -403,7 +404,7 @@ def _parse_fallback(collector: ErrorCollector, matrices: OptimizerConfig | None,
     optimizer = _parse_optimizer(collector, written, loc, FALLBACK)
     if optimizer is None:
         return None
-    for capability in ("matrix_only", "closure", "sparse_only"):
+    for capability in NOT_FALLBACK:
         if capability in optimizer.registration.spec.capabilities:
             words = OptimizerSpec.CAPABILITIES[capability]
             message = f"{optimizer.registration.name} cannot be a fallback ({words}): use e.g. {DEFAULT_FALLBACK}"
@@ -690,6 +691,10 @@ def _parse_group_rule(
     options = {key: value for key, value in entry.items() if key not in (*SELECTORS, "name", "scheduler")}
     scheduler = _parse_group_schedule(collector, entry, (*loc, "scheduler"))
     read = read_fields(collector, entry, GROUP_RULE.values(), loc)
+    if "rest" in entry:
+        message = "a rule has no rest: parameters that no rule selects have the options of the optimizer"
+        collector.add(ConfigError(message), (*loc, "rest"))
+        return None
     if not SELECTORS.keys() & entry.keys():
         message = f"needs one of {listing(SELECTORS)} to select parameters; it has {listing(entry)}"
         meant = {key: _selector_key(key) for key in options}

@@ -27,13 +27,14 @@ class Combined(Optimizer):
     """Steps several optimizers, its members, as one. Each member has its own parameters.
 
     The parameter groups are those of the members; the dicts are shared. Each group gets a unique `name`: its own name,
-    or else the class name of its member in snake case. A number is appended to a name that is already used.
+    or else the name of its member. A number is appended to a name that is already used.
     `defaults` contains the keys that all members have, with the values of the first member.
     `train()` and `eval()` exist if a member has both. They call the method on every such member.
 
     Args:
         optimizers: the members. Schedulers, hooks and checkpoints must use the combination instead of the members.
         reasons: by the name of a parameter, why its member has it, for tables. Default: none.
+        names: the names of the members. Default: their class names in snake case.
 
     Raises:
         ConfigTypeError: a member is not an optimizer.
@@ -45,9 +46,16 @@ class Combined(Optimizer):
     train: Callable[[], None]
     eval: Callable[[], None]
     reasons: Mapping[str, str]
+    names: list[str]
     _order: list[int]  # for each group the index of its member; new groups go last because schedulers expect that
 
-    def __init__(self, optimizers: Sequence[Optimizer], *, reasons: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        *,
+        reasons: Mapping[str, str] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         members = list(optimizers) if isinstance(optimizers, Iterable) else [optimizers]
         if not members:
             raise ConfigError("Combined needs at least one optimizer, got none")
@@ -57,7 +65,11 @@ class Combined(Optimizer):
         first, *others = (member.defaults for member in members)
         defaults = {key: value for key, value in first.items() if all(key in other for other in others)}
         # Optimizer.__init__ is not called: it would create groups and a state, which the members already have.
-        self.__setstate__({"defaults": defaults, "members": members, "_order": [], "reasons": dict(reasons or {})})
+        named = {
+            "reasons": dict(reasons or {}),
+            "names": list(names or [snake_case(type(member).__name__) for member in members]),
+        }
+        self.__setstate__({"defaults": defaults, "members": members, "_order": [], **named})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -96,7 +108,7 @@ class Combined(Optimizer):
         used: set[str] = set()
         groups = list(zip(self.param_groups, self._order, strict=True))
         for group, index in sorted(groups, key=lambda pair: not pair[0].get("name")):  # given names have priority
-            name = group.get("name") or snake_case(type(self.members[index]).__name__)
+            name = group.get("name") or self.names[index]
             group["name"] = next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in used)
             used.add(group["name"])
 
@@ -106,6 +118,12 @@ class Combined(Optimizer):
         fits = [i for i, name in enumerate(names) if not isinstance(wanted, bool) and wanted in (i, name)]
         if len(fits) == 1:
             return fits[0]
+        if wanted is None and self.reasons and "add_param_group" not in vars(self):
+            raise ConfigError(
+                "this optimizer is a copy of one that was built from a configuration, and a copy cannot divide the "
+                f"parameters of an added group between {listing(self.names)}: build it from the configuration, or give "
+                "the group the key 'member'"
+            )
         raise ConfigError(
             "a parameter group added to Combined needs the key 'member': the index of an optimizer, or its class name "
             f"if no other optimizer has it; allowed: {listing(f'{i} ({name})' for i, name in enumerate(names))}; "
@@ -171,7 +189,8 @@ class Combined(Optimizer):
         copies = [object.__new__(type(member)) for member in self.members]
         for member_copy, member in zip(copies, self.members, strict=True):
             member_copy.__dict__.update(member.__dict__, state=self._own_state(member))
-        return {"defaults": self.defaults, "members": copies, "_order": self._order, "reasons": self.reasons}
+        named = {"reasons": self.reasons, "names": self.names}
+        return {"defaults": self.defaults, "members": copies, "_order": self._order, **named}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict: each member loads its groups with its own method. If one fails, none is changed.

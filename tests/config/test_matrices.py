@@ -492,6 +492,16 @@ def test_list_of_optimizers_finds_the_output_layer_of_each():
     assert made[1][0].param_groups[1]["lr"] == 0.5
 
 
+def test_groups_of_combine_have_the_names_of_the_configuration():
+    entries = [{**MUON, "ndim": 2}, {"name": "adamw", "rest": True}]
+    made = build(mlp(), {"combine": entries})
+    assert [group["name"] for group in made.param_groups] == ["orthogonal", "adamw"]
+    old = made.state_dict()
+    old["param_groups"][1]["name"] = "adam_w"  # as in older checkpoints
+    made.load_state_dict(old)
+    assert [group["name"] for group in made.param_groups] == ["orthogonal", "adam_w"]
+
+
 def test_member_of_combine_gets_what_it_selects():
     entries = [{**MUON, "ndim": 2}, {"name": "sgd", "rest": True}]
     made = build(mlp(), {"combine": entries})
@@ -656,6 +666,15 @@ def test_frozen_parameters_that_are_held_move_to_the_added_groups(register_optim
     assert [len(group["params"]) for group in made.param_groups] == [0, 2, 4, 2]
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_group_added_to_a_copy_is_refused(copied: Any):
+    made = copied(build(mlp()))
+    with pytest.raises(ConfigError, match=r"is a copy of one .* divide .* between orthogonal, adamw: build"):
+        made.add_param_group({"params": [torch.zeros(2, 2, requires_grad=True)]})
+    made.add_param_group({"params": [torch.zeros(2, 2, requires_grad=True)], "member": 0})
+    assert [group["name"] for group in made.param_groups] == ["orthogonal", "adamw", "orthogonal_2"]
+
+
 def test_failing_group_changes_nothing():
     module = frozen_mlp()
     made = optplug.create_optimizer("orthogonal", module)
@@ -679,6 +698,11 @@ def test_failing_group_changes_nothing():
         ({**MUON, "fallback": {"mach": "x"}}, "fallback.mach: adamw has no option 'mach'; did you mean 'match'"),
         ({**MUON, "fallback": None}, "fallback: must be a name or a mapping, got None (NoneType)"),
         ({**MUON, "fallback": "orthogonal"}, "fallback: orthogonal cannot be a fallback (takes parameters with two"),
+        (
+            {**MUON, "fallback": {"name": "sgd", "rest": True}},
+            "fallback.rest: sgd has no option 'rest'; a fallback gets the rest without it",
+        ),
+        ({**MUON, "rest": True}, "rest: orthogonal has no option 'rest'; rest belongs to a list of optimizers"),
         ({**MUON, "fallback": "lbfgs"}, "fallback: lbfgs cannot be a fallback (step() needs a closure"),
         ({**MUON, "output": 3}, "output: must be a glob, or a list of globs, which may be empty, got 3"),
         ({**MUON, "convolutions": "yes"}, "convolutions: must be True or False, got 'yes' (str)"),
@@ -713,6 +737,28 @@ def test_rule_with_an_option_that_no_member_has():
     assert str(caught.value) == (
         "param_groups[0].bettas: orthogonal and adamw have no option 'bettas'; did you mean 'betas'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"match": "3.*", "momentum": 0.5}, "momentum is an option of orthogonal, but 3.* selects parameters of adamw"),
+        ({"match": "0.weight", "betas": [0.5, 0.5]}, "betas is an option of adamw, but 0.weight selects parameters"),
+    ],
+    ids=str,
+)
+def test_rule_with_an_option_that_reaches_no_parameter(rule: Any, message: str):
+    rules = [{"match": "*", "momentum": 0.5, "betas": [0.5, 0.5]}, rule]
+    with pytest.raises(ConfigError) as caught:
+        build(mlp(), param_groups=rules)
+    assert str(caught.value).startswith(f"param_groups[1].{list(rule)[1]}: {message}")
+    with pytest.raises(ConfigError) as caught:
+        build(mlp(), [{**MUON, "match": "*", "param_groups": rules}])
+    assert str(caught.value).startswith(f"optimizer[0].param_groups[1].{list(rule)[1]}: {message}")
+
+
+def test_rule_with_an_option_for_frozen_parameters_is_accepted():
+    build(frozen_mlp(), param_groups=[{"match": "0.*", "momentum": 0.5}])
 
 
 def test_wrong_value_in_a_rule_is_reported_once():
@@ -791,6 +837,10 @@ def test_schema_accepts_what_is_valid(optimizer: Any, schema_accepts: Any):
         {**MUON, "fallback": {**FALLBACK, "scheduler": "step_lr"}},
         {**MUON, "fallback": {**FALLBACK, "param_groups": "no_decay"}},
         {**MUON, "fallback": 3},
+        {**MUON, "fallback": "orthogonal"},
+        {**MUON, "fallback": {"name": "sparse_adam"}},
+        [{**MUON, "ndim": 2}, {"name": "adam", "rest": True, "match": "x"}],
+        {"combine": [{**MUON, "ndim": 2}, {"name": "adam", "rest": True, "match": "x"}]},
         {**MUON, "output": 3},
         {**MUON, "convolutions": "yes"},
         {"name": "adam", "fallback": "sgd"},

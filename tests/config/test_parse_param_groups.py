@@ -67,6 +67,16 @@ def test_param_groups_accepts_tuple_empty_list_and_none():
             ConfigError,
             "[0].regex[1]: '(' is not a valid regular expression: missing ), unterminated subpattern at position 0",
         ),
+        (
+            [{"match": "*", "lr": 1, "rest": True}],
+            ConfigError,
+            "[0].rest: a rule has no rest: parameters that no rule selects have the options of the optimizer",
+        ),
+        (
+            [{"rest": True}],
+            ConfigError,
+            "[0].rest: a rule has no rest: parameters that no rule selects have the options of the optimizer",
+        ),
         ([{"match": "*", "name": None}], ConfigTypeError, "[0].name: must be a non-empty string, got None"),
         (
             [{"match": "a"}, {"match": "*", "foo": 0}],

@@ -112,6 +112,12 @@ def test_selection_by_shape_round_trips():
     assert parse_and_check(**given) == config
 
 
+def test_one_of_several_numbers_of_dimensions_is_enough():
+    assert members([{**SGD, "ndim": [2, 7]}, REST])[0] == members([{**SGD, "ndim": 2}, REST])[0]
+    message = message_of(ConfigError, [{**SGD, "ndim": [7, 8]}, REST])
+    assert message.startswith("optimizer.combine[0].ndim: 7 matches no parameter of ModuleDict; ")
+
+
 def test_ndim_without_a_match_names_the_dimensions_of_the_model():
     message = message_of(ConfigError, [{**SGD, "ndim": 7}, REST])
     assert message == (
