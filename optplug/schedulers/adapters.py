@@ -69,6 +69,14 @@ class SchedulerAdapter:
         """The number of steps after which the scheduler must not be stepped; None if there is no such number."""
         return None
 
+    def move_to(self, steps: int) -> bool:
+        """Set the number of steps taken; the next `apply_settings` sets the learning rates of this step.
+
+        Returns:
+            Whether it has been set. Default: False, the learning rates depend on the steps taken before.
+        """
+        return False
+
     def length(self, argument: str, default: int) -> int:
         """The length of the schedule.
 

@@ -269,6 +269,10 @@ class ClosedFormAdapter(TorchAdapter):
     def last_step(self) -> int | None:
         return self.scheduler.last_step  # type: ignore[no-any-return]
 
+    def move_to(self, steps: int) -> bool:
+        self.scheduler.last_epoch, self.scheduler._step_count = steps, steps + 1
+        return True
+
     def set_base_lrs(self, base_lrs: Sequence[float]) -> None:
         super().set_base_lrs(self.scheduler.base_lrs if self.scheduler.has_own_lrs else base_lrs)
 

@@ -90,8 +90,10 @@ class Warmup(LRScheduler):
         self.warmup_steps = steps
         self.start_factor = 1 / steps if start_factor is None else float(start_factor)
         self.delays_schedule = delays_schedule
-        self.steps_taken = 0
-        self._had_ended = False  # at the last `step()`
+        # These count on after the warmup: a resume may change its length, and when the inner scheduler starts.
+        self._optimizer_steps: float = 0  # infinite: the warmup has ended, and the number is not known
+        self._calls: float = 0  # of `step()`; NaN: not known
+        self._steps_at_call: float = 0  # optimizer steps at the last `step()`
         self.counts_steps = counts_steps
         self.other_schedulers: Sequence[Any] = ()
         self.lrs_from_outside: dict[int, float] = {}
@@ -111,9 +113,31 @@ class Warmup(LRScheduler):
         self._register_hooks()
 
     @property
+    def steps_taken(self) -> int:
+        """The number of optimizer steps taken in the warmup."""
+        return int(min(self._optimizer_steps, self.warmup_steps))
+
+    @property
     def is_warming_up(self) -> bool:
         """Whether the next optimizer step is part of the warmup."""
-        return self.steps_taken < self.warmup_steps
+        return self._optimizer_steps < self.warmup_steps
+
+    @property
+    def _had_ended(self) -> bool:
+        """Whether the warmup had ended at the last `step()`."""
+        return self._steps_at_call >= self.warmup_steps
+
+    def schedule_steps(self) -> int | None:
+        """The number of steps of the inner scheduler, had the warmup had its settings of now from the start.
+
+        `step()` is taken to have been called at equal numbers of optimizer steps. None if its calls are not known.
+        """
+        if math.isnan(self._calls):
+            return None
+        waited = 0
+        if self.delays_schedule and self._calls:
+            waited = math.ceil(self.warmup_steps * self._calls / self._steps_at_call)
+        return max(0, int(self._calls) - waited)
 
     def factor(self, n: int) -> float:
         """Return warmup(n), the factor after n optimizer steps."""
@@ -156,15 +180,17 @@ class Warmup(LRScheduler):
         if self.counts_steps:
             self._count_at_step(takes_metric=bool(args or kwargs))
         waits = self.delays_schedule and not self._had_ended and not isinstance(self.scheduler, ReduceLROnPlateau)
-        self._had_ended = self._had_ended or not self.is_warming_up
+        self._calls, self._steps_at_call = self._calls + 1, self._optimizer_steps
         with self._without_warmup(), self._pause_bad_value_count():
             if not waits:
                 self.scheduler.step(*args, **kwargs)
 
     def _add_steps(self, steps: int) -> None:
-        if steps and self.is_warming_up:
+        if not self.is_warming_up:
+            self._optimizer_steps += steps
+        elif steps:
             with self._without_warmup():
-                self.steps_taken = min(self.steps_taken + steps, self.warmup_steps)
+                self._optimizer_steps += steps
 
     # ------------------------------------------------------------------ hooks of the optimizer
 
@@ -196,7 +222,7 @@ class Warmup(LRScheduler):
         if self.counts_steps and not step_was_skipped(self.optimizer):
             self._steps_since += 1
             if self._steps_less_often:
-                if not self.steps_taken:
+                if not self._optimizer_steps:
                     self._lrs_of_first_step = list(self._lrs_with_warmup)
                 self._add_steps(1)
 
@@ -272,6 +298,9 @@ class Warmup(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         own = {
             "warmed": self.steps_taken,
+            "optimizer_steps": self._optimizer_steps,
+            "calls": self._calls,
+            "steps_at_call": self._steps_at_call,
             "inner_lrs": list(self._lrs_without_warmup),
             "shown_lrs": list(self._lrs_with_warmup),
             "steps": self.warmup_steps,
@@ -286,11 +315,14 @@ class Warmup(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_state(self, state_dict, ("warmup", "scheduler"))
         own = state_dict["warmup"]
-        self.steps_taken = own["warmed"]
         self.warmup_steps = own.get("steps", self.warmup_steps)
         self.start_factor = own.get("start_factor", self.start_factor)
         self.delays_schedule = own.get("delays_schedule", False)
-        self._had_ended = own.get("had_ended", not self.is_warming_up)
+        # Older versions of optplug stored no counts after the warmup.
+        has_ended = own["warmed"] >= self.warmup_steps
+        self._optimizer_steps = own.get("optimizer_steps", math.inf if has_ended else own["warmed"])
+        self._calls = own.get("calls", math.nan)
+        self._steps_at_call = own.get("steps_at_call", math.inf if own.get("had_ended", has_ended) else 0)
         self._lrs_without_warmup = list(own["inner_lrs"])
         self._lrs_with_warmup = list(own["shown_lrs"])
         self._loaded_lrs = []
@@ -403,11 +435,33 @@ class WarmupAdapter(SchedulerAdapter):
     ) -> bool:
         warmup = self.scheduler
         with warmup._without_warmup():
-            applied = self._inner.apply_settings(new_state["scheduler"], base_lrs, old_base_lrs)
+            start = self._schedule_start
             warmup.warmup_steps = new_state["warmup"]["steps"]
             warmup.start_factor = new_state["warmup"]["start_factor"]
             warmup.delays_schedule = new_state["warmup"].get("delays_schedule", False)
-        return applied
+            if start != self._schedule_start:
+                self._move_schedule()
+            return self._inner.apply_settings(new_state["scheduler"], base_lrs, old_base_lrs)
+
+    @property
+    def _schedule_start(self) -> int:
+        """The number of optimizer steps after which the inner scheduler starts."""
+        is_plateau = isinstance(self.scheduler.scheduler, ReduceLROnPlateau)
+        return self.scheduler.warmup_steps if self.scheduler.delays_schedule and not is_plateau else 0
+
+    def _move_schedule(self) -> None:
+        """Give the inner scheduler the position that it would have if it had always started where it does now.
+
+        Raises:
+            ConfigError: that position is not known, or the scheduler cannot be set to it.
+        """
+        steps = self.scheduler.schedule_steps()
+        if steps is None or not (steps == self._inner.step_count or self._inner.move_to(steps)):
+            reason = "the number of its steps so far is not known" if steps is None else "it has no closed form"
+            raise ConfigError(
+                f"the checkpoint has another warmup, with which {type(self.scheduler.scheduler).__name__} started at "
+                f"another step, and {reason}: keep the warmup, or set on_resume: reset_scheduler"
+            )
 
 
 adapter_for.register(Warmup, WarmupAdapter)

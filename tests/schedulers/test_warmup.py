@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 
 import optplug
 from optplug.errors import ConfigError, ConfigTypeError
+from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.warmup import Warmup
 from support import SGD
 
@@ -300,6 +301,9 @@ def test_state_dict_contains_plain_values_of_warmup_and_scheduler():
     state = warmup.state_dict()
     assert state["warmup"] == {
         "warmed": 1,
+        "optimizer_steps": 1,
+        "calls": 0,
+        "steps_at_call": 0,
         "inner_lrs": [0.5, 0.1],
         "shown_lrs": [0.5 * 0.4375, 0.1 * 0.4375],
         "steps": 4,
@@ -308,6 +312,35 @@ def test_state_dict_contains_plain_values_of_warmup_and_scheduler():
     assert state["scheduler"] == warmup.scheduler.state_dict()
     warmup.warmup_step()
     assert state["warmup"]["warmed"] == 1
+
+
+def of_older_version(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict of a warmup, without the counts that older versions of optplug did not store."""
+    own = {k: v for k, v in state["warmup"].items() if k not in ("optimizer_steps", "calls", "steps_at_call")}
+    return {**state, "warmup": own}
+
+
+def test_warmup_that_had_ended_in_an_older_version_stays_ended_with_a_longer_length():
+    optimizer, longer = sgd(), sgd()
+    warmup = Warmup(SCHEDULERS["optplug's cosine"](optimizer), 2)
+    train(warmup, optimizer, range(4), False)
+    for state, is_warming_up in ((of_older_version(warmup.state_dict()), False), (warmup.state_dict(), True)):
+        loaded = Warmup(SCHEDULERS["optplug's cosine"](longer), 9)
+        configured = copy.deepcopy(loaded.state_dict())
+        loaded.load_state_dict(copy.deepcopy(state))
+        adapter_for(loaded).apply_settings(configured, [0.5], [0.5])
+        assert loaded.is_warming_up is is_warming_up
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_start_of_a_schedule_cannot_change_where_the_steps_before_are_not_known(steps: int):
+    optimizer = sgd()
+    warmup = Warmup(SCHEDULERS["optplug's cosine"](optimizer), steps)
+    train(warmup, optimizer, range(6), False)
+    configured = Warmup(SCHEDULERS["optplug's cosine"](sgd()), steps, delays_schedule=True).state_dict()
+    warmup.load_state_dict(of_older_version(warmup.state_dict()))
+    with pytest.raises(ConfigError, match="CosineAnnealingLR started at another step, and the number of its steps"):
+        adapter_for(warmup).apply_settings(configured, [0.5], [0.5])
 
 
 @pytest.mark.parametrize(
