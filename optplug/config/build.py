@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from optplug.config.arguments import check_arguments, optimizer_fields
 from optplug.config.fields import has_unresolved
 from optplug.config.form import ARGS, MULTIPLIERS, OPTIMIZER
 from optplug.config.lengths import is_relative, numbers_in
-from optplug.config.matrices import assignments, check_rules
+from optplug.config.matrices import assignments, check_rules, warn_without_matrices
 from optplug.config.model import (
     LINK_PATTERN,
     AnyGroupRule,
@@ -44,6 +45,7 @@ from optplug.errors import (
     Loc,
     OptplugError,
     did_you_mean,
+    listing,
     loc_text,
     one_line,
     short_list,
@@ -210,6 +212,7 @@ def _build_entry(
     optimizer = built[0]
     if entry.fallback is not None:
         check_rules(module, entry, assigned)
+        warn_without_matrices(entry, assigned)
         for member, one in zip(members, built, strict=True):
             for group in one.param_groups:
                 group["name"] = member.group_name(group.get("name", ""))
@@ -376,6 +379,7 @@ def build_schedule(
     def factory(config: SchedulerConfig) -> ScheduleFactory:
         return lambda view: build_scheduler(view, config, mode, counts_steps=counts_steps)
 
+    _warn_of_one_lr(optimizer, setup)
     if not setup.group_schedules:
         return None if setup.scheduler is None else factory(setup.scheduler)(optimizer)
     configs = setup.named_schedules
@@ -386,6 +390,18 @@ def build_schedule(
         if config.ends_with_training and config.length_argument is not None
     }
     return scheduler
+
+
+def _warn_of_one_lr(optimizer: torch.optim.Optimizer, setup: OptimizerSetup) -> None:
+    """Warn if a schedule sets one learning rate for an optimizer of matrices and its fallback."""
+    names = [entry.optimizer.registration.name for one in setup.entries if one.fallback for entry in one.members]
+    if not names or len(optimizer.param_groups) < 2:
+        return
+    for schedule in setup.schedules:
+        if isinstance(schedule.arguments.get("max_lr"), (int, float)):
+            groups = listing(str(group["name"]) for group in optimizer.param_groups)
+            message = f"max_lr of {schedule.name} is one learning rate for {' and '.join(names)}"
+            warnings.warn(f"{message}: give a list with one for each group ({groups})", UserWarning, stacklevel=3)
 
 
 def build_scheduler(

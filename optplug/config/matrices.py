@@ -6,6 +6,7 @@ vectors and, by default, convolutions go to the fallback.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -118,6 +119,19 @@ def _kind(p: ModuleParameter) -> str:
         if any(map(holds, p.attributes)):
             return kind
     return {2: "matrix", 3: "stack of matrices"}.get(ndim, f"{ndim} dimensions")
+
+
+def warn_without_matrices(entry: OptimizerEntry, assigned: Mapping[str, Assignment]) -> None:
+    """Warn if an optimizer of matrices with a fallback gets no parameter, not even a frozen one."""
+    if entry.fallback is None or any(one.member == 0 for one in assigned.values()):
+        return
+    matrices, fallback = (member.optimizer.registration.name for member in entry.members)
+    found = {one.reason for one in assigned.values()}
+    hints = ["output: [] takes the last layer too"] if "output layer" in found and entry.fallback.output is None else []
+    hints += ["convolutions: true takes convolutions too"] if "convolution" in found else []
+    hint = f" ({'; '.join(hints)})" if hints else ""
+    message = f"{matrices} gets no parameter, {fallback} trains all of them: the model has no hidden matrices{hint}"
+    warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def check_rules(module: nn.Module, entry: OptimizerEntry, assigned: Mapping[str, Assignment]) -> None:

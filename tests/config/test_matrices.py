@@ -115,6 +115,7 @@ def test_language_model(is_tied: bool):
     assert found == expected
 
 
+@pytest.mark.filterwarnings("ignore:orthogonal gets no parameter")
 def test_convolutions_are_for_the_fallback_unless_asked_for():
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv1d(4, 2, 1), nn.ConvTranspose2d(2, 2, 3), nn.Linear(4, 2))
     kernels = ["0.weight", "1.weight", "2.weight"]
@@ -268,6 +269,7 @@ def test_declared_output_layer(method: str):
     assert reasons(nn.ModuleDict({"model": model})) == {f"model.{name}": why for name, why in expected.items()}
 
 
+@pytest.mark.filterwarnings("ignore:orthogonal gets no parameter")
 def test_declared_output_layer_may_be_several():
     model = Declared("get_classifier", lambda self: (self.head, self.body))
     assert set(reasons(model).values()) == {"output layer"}
@@ -293,6 +295,7 @@ def test_layer_outside_of_a_backbone_is_an_output_layer_too():
     assert outputs == ["backbone.head.weight", "backbone.head.bias", "own.weight", "own.bias"]
 
 
+@pytest.mark.filterwarnings("ignore:orthogonal gets no parameter")
 def test_output_is_configurable():
     module = nn.ModuleDict({"head": nn.Linear(3, 2), "body": nn.Linear(3, 3)})
     assert reasons(module)["body.weight"] == "output layer"
@@ -408,6 +411,20 @@ def test_schedule_of_a_rule_applies_to_the_groups_of_both():
     schedule.step()
     rates = {group["name"]: group["lr"] for group in made.param_groups}
     assert rates == {"orthogonal 0.*": 0.01, "orthogonal": 0.005, "adamw 0.*": 5e-4, "adamw": 2.5e-4}
+
+
+def test_schedule_with_one_learning_rate_for_both_warns(recwarn: Any):
+    def lrs(max_lr: Any) -> Any:
+        options = {"base_lr": 0.0, "max_lr": max_lr, "step_size_up": 1, "cycle_momentum": False}
+        made, scheduler = optplug.create_optimizer_and_scheduler(mlp(), MUON, {"name": "cyclic_lr", **options})
+        made.step()
+        scheduler.step()
+        return [group["lr"] for group in made.param_groups]
+
+    assert lrs([0.02, 0.001]) == [0.02, 0.001]
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"^max_lr of cyclic_lr is one .* orthogonal and adamw: .*orthogonal, adamw"):
+        assert lrs(0.02) == [0.02, 0.02]
 
 
 def test_presets_apply_to_both():
@@ -541,6 +558,21 @@ def test_dictionary_has_the_default_fallback():
 # ------------------------------------------------------------------------------------------ one kind of parameters
 
 
+def test_optimizer_of_matrices_without_parameters_warns():
+    with pytest.warns(UserWarning, match=r"^orthogonal gets no parameter, adamw trains all .* \(output: \[\] takes"):
+        build(nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match=r"no hidden matrices \(convolutions: true takes convolutions too\)$"):
+        build(nn.Conv1d(1, 2, 3))
+    with pytest.warns(UserWarning, match=r"the model has no hidden matrices$"):
+        build(nn.LayerNorm(3))
+
+
+def test_frozen_matrices_cause_no_warning(recwarn: Any):
+    build(frozen_mlp())
+    assert not recwarn.list
+
+
+@pytest.mark.filterwarnings("ignore:orthogonal gets no parameter")
 def test_model_without_matrices_has_groups_of_the_fallback_only():
     made = build(nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)))
     assert [(group["name"], len(group["params"])) for group in made.param_groups] == [("adamw", 4)]
