@@ -384,11 +384,7 @@ def build_schedule(
         return None if setup.scheduler is None else factory(setup.scheduler)(optimizer)
     configs = setup.named_schedules
     scheduler = PerGroup(optimizer, {name: factory(config) for name, config in configs.items()})
-    scheduler.ends = {
-        name: (config.length_argument, config.arguments[config.length_argument])
-        for name, config in configs.items()
-        if config.ends_with_training and config.length_argument is not None
-    }
+    scheduler.ends = {name: config.end for name, config in configs.items() if config.end is not None}
     return scheduler
 
 

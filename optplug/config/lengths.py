@@ -115,6 +115,11 @@ def is_relative(given: Any) -> bool:
     return is_auto(given) or isinstance(given, Mapping)
 
 
+def is_whole(given: Any) -> bool:
+    """Whether a length is that of the whole training: `auto`, or `{ratio: 1}`."""
+    return is_auto(given) or (isinstance(given, Mapping) and given.get("ratio") == 1)
+
+
 def described(given: Any, training: str) -> str:
     """A length that is `auto` or has a unit, in words.
 

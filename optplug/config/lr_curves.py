@@ -19,7 +19,7 @@ from optplug.config.param_groups import apply_multipliers
 from optplug.config.third_party import third_party_errors
 from optplug.config.training_length import TrainingLength, resolve_setup
 from optplug.errors import ConfigError, ErrorCollector, Loc
-from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
+from optplug.schedulers.adapters import ScheduleEnd, adapter_for
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.per_group import SCHEDULE_KEY
 
@@ -86,7 +86,7 @@ def lr_curves(
     rows = [[read(group) for group in optimizer.param_groups]]
     collector = ErrorCollector()
     with collector.collect(leading.loc), third_party_errors(leading.name or "warmup", leading.arguments):
-        for _ in _trained(scheduler, leading, training):
+        for _ in _trained(scheduler, leading, training, setup.end):
             rows.append([read(group) for group in optimizer.param_groups])
     collector.raise_collected()
     names: dict[tuple[tuple[float, ...], ...], list[str]] = {}
@@ -135,7 +135,9 @@ def _check_units(config: SchedulerConfig, training: TrainingLength) -> None:
         raise ConfigError(message, loc=config.loc)
 
 
-def _trained(scheduler: Any, config: SchedulerConfig, training: TrainingLength) -> Iterator[int]:
+def _trained(
+    scheduler: Any, config: SchedulerConfig, training: TrainingLength, end: ScheduleEnd | None
+) -> Iterator[int]:
     """Step a scheduler as a training does; yield the number of steps of the axis after each of them."""
     unit, length = axis(training)
     adapter = adapter_for(scheduler)
@@ -150,14 +152,9 @@ def _trained(scheduler: Any, config: SchedulerConfig, training: TrainingLength) 
                 _validate(scheduler, config, epochs, n)
         elif ends_epoch if config.interval == "epoch" else unit == "step":
             count = epochs if config.interval == "epoch" else n
-            if count % config.frequency == 0 and not _has_ended(adapter):
+            if count % config.frequency == 0 and not adapter.has_ended(end):
                 scheduler.step()
         yield n
-
-
-def _has_ended(adapter: SchedulerAdapter) -> bool:
-    last, count = adapter.last_step, adapter.step_count
-    return last is not None and count is not None and count >= last
 
 
 def _ends_epoch(n: int, epochs: int, training: TrainingLength) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from optplug.config.arguments import argument_loc, options_of_member, reserved_keys
 from optplug.config.form import (
     ARGS,
+    AUTO,
     ENTRY,
     INHERITED_OPTIONS,
     MATRICES,
@@ -25,13 +26,21 @@ from optplug.config.form import (
     WARMUP,
     is_auto,
 )
-from optplug.config.lengths import all_lengths, length_argument, length_arguments
+from optplug.config.lengths import (
+    all_lengths,
+    is_relative,
+    is_whole,
+    length_argument,
+    length_arguments,
+    nested_schedules,
+)
 from optplug.config.param_group_presets import Flattened, GroupAssignment, LayerDecay, NoDecay
 from optplug.config.param_selection import AnySelector, ModuleParameter, Selector
 from optplug.config.plain_data import to_serializable
 from optplug.errors import Loc
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments
+from optplug.schedulers.adapters import ScheduleEnd
 from optplug.schedulers.per_group import DEFAULT, SCHEDULE_KEY
 
 LINK_PATTERN = re.compile(r"module(\.[A-Za-z_]\w*)+")
@@ -125,6 +134,36 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True)
+class WholeLength:
+    """The length of a whole schedule, if it depends on the training.
+
+    Attributes:
+        end: where the schedule ends.
+        loc: the location of the argument that sets the length.
+        is_training: whether the schedule is as long as the training: it is not stepped after its end.
+    """
+
+    end: ScheduleEnd
+    loc: Loc
+    is_training: bool
+
+
+@dataclass(frozen=True)
+class SchedulePart:
+    """A schedule in a list of schedules.
+
+    Attributes:
+        schedule: the schedule, without its length.
+        length: the number of its steps; None if the last schedule has no length.
+        given_length: the length as it is written; `auto` if it is omitted.
+    """
+
+    schedule: SchedulerConfig
+    length: Any
+    given_length: Any
+
+
+@dataclass(frozen=True)
 class SchedulerConfig:
     """A scheduler by name, with its arguments and the times at which it steps.
 
@@ -187,9 +226,55 @@ class SchedulerConfig:
         return () if self.name is None else all_lengths(self.registration)
 
     @property
-    def ends_with_training(self) -> bool:
-        """Whether the length was `auto` before it was converted: the schedule is not stepped after its end."""
-        return is_auto(self.given_lengths.get(str(self.length_argument)))
+    def parts(self) -> tuple[SchedulePart, ...]:
+        """The schedules in the list of schedules that is an argument; empty if there is no such argument."""
+        names = () if self.name is None else nested_schedules(self.registration)
+        return tuple(
+            self._part(written, part, (*self.argument_loc(name), i))
+            for name in names
+            for i, (written, part) in enumerate(
+                zip(self.given_lengths.get(name, self.arguments[name]), self.arguments[name], strict=True)
+            )
+        )
+
+    def _part(self, written: Mapping[str, Any], part: Mapping[str, Any], loc: Loc) -> SchedulePart:
+        arguments = {key: value for key, value in part.items() if key not in ("name", "length")}
+        lengths = all_lengths(registry.resolve("scheduler", part["name"]))
+        given = {} if written is part else {key: written[key] for key in lengths if is_relative(written.get(key))}
+        schedule = SchedulerConfig(
+            part["name"],
+            arguments,
+            interval=self.interval,
+            frequency=self.frequency,
+            interval_is_given=self.interval_is_given,
+            given_lengths=given,
+            loc=loc,
+        )
+        return SchedulePart(schedule, part.get("length"), written.get("length", AUTO))
+
+    @property
+    def whole_length(self) -> WholeLength | None:
+        """The length of the whole schedule, after it has been converted; None if it was a number of steps before.
+
+        That of a list of schedules is the length of the last one and the lengths before it.
+        """
+        argument = str(self.length_argument)
+        if argument in self.given_lengths:
+            end = ScheduleEnd(argument, self.arguments[argument])
+            return WholeLength(end, self.argument_loc(argument), is_whole(self.given_lengths[argument]))
+        *before, last = self.parts or (None,)
+        found = None if last is None else last.schedule.whole_length
+        if found is None or last is None:
+            return None
+        steps = found.end.steps + sum(part.length for part in before if part is not None)
+        is_training = found.is_training and is_auto(last.given_length)
+        return replace(found, end=found.end._replace(steps=steps), is_training=is_training)
+
+    @property
+    def end(self) -> ScheduleEnd | None:
+        """The end of a schedule that is as long as the training; None for others."""
+        whole = self.whole_length
+        return whole.end if whole is not None and whole.is_training else None
 
     def to_dict(self) -> dict[str, Any]:
         reserved: dict[str, Any] = {}
@@ -349,6 +434,12 @@ class OptimizerSetup:
             return next(iter(found), None)
         monitor, mode = (next(filter(None, (getattr(one, key) for one in named)), None) for key in ("monitor", "mode"))
         return replace(named[0], monitor=monitor, mode=mode)
+
+    @property
+    def end(self) -> ScheduleEnd | None:
+        """The end of the only schedule; None if groups have their own, which end one by one: see `PerGroup.ends`."""
+        leading = self.leading_schedule
+        return None if leading is None or self.group_schedules else leading.end
 
     def with_schedules(self, change: Callable[[SchedulerConfig], SchedulerConfig]) -> OptimizerSetup:
         """The setup with each schedule replaced by what a function returns for it."""

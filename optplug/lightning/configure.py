@@ -287,16 +287,12 @@ def _stepping_plan(setup: OptimizerSetup, monitored: MonitoredMetric | None) -> 
     scheduled = setup.leading_schedule
     if scheduled is None:
         return None
-    argument = scheduled.length_argument or ""
-    # The schedules of groups end one by one: `PerGroup` does not step them after their ends.
-    has_end = scheduled.ends_with_training and not setup.group_schedules
     return SteppingPlan(
         "warmup" if scheduled.name is None else scheduled.registration.name,
         "validation" if monitored else scheduled.interval,
         scheduled.frequency,
         monitored,
-        last_step=scheduled.arguments[argument] if has_end else None,
-        length_argument=argument,
+        end=setup.end,
         patience_unit=scheduled.patience_unit,
         on_nonfinite=scheduled.on_nonfinite,
     )

@@ -32,16 +32,15 @@ def extend_schedules(trainer: Any, state: FitState, reporter: Reporter) -> None:
         if managed is None:
             continue
         for name, scheduled in configured.setup.named_schedules.items():
-            length = scheduled.length_argument
-            adapter = managed.adapter.members.get(name)
-            if adapter is None or length not in scheduled.given_lengths:
+            whole, adapter = scheduled.whole_length, managed.adapter.members.get(name)
+            if adapter is None or whole is None:
                 continue
             if (managed.plan.interval, managed.plan.frequency) != (scheduled.interval, scheduled.frequency):
                 continue  # the checkpoint's schedule is stepped at other times
             new = _length(scheduled, adapter.scheduler, configured.training_length or TrainingLength())
-            old = adapter.length(str(length), new)
+            old = adapter.length(whole.end.argument, new)
             extended = None if new == old else adapter.extend(new)
-            loc = loc_text(scheduled.argument_loc(str(length)))
+            loc = loc_text(whole.loc)
             if extended:
                 change = "extended" if new > old else "shortened"
                 state.resume.messages.append(f"{loc} is {change} from {old} to {new}, to fit this training")
@@ -64,4 +63,6 @@ def _length(scheduled: SchedulerConfig, scheduler: Any, training: TrainingLength
     if isinstance(scheduler, Warmup):
         warmup = WarmupConfig(scheduler.warmup_steps, schedule=WARMUP_SCHEDULES[scheduler.delays_schedule])
     given = replace(scheduled, arguments={**scheduled.arguments, **scheduled.given_lengths}, warmup=warmup)
-    return int(resolve_lengths(given, training).arguments[str(scheduled.length_argument)])
+    whole = resolve_lengths(given, training).whole_length
+    assert whole is not None
+    return whole.end.steps

@@ -11,6 +11,7 @@ from optplug.config.model import Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
 from optplug.config.training_length import TrainingLength
 from optplug.lightning.trainer_info import TrainingPosition
+from optplug.schedulers.adapters import ScheduleEnd
 
 CONFIGURATION = "the configuration"
 """The source of a metric, or of its mode, that the configuration names."""
@@ -56,8 +57,7 @@ class SteppingPlan:
         interval: `"step"`, `"epoch"` or, for a scheduler that takes a metric, `"validation"`.
         frequency: number of intervals per scheduler step.
         monitored: the metric as configured; only with interval `"validation"`.
-        last_step: the scheduler's last step; only if its length is that of the training (`auto`).
-        length_argument: the scheduler argument that holds the length.
+        end: the end of a schedule that is as long as the training.
         patience_unit: one of `PATIENCE_UNITS`.
         on_nonfinite: one of `ON_NONFINITE`.
     """
@@ -66,8 +66,7 @@ class SteppingPlan:
     interval: str
     frequency: int = 1
     monitored: MonitoredMetric | None = None
-    last_step: int | None = None
-    length_argument: str = ""
+    end: ScheduleEnd | None = None
     patience_unit: str = PATIENCE_UNITS[0]
     on_nonfinite: str = ON_NONFINITE[0]
 

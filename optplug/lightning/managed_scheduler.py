@@ -148,11 +148,7 @@ class ManagedScheduler:
         """
         if self.adapter.step_count != self.steps_taken:
             raise WiringError(self.stepped_twice_message(module))
-        plan, last = self.plan, self.adapter.last_step
-        if plan.last_step is not None:
-            # The schedule is as long as the training; a checkpoint may have restored another length.
-            last = self.adapter.length(plan.length_argument, plan.last_step)
-        if last is not None and self.steps_taken is not None and self.steps_taken >= last:
+        if self.adapter.has_ended(self.plan.end):
             return
         module.lr_scheduler_step(self.scheduler, value)
         self.steps_taken = self.adapter.step_count

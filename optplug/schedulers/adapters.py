@@ -19,7 +19,7 @@ import inspect
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from functools import singledispatch
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -37,6 +37,18 @@ PROGRESS_KEYS = frozenset(
     | {"cooldown_counter", "base_lrs", "position", "elapsed"}
 )
 """State-dict keys of schedulers that are progress. The other keys are settings."""
+
+
+class ScheduleEnd(NamedTuple):
+    """The end of a schedule that is as long as the training.
+
+    Attributes:
+        argument: the name of the scheduler's attribute with its length, such as `T_max`.
+        steps: the length if the scheduler has no such attribute.
+    """
+
+    argument: str
+    steps: int
 
 
 class SchedulerAdapter:
@@ -85,6 +97,16 @@ class SchedulerAdapter:
             default: the length if the scheduler does not store the argument under its name.
         """
         return int(getattr(self.scheduler, argument, default))
+
+    def has_ended(self, end: ScheduleEnd | None = None) -> bool:
+        """Whether the scheduler must not be stepped any more.
+
+        Args:
+            end: the end of a schedule that is as long as the training. A checkpoint may have restored another length.
+                Default: only `last_step` ends the schedule.
+        """
+        count, lasts = self.step_count, [self.last_step, None if end is None else self.length(*end)]
+        return count is not None and any(last is not None and count >= last for last in lasts)
 
     @property
     def needs_argument(self) -> bool:

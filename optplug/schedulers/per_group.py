@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.errors import ConfigError, ConfigTypeError, did_you_mean, listing
-from optplug.schedulers.adapters import SchedulerAdapter, adapter_for
+from optplug.schedulers.adapters import ScheduleEnd, SchedulerAdapter, adapter_for
 from optplug.schedulers.checks import check_state
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.late_groups import follow_groups
@@ -126,8 +126,7 @@ class PerGroup(LRScheduler):
 
     Attributes:
         schedules: the schedulers by name; `""` is that of the groups without the key.
-        ends: by name of the schedule, the name of the attribute with its length, and the length if there is no such
-            attribute. These schedules are not stepped after their end. Default: empty.
+        ends: the ends of schedules by name. These schedules are not stepped after their end. Default: empty.
 
     Raises:
         ConfigError: a group names a schedule that does not exist.
@@ -150,7 +149,7 @@ class PerGroup(LRScheduler):
                 raise ConfigTypeError(f"the schedule {name!r} {message}, got {type(factory).__name__}")
         self.optimizer = optimizer
         self.last_epoch = 0
-        self.ends: dict[str, tuple[str, int]] = {}
+        self.ends: dict[str, ScheduleEnd] = {}
         self._names: list[str] = []
         self._views = {name: GroupsView(optimizer, self._names, name) for name in factories}
         self._check_names()
@@ -182,14 +181,9 @@ class PerGroup(LRScheduler):
         if (args or kwargs) and not taking:
             raise TypeError("step() takes no argument: no schedule needs one, such as a metric")
         for name, schedule in self.schedules.items():
-            if not self._has_ended(name):
+            if not adapter_for(schedule).has_ended(self.ends.get(name)):
                 schedule.step(*args, **kwargs) if name in taking else schedule.step()
         self.last_epoch += 1
-
-    def _has_ended(self, name: str) -> bool:
-        adapter = adapter_for(self.schedules[name])
-        last = adapter.length(*self.ends[name]) if name in self.ends else adapter.last_step
-        return last is not None and adapter.step_count is not None and adapter.step_count >= last
 
     def at(self, position: int) -> None:
         """Set the position of the plateau schedulers; see `at` of `ReduceLROnPlateau`."""

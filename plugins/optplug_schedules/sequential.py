@@ -119,9 +119,11 @@ class Sequential(ClosedFormLR):
                 self.reject("schedules", error, loc, is_contradiction=error.is_contradiction)
 
     def active(self, t: int) -> tuple[ClosedFormLR, int]:
-        """Return the schedule of step `t`, and its own step."""
+        """Return the schedule of step `t`, and its own step. A schedule that ends early stays at its last step."""
         k = bisect_right(self._milestones, t)
-        return self._schedulers[k], t - (self._milestones[k - 1] if k else 0)
+        member, own = self._schedulers[k], t - (self._milestones[k - 1] if k else 0)
+        last = member.last_step if k < len(self._milestones) else None
+        return member, own if last is None else min(own, last)
 
     def lrs(self, t: int) -> list[float | Tensor]:
         self.include_all_groups()
@@ -130,6 +132,8 @@ class Sequential(ClosedFormLR):
 
     def next_lrs(self) -> list[float | Tensor]:
         if self._is_initial and self.last_epoch > 0:
+            return [clone_tensor(group["lr"]) for group in self.optimizer.param_groups]
+        if self.active(self.last_epoch) == self.active(self.last_epoch - 1):
             return [clone_tensor(group["lr"]) for group in self.optimizer.param_groups]
         member = self._synchronized_member()
         return member.next_lrs() if member.last_epoch else self._get_closed_form_lr()
@@ -214,6 +218,18 @@ def _restored_groups(optimizer: Optimizer) -> Iterator[None]:
 
 class SequenceAdapter(SequentialAdapter, ClosedFormAdapter):
     """The adapter of `Sequential`; see `optplug.schedulers.adapters`."""
+
+    @property
+    def _last(self) -> Any:
+        return adapter_for(self.scheduler._schedulers[-1])
+
+    def length(self, argument: str, default: int) -> int:
+        start = self.scheduler.last_start
+        return int(start + self._last.length(argument, default - start))
+
+    def extend(self, length: int) -> bool | None:
+        extended: bool | None = self._last.extend(length - self.scheduler.last_start)
+        return extended
 
     def _replace_base_lrs(self, base_lrs: Sequence[float]) -> None:
         for member in self.scheduler._schedulers:

@@ -134,7 +134,8 @@ def test_interval_set_by_the_module_is_used(scripted_module: type, trainer: Any)
 def test_auto_is_number_of_optimizer_steps_for_interval_step(fit: Any, arguments: Any, total: int) -> None:
     fitted, _ = fit(ADAM, {"name": "one_cycle_lr", "max_lr": 0.1, "total_steps": "auto"}, **arguments)
     scheduler = scheduler_of(fitted)
-    assert (scheduler.total_steps, scheduler.last_epoch, fitted.global_step) == (total, total, total)
+    # The learning rate is lowest after total_steps - 1 steps. A further one would raise it.
+    assert (scheduler.total_steps, scheduler.last_epoch, fitted.global_step) == (total, total - 1, total)
 
 
 @pytest.mark.parametrize(
@@ -204,8 +205,8 @@ def test_schedule_stays_at_its_end_in_a_longer_training(fit: Any, tmp_path: Path
     fitted.save_checkpoint(tmp_path / "half.ckpt")
     longer, module = fit(*configuration, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert longer.global_step == 4 * BATCHES_PER_EPOCH
-    assert scheduler_of(longer).last_epoch == 2 * BATCHES_PER_EPOCH  # the end of the restored schedule
-    assert len(set(module.lrs)) == 1
+    assert scheduler_of(longer).last_epoch == 2 * BATCHES_PER_EPOCH - 1  # the end of the restored schedule
+    assert module.lrs == pytest.approx([0.1 / 25 / 1e4] * 2 * BATCHES_PER_EPOCH)
 
 
 @pytest.mark.timeout(90)

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import (
 import optplug
 from optplug.errors import ConfigError, ConfigTypeError
 from optplug.optim.combined import Combined
-from optplug.schedulers.adapters import adapter_for
+from optplug.schedulers.adapters import ScheduleEnd, adapter_for
 from optplug.schedulers.late_groups import follow_groups
 from optplug.schedulers.per_group import PerGroup
 from optplug.schedulers.plateau_warmup import PlateauWarmup
@@ -211,7 +211,7 @@ def test_schedule_stops_at_its_own_end():
     optimizer = sgd(group(0.1), group(0.2, "head"))
     schedules = {"head": partial(CosineAnnealingLR, T_max=5)}
     scheduler = PerGroup(optimizer, schedules, partial(OneCycleLR, max_lr=1.0, total_steps=8))
-    scheduler.ends = {"head": ("T_max", 5)}
+    scheduler.ends = {"head": ScheduleEnd("T_max", 5)}
     rates = run(optimizer, scheduler, 12)
     assert rates[4][1][0] == pytest.approx(0.0, abs=1e-12)
     assert rates[11][1] == rates[4][1]  # without the end, the learning rate would rise again
