@@ -377,7 +377,8 @@ def _training(sources: Sequence[Source], options: PlotOptions) -> TrainingLength
 
     steps, epochs = options.steps, options.epochs
     if steps is None and epochs is None:
-        steps, epochs = next(filter(any, map(_trainer_length, sources)), (None, None))
+        lengths = (_trainer_length(source, options.steps_per_epoch) for source in sources)
+        steps, epochs = next(filter(any, lengths), (None, None))
     if steps is None and epochs is None:
         unit, length = _default_length(sources)
         steps, epochs = (length, None) if unit == "step" else (None, length)
@@ -389,8 +390,8 @@ def _training(sources: Sequence[Source], options: PlotOptions) -> TrainingLength
     return replace(training, unknown_reason="the number of steps of an epoch is not known", remedy=f"add {missing}")
 
 
-def _trainer_length(source: Source) -> tuple[int | None, int | None]:
-    """The optimizer steps or the epochs that the section `trainer` of a file has."""
+def _trainer_length(source: Source, steps_per_epoch: int | None) -> tuple[int | None, int | None]:
+    """The optimizer steps or the epochs that the section `trainer` of a file has: whichever end first, if known."""
     if source.checked is None:
         return None, None
     for mapping in (source.checked.section.mapping, source.checked.file.data):
@@ -400,7 +401,8 @@ def _trainer_length(source: Source) -> tuple[int | None, int | None]:
                 value if isinstance(value := trainer.get(key), int) and value > 0 else None
                 for key in ("max_steps", "max_epochs")
             )
-            return steps, None if steps else epochs  # the training ends with the first of both
+            ends_by_epochs = steps and epochs and steps_per_epoch and epochs * steps_per_epoch < steps
+            return (None, epochs) if ends_by_epochs else (steps, None if steps else epochs)
     return None, None
 
 

@@ -79,7 +79,7 @@ def lr_curves(
     for schedule in setup.schedules:
         _check_units(schedule, training)
     leading = setup.leading_schedule or SchedulerConfig(None, interval=unit)
-    optimizer = _OnlyGroups([{**group, "params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
+    optimizer = OnlyGroups([{**group, "params": [torch.zeros(1)]} for group in groups], dict(groups[0]))
     scheduler = build_schedule(optimizer, setup, leading.mode or "min", counts_steps=False) or Unscheduled(optimizer)
     optimizer.step()  # otherwise torch warns at the first step of the scheduler
     read = _lr_and_momentum if momentum else _lr
@@ -95,7 +95,7 @@ def lr_curves(
     return [Curve(tuple(shared), *zip(*values, strict=True)) for values, shared in names.items()]
 
 
-class _OnlyGroups(torch.optim.Optimizer):
+class OnlyGroups(torch.optim.Optimizer):
     """An optimizer of which only the parameter groups matter."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
     scheduler_config = replace(scheduler_config, warmup=warmup)
     arguments = dict(scheduler_config.arguments)
     relative = {name: arguments[name] for name in scheduler_config.all_lengths if is_relative(arguments.get(name))}
-    basis = _Basis(scheduler_config, training, _scheduler_steps(scheduler_config, training))
+    basis = _Basis(scheduler_config, training, schedule_steps(scheduler_config, training))
     for name, given in relative.items():
         arguments[name] = _resolved(collector, given, basis, scheduler_config.argument_loc(name))
     collector.raise_collected()
@@ -184,7 +184,7 @@ def _resolved_warmup(
     return None
 
 
-def _scheduler_steps(scheduler_config: SchedulerConfig, training: TrainingLength) -> int | None:
+def schedule_steps(scheduler_config: SchedulerConfig, training: TrainingLength) -> int | None:
     """The number of times that a schedule is stepped in the training, after a warmup that delays it."""
     warmup = scheduler_config.warmup
     delay = int(warmup.length) if warmup is not None and warmup.delays_schedule else 0
@@ -371,7 +371,7 @@ def length_warnings(scheduler_config: SchedulerConfig, training: TrainingLength)
     length: Any = scheduler_config.arguments.get(str(scheduler_config.length_argument))
     interval, name = scheduler_config.interval, scheduler_config.length_argument
     known = training.steps if interval == "step" else training.epochs
-    scheduler_steps = _scheduler_steps(scheduler_config, training)
+    scheduler_steps = schedule_steps(scheduler_config, training)
     if known is None or scheduler_steps is None or isinstance(length, bool) or not isinstance(length, (int, float)):
         return
     if length > 2 * scheduler_steps:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from optplug.config.length_misfits import misfit_warnings
 from optplug.config.lengths import described
 from optplug.config.metric_names import is_validation_metric
 from optplug.config.model import SchedulerConfig
@@ -83,7 +84,8 @@ def _schedule_lines(trainer: Any, state: FitState, optimizer: Any, configured: C
     optimizers = len(configured.config.setups)
     length_of_training = training_length(trainer, trainer.lightning_module, optimizers, configured.start)
     for scheduled in setup.schedules:
-        for warning in length_warnings(scheduled, length_of_training):
+        found = (*length_warnings(scheduled, length_of_training), *misfit_warnings(scheduled, length_of_training))
+        for warning in found:
             yield f"  {warning}"
 
 

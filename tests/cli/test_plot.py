@@ -195,6 +195,25 @@ def test_file_of_lightning_cli_and_its_max_steps(numbers: Any) -> None:
     assert curve["lr"][0] == pytest.approx(0.0005)  # half of it by the warmup
 
 
+@pytest.mark.parametrize(
+    ("steps", "epochs", "per_epoch", "length"),
+    [(50, 2, 10, 20), (15, 2, 10, 15), (20, 2, 10, 20), (50, 2, None, 50), (-1, 2, 10, 20), (50, -1, 10, 50)],
+)
+def test_training_of_a_file_ends_with_the_first_of_both_lengths(
+    numbers: Any, steps: int, epochs: int, per_epoch: int | None, length: int
+) -> None:
+    text = f"""
+    trainer: {{max_steps: {steps}, max_epochs: {epochs}}}
+    optimizer: sgd
+    scheduler: {{name: cosine_annealing_lr, T_max: auto, interval: step}}
+    """
+    (curve,) = numbers(
+        "config.yaml", *([] if per_epoch is None else ["--steps-per-epoch", str(per_epoch)]), config=text
+    )["curves"]
+    assert len(curve["lr"]) == length + 1
+    assert curve["lr"][-1] == pytest.approx(0, abs=1e-12)
+
+
 def test_callback_in_a_file(numbers: Any) -> None:
     text = """
     trainer:
