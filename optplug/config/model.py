@@ -232,6 +232,7 @@ class SchedulerConfig:
         return tuple(
             self._part(written, part, (*self.argument_loc(name), i))
             for name in names
+            if isinstance(self.arguments.get(name), (list, tuple))
             for i, (written, part) in enumerate(
                 zip(self.given_lengths.get(name, self.arguments[name]), self.arguments[name], strict=True)
             )

@@ -233,7 +233,8 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
     valid = own_arguments(collector, registration, {**arguments, **nested}, nested, known, loc)
     if kind == "scheduler":
         for key in valid.keys() & set(nested_schedules(registration)):
-            valid[key] = _parse_schedules(collector, valid[key], (*loc, *argument_loc(key, nested)))
+            schedules = _parse_schedules(collector, valid.pop(key), (*loc, *argument_loc(key, nested)))
+            valid |= {} if schedules is None else {key: schedules}
     return _Named(name, registration, valid, frozenset(nested), mapping)
 
 
@@ -247,9 +248,13 @@ def _length_of_part(registration: Registration, given: Mapping[str, Any], nested
 
 
 def _parse_schedules(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
-    """Parse a list of schedules. Values of another type are left to the class."""
-    if not isinstance(given, (list, tuple)):
+    """Parse a list of schedules; None for another value."""
+    if isinstance(given, Unresolved):
         return given
+    if not isinstance(given, (list, tuple)):
+        message = f"must be a list of mappings, each with a name, got {_shortened(given)} ({type(given).__name__})"
+        collector.add(ConfigTypeError(f"{message}{_schedule_by_key(given)}"), loc)
+        return None
     found = []
     for i, schedule in enumerate(given):
         is_last = i == len(given) - 1
@@ -262,8 +267,15 @@ def _parse_schedules(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
         elif not is_last:
             message = "needs a length, such as 100 or {ratio: 0.2}: only the last schedule may omit it"
             collector.add(ConfigError(message), (*loc, i))
+            part["length"] = 1  # the class is checked with it
         found.append({**part, **named.arguments})
     return found
+
+
+def _schedule_by_key(given: Any) -> str:
+    """What to write instead of a mapping with the names of schedules as keys; empty for other values."""
+    names = [key for key in given if _registered_name("scheduler", key)] if isinstance(given, Mapping) else []
+    return f"; write [{', '.join(f'{{name: {name}, ...}}' for name in names)}]" if names else ""
 
 
 def _parse_length_of_part(collector: ErrorCollector, given: Any, loc: Loc, is_last: bool) -> Any:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from optplug.config.form import is_auto
-from optplug.config.lengths import all_lengths, is_relative
+from optplug.config.lengths import all_lengths, is_relative, is_whole, length_argument, length_arguments
 from optplug.config.model import OptimizerSetup, SchedulerConfig, WarmupConfig
 from optplug.errors import ConfigError, ErrorCollector, Loc, loc_text
-from optplug.registry import registry
+from optplug.registry import Registration, registry
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,18 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
         _check_length_unit(scheduler_config, training)
     warmup = _resolved_warmup(collector, scheduler_config, training)
     scheduler_config = replace(scheduler_config, warmup=warmup)
-    arguments = dict(scheduler_config.arguments)
-    relative = {name: arguments[name] for name in scheduler_config.all_lengths if is_relative(arguments.get(name))}
-    basis = _Basis(scheduler_config, training, schedule_steps(scheduler_config, training))
-    for name, given in relative.items():
-        arguments[name] = _resolved(collector, given, basis, scheduler_config.argument_loc(name))
+    given = scheduler_config.arguments
+    relative = {name: given[name] for name in scheduler_config.all_lengths if is_relative(given.get(name))}
+    arguments = dict(given)
+    if scheduler_config.name is not None:
+        steps = schedule_steps(scheduler_config, training)
+        undelayed = training.scheduler_steps(scheduler_config.interval, scheduler_config.frequency)
+        start = 0 if steps is None or undelayed is None else undelayed - steps
+        basis = _Basis(scheduler_config, training, steps, start)
+        arguments = _resolved_arguments(
+            collector, scheduler_config.registration, given, basis, scheduler_config.argument_loc
+        )
     collector.raise_collected()
-    total = scheduler_config.length_argument
-    if training.is_dry_run and is_auto(relative.get(str(total))):  # as long as its parts need
-        parts = (arguments.get(name) for name in scheduler_config.length_arguments if name != total)
-        arguments[str(total)] = max(arguments[str(total)], sum(int(part) for part in parts if isinstance(part, int)))
     lengths = {**scheduler_config.given_lengths, **relative}
     return replace(scheduler_config, arguments=arguments, given_lengths=lengths)
 
@@ -199,11 +202,44 @@ class _Basis:
         config: the schedule. Its interval and frequency are the unit of its steps.
         training: the length of the training.
         total: the number of steps of the whole schedule, or of its part in a list of schedules; None if unknown.
+        start: the number of steps before the schedule, or before its part: a warmup, and the schedules before it.
+        end: the number of steps at the end of a length that is counted back from there; None for other lengths.
     """
 
     config: SchedulerConfig
     training: TrainingLength
     total: int | None
+    start: int = 0
+    end: int | None = None
+
+
+def _resolved_arguments(
+    collector: ErrorCollector,
+    registration: Registration,
+    given: Mapping[str, Any],
+    basis: _Basis,
+    loc_of: Callable[[str], Loc],
+) -> dict[str, Any]:
+    """The arguments of a schedule with its lengths in its own steps. Errors are collected.
+
+    Args:
+        collector: collects the errors.
+        registration: the schedule.
+        given: the arguments.
+        basis: what the lengths are relative to.
+        loc_of: returns the location of an argument.
+    """
+    found, total = dict(given), str(length_argument(registration))
+    final: Collection[str] = getattr(registration.spec, "final_lengths", ())
+    for name in all_lengths(registration):
+        if is_relative(given.get(name)):
+            steps = found.get(total)
+            end = basis.start + steps if name in final and isinstance(steps, int) else None
+            found[name] = _resolved(collector, given[name], replace(basis, end=end), loc_of(name))
+    if basis.training.is_dry_run and is_whole(given.get(total)) and isinstance(found[total], int):
+        parts = (found.get(name) for name in length_arguments(registration) if name != total)
+        found[total] = max(found[total], sum(part for part in parts if isinstance(part, int)))  # what its parts need
+    return found
 
 
 def _resolved(collector: ErrorCollector, given: Any, basis: _Basis, loc: Loc) -> Any:
@@ -227,22 +263,27 @@ def _resolved_schedules(
 
     Lengths of a schedule's arguments are relative to its part.
     """
-    found, left = [], basis.total
+    found: list[dict[str, Any]] = []
+    left, start = basis.total, basis.start
     for i, schedule in enumerate(schedules):
+        basis = replace(basis, start=start)
         rest = max(1, left) if left is not None else None
         length = schedule.get("length", rest)
         if is_auto(length):
             length = _resolved(collector, length, replace(basis, total=rest), (*loc, i, "length"))
         else:
             length = _resolved(collector, length, basis, (*loc, i, "length"))
-        left = left - length if left is not None and isinstance(length, int) else None
-        part = replace(basis, total=length if isinstance(length, int) else None)
+        steps = length if isinstance(length, int) else None
+        left = left - steps if left is not None and steps is not None else None
+        start += steps or 0
         arguments = dict(schedule) if length is None else {**schedule, "length": length}
-        for name in all_lengths(registry.resolve("scheduler", schedule["name"])):
-            if is_relative(arguments.get(name)):
-                arguments[name] = _resolved(collector, arguments[name], part, (*loc, i, name))
-        found.append(arguments)
+        registration, part = registry.resolve("scheduler", schedule["name"]), replace(basis, total=steps)
+        found.append(_resolved_arguments(collector, registration, arguments, part, functools.partial(_join, loc, i)))
     return found
+
+
+def _join(loc: Loc, index: int, name: str) -> Loc:
+    return (*loc, index, name)
 
 
 def _converted(given: Mapping[str, float], basis: _Basis) -> int:
@@ -253,8 +294,7 @@ def _converted(given: Mapping[str, float], basis: _Basis) -> int:
     if unit == "ratio":
         steps: float | None = value * _total(basis, "a ratio")
     else:
-        intervals = value if unit == f"{interval}s" else _other_unit(unit, value, training)
-        steps = None if intervals is None else intervals / frequency
+        steps = value / frequency if unit == f"{interval}s" else _of_other_unit(unit, value, basis)
     if steps is None or math.isinf(steps):
         remedy = f"{training.remedy}, or " if training.remedy else ""
         raise ConfigError(f"{training.unknown_reason}: {remedy}give a number of {_own_unit(scheduler_config)}")
@@ -268,11 +308,21 @@ def _converted(given: Mapping[str, float], basis: _Basis) -> int:
     return 1
 
 
-def _other_unit(unit: str, value: float, training: TrainingLength) -> float | None:
-    """A number of steps in epochs, or of epochs in steps; None if it is unknown."""
-    if training.epoch_steps is None:
+def _of_other_unit(unit: str, value: float, basis: _Basis) -> float | None:
+    """A length in optimizer steps or epochs, in steps of a schedule that has the other interval; None if it is unknown.
+
+    Epochs may differ in their number of steps. The epochs of a length are those after its start, or before its end.
+    """
+    counts, frequency = basis.training.epoch_steps, basis.config.frequency
+    if counts is None:
         return None
-    return training.epoch_steps.position(value) if unit == "steps" else training.epoch_steps.total(value)
+    to_own, to_unit = (counts.position, counts.total) if unit == "steps" else (counts.total, counts.position)
+    here = (basis.start if basis.end is None else basis.end) * frequency
+    there = to_unit(here)
+    if len(counts.counts) == 1 or math.isinf(there):
+        return to_own(value) / frequency
+    own = to_own(there + value) - here if basis.end is None else here - to_own(max(0, there - value))
+    return own / frequency
 
 
 def _own_interval(scheduler_config: SchedulerConfig) -> str:

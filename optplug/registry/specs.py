@@ -125,11 +125,13 @@ class SchedulerSpec(Spec):
         length: the name of the argument that sets the total number of steps of the schedule. A configuration can then
             set this argument to `auto`. Arguments named as in `LENGTH_ARGUMENTS` need no declaration. Default: none.
         lengths: the names of the other arguments that are numbers of steps of the schedule. Default: none.
+        final_lengths: those of `lengths` that are the last steps of the schedule, such as a decay. Default: none.
     """
 
     interval: Literal["epoch", "step"] = "epoch"
     length: str = ""
     lengths: tuple[str, ...] = ()
+    final_lengths: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "scheduler"
     CAPABILITIES: ClassVar[Mapping[str, str]] = {"metric": "step() takes the monitored metric"}
@@ -140,10 +142,15 @@ class SchedulerSpec(Spec):
             raise SpecError(f"interval {self.interval!r} of scheduler {self.name!r} is neither 'epoch' nor 'step'")
         if not isinstance(self.length, str):
             raise SpecError(f"length of scheduler {self.name!r} must be the name of an argument, got {self.length!r}")
-        if not isinstance(self.lengths, tuple) or not all(isinstance(name, str) for name in self.lengths):
-            raise SpecError(
-                f"lengths of scheduler {self.name!r} must be a tuple of names of arguments, got {self.lengths!r}"
-            )
+        for field in ("lengths", "final_lengths"):
+            names = getattr(self, field)
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+                raise SpecError(
+                    f"{field} of scheduler {self.name!r} must be a tuple of names of arguments, got {names!r}"
+                )
+        unknown = [name for name in self.final_lengths if name not in self.lengths]
+        if unknown:
+            raise SpecError(f"final_lengths of scheduler {self.name!r} must be in its lengths, got {unknown[0]!r}")
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class FunctionSpec(Spec):
 def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
     """Make the spec of a class or function that a plugin returned without a spec.
 
-    The attributes `capabilities`, `interval`, `length` and `lengths` of the target become the fields of the same name.
+    The attributes `capabilities`, `interval`, `length`, `lengths` and `final_lengths` of the target become its fields.
 
     Raises:
         SpecError: the target has no `__name__` that can be registered, e.g. a lambda.
@@ -175,7 +182,7 @@ def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
         )
     options: dict[str, Any] = {
         key: getattr(target, key)
-        for key in ("capabilities", "interval", "length", "lengths")
+        for key in ("capabilities", "interval", "length", "lengths", "final_lengths")
         if _declares(spec_class, target, key)
     }
     doc = (target.__doc__ or "").strip().partition("\n")[0]

@@ -101,6 +101,7 @@ def optplug_schedulers() -> list[SchedulerSpec]:
             interval="step",
             length="total_steps",
             lengths=("decay_steps", "warmup_steps"),
+            final_lengths=("decay_steps",),
         ),
         SchedulerSpec(
             "reduce_lr_on_plateau",

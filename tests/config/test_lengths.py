@@ -360,6 +360,74 @@ def test_sequence_of_the_plugin_is_a_list_of_schedules(error_message: Any):
     assert "has no closed form" in error_message(HyperparameterError, "adam", plateau)
 
 
+ACCUMULATING = TrainingLength(32, 5, EpochSteps(((0, 10), (2, 4))))
+"""Two epochs of 10 steps, and three of 4 steps."""
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "resolved"),
+    [
+        ({"name": "wsd", "total_steps": "auto", "decay_steps": {"epochs": 2}}, {"decay_steps": 8}),
+        ({"name": "wsd", "total_steps": {"epochs": 3}, "decay_steps": {"epochs": 2}}, {"decay_steps": 14}),
+        ({"name": "wsd", "total_steps": "auto", "decay_steps": {"epochs": 4}}, {"decay_steps": 22}),
+        ({"name": "wsd", "total_steps": "auto", "decay_steps": 2, "warmup_steps": {"epochs": 1}}, {"warmup_steps": 10}),
+        (
+            {
+                "name": "step_lr",
+                "step_size": {"epochs": 1},
+                "interval": "step",
+                "warmup": {"steps": 20, "schedule": "after"},
+            },
+            {"step_size": 4},
+        ),
+        ({"name": "step_lr", "step_size": {"steps": 24}, "interval": "epoch"}, {"step_size": 3}),
+    ],
+    ids=str,
+)
+def test_epochs_of_different_lengths_are_those_of_the_schedule(scheduler: Any, resolved: Any):
+    parsed = parse_and_check("adam", scheduler).scheduler
+    assert parsed is not None
+    assert resolved.items() <= resolve_lengths(parsed, ACCUMULATING).arguments.items()
+
+
+@pytest.mark.parametrize(("interval", "lengths"), [("step", [24, 4, 4]), ("epoch", [3, 1, 1])])
+def test_epochs_of_different_lengths_are_those_of_the_part(interval: str, lengths: list[int]):
+    constant = {"name": "constant_lr", "length": {"epochs": 1} if interval == "step" else {"steps": 4}}
+    first = {"name": "linear_lr", "length": {"epochs": 3}}
+    last = {"name": "wsd", "decay_steps": {"epochs": 1}}
+    given = {"name": "sequential", "schedules": [first, constant, last], "interval": interval}
+    parsed = parse_and_check("adam", given).scheduler
+    assert parsed is not None
+    found = resolve_lengths(parsed, ACCUMULATING).arguments["schedules"]
+    assert [part["length"] for part in found] == lengths
+    assert found[-1]["decay_steps"] == lengths[-1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"linear_lr": {"length": 5}}, "linear_lr", 5, {"name": "linear_lr", "length": 5}], ids=str
+)
+def test_schedules_that_are_no_list_are_an_error_with_a_location(error_message: Any, wrong: Any):
+    message = error_message(ConfigTypeError, "adam", {"name": "sequential", "schedules": wrong})
+    assert message.startswith("scheduler.schedules: must be a list of mappings, each with a name, got ")
+    assert message.count("scheduler.schedules") == 1
+    if isinstance(wrong, dict) and "linear_lr" in wrong:
+        assert message.endswith("; write [{name: linear_lr, ...}]")
+
+
+def test_missing_length_is_reported_once(error_message: Any):
+    given = {"name": "sequential", "schedules": [{"name": "linear_lr"}, COSINE]}
+    message = error_message(ConfigError, "adam", given)
+    assert message.startswith("scheduler.schedules[0]: needs a length, such as 100")
+
+
+def test_dry_run_of_a_trainer_has_room_for_the_lengths_of_a_part():
+    parts = [{**WARM, "length": 500}, {"name": "wsd", "decay_steps": 200, "warmup_steps": 10}]
+    parsed = parse_and_check("adam", {"name": "sequential", "schedules": parts, "interval": "step"}).scheduler
+    assert parsed is not None
+    training = TrainingLength(1, 1, EpochSteps(((0, 1),)), is_dry_run=True)
+    assert resolve_lengths(parsed, training).arguments["schedules"][1]["total_steps"] == 210
+
+
 # ------------------------------------------------------------------------------------------------ JSON Schema
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())

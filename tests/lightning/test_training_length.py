@@ -244,3 +244,10 @@ def test_auto_follows_batch_size_finder(pl: Any, optplug_lightning: Any, digits_
     fitted.fit(module)
     assert module.batch_size != 16
     assert scheduler_of(fitted).T_max == fitted.global_step == -(-1440 // module.batch_size)
+
+
+def test_sequence_longer_than_a_dry_run_is_valid(fit: Any) -> None:
+    schedules = [{"name": "linear_lr", "length": 500}, {"name": "wsd", "decay_steps": 200}]
+    scheduler = {"name": "sequential", "schedules": schedules, "interval": "step"}
+    fitted, _ = fit(ADAM, scheduler, fast_dev_run=True)
+    assert fitted.global_step == 1
