@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -75,7 +75,7 @@ from optplug.errors import (
 )
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments
-from optplug.registry.specs import OptimizerSpec
+from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 
 
 def parse(optimizer: Any = None, scheduler: Any = None, **options: Any) -> Config:
@@ -542,7 +542,7 @@ def _parse_scheduler(
         keys = ("interval", "frequency", *METRIC_KEYS)
         read_fields(collector, named.mapping, (SCHEDULER[key] for key in keys), loc)
         return None
-    times = _parse_times(collector, named.registration, named.mapping, loc)
+    times = _parse_times(collector, named, loc)
     metric_options = _parse_metric_options(collector, named, loc, top_level)
     options = {**times, **metric_options, "warmup": warmup, "nested": named.nested, "loc": loc}
     return SchedulerConfig(named.name, named.arguments, **options)
@@ -566,16 +566,18 @@ def _parse_warmup_only(
     return SchedulerConfig(None, warmup=warmup or WarmupConfig(0), interval="step", loc=loc)
 
 
-def _parse_times(
-    collector: ErrorCollector, registration: Registration, given: Mapping[str, Any], loc: Loc
-) -> dict[str, Any]:
-    """The interval and the frequency of a scheduler."""
+def _parse_times(collector: ErrorCollector, named: _Named, loc: Loc) -> dict[str, Any]:
+    """The interval and the frequency of a scheduler. A list of schedules is stepped as one of them that needs steps."""
+    registration, given = named.registration, named.mapping
+    assert registration is not None
     known = scheduler_fields(registration)
     found = {}
     for key in ("interval", "frequency"):
         field = SCHEDULER[key]
         if key in known:
             found[key] = known[key].default
+            if key == "interval" and any(map(_is_stepped_per_step, _schedules_in(named))):
+                found[key] = "step"
             found |= read_fields(collector, given, [known[key]], loc)
             if key == "interval":
                 found["interval_is_given"] = given.get(key) is not None
@@ -583,6 +585,19 @@ def _parse_times(
             message = field.refusal.format(name=registration.name, key=key, value=given[key])
             collector.add(ConfigError(message), (*loc, key))
     return found
+
+
+def _schedules_in(named: _Named) -> Iterator[Registration]:
+    """The schedules in the lists of schedules that are arguments of a scheduler."""
+    assert named.registration is not None
+    for key in nested_schedules(named.registration):
+        schedules = named.arguments.get(key)
+        for schedule in schedules if isinstance(schedules, list) else ():  # else it is not known yet
+            yield registry.resolve("scheduler", schedule["name"])
+
+
+def _is_stepped_per_step(registration: Registration) -> bool:
+    return isinstance(registration.spec, SchedulerSpec) and registration.spec.interval == "step"
 
 
 def _parse_metric_options(

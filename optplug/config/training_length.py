@@ -123,7 +123,7 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
         ConfigErrors: several of these errors.
     """
     collector = ErrorCollector()
-    with collector.collect(scheduler_config.argument_loc(str(scheduler_config.length_argument))):
+    with collector.collect(_loc_of_length(scheduler_config)):
         _check_length_unit(scheduler_config, training)
     warmup = _resolved_warmup(collector, scheduler_config, training)
     scheduler_config = replace(scheduler_config, warmup=warmup)
@@ -377,7 +377,7 @@ def possibly_wrong_unit(scheduler_config: SchedulerConfig, training: TrainingLen
     In a trial of a longer training, the length in epochs may be equal to the number of steps by coincidence.
     """
     suspicion = _wrong_unit(scheduler_config, training) if training.may_be_trial else None
-    loc = scheduler_config.argument_loc(str(scheduler_config.length_argument))
+    loc = _loc_of_length(scheduler_config)
     return None if suspicion is None else f"{loc_text(loc)}: {suspicion}"
 
 
@@ -389,18 +389,29 @@ def _wrong_unit(scheduler_config: SchedulerConfig, training: TrainingLength) -> 
         return None
     if name in scheduler_config.given_lengths:  # it was given with its unit
         return None
+    parts = scheduler_config.parts
+    if parts:  # those of a list of schedules add up
+        numbers = [part.given_length for part in parts if isinstance(part.given_length, int)]
+        name, length = "the sum of the lengths", sum(numbers) if len(numbers) == len(parts) else None
     if not isinstance(length, (int, float)) or training.epochs is None or length <= training.epochs:
         return None
     for count, description in _counts_in_steps(scheduler_config, training):
         if length * scheduler_config.frequency == count:
             every = _own_interval(scheduler_config)
             epochs = f"{training.epochs} epoch{'s' * (training.epochs != 1)}"
+            what, auto = (f"{name} is", "") if parts else ("is", f", or {name}: auto")
             return (
-                f"is {length}, which is the number of {description}, but the schedule steps once every {every}, and "
-                f"the training has {epochs}: set interval: step, or {name}: auto; or, if {length} is a number of "
-                "epochs, interval: epoch"
+                f"{what} {length}, which is the number of {description}, but the schedule steps once every {every}, "
+                f"and the training has {epochs}: set interval: step{auto}; or, if {length} is a number of epochs, "
+                "interval: epoch"
             )
     return None
+
+
+def _loc_of_length(scheduler_config: SchedulerConfig) -> Loc:
+    """The location of the argument that sets the length of the whole schedule."""
+    parts = scheduler_config.parts
+    return parts[0].schedule.loc[:-1] if parts else scheduler_config.argument_loc(str(scheduler_config.length_argument))
 
 
 def _counts_in_steps(scheduler_config: SchedulerConfig, training: TrainingLength) -> Iterator[tuple[int, str]]:
@@ -422,6 +433,8 @@ def length_warnings(scheduler_config: SchedulerConfig, training: TrainingLength)
     interval, name = scheduler_config.interval, scheduler_config.length_argument
     known = training.steps if interval == "step" else training.epochs
     scheduler_steps = schedule_steps(scheduler_config, training)
+    if scheduler_steps is not None and not training.is_dry_run:
+        yield from _part_warnings(scheduler_config, scheduler_steps)
     if known is None or scheduler_steps is None or isinstance(length, bool) or not isinstance(length, (int, float)):
         return
     if length > 2 * scheduler_steps:
@@ -430,3 +443,15 @@ def length_warnings(scheduler_config: SchedulerConfig, training: TrainingLength)
         return
     elif interval == "step" and training.epochs is not None and length == training.epochs < scheduler_steps:
         yield f"{name} is {length:g} steps, the number of epochs of this run; the run has {known} steps"
+
+
+def _part_warnings(scheduler_config: SchedulerConfig, steps: int) -> Iterator[str]:
+    """Warn about schedules in a list that do not run, and about a last one that is much longer than what is left."""
+    start, run = 0, f"this training steps the schedule {steps} times"
+    for part in scheduler_config.parts:
+        loc = loc_text(part.schedule.loc)
+        if start >= steps:
+            yield f"{loc} never runs: the schedules before it have {start} steps, and {run}"
+        elif isinstance(part.length, int) and start + part.length > 2 * steps:
+            yield f"{loc}.length is {part.length}, and {run}"
+        start += part.length if isinstance(part.length, int) else 0

@@ -43,6 +43,7 @@ def extend_schedules(trainer: Any, state: FitState, reporter: Reporter) -> None:
             loc = loc_text(whole.loc)
             if extended:
                 change = "extended" if new > old else "shortened"
+                state.resume.extended.append(whole.loc)
                 state.resume.messages.append(f"{loc} is {change} from {old} to {new}, to fit this training")
             elif extended is not None:
                 reporter.warn(trainer, _not_extended(loc, old, new))

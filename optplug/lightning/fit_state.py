@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from optplug.errors import Loc
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, SteppingPlan
 from optplug.lightning.followed_lrs import EpochStartRates
 from optplug.lightning.managed_scheduler import GlobalStepCounter, ManagedScheduler, PlateauHistory, StepCounter
@@ -91,6 +92,7 @@ class ResumeState:
         configured_groups: for each optimizer, the options of its parameter groups before Lightning restores them.
         configured_schedules: for each scheduler, its state before Lightning restores it.
         messages: lines for the summary at the start of the training.
+        extended: the locations of the lengths of schedules that were changed to fit this training.
         load_hooks: handles of the hooks that check state dicts before Lightning loads them.
     """
 
@@ -100,6 +102,7 @@ class ResumeState:
     configured_groups: list[list[dict[str, Any]]] = field(default_factory=list)
     configured_schedules: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    extended: list[Loc] = field(default_factory=list)
     load_hooks: list[Any] = field(default_factory=list)
 
 

@@ -102,7 +102,7 @@ def check_length_units(trainer: Any, module: Any, state: FitState, reporter: Rep
     if trainer.fast_dev_run:
         return
     for optimizer, configured in state.configured(trainer):
-        schedules = [one for one in configured.setup.schedules if one.length_argument is not None]
+        schedules = [one for one in configured.setup.schedules if one.length_argument is not None or one.parts]
         scheduled = configured.setup.leading_schedule
         if scheduled is None or not schedules:
             continue

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from optplug.config.form import is_auto
 from optplug.config.length_misfits import misfit_warnings
 from optplug.config.lengths import described
 from optplug.config.metric_names import is_validation_metric
 from optplug.config.model import SchedulerConfig
 from optplug.config.param_groups import group_table
 from optplug.config.training_length import length_warnings
-from optplug.errors import short_list
+from optplug.errors import Loc, loc_text, short_list
 from optplug.lightning.fit_setup import ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.trainer_info import BEGINNING, training_length
@@ -78,7 +80,8 @@ def _schedule_lines(trainer: Any, state: FitState, optimizer: Any, configured: C
     for name, scheduled in setup.named_schedules.items():
         title = "" if not setup.group_schedules else f"schedule {name}: " if name else "other groups: "
         yield title + _schedule_line(scheduled, plan, metric, members.get(name))
-        yield from _length_lines(scheduled, members.get(name), configured)
+        extended = state.resume.extended if state.resume is not None else ()
+        yield from _length_lines(scheduled, members.get(name), configured, extended)
     if metric is not None:
         yield f"  {metric}"
     optimizers = len(configured.config.setups)
@@ -114,18 +117,50 @@ def _schedule_line(scheduled: SchedulerConfig, plan: SteppingPlan, metric: Monit
     return f"scheduler {registration.name} from plugin {registration.plugin}, stepped {when}"
 
 
-def _length_lines(scheduled: SchedulerConfig, built: Any, configured: ConfiguredOptimizer) -> Iterator[str]:
-    """The lengths of a schedule that depend on the training, each with its source."""
+def _length_lines(
+    scheduled: SchedulerConfig, built: Any, configured: ConfiguredOptimizer, extended: Collection[Loc]
+) -> Iterator[str]:
+    """The lengths of a schedule that depend on the training, and those of its parts, each with its source.
+
+    Args:
+        scheduled: the schedule.
+        built: the scheduler.
+        configured: what was configured for its optimizer.
+        extended: the locations of the lengths that a resume has changed. Another line reports them.
+    """
     whole = "the training" if configured.start == BEGINNING else "the rest of the training"
     if scheduled.warmup is not None and scheduled.warmup.delays_schedule:
         whole += " after the warmup"
     for name, given in scheduled.given_lengths.items():
         resolved = scheduled.arguments[name]
-        if isinstance(resolved, list):
+        if isinstance(resolved, list) or scheduled.argument_loc(name) in extended:
             continue
         length = adapter_for(built).length(name, resolved)
-        source = described(given, whole) if length == resolved else f"from the checkpoint; this training has {resolved}"
-        yield f"  {name} is {length}: {source}"
+        yield f"  {name} is {length}: {_source(given, whole, resolved, length)}"
+    yield from _part_lines(scheduled, built, whole)
+
+
+def _part_lines(scheduled: SchedulerConfig, built: Any, whole: str) -> Iterator[str]:
+    """The schedules in a list of schedules, each with its length."""
+    lengths = [part.length for part in scheduled.parts]
+    milestones = [0, *getattr(getattr(built, "scheduler", built), "_milestones", ())]
+    built_lengths = [end - start for start, end in itertools.pairwise(milestones)]
+    is_changed = built_lengths != lengths[:-1]
+    for part, length in itertools.zip_longest(scheduled.parts, built_lengths):
+        title = f"  {loc_text(part.schedule.loc[-2:])} {part.schedule.registration.name}"
+        if is_auto(part.given_length):
+            shown = "" if part.length is None or is_changed else f"{part.length} steps, "
+            yield f"{title}: {shown}what is left of {whole}"
+        elif isinstance(part.given_length, Mapping) or length not in (None, part.length):
+            length = part.length if length is None else length
+            yield f"{title}: {length} steps: {_source(part.given_length, whole, part.length, length)}"
+        else:
+            yield f"{title}: {part.length} steps"
+
+
+def _source(given: Any, whole: str, resolved: Any, length: Any) -> str:
+    """The source of a length: the configuration, or a checkpoint with another length."""
+    return described(given, whole) if length == resolved else f"from the checkpoint; this training has {resolved}"
 
 
 def _engine_line(optimizer: Any) -> str:

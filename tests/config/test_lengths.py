@@ -11,7 +11,13 @@ from optplug.config.build import parse_and_check
 from optplug.config.describe import describe_registration
 from optplug.config.json_schema import json_schema
 from optplug.config.parse import parse
-from optplug.config.training_length import EpochSteps, TrainingLength, depends_on_training_length, resolve_lengths
+from optplug.config.training_length import (
+    EpochSteps,
+    TrainingLength,
+    depends_on_training_length,
+    length_warnings,
+    resolve_lengths,
+)
 from optplug.errors import (
     ConfigError,
     ConfigErrors,
@@ -426,6 +432,61 @@ def test_dry_run_of_a_trainer_has_room_for_the_lengths_of_a_part():
     assert parsed is not None
     training = TrainingLength(1, 1, EpochSteps(((0, 1),)), is_dry_run=True)
     assert resolve_lengths(parsed, training).arguments["schedules"][1]["total_steps"] == 210
+
+
+def resolved_sequence(*lengths: Any, **given: Any) -> Any:
+    schedules = [{"name": "constant_lr", **({} if length is None else {"length": length})} for length in lengths]
+    parsed = parse_and_check("adam", {"name": "sequential", "schedules": schedules, **given}).scheduler
+    assert parsed is not None
+    return resolve_lengths(parsed, TrainingLength(50, 5, EpochSteps(((0, 10),))))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "warnings"),
+    [
+        (
+            ({"ratio": 0.6}, {"ratio": 0.6}, None),
+            ["scheduler.schedules[2] never runs: the schedules before it have 60"],
+        ),
+        ((600, None), ["scheduler.schedules[0].length is 600, and this", "scheduler.schedules[1] never runs"]),
+        ((10, 600), ["scheduler.schedules[1].length is 600, and this training steps the schedule 50 times"]),
+        ((10, 60), []),
+        ((10, {"ratio": 0.2}, None), []),
+    ],
+    ids=str,
+)
+def test_parts_that_do_not_fit_the_training_are_warned_about(lengths: Any, warnings: list[str]):
+    training = TrainingLength(50, 5, EpochSteps(((0, 10),)))
+    found = list(length_warnings(resolved_sequence(*lengths, interval="step"), training))
+    assert len(found) == len(warnings)
+    assert all(map(str.startswith, found, warnings))
+
+
+def test_lengths_that_add_up_to_the_steps_of_the_training_need_an_interval():
+    with pytest.raises(
+        ConfigError, match=r"^scheduler.schedules: the sum of the lengths is 50, which is the number of op"
+    ):
+        resolved_sequence(10, 40)
+    for given in ({"interval": "epoch"}, {"interval": "step"}):
+        resolved_sequence(10, 40, **given)
+    resolved_sequence(10, 30)
+    resolved_sequence(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("last", "given", "interval"),
+    [
+        ({"name": "wsd", "decay_steps": 5}, {}, "step"),
+        ({"name": "wsd", "decay_steps": 5}, {"interval": "epoch"}, "epoch"),
+        (COSINE, {}, "epoch"),
+    ],
+    ids=str,
+)
+def test_sequence_is_stepped_as_its_schedules(last: Any, given: Any, interval: str):
+    scheduler = {"name": "sequential", "schedules": [{**WARM, "length": 5}, last], **given}
+    parsed = parse_and_check("adam", scheduler).scheduler
+    assert parsed is not None
+    assert parsed.interval == interval
 
 
 # ------------------------------------------------------------------------------------------------ JSON Schema

@@ -10,6 +10,7 @@ import pytest
 from optplug.config.build import parse_and_check
 from optplug.config.lr_curves import dummy_groups, lr_curves
 from optplug.config.training_length import EpochSteps, TrainingLength, resolve_setup
+from optplug.errors import ConfigError
 from support import BATCHES_PER_EPOCH, scheduler_of
 
 SGD = {"name": "sgd", "lr": 0.3, "momentum": 0.9}
@@ -140,3 +141,42 @@ def test_schedule_that_ends_before_its_part_stays_at_its_last_rate(fit: Any, int
     assert len(set(lrs[:5])) == 5
     assert lrs[5:8] == [lrs[4]] * 3
     assert set(lrs[8:]) == {0.15}
+
+
+def test_summary_has_the_length_of_each_part(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    hold = {"name": "constant_lr", "length": {"ratio": 0.25}}
+    fit(SGD, {"name": "sequential", "schedules": [WARM, hold, COSINE], **STEP}, max_epochs=EPOCHS, verbose=True)
+    assert [line.removeprefix("optplug: ").strip() for line in capsys.readouterr().out.splitlines() if "[" in line][
+        -3:
+    ] == [
+        "schedules[0] linear_lr: 5 steps",
+        "schedules[1] constant_lr: 4 steps: 0.25 of the training",
+        "schedules[2] cosine_annealing_lr: 7 steps, what is left of the training",
+    ]
+
+
+def test_summary_of_a_resume_has_the_lengths_of_the_checkpoint(
+    resumed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedules = [{**WARM, "length": {"ratio": 0.25}}, COSINE]
+    resumed({"name": "sequential", "schedules": schedules, **STEP}, verbose=True)
+    printed = capsys.readouterr().out
+    assert "schedules[0] linear_lr: 4 steps: from the checkpoint; this training has 6" in printed
+    assert "schedules[1] cosine_annealing_lr: what is left of the training" in printed
+
+
+def test_extended_length_has_one_line(resumed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    warmup = {"ratio": 0.125, "schedule": "after"}
+    resumed({**WSD, "total_steps": "auto", "warmup": warmup}, 6, verbose=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "total_steps" in line]
+    assert [line.partition("scheduler.")[2] for line in lines] == [
+        "total_steps is extended from 14 to 22, to fit this training"
+    ]
+
+
+def test_lengths_of_a_sequence_in_the_wrong_unit_are_an_error_before_training(fit: Any) -> None:
+    schedules = [WARM, {"name": "linear_lr", "length": STEPS - 5}]
+    with pytest.raises(
+        ConfigError, match=r"^scheduler.schedules: the sum of the lengths is 16, which is the number of"
+    ):
+        fit(SGD, {"name": "sequential", "schedules": schedules}, max_epochs=EPOCHS)
