@@ -22,7 +22,8 @@ def plot(
         list[str],
         typer.Argument(
             metavar="SCHEDULER|CONFIG...",
-            help="Schedulers: cosine_annealing_lr, 'step_lr:step_size=30,gamma=0.5', or as in a configuration "
+            help="Schedulers: cosine_annealing_lr (without arguments: those of an example), "
+            "'step_lr:step_size=30,gamma=0.5', or as in a configuration "
             "'{name: step_lr, step_size: 30, warmup_steps: 5}'. Or files of YAML or JSON; - is standard input.",
             show_default=False,
         ),
@@ -40,7 +41,10 @@ def plot(
     momentum: Annotated[bool, typer.Option("--momentum", help="Draw the momentum too.")] = False,
     log: Annotated[bool, typer.Option("--log", help="Draw the learning rate on a logarithmic axis.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write a picture (.png, .svg, .pdf) instead.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write a picture (.png, .svg, .pdf, or another format of matplotlib) instead."
+        ),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file, as JSON.")] = None,
     model: ModelOption = None,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from optplug.cli.config_commands import (
     CheckedFile,
@@ -143,27 +148,52 @@ def make_plot(arguments: Sequence[str], options: PlotOptions | None = None, titl
         for source in sources
         for pair in _labelled(source, source.curves(training, momentum=options.momentum), sources)
     ]
-    notes = [note for source in sources for note in source.notes]
     each = "optimizer step" if unit == "step" and not per_epoch else "epoch"
-    for schedule in [schedule for source in sources for schedule in source.setup.schedules]:
-        if schedule.takes_metric:
-            notes.append(f"{schedule.name}: for a metric that never improves, with one validation per {each}")
     steps = f"optimizer steps ({per_epoch:,} per epoch)" if per_epoch else "optimizer steps"
     return LrPlot(
         curves,
         title=title or _title(sources),
         x_label=steps if unit == "step" else "epochs",
-        caption=list(dict.fromkeys(notes)),
+        caption=list(dict.fromkeys(_remarks(sources, curves, options, each))),
         log=options.log,
         momentum=options.momentum,
     )
 
 
+def _remarks(
+    sources: Sequence[Source], curves: Sequence[tuple[str, Curve]], options: PlotOptions, validation: str
+) -> Iterator[str]:
+    """What the curves do not show, for the caption.
+
+    Args:
+        sources: the sources of the curves.
+        curves: the curves, each with its label.
+        options: the options of the command.
+        validation: the unit in which there is one validation.
+    """
+    for source in sources:
+        yield from source.notes
+    for schedule in [schedule for source in sources for schedule in source.setup.schedules]:
+        if schedule.takes_metric:
+            yield f"{schedule.name}: for a metric that never improves, with one validation per {validation}"
+        if options.lr is not None and getattr(_class_of(schedule), "has_own_lrs", False):
+            yield f"{schedule.name}: its arguments set the learning rate; --lr has no effect on it"
+    if options.log and any(lr <= 0 for _, curve in curves for lr in curve.lrs):
+        yield "a learning rate of 0 is not drawn: a logarithmic axis has no place for it"
+
+
+def _class_of(scheduler: SchedulerConfig) -> Any:
+    """The class of a scheduler; None for a warmup alone."""
+    from optplug.registry import registry
+
+    return None if scheduler.name is None else registry.get("scheduler", scheduler.registration.qualified_name)
+
+
 def _title(sources: Sequence[Source]) -> str:
     """The file if there is one, and the schedule if there is one."""
     files = {source.file for source in sources}
-    found = [*files - {""}, *([sources[0].label] if len(sources) == 1 else [])] if len(files) == 1 else []
-    return ": ".join(found) or "Learning rate"
+    found = [*files, *(source.label for source in sources if len(sources) == 1)] if len(files) == 1 else []
+    return ": ".join(filter(None, found)) or "Learning rate"
 
 
 def _labelled(source: Source, curves: Sequence[Curve], sources: Sequence[Source]) -> Iterator[tuple[str, Curve]]:
@@ -221,6 +251,8 @@ def _named_source(text: str, options: PlotOptions) -> Source:
 
     with _errors_of(text, None):
         given = _mapping_of(text)
+        example = {} if given.keys() - {"name"} else _example_of(given)
+        given |= example
         if options.warmup is not None and not {"warmup", "warmup_steps"} & given.keys():
             given |= _warmup_of(options.warmup)
         setup = parse_and_check(None, _with_length(given)).setup
@@ -228,7 +260,27 @@ def _named_source(text: str, options: PlotOptions) -> Source:
             schedule_label(setup.scheduler),
             setup,
             dummy_groups(setup, ASSUMED_LR if options.lr is None else options.lr),
+            notes=(_example_note(given),) if example else (),
         )
+
+
+def _example_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for a schedule of which only the name is given: the first of its cases, without its length."""
+    from optplug.config.model import SchedulerConfig
+    from optplug.schedulers.closed_form import ClosedFormLR
+
+    with suppress(OptplugError):  # a wrong name: the parser reports it
+        scheduler = SchedulerConfig(str(given.get("name")))
+        cls = _class_of(scheduler)
+        if issubclass(cls, ClosedFormLR) and getattr(cls, "cases", None):
+            case = {key: value for key, value in cls.cases[0].items() if key != scheduler.length_argument}
+            return _with_own_keys_under_args(scheduler.name, case)
+    return {}
+
+
+def _example_note(given: Mapping[str, Any]) -> str:
+    text = yaml.safe_dump(dict(given), default_flow_style=True, sort_keys=False, width=sys.maxsize).strip()
+    return f"{given['name']} with arguments of an example: optplug plot {shlex.quote(text)}"
 
 
 def _mapping_of(text: str) -> dict[str, Any]:
@@ -241,8 +293,57 @@ def _mapping_of(text: str) -> dict[str, Any]:
         if not isinstance(data, dict):
             raise ConfigError("is not a mapping")
         return data
-    name, arguments = parse_inline_entry(text)
-    return {"name": name, **arguments}
+    name, options = parse_inline_entry(_without_parentheses(text))
+    arguments = {key: _value_of(value) for key, value in options.items()}
+    return {"name": name, **_with_own_keys_under_args(name, arguments)}
+
+
+def _without_parentheses(text: str) -> str:
+    """`name(option=value)`, which is the form of the labels, as `name:option=value`.
+
+    Raises:
+        ConfigError: an option has no value.
+    """
+    from optplug.registry import registry
+
+    call = re.fullmatch(r"([\w:.-]+)\((.*=.*)\)", text.strip())
+    if call:
+        return f"{call[1]}:{call[2]}"
+    name, colon, option = text.strip().rpartition(":")
+    if colon and "=" not in text:
+        is_scheduler = False
+        with suppress(OptplugError):
+            is_scheduler = bool(registry.resolve("scheduler", name))
+        if is_scheduler:
+            raise ConfigError(f"{option} has no value: write {name}:{option}=VALUE")
+    return text
+
+
+def _value_of(value: Any) -> Any:
+    """A value of an option; a mapping, or a list with a mapping, is YAML."""
+    from optplug.config.yaml_text import read_yaml
+
+    return read_yaml(value)[0] if isinstance(value, str) and value.startswith(("{", "[")) else value
+
+
+def _with_own_keys_under_args(name: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Put arguments of a scheduler that have the name of a key of optplug, such as `mode` of `cyclic_lr`, under `args`.
+
+    A scheduler that takes a metric has these keys: they stay.
+    """
+    from optplug.config.arguments import reserved_keys
+    from optplug.config.form import ARGS
+    from optplug.config.model import SchedulerConfig
+    from optplug.registry.signature import configurable_arguments
+
+    own: set[str] = set()
+    with suppress(OptplugError):  # a wrong name: the parser reports it
+        scheduler = SchedulerConfig(name)
+        if not scheduler.takes_metric:
+            own = reserved_keys(scheduler.registration) & configurable_arguments(scheduler.registration).keys()
+    moved = {key: value for key, value in arguments.items() if key in own}
+    rest = {key: value for key, value in arguments.items() if key not in own}
+    return {**rest, ARGS: {**rest.get(ARGS, {}), **moved}} if moved else rest
 
 
 def _warmup_of(text: str) -> dict[str, Any]:

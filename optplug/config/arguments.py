@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_origin
 
 from optplug.config.dialects import argument_of, foreign_key_hint, group_rule_key
 from optplug.config.fields import Choice, Table
@@ -25,7 +25,16 @@ from optplug.config.form import (
 )
 from optplug.config.lengths import length_argument, length_arguments, read_length
 from optplug.config.value_schema import numbers_from_text, schema_of_type
-from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_you_mean, listing, short_list
+from optplug.errors import (
+    ConfigError,
+    ConfigTypeError,
+    ErrorCollector,
+    Loc,
+    OptplugError,
+    did_you_mean,
+    listing,
+    short_list,
+)
 from optplug.optim.strict_kwargs import StrictKwargs
 from optplug.registry import Registration, registry
 from optplug.registry.signature import (
@@ -109,10 +118,21 @@ def own_arguments(
     valid = {key: value for key, value in arguments.items() if key not in invalid}
     for key in [key for key in valid if key in length_arguments(registration)]:
         errors = len(collector.errors)
-        valid[key] = read_length(collector, valid[key], (*loc, *argument_loc(key, nested)))
+        own_loc = (*loc, *argument_loc(key, nested))
+        if isinstance(valid[key], Mapping) and _is_list(configurable_arguments(registration)[key].annotation):
+            shown = ", ".join(f"{unit}: {value}" for unit, value in valid[key].items())
+            collector.add(ConfigTypeError(f"must be a list of lengths, such as [{{{shown}}}]"), own_loc)
+        else:
+            valid[key] = read_length(collector, valid[key], own_loc)
         if len(collector.errors) > errors:
             del valid[key]
     return read_numbers(registration, valid)
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether the type of an argument is a sequence, such as `Sequence[int]`."""
+    origin = get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Iterable)
 
 
 def argument_loc(name: str, nested: Collection[str]) -> Loc:

@@ -30,7 +30,7 @@ def parse_inline_entry(text: str) -> tuple[str, dict[str, Any]]:
 def _parse_options(text: str, given: str) -> dict[str, Any]:
     """Parse `momentum=0.9,betas=(0.9,0.95)`. A comma in brackets does not separate options."""
     options: dict[str, Any] = {}
-    for part in re.split(r",\s*(?![^(\[]*[)\]])", given):
+    for part in re.split(r",\s*(?![^(\[{]*[)\]}])", given):
         key, equals, value = (word.strip() for word in part.partition("="))
         if not (key.isidentifier() and equals and value):
             raise ConfigError(f"{text!r}: write option=value,option=value after the name's colon, not {part!r}")

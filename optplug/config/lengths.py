@@ -79,7 +79,9 @@ def with_unit(given: Any) -> dict[str, Any]:
     """
     number = read_number(given)
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise ConfigTypeError(f"must be a number, or a mapping such as {{steps: 100}}, got {given!r}")
+        ratio = as_ratio(given)
+        hint = f"; a part of the training is {ratio}" if ratio else ""
+        raise ConfigTypeError(f"must be a number, or a mapping such as {{steps: 100}}, got {given!r}{hint}")
     if number == 1:
         raise ConfigError("is 1: write {steps: 1} for one optimizer step, or {ratio: 1} for the whole training")
     if not (0 <= number < 1 or (number > 1 and (isinstance(number, int) or number.is_integer()))):
@@ -93,7 +95,22 @@ def read_length(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
         return read_unit(collector, "a length", given, LENGTH, loc)
     if isinstance(given, (list, tuple)):
         return [read_length(collector, each, (*loc, i)) for i, each in enumerate(given)]
-    return given
+    ratio = as_ratio(given)
+    if not ratio:
+        return given
+    collector.add(ConfigError(f"must be a number of steps, got {given!r}; a part of the training is {ratio}"), loc)
+    return None
+
+
+def as_ratio(given: Any) -> str:
+    """The mapping to write for a part of the training, such as `{ratio: 0.5}` for `"50%"` or 0.5; else empty."""
+    is_percent = isinstance(given, str) and given.rstrip().endswith("%")
+    number = read_number(given.rstrip(" %") if is_percent else given)
+    if isinstance(number, (int, float)):
+        part = number / 100 if is_percent else number
+        if 0 < part < 1 or (is_percent and part == 1):
+            return f"{{ratio: {part:g}}}"
+    return ""
 
 
 def numbers_in(given: Any) -> Iterator[float]:

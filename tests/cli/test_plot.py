@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
+import optplug
 from optplug.cli.app import app
 from optplug.cli.lr_plot import LrPlot, plot_as_text
 from optplug.cli.plot_sources import schedule_label
@@ -76,6 +78,49 @@ def test_forms_of_a_scheduler(numbers: Any, text: str) -> None:
     (curve,) = found["curves"]
     assert found["x"] == "epochs"
     assert curve["lr"] == pytest.approx([2.0] * 30 + [0.2] * 30 + [0.02] * 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("step_lr(step_size=3, gamma=0.5)", "step_lr(step_size=3, gamma=0.5)"),
+        ("step_lr:step_size={steps: 3}", "step_lr(step_size={steps: 3})"),
+        ("multi_step_lr:milestones=[{ratio: 0.5}, 9]", "multi_step_lr(milestones=[{ratio: 0.5}, 9])"),
+        (
+            "cyclic_lr(base_lr=0.01, max_lr=0.1, mode=triangular2)",
+            "cyclic_lr(base_lr=0.01, max_lr=0.1, mode=triangular2)",
+        ),
+        ("cyclic_lr:base_lr=0.01,max_lr=0.1,mode=exp_range", "cyclic_lr(base_lr=0.01, max_lr=0.1, mode=exp_range)"),
+        ("reduce_lr_on_plateau(patience=3)", "reduce_lr_on_plateau(patience=3)"),
+        (
+            "exponential_lr(gamma=0.9, warmup={steps: 3, start_factor: 0.5})",
+            "exponential_lr(gamma=0.9) + warmup(steps=3, start_factor=0.5)",
+        ),
+    ],
+)
+def test_label_is_also_a_form_of_a_scheduler(numbers: Any, text: str, label: str) -> None:
+    assert labels_of(numbers(text, "--steps", "20")) == [label]
+
+
+@pytest.mark.parametrize("name", list(optplug.list_schedulers("optplug-schedules:*")))
+def test_name_alone_is_drawn(plot: Any, numbers: Any, name: str) -> None:
+    found = numbers(name)
+    (curve,) = found["curves"]
+    assert len(set(curve["lr"])) > 1
+    shown = [line.partition(": optplug plot ")[2] for line in found["caption"] if "arguments of an example" in line]
+    assert bool(shown) == ("(" in curve["label"] and curve["label"] != "cosine_annealing_lr(T_max=auto)")
+    for command in shown:
+        assert numbers(*shlex.split(command))["curves"] == found["curves"]
+
+
+def test_remarks_about_what_is_not_drawn(numbers: Any) -> None:
+    assert numbers("exponential_lr:gamma=0.9", "--log")["caption"] == []
+    assert numbers("polynomial_lr:total_iters=9", "--log")["caption"] == [
+        "a learning rate of 0 is not drawn: a logarithmic axis has no place for it"
+    ]
+    assert numbers("one_cycle_lr:max_lr=1", "exponential_lr:gamma=0.9", "--lr", "5")["caption"] == [
+        "one_cycle_lr: its arguments set the learning rate; --lr has no effect on it"
+    ]
 
 
 def test_several_schedulers_share_the_axis(numbers: Any) -> None:
@@ -244,7 +289,7 @@ def test_groups_of_a_model(numbers: Any, tmp_path: Path) -> None:
     assert without["caption"] == ["layer_decay: only the last layer is shown; --model shows the layers of the model"]
 
 
-def test_schedules_of_groups_in_a_file(numbers: Any) -> None:
+def test_schedules_of_groups_in_a_file(plot: Any, numbers: Any) -> None:
     text = """
     optimizer: {name: sgd, lr: 0.5}
     scheduler: {name: exponential_lr, gamma: 0.5}
@@ -253,6 +298,7 @@ def test_schedules_of_groups_in_a_file(numbers: Any) -> None:
       - {match: "body.*", scheduler: null}
     """
     found = numbers("config.yaml", "--epochs", "2", config=text)
+    assert plot("config.yaml", "--epochs", "2").stdout.startswith("config.yaml\n")
     assert labels_of(found) == [
         "default: exponential_lr(gamma=0.5)",
         "head.*: step_lr(step_size=2)",
@@ -316,6 +362,10 @@ def test_several_optimizers_of_a_file(plot: Any, numbers: Any) -> None:
         (
             ["cosine_annealing_lr", "--steps", "9", "--epochs", "2", "--steps-per-epoch", "9"],
             ["error: --steps is 9, but 2 epochs of 9 steps are 18"],
+        ),
+        (
+            ["cosine_annealing_lr:T_max"],
+            ["error: cosine_annealing_lr:T_max: T_max has no value: write cosine_annealing_lr:T_max=V"],
         ),
         (["none.yaml"], ["none.yaml: cannot be read: FileNotFoundError: "]),
         (

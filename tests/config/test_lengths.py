@@ -508,3 +508,32 @@ VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 def test_schema_accepts_lengths_with_units(scheduler: Any):
     assert VALIDATOR.is_valid({"optimizer": "adam", "scheduler": scheduler})
     parse("adam", scheduler)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            {"name": "step_lr", "step_size": 9, "warmup": "5%"},
+            r"warmup: .*got '5%'; a part of the training is {ratio: 0.05}",
+        ),
+        (
+            {"name": "cosine_annealing_lr", "T_max": "50%"},
+            r"T_max: .*got '50%'; a part of the training is {ratio: 0.5}",
+        ),
+        ({"name": "wsd", "total_steps": 9, "decay_steps": 0.2}, r"decay_steps: .*got 0.2; a part .* is {ratio: 0.2}"),
+        ({"name": "multi_step_lr", "milestones": [0.5, "75 %"]}, r"\[0\]: .*{ratio: 0.5}(.|\n)*\[1\]: .*{ratio: 0.75}"),
+        (
+            {"name": "multi_step_lr", "milestones": {"ratio": 0.5}},
+            r"must be a list of lengths, such as \[{ratio: 0.5}\]",
+        ),
+        (
+            {"name": "sequential", "schedules": [{"name": "linear_lr", "length": "10%"}, {"name": "constant_lr"}]},
+            r"length: .*{ratio: 0.1}",
+        ),
+    ],
+    ids=str,
+)
+def test_part_of_the_training_in_another_form_is_an_error_with_the_ratio(scheduler: Any, message: str) -> None:
+    with pytest.raises(OptplugError, match=message):
+        parse(None, scheduler)

@@ -167,7 +167,11 @@ STEP_OR_ALL = "write {steps: 1} for one optimizer step, or {ratio: 1} for the wh
             ConfigError,
             "_steps: means warmup.steps, and warmup is given too: give only one of them",
         ),
-        ({"warmup": "5 %"}, ConfigTypeError, ": must be a number, or a mapping such as {steps: 100}, got '5 %'"),
+        (
+            {"warmup": "5 %"},
+            ConfigTypeError,
+            ": must be a number, or a mapping such as {steps: 100}, got '5 %'; a part of the training is {ratio: 0.05}",
+        ),
         ({"warmup": True}, ConfigTypeError, ": must be a number, or a mapping such as {steps: 100}, got True"),
         ({"warmup": [5]}, ConfigTypeError, ": must be a number, or a mapping such as {steps: 100}, got [5]"),
         ({"warmup": 1}, ConfigError, f": is 1: {STEP_OR_ALL}"),
