@@ -318,7 +318,8 @@ def _check_compatible(trainer: Any, saved: Mapping[str, Any], current: Mapping[s
     classes = [saved.get("classes", current["classes"]), current["classes"]]
     comparisons = [("the optimizer", *optimizers, remedy), ("the optimizer", *classes, remedy)]
     if policy != "reset_scheduler":
-        comparisons.append(("the schedule", *schedules, f"{remedy}, reset_scheduler restarts the schedule alone"))
+        remedies = f"{remedy}, reset_scheduler restarts the schedule alone{_rule_name_hint(*schedules)}"
+        comparisons.append(("the schedule", *schedules, remedies))
     for what, before, after, remedies in comparisons:
         if before != after:
             raise WiringError(
@@ -349,6 +350,14 @@ def _check_compatible(trainer: Any, saved: Mapping[str, Any], current: Mapping[s
             f"the parameter groups of the checkpoint are {short_list(before_groups)}, but the configuration has "
             f"{short_list(after_groups)}; {difference}{remedy}"
         )
+
+
+def _rule_name_hint(before: list[str], after: list[str]) -> str:
+    """What to do if only the names of group rules with a schedule differ; else empty."""
+    schedules = [[name.partition(" of ")[0] for name in names] for names in (before, after)]
+    if schedules[0] != schedules[1]:
+        return ""
+    return "; if a rule of param_groups was only renamed, give it its old name with the key name"
 
 
 def _parameters_by_group(rows: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -64,7 +64,8 @@ class FunctionLR(ClosedFormLR):
         if len(self.lr_lambdas) != group_count:
             message = (
                 f"Expected {group_count} lr_lambdas, but got {len(self.lr_lambdas)}: "
-                f"{type(self).__name__} takes one function for all groups, or a list with one for each"
+                f"{type(self).__name__} takes one function for all groups, or a list with one for each "
+                "group of this schedule"
             )
             self.reject("lr_lambda", HyperparameterError(message))
 

@@ -19,8 +19,8 @@ class WSD(ClosedFormLR):
     (linear), :math:`\tfrac12 (1 + \cos \pi x)` (cosine) or :math:`1 - \sqrt{x}` (1-sqrt). Before the decay the learning
     rate is constant, after a linear warmup that begins at 1 / `warmup_steps` of it.
 
-    The decay is short, so a training can continue from a checkpoint of the constant part with another length: see
-    `extend`.
+    The decay is short, so a training can continue from a checkpoint of the constant part with another length: optplug's
+    callback of Lightning calls `extend` then.
 
     Args:
         optimizer: the optimizer whose learning rates are set.

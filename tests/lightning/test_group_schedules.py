@@ -218,6 +218,16 @@ def test_override_hparams_sets_the_settings_of_each_schedule(fit_layers: Any, ch
     assert module.rates[1] == pytest.approx([0.9**9, 2.0 * 0.1**4])
 
 
+def test_renamed_rule_with_a_schedule_is_an_error_that_names_the_remedy(fit_layers: Any, checkpoint: Path):
+    renamed = {"match": "*layer.*", "scheduler": STEP, "lr": 0.4}
+    with pytest.raises(WiringError, match=r"only renamed, give it its old name with the key name$"):
+        fit_layers(EXPONENTIAL, [renamed], ckpt_path=checkpoint)
+    _, module = fit_layers(EXPONENTIAL, [{**renamed, "name": "layer.*"}], ckpt_path=checkpoint)
+    assert len(module.rates) == STEPS // 2
+    with pytest.raises(WiringError, match=r"restarts the schedule alone$"):
+        fit_layers(COSINE, [{**renamed, "scheduler": COSINE}], ckpt_path=checkpoint)
+
+
 @pytest.mark.parametrize("policy", ["reset_scheduler", "reset_all"])
 def test_reset_restarts_each_schedule(fit_layers: Any, checkpoint: Path, policy: str):
     made, module = fit_layers(COSINE, [layer(STEP, lr=0.4)], ckpt_path=checkpoint, on_resume=policy)
