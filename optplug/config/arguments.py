@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, get_origin
 
-from optplug.config.dialects import argument_of, foreign_key_hint, group_rule_key
+from optplug.config.dialects import argument_of, foreign_key_hint, group_rule_key, warmup_form
 from optplug.config.fields import Choice, Table
 from optplug.config.form import (
     ARGS,
@@ -162,11 +162,11 @@ def argument_errors(
             yield _unknown_argument(registration, key, arguments[key], known, keys)
     missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
     if missing:
-        hint = _missing_length_hint(registration, missing) if keys else ""
+        hint = missing_length_hint(registration, missing) if keys else ""
         yield ConfigError(f"{registration.name} needs {listing(missing)}{hint}")
 
 
-def _missing_length_hint(registration: Registration, missing: Collection[str]) -> str:
+def missing_length_hint(registration: Registration, missing: Collection[str]) -> str:
     """What the missing lengths of a schedule may be; empty if no length is missing."""
     total = length_argument(registration)
     parts = [name for name in length_arguments(registration) if name in missing and name != total]
@@ -179,7 +179,7 @@ def _unknown_argument(
     registration: Registration, key: str, value: Any, known: Collection[str], keys: Collection[str]
 ) -> ConfigError:
     kind = registration.spec.kind
-    hint = _hint_for_misplaced_key(kind, key, value, keys)
+    hint = _hint_for_misplaced_key(kind, key, value, keys) or _hint_for_part(key, value, keys)
     if not hint and keys:
         length = length_argument(registration)
         hint = foreign_key_hint(kind, key, value, arguments=known, keys=keys, length=length)
@@ -214,6 +214,18 @@ def _hint_for_misplaced_key(kind: str, key: str, value: Any, keys: Collection[st
         entry = "" if "match" in keys else ", or to an entry in a list of optimizers"
         return f"; {key} belongs to the top level of the configuration{entry}"
     return ""
+
+
+def _hint_for_part(key: str, value: Any, keys: Collection[str]) -> str:
+    """Where a key belongs that a schedule in a list of schedules cannot have; empty for other keys, and elsewhere."""
+    if "length" not in keys:
+        return ""
+    if warmup_form(key, value):
+        return (
+            "; a schedule in a list has no warmup: give the whole list a warmup, beside schedules, or make "
+            "{name: linear_lr, length: ...} the first schedule"
+        )
+    return f"; write {key} beside schedules: it applies to the whole list" if key in SCHEDULER else ""
 
 
 def _is_optimizer(name: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug.config.added_groups import AddParamGroup, RenameGroups
-from optplug.config.arguments import check_arguments, optimizer_fields
+from optplug.config.arguments import check_arguments, missing_length_hint, optimizer_fields
 from optplug.config.fields import has_unresolved
 from optplug.config.form import ARGS, MULTIPLIERS, OPTIMIZER
 from optplug.config.lengths import is_relative, numbers_in
@@ -618,6 +618,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
         try:
             _construct_scheduler(name, optimizer, arguments)
         except OptplugError as joined:
+            _explain_missing_length(scheduler_config, arguments, joined)
             # With the real lengths, these errors may not occur, or have other numbers in them.
             if not {error.argument for error in joined.errors} <= {*relative, None} or not relative:
                 raise
@@ -630,6 +631,17 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     valid = {key: value for key, value in cases[0].items() if key in required}
     loc, argument_loc = scheduler_config.loc, scheduler_config.argument_loc
     _accepted_arguments(collector, construct, given, loc, argument_loc, valid, report_contradictions=is_known)
+
+
+def _explain_missing_length(
+    scheduler_config: SchedulerConfig, arguments: Mapping[str, Any], joined: OptplugError
+) -> None:
+    """Add to the error about a length that is not given that it may be `auto`; its location is that of the schedule."""
+    total = scheduler_config.length_argument
+    for error in joined.errors:
+        if total is not None and error.argument == total and total not in arguments:
+            hint = missing_length_hint(scheduler_config.registration, [total])
+            error.args, error.argument = (f"{error.message}{hint}",), None
 
 
 def _dummy_parameter(registration: Registration) -> torch.Tensor:

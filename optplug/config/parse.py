@@ -243,8 +243,10 @@ def _length_of_part(registration: Registration, given: Mapping[str, Any], nested
     total = length_argument(registration)
     if total is None or total in nested:
         return {}
-    is_required = configurable_arguments(registration)[total].default is inspect.Parameter.empty
-    return {total: AUTO} if is_required or "length" in given else {}
+    default = configurable_arguments(registration)[total].default
+    # Without a default, `epochs` may set the length instead.
+    is_needed = default is inspect.Parameter.empty or (default is None and "epochs" not in {*given, *nested})
+    return {total: AUTO} if is_needed or "length" in given else {}
 
 
 def _parse_schedules(collector: ErrorCollector, given: Any, loc: Loc) -> Any:
@@ -282,7 +284,14 @@ def _parse_length_of_part(collector: ErrorCollector, given: Any, loc: Loc, is_la
     """Parse the length of a schedule in a list of schedules."""
     if is_auto(given) and not is_last:
         collector.add(ConfigError("only the length of the last schedule can be auto, the rest of the training"), loc)
-    return read_length(collector, read_number(given, whole=True), loc)
+    number = read_number(given, whole=True)
+    if isinstance(number, (str, float)) and not is_auto(number) and not isinstance(number, Unresolved):
+        is_ratio = isinstance(number, float) and 0 < number < 1
+        hint = f"; write {{ratio: {number}}} for this part of the training" if is_ratio else ""
+        message = f"must be a whole number of steps, auto, or a mapping such as {{ratio: 0.2}}, got {number!r}{hint}"
+        collector.add(ConfigTypeError(message), loc)
+        return 1  # the class is checked with it
+    return read_length(collector, number, loc)
 
 
 def _list_hint(kind: str, given: Any) -> str:

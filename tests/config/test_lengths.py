@@ -489,6 +489,48 @@ def test_sequence_is_stepped_as_its_schedules(last: Any, given: Any, interval: s
     assert parsed.interval == interval
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "key", "words"),
+    [
+        ({"warmup": 3}, ConfigError, "warmup", "a schedule in a list has no warmup: give the whole list a warmup"),
+        ({"warmup_steps": 3}, ConfigError, "warmup_steps", "a schedule in a list has no warmup"),
+        ({"interval": "step"}, ConfigError, "interval", "write interval beside schedules"),
+        ({"frequency": 2}, ConfigError, "frequency", "write frequency beside schedules"),
+        ({"length": 0.1}, ConfigTypeError, "length", "got 0.1; write {ratio: 0.1} for this part of the training"),
+        ({"length": "0.1"}, ConfigTypeError, "length", "write {ratio: 0.1}"),
+        ({"length": 2.5}, ConfigTypeError, "length", "got 2.5"),
+        ({"length": "all"}, ConfigTypeError, "length", "got 'all'"),
+    ],
+    ids=str,
+)
+def test_wrong_key_of_a_part_has_one_error_with_its_remedy(
+    error_message: Any, given: Any, error: Any, key: str, words: str
+):
+    scheduler = {"name": "sequential", "schedules": [{**WARM, "length": 5, **given}, COSINE]}
+    message = error_message(error, "adam", scheduler)
+    assert message.startswith(f"scheduler.schedules[0].{key}: ")
+    assert words in message
+    assert "write warmup_steps" not in message
+
+
+@pytest.mark.parametrize(
+    ("cycle", "total"), [({}, 35), ({"epochs": 2, "steps_per_epoch": 5}, None), ({"total_steps": 9}, 9)], ids=str
+)
+def test_last_schedule_without_a_required_length_has_the_rest(cycle: Any, total: int | None):
+    last = {"name": "one_cycle_lr", "max_lr": 1.0, **cycle}
+    given = {"name": "sequential", "schedules": [{**WARM, "length": 5}, last], "interval": "step"}
+    parsed = parse_and_check("adam", given).scheduler
+    assert parsed is not None
+    resolved = resolve_lengths(parsed, TRAINING).arguments["schedules"][-1]
+    assert resolved.get("total_steps") == total
+
+
+def test_missing_length_of_one_cycle_names_auto(error_message: Any):
+    message = error_message(HyperparameterError, "adam", {"name": "one_cycle_lr", "max_lr": 0.1})
+    assert message.startswith("scheduler: ")
+    assert message.endswith("(total_steps may be auto: the length of the training)")
+
+
 # ------------------------------------------------------------------------------------------------ JSON Schema
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
