@@ -284,14 +284,12 @@ def _parse_length_of_part(collector: ErrorCollector, given: Any, loc: Loc, is_la
     """Parse the length of a schedule in a list of schedules."""
     if is_auto(given) and not is_last:
         collector.add(ConfigError("only the length of the last schedule can be auto, the rest of the training"), loc)
-    number = read_number(given, whole=True)
-    if isinstance(number, (str, float)) and not is_auto(number) and not isinstance(number, Unresolved):
-        is_ratio = isinstance(number, float) and 0 < number < 1
-        hint = f"; write {{ratio: {number}}} for this part of the training" if is_ratio else ""
-        message = f"must be a whole number of steps, auto, or a mapping such as {{ratio: 0.2}}, got {number!r}{hint}"
+    length = read_length(collector, read_number(given, whole=True), loc)
+    if isinstance(length, (str, float)) and not is_auto(length) and not isinstance(length, Unresolved):
+        message = f"must be a whole number of steps, auto, or a mapping such as {{ratio: 0.2}}, got {length!r}"
         collector.add(ConfigTypeError(message), loc)
-        return 1  # the class is checked with it
-    return read_length(collector, number, loc)
+        length = None
+    return 1 if length is None else length  # the class is checked with it
 
 
 def _list_hint(kind: str, given: Any) -> str:
