@@ -68,3 +68,10 @@ def test_override_hparams_gives_one_cycle_its_new_bounds(before: Any, after: Any
     resumed, module = fit(SGD, schedule(after), max_epochs=4, **options)
     assert module.lrs == pytest.approx(expected.lrs[8:], rel=1e-12)
     assert scheduler_of(resumed).optimizer.param_groups[0]["base_momentum"] == after.get("base_momentum", 0.85)
+
+
+def test_summary_warns_of_a_schedule_that_does_not_fit_the_training(
+    fit: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(SGD, {"name": "one_cycle_lr", "max_lr": 0.1, "total_steps": 5}, max_epochs=4, verbose=True)
+    assert "total_steps is 5, and this training steps the schedule 16 times" in capsys.readouterr().out
