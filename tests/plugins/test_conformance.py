@@ -30,7 +30,7 @@ CLASSIC_OPTIMIZERS = optplug.list_optimizers("optplug-classic:*")
 BUILT_IN_OPTIMIZERS = [*CLASSIC_OPTIMIZERS, *optplug.list_optimizers("optplug-modern:*")]
 RULES = [name for name in BUILT_IN_OPTIMIZERS if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
 NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
-WITH_OWN_DECAY = ("adafactor", "adan", "lamb", "lars", "prodigy", "schedule_free_adamw")
+WITH_OWN_DECAY = ("adafactor", "adan", "lamb", "lars", "muon", "prodigy", "schedule_free_adamw", "soap")
 OWN_DECAY = {"weight_decay_matches_formula": "its rule implements weight decay itself"}
 NO_AGC = {"agc_matches_definition": "it takes sparse gradients only, which agc does not support"}
 
