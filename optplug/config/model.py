@@ -446,8 +446,9 @@ class OptimizerSetup:
         """The setup with each schedule replaced by what a function returns for it."""
 
         def changed_rule(rule: AnyGroupRule) -> AnyGroupRule:
-            has_schedule = isinstance(rule, GroupRule) and rule.scheduler is not None
-            return replace(rule, scheduler=change(rule.scheduler)) if has_schedule else rule  # type: ignore
+            if isinstance(rule, GroupRule) and rule.scheduler is not None:
+                return replace(rule, scheduler=change(rule.scheduler))
+            return rule
 
         def changed_entry(entry: OptimizerEntry) -> OptimizerEntry:
             return replace(entry, param_groups=tuple(map(changed_rule, entry.param_groups)))
