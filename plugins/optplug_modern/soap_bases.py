@@ -61,9 +61,10 @@ def update_factor(factor: Tensor, g: Tensor, weight: float, *, flatten: bool, si
 
 @matrix
 def new_basis(basis: Tensor, factor: Tensor, step: float, frequency: float) -> Tensor:
-    """Return the eigenvectors of a factor, sorted from the largest eigenvalue to the smallest.
+    """Return the eigenvectors of a factor.
 
-    The first step computes them. Later they are updated, in every `frequency`-th step, by one step of power iteration.
+    The first step computes them. Later they are updated, in every `frequency`-th step, by one step of power iteration,
+    in the order from the largest eigenvalue to the smallest.
     """
     if not factor.numel() or (step and step % frequency):
         return basis
@@ -107,7 +108,7 @@ def _eigenvectors(factor: Tensor) -> Tensor:
     wide = _at_least_float32(factor)
     is_finite = wide.isfinite().all(-1).all(-1)[..., None, None]
     identity = torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device)
-    vectors = torch.linalg.eigh(torch.where(is_finite, wide, identity)).eigenvectors.flip(-1)
+    vectors = torch.linalg.eigh(torch.where(is_finite, wide, identity)).eigenvectors
     return torch.where(is_finite, vectors, torch.nan)
 
 
