@@ -117,8 +117,8 @@ def train_in_plain_loops() -> None:
         for case, engine in product(declared_cases(optplug.get_optimizer(name)), engines):
             train(name, **case, **engine)
     for name in optplug.list_schedulers():
-        for case, warmup in product(declared_cases(optplug.get_scheduler(name)), ({}, {"warmup_steps": 2})):
-            train("sgd", {"name": name, **case, **warmup})
+        for case, warmup in product(declared_cases(optplug.get_scheduler(name)), ({}, {"warmup": {"steps": 2}})):
+            train("sgd", {"name": name, "args": case, **warmup})
 
 
 def monitored(scheduler: Any) -> dict[str, str]:
@@ -169,7 +169,7 @@ def train_with_trainer(import_name: str) -> None:
         fit(name)
     for name in optplug.list_schedulers():
         for case, interval in product(declared_cases(optplug.get_scheduler(name)), ("epoch", "step")):
-            fit("adam", {"name": name, **case, **({} if monitored({"name": name}) else {"interval": interval})})
+            fit("adam", {"name": name, "args": case, **({} if monitored({"name": name}) else {"interval": interval})})
     fit("adamw", {"name": "cosine_annealing_lr", "T_max": "auto", "warmup": {"epochs": 1}}, param_groups="no_decay")
     pl.Trainer(**QUIET).fit(SelfConfigured())
 
