@@ -143,8 +143,8 @@ def _length_lines(
 def _part_lines(scheduled: SchedulerConfig, built: Any, whole: str) -> Iterator[str]:
     """The schedules in a list of schedules, each with its length."""
     lengths = [part.length for part in scheduled.parts]
-    milestones = [0, *getattr(getattr(built, "scheduler", built), "_milestones", ())]
-    built_lengths = [end - start for start, end in itertools.pairwise(milestones)]
+    starts = [0, *getattr(getattr(built, "scheduler", built), "later_starts", ())]
+    built_lengths = [end - start for start, end in itertools.pairwise(starts)]
     is_changed = built_lengths != lengths[:-1]
     for part, length in itertools.zip_longest(scheduled.parts, built_lengths):
         title = f"  {loc_text(part.schedule.loc[-2:])} {part.schedule.registration.name}"

@@ -149,6 +149,11 @@ class Sequential(ClosedFormLR):
         member.last_epoch = own
         return member
 
+    @property
+    def later_starts(self) -> list[int]:
+        """The steps at which the second schedule and the following ones start."""
+        return list(self._milestones)
+
     def extend(self, length: int) -> bool:
         return self._schedulers[-1].extend(length - self.last_start)
 
