@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from optplug.config.param_groups import apply_multipliers
 from optplug.config.third_party import third_party_errors
 from optplug.config.training_length import TrainingLength, resolve_setup
 from optplug.errors import ConfigError, ErrorCollector, Loc
+from optplug.optim.combined import unique_name
 from optplug.schedulers.adapters import ScheduleEnd, adapter_for
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.per_group import SCHEDULE_KEY
@@ -193,10 +193,7 @@ def dummy_groups(setup: OptimizerSetup, assumed_lr: float) -> list[dict[str, Any
         return [group for _, group in found]
     used: set[str] = set()
     for entry, group in sorted(found, key=lambda pair: "name" not in pair[1]):  # given names first, as in `Combined`
-        name = group.get("name") or entry.optimizer.registration.name
-        group["name"] = next(
-            n for n in itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2))) if n not in used
-        )
+        group["name"] = unique_name(group.get("name") or entry.optimizer.registration.name, used)
         used.add(group["name"])
     return [group for _, group in found]
 

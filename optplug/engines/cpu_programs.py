@@ -60,6 +60,7 @@ class SegmentedProgram:
         self._shapes = bucket.shapes
         # In temporaries, parameters of one shape are adjacent, so that they are a batch for matrix functions.
         self._order = np.array(sorted(range(len(self._shapes)), key=self._shapes.__getitem__))
+        self._offsets = {kind: self._offsets_of(kind) for kind in {n.kind for n in self._temporaries.values()}}
         # The reductions over several parameters of one level, in the order of the rule, after its last segment.
         last = {segment.level: segment for segment in self._segments}
         self._shared_after: dict[Segment, list[Node]] = {segment: [] for segment in self._segments}
@@ -143,9 +144,9 @@ class SegmentedProgram:
         if name not in temporaries:
             return np.zeros((1, len(self._shapes)), np.int64)
         vector = temporaries[name]
-        return (vector.data_ptr() + self._offsets(node.kind) * vector.element_size())[None]
+        return (vector.data_ptr() + self._offsets[node.kind] * vector.element_size())[None]
 
-    def _offsets(self, kind: Kind) -> Any:
+    def _offsets_of(self, kind: Kind) -> Any:
         """Return where the values of each parameter begin in a temporary of this kind, int64 [parameters]."""
         counts = np.asarray(self._counts(kind), np.int64)[self._order]
         offsets = np.empty_like(counts)
@@ -157,11 +158,10 @@ class SegmentedProgram:
     def _arrays(self, temporaries: Mapping[str, Tensor]) -> TensorsByRole:
         """Return the temporaries that matrix functions read, as tensors with the shapes of the parameters."""
         read = {name for call in self._calls for name in call.operands}
-        offsets = self._offsets("element") if read else ()
         return {
             name: [
                 vector[offset : offset + shape.numel()].view(shape or (1,))
-                for offset, shape in zip(offsets, self._shapes, strict=True)
+                for offset, shape in zip(self._offsets["element"], self._shapes, strict=True)
             ]
             for name, vector in temporaries.items()
             if name in read
@@ -238,7 +238,7 @@ class MatrixProgram(SegmentedProgram):
         is_single = np.array(list(map(_is_single, bucket.shapes)), bool)
         self._matrices, self._singles = np.flatnonzero(~is_single), np.flatnonzero(is_single)
         itemsizes = [dtype.itemsize for dtype in _dtypes(bucket).values()]
-        starts = self._offsets("column")
+        starts = self._offsets_of("column")
         if len(self._matrices):
             self._tables = {
                 space: MatrixTable(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count
@@ -109,7 +109,7 @@ class Combined(Optimizer):
         groups = list(zip(self.param_groups, self._order, strict=True))
         for group, index in sorted(groups, key=lambda pair: not pair[0].get("name")):  # given names have priority
             name = group.get("name") or self.names[index]
-            group["name"] = next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in used)
+            group["name"] = unique_name(name, used)
             used.add(group["name"])
 
     def _member_index(self, wanted: Any) -> int:
@@ -251,6 +251,11 @@ class Combined(Optimizer):
             group_indices = self._select(index, range(len(self.param_groups)))
             reports += [replace(r, group=group_indices[r.group]) for r in getattr(member, "engine_report", list)()]
         return reports
+
+
+def unique_name(name: str, used: Collection[str]) -> str:
+    """Return a name, with a number appended if it is already used."""
+    return next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in used)
 
 
 def has_train_eval_modes(optimizer: Any) -> bool:
