@@ -56,8 +56,8 @@ def list_(
             table.add_row(*map(escape, row))
         console.print(table)
         console.print()
-    for quarantined in registry.quarantined:
-        console.print(escape(str(quarantined)), style="yellow")
+    for unused in (*registry.quarantined, *registry.rejected):
+        console.print(escape(str(unused)), style="yellow")
     for plugin in registry.disabled:
         console.print(escape(f"plugin {plugin} is disabled by OPTPLUG_DISABLE"), style="dim")
     if not found:

@@ -22,6 +22,7 @@ import pluggy
 from optplug.errors import (
     AmbiguousNameError,
     ConfigTypeError,
+    OptplugError,
     PluginError,
     UnknownNameError,
     did_you_mean,
@@ -83,6 +84,26 @@ class QuarantinedPlugin:
 
 
 @dataclass(frozen=True)
+class RejectedItem:
+    """One item of a plugin's hook that is not used. The other items of the plugin are.
+
+    Attributes:
+        plugin: the plugin.
+        kind: `"optimizer"`, `"scheduler"` or `"function"`.
+        name: the name of the item, or its representation if it has no valid name.
+        cause: why it is not used, on one line.
+    """
+
+    plugin: Plugin
+    kind: str
+    name: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} of plugin {self.plugin} is not used: {self.cause}"
+
+
+@dataclass(frozen=True)
 class Registration:
     """A spec and the plugin that registered it."""
 
@@ -121,7 +142,9 @@ class Registration:
         else:
             found = target
         kind = self.spec.kind
-        missing = [method for method in REQUIRED_METHODS[kind] if not callable(getattr(found, method, None))]
+        is_factory = kind == "optimizer" and not isinstance(found, type)
+        required = () if is_factory else REQUIRED_METHODS[kind]
+        missing = [method for method in required if not callable(getattr(found, method, None))]
         has_right_type = self.spec.is_valid_target(found)
         if not has_right_type or missing:
             noun = self.spec.target_nouns[0]
@@ -143,6 +166,7 @@ class _Discovery:
         registrations: by kind, and by `lookup_key` of the name, one registration for each plugin.
         plugins: the plugins in use.
         quarantined: the plugins that failed.
+        rejected: the items of plugins in use that are invalid.
         disabled: the plugins that OPTPLUG_DISABLE names.
     """
 
@@ -152,6 +176,7 @@ class _Discovery:
     )
     plugins: list[Plugin] = field(default_factory=list)
     quarantined: list[QuarantinedPlugin] = field(default_factory=list)
+    rejected: list[RejectedItem] = field(default_factory=list)
     disabled: list[Plugin] = field(default_factory=list)
 
 
@@ -159,8 +184,8 @@ class Registry:
     """Finds installed plugins and resolves the names that they register.
 
     Discovery runs once, on the first listing or look-up; `reload` discards its result. Each plugin is isolated: a
-    plugin that raises an exception, returns invalid values or has the name of another plugin is quarantined, and the
-    other plugins are used.
+    plugin that raises an exception or has the name of another plugin is quarantined, and the other plugins are used.
+    Each item that a plugin returns is isolated too: an invalid one is rejected, and the others are used.
 
     Args:
         points: the entry points to load. Default: those of the group `optplug` of all installed distributions.
@@ -191,6 +216,11 @@ class Registry:
         return tuple(self._discovered().quarantined)
 
     @property
+    def rejected(self) -> Sequence[RejectedItem]:
+        """The items of plugins in use that are invalid, each with the cause."""
+        return tuple(self._discovered().rejected)
+
+    @property
     def disabled(self) -> Sequence[Plugin]:
         """The plugins that the environment variable OPTPLUG_DISABLE disables."""
         return tuple(self._discovered().disabled)
@@ -201,7 +231,10 @@ class Registry:
         return self._discovered().manager
 
     def names(self, kind: str, pattern: str = "*") -> list[str]:
-        """Return the sorted canonical names of a kind; a name that several plugins register is given as `plugin:name`.
+        """Return the sorted names of a kind, one for each registration: the shortest that means this registration.
+
+        If several plugins register a name, that is the name alone for the one of the lowest precedence, and
+        `plugin:name` for the others.
 
         Args:
             kind: `"optimizer"`, `"scheduler"` or `"function"`.
@@ -221,28 +254,36 @@ class Registry:
     def resolve(self, kind: str, name: str) -> Registration:
         """Return the registration of a name.
 
+        If several plugins register the name, that is the one of the lowest precedence.
+
         Args:
             kind: `"optimizer"`, `"scheduler"` or `"function"`.
             name: the name, or `plugin:name`. Case, `-` and `_` are ignored.
 
         Raises:
             UnknownNameError: no plugin registers the name; the message has similar names and all quarantined plugins.
-            AmbiguousNameError: several plugins register the name; the message has each as `plugin:name`.
+            AmbiguousNameError: several plugins register the name with the same precedence; the message has each as
+                `plugin:name`.
             ConfigTypeError: `name` is not text.
         """
         _check_is_text(f"{kind} name", name)
         plugin, colon, bare = name.rpartition(":")
         found = self._discovered().registrations[kind].get(lookup_key(bare), [])
         if colon:
-            found = [
-                registration for registration in found if lookup_key(registration.plugin.name) == lookup_key(plugin)
-            ]
+            found = [each for each in found if lookup_key(each.plugin.name) == lookup_key(plugin)]
         if not found:
             raise UnknownNameError(self._unknown_name_message(kind, name))
-        if len(found) > 1:
-            choices = " or ".join(repr(registration.qualified_name) for registration in found)
-            raise AmbiguousNameError(f"{len(found)} plugins register {kind} {name!r}: write {choices}")
-        return found[0]
+        first = _of_lowest_precedence(found)
+        if len(first) > 1:
+            choices = " or ".join(repr(registration.qualified_name) for registration in first)
+            raise AmbiguousNameError(f"{len(first)} plugins register {kind} {name!r}: write {choices}")
+        return first[0]
+
+    def others(self, registration: Registration) -> list[Registration]:
+        """Return the registrations of other plugins with the same name, in the order of their precedence."""
+        same_name = self._discovered().registrations[registration.spec.kind][lookup_key(registration.name)]
+        others = [each for each in same_name if each is not registration]
+        return sorted(others, key=lambda each: (each.spec.precedence, each.plugin.name))
 
     def get(self, kind: str, name: str) -> Any:
         """Return the class or function of a name. Errors: see `resolve` and `Registration.load`."""
@@ -261,11 +302,12 @@ class Registry:
         pattern = re.sub(r"(\[[^]]*])|-", lambda match: match[1] or "_", pattern.lower())
         matching = []
         for registrations in self._discovered().registrations[kind].values():
+            first = _of_lowest_precedence(registrations)
             for registration in registrations:
                 qualified_name = registration.qualified_name
                 text = qualified_name.lower().replace("-", "_") if ":" in pattern else registration.name
                 if fnmatchcase(text, pattern):
-                    matching.append((qualified_name if len(registrations) > 1 else registration.name, registration))
+                    matching.append((registration.name if first == [registration] else qualified_name, registration))
         return matching
 
     def _unknown_name_message(self, kind: str, name: str) -> str:
@@ -278,6 +320,9 @@ class Registry:
         for other in KINDS:
             if other != kind and lookup_key(bare) in self._discovered().registrations[other]:
                 message += f" ({bare!r} is {'an' if other[0] in 'aeiou' else 'a'} {other}.)"
+        for rejected in self.rejected:
+            if rejected.kind == kind and lookup_key(rejected.name) == lookup_key(bare):
+                message += f" ({rejected}.)"
         for quarantined in self.quarantined:
             message += f" ({quarantined}.)"
         if self.disabled:
@@ -336,10 +381,10 @@ class Registry:
         return discovery
 
     def _register(self, discovery: _Discovery, plugin: Plugin, point: EntryPoint) -> None:
-        """Load a plugin, and add its registrations if all of them are valid.
+        """Load a plugin, and add its registrations.
 
         Raises:
-            PluginError, SpecError: the plugin is invalid. Exceptions of the plugin's own code.
+            PluginError: the plugin is invalid. Exceptions of the plugin's own code.
         """
         manager = discovery.manager
         implementation = point.load()
@@ -351,48 +396,75 @@ class Registry:
         if not hooks:
             raise PluginError(f"{point.value!r} implements no optplug hook ({listing(HOOK_NAMES.values())})")
         others = [p for name, p in manager.list_name_plugin() if name != point.name]
-        accepted: list[tuple[str, Registration]] = []
-        for kind, spec_class in KINDS.items():
-            hook = HOOK_NAMES[kind]
-            if getattr(manager.hook, hook) not in hooks:
-                continue
-            seen: set[str] = set()
-            for result in manager.subset_hook_caller(hook, others)() or [None]:  # pluggy omits a result of None
-                for spec in _specs(hook, result, spec_class):
-                    key = lookup_key(spec.name)
-                    if key in seen:
-                        raise PluginError(f"{hook}() returned {spec.name!r} twice")
-                    seen.add(key)
-                    registration = Registration(spec, plugin)
-                    if not isinstance(spec.target, str):
-                        registration.load()  # checks the target now, since there is nothing to import
-                    accepted.append((kind, registration))
-        for kind, registration in accepted:
-            discovery.registrations[kind].setdefault(lookup_key(registration.name), []).append(registration)
+        items: list[tuple[str, Any]] = []
+        for kind, hook in HOOK_NAMES.items():
+            if getattr(manager.hook, hook) in hooks:
+                # pluggy omits a result of None
+                for result in manager.subset_hook_caller(hook, others)() or [None]:
+                    items += [(kind, item) for item in _items(hook, result, KINDS[kind])]
+        accepted: dict[tuple[str, str], Registration] = {}
+        for kind, item in items:
+            try:
+                registration = _registration(kind, item, plugin)
+                key = kind, lookup_key(registration.name)
+                if key in accepted:
+                    raise PluginError(f"its name is that of {accepted[key].spec.target!r} (case and _ are ignored)")
+                accepted[key] = registration
+            except OptplugError as error:
+                discovery.rejected.append(RejectedItem(plugin, kind, _item_name(item), one_line(error)))
+        for (kind, name), registration in accepted.items():
+            discovery.registrations[kind].setdefault(name, []).append(registration)
         discovery.plugins.append(plugin)
 
 
-def _specs(hook: str, result: Any, spec_class: type[Spec]) -> list[Spec]:
-    """Convert the result of a hook to specs.
+def _of_lowest_precedence(registrations: list[Registration]) -> list[Registration]:
+    """Return those of several registrations of a name that the name alone can mean: more than one if they clash.
+
+    Among adapters of the same precedence, the first in the order of the names of their plugins is meant.
+    """
+    lowest = min(each.spec.precedence for each in registrations)
+    first = [each for each in registrations if each.spec.precedence == lowest]
+    return first if lowest == 0 else [min(first, key=lambda each: each.plugin.name)]
+
+
+def _items(hook: str, result: Any, spec_class: type[Spec]) -> list[Any] | tuple[Any, ...]:
+    """Return the items of the result of a hook.
 
     Raises:
-        PluginError: the result is not a list of specs, classes or functions.
-        SpecError: a spec cannot be made of a class or function.
+        PluginError: the result is not a list.
     """
     if not isinstance(result, (list, tuple)):
         raise PluginError(
             f"{hook}() returned {result!r}; it must return a list of specs or {spec_class.target_nouns[1]}"
         )
-    specs = []
-    for item in result:
-        if isinstance(item, spec_class):
-            specs.append(item)
-        elif spec_class.is_valid_target(item) and not (isinstance(item, type) and issubclass(item, Spec)):
-            specs.append(spec_from_target(spec_class, item))
-        else:
-            wanted = f"{spec_class.__name__} or {spec_class.target_nouns[1]}"
-            raise PluginError(f"{hook}() returned {item!r} in its list; items must be {wanted}")
-    return specs
+    return result
+
+
+def _registration(kind: str, item: Any, plugin: Plugin) -> Registration:
+    """Return the registration of an item that a hook returned.
+
+    Raises:
+        PluginError: the item is not a spec, class or function, or the class or function has not the right methods.
+        SpecError: a spec cannot be made of a class or function.
+    """
+    spec_class = KINDS[kind]
+    if isinstance(item, spec_class):
+        spec = item
+    elif spec_class.is_valid_target(item) and not (isinstance(item, type) and issubclass(item, Spec)):
+        spec = spec_from_target(spec_class, item)
+    else:
+        wanted = f"{spec_class.__name__} or {spec_class.target_nouns[1]}"
+        raise PluginError(f"{HOOK_NAMES[kind]}() returned {item!r} in its list; items must be {wanted}")
+    registration = Registration(spec, plugin)
+    if not isinstance(spec.target, str):
+        registration.load()  # checks the target now, since there is nothing to import
+    return registration
+
+
+def _item_name(item: Any) -> str:
+    """Return the name of an item that is not used, for messages."""
+    name = getattr(item, "name", None) or getattr(item, "__name__", None)
+    return name if isinstance(name, str) else repr(item)
 
 
 def _plugin_of(point: EntryPoint) -> Plugin:

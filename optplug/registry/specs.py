@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from optplug.errors import SpecError, suggest
@@ -40,9 +40,16 @@ class Spec:
         summary: one line for listings.
         capabilities: keys of `CAPABILITIES` of the spec class. The conformance kit tests them. Default: none.
         api_version: the `optplug.API_VERSION` for which the plugin was written.
+        cases: keyword arguments of the constructor that the conformance kit tests, one mapping for each case. The first
+            also has values for the required arguments. Default: the class attribute `cases`.
+        arguments: further keyword arguments, by name their defaults, which the constructor reads from `**kwargs`
+            without documenting them in its signature. Default: none.
+        precedence: 0 for names that belong to the plugin. An adapter, a plugin for classes of another package, gives a
+            positive number. If several plugins register a name, the name alone means that of the lowest precedence; two
+            plugins with precedence 0 clash. Default: 0.
 
     Raises:
-        SpecError: the name, target or summary is malformed, a capability is unknown, or the API version is unsupported.
+        SpecError: a field is malformed, a capability is unknown, or the API version is unsupported.
     """
 
     name: str
@@ -50,6 +57,9 @@ class Spec:
     summary: str = ""
     capabilities: Set[str] = frozenset()
     api_version: int = API_VERSION
+    cases: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    precedence: int = 0
 
     kind: ClassVar[str]
     CAPABILITIES: ClassVar[Mapping[str, str]]
@@ -94,26 +104,92 @@ class Spec:
                     f"{self.kind} {self.name!r} declares the unknown capability {word!r}"
                     f"{suggest(word, self.CAPABILITIES, intro='known are')}"
                 )
+        cases: Any = self.cases
+        if not isinstance(cases, (tuple, list)) or not all(map(_is_keywords, cases)):
+            raise SpecError(f"cases of {self.kind} {self.name!r} must be a list of keyword arguments, got {cases!r}")
+        object.__setattr__(self, "cases", tuple(cases))
+        if not _is_keywords(self.arguments):
+            raise SpecError(f"arguments of {self.kind} {self.name!r} must be a mapping, got {self.arguments!r}")
+        if not isinstance(self.precedence, int) or self.precedence < 0:
+            raise SpecError(f"precedence of {self.kind} {self.name!r} must be an int >= 0, got {self.precedence!r}")
+
+    def _check_is_argument(self, field_name: str) -> None:
+        """Raise SpecError unless a field is the name of an argument, or empty."""
+        name = getattr(self, field_name)
+        if not isinstance(name, str) or not (name == "" or name.isidentifier()):
+            raise SpecError(f"{field_name} of {self.kind} {self.name!r} must be the name of an argument, got {name!r}")
+
+
+def _is_keywords(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 @dataclass(frozen=True)
 class OptimizerSpec(Spec):
-    """The spec of an optimizer. Arguments and errors: see `Spec`."""
+    """The spec of an optimizer. Further arguments and errors: see `Spec`.
+
+    Args:
+        target: `"module:object"`, a class, or a function that returns an optimizer.
+        length: the name of the argument that is the number of optimizer steps of the training. A configuration can set
+            it to `auto`. Arguments named as in `LENGTH_ARGUMENTS` need no declaration. Default: none.
+        shapes: shapes of parameters that the conformance kit tests, for a class that does not take vectors, scalars or
+            empty tensors. Default: a matrix, a vector, a scalar and an empty tensor, as far as the capabilities allow.
+        base: the name of the argument that takes another optimizer, for a class that wraps one. If it is the first
+            argument of the constructor, the class takes an optimizer. Else the class takes the parameters first, the
+            class of the other optimizer as this argument, and its hyperparameters as further keywords. Default: none.
+        build: a function `build(cls, params, **arguments)` that is called in place of the class, or `"module:object"`.
+            Default: the class is called.
+        unsupported: why a training loop cannot use the optimizer, with the remedy. A configuration with its name is
+            then an error. Default: none.
+    """
+
+    length: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    base: str = ""
+    build: str | Callable[..., Any] | None = None
+    unsupported: str = ""
 
     kind: ClassVar[str] = "optimizer"
+    target_nouns: ClassVar[tuple[str, str]] = ("class or function", "classes or functions")
     CAPABILITIES: ClassVar[Mapping[str, str]] = {
         "closure": "step() needs a closure that re-evaluates the model",
         "complex": "takes complex parameters",
         "create_graph": "needs gradients made with create_graph=True",
+        "gradients_first": "step(closure) needs gradients, and calls the closure for further ones",
         "matrix_only": "takes parameters with two or more dimensions only",
         "modes": "has train() and eval() modes",
+        "module": "takes the module in place of the parameters",
+        "named_params": "takes pairs of a name and a parameter in place of the parameters",
+        "no_closure": "step() takes no closure, or does not call it",
         "sparse": "takes sparse gradients",
         "sparse_only": "takes sparse gradients only",
     }
 
+    @staticmethod
+    def is_valid_target(target: object) -> bool:
+        return callable(target)
 
-LENGTH_ARGUMENTS = ("T_max", "total_steps", "total_iters", "num_training_steps")
-"""Usual names of the argument that sets the total number of steps of a schedule."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_is_argument("length")
+        self._check_is_argument("base")
+        shapes: Any = self.shapes
+        if not isinstance(shapes, (tuple, list)) or not all(map(_is_shape, shapes)):
+            raise SpecError(f"shapes of {self.kind} {self.name!r} must be a list of tuples of sizes, got {shapes!r}")
+        object.__setattr__(self, "shapes", tuple(map(tuple, shapes)))
+        is_build = self.build is None or callable(self.build)
+        if not is_build and not (isinstance(self.build, str) and _TARGET.fullmatch(self.build)):
+            raise SpecError(f"build of {self.kind} {self.name!r} is {self.build!r}: give 'module:object' or a function")
+        if not isinstance(self.unsupported, str):
+            raise SpecError(f"unsupported of {self.kind} {self.name!r} must be text, got {self.unsupported!r}")
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(size, int) and size >= 0 for size in value)
+
+
+LENGTH_ARGUMENTS = ("T_max", "total_steps", "total_iters", "num_training_steps", "num_iterations")
+"""Usual names of the argument that sets the total number of steps of a schedule or of an optimizer."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +202,14 @@ class SchedulerSpec(Spec):
             set this argument to `auto`. Arguments named as in `LENGTH_ARGUMENTS` need no declaration. Default: none.
         lengths: the names of the other arguments that are numbers of steps of the schedule. Default: none.
         final_lengths: those of `lengths` that are the last steps of the schedule, such as a decay. Default: none.
+        functions: the names of the arguments that are functions of the epoch. Default: the class attribute `functions`.
     """
 
     interval: Literal["epoch", "step"] = "epoch"
     length: str = ""
     lengths: tuple[str, ...] = ()
     final_lengths: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "scheduler"
     CAPABILITIES: ClassVar[Mapping[str, str]] = {"metric": "step() takes the monitored metric"}
@@ -140,13 +218,12 @@ class SchedulerSpec(Spec):
         super().__post_init__()
         if self.interval not in ("epoch", "step"):
             raise SpecError(f"interval {self.interval!r} of scheduler {self.name!r} is neither 'epoch' nor 'step'")
-        if not isinstance(self.length, str):
-            raise SpecError(f"length of scheduler {self.name!r} must be the name of an argument, got {self.length!r}")
-        for field in ("lengths", "final_lengths"):
-            names = getattr(self, field)
+        self._check_is_argument("length")
+        for field_name in ("lengths", "final_lengths", "functions"):
+            names = getattr(self, field_name)
             if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
                 raise SpecError(
-                    f"{field} of scheduler {self.name!r} must be a tuple of names of arguments, got {names!r}"
+                    f"{field_name} of scheduler {self.name!r} must be a tuple of names of arguments, got {names!r}"
                 )
         unknown = [name for name in self.final_lengths if name not in self.lengths]
         if unknown:
@@ -166,10 +243,17 @@ class FunctionSpec(Spec):
         return callable(target) and not isinstance(target, type)
 
 
+DECLARABLE = (
+    *("base", "capabilities", "cases", "final_lengths", "functions"),
+    *("interval", "length", "lengths", "shapes", "unsupported"),
+)
+"""The fields that a class without a spec can declare as class attributes."""
+
+
 def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
     """Make the spec of a class or function that a plugin returned without a spec.
 
-    The attributes `capabilities`, `interval`, `length`, `lengths` and `final_lengths` of the target become its fields.
+    Attributes of the target that have the name and the type of a field become this field.
 
     Raises:
         SpecError: the target has no `__name__` that can be registered, e.g. a lambda.
@@ -180,11 +264,7 @@ def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
             f"{target!r} has no name to be registered under: make it a function by def, or give "
             f"{spec_class.__name__}(name, function)"
         )
-    options: dict[str, Any] = {
-        key: getattr(target, key)
-        for key in ("capabilities", "interval", "length", "lengths", "final_lengths")
-        if _declares(spec_class, target, key)
-    }
+    options: dict[str, Any] = {key: getattr(target, key) for key in DECLARABLE if _declares(spec_class, target, key)}
     doc = (target.__doc__ or "").strip().partition("\n")[0]
     return spec_class(snake_case(name), target, summary=doc, **options)
 
