@@ -90,6 +90,12 @@ def plateau_summary(capture: Any) -> str:
     return line
 
 
+def first_party(kind: str) -> list[str]:
+    """The names of a kind that optplug's own plugins have, without those of other packages."""
+    own = ("optplug-classic", "optplug-modern", "optplug-schedules")
+    return sorted(name for plugin in own for name in optplug.registry.registry.names(kind, f"{plugin}:*"))
+
+
 def torch_has(name: str, argument: str) -> bool:
     """Whether the class of the installed torch has an argument that some supported version has."""
     return NEW_IN_TORCH.get((name, argument), TORCH) <= TORCH

@@ -66,6 +66,7 @@ LAYERS = (
     ),
     Layer("optplug_modern", "torch typing_extensions", "errors registry rules ops optim"),
     Layer("optplug_schedules", "torch", "errors registry engines optim schedulers config"),
+    Layer("optplug_adapters", "torch", "errors registry schedulers"),
 )
 """`optplug/__init__.py` is not a layer: it may import every public name on first use, and only `registry` at import."""
 
