@@ -20,6 +20,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug.registry import registry
+from support import first_party
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -444,18 +445,10 @@ def torch_bases_of(cls: type) -> set[type]:
     return {base for base in cls.__mro__ if base.__module__.startswith("torch.optim")}
 
 
-def built_in_names(kind: str) -> list[str]:
-    return [
-        registration.name
-        for registration in registry.registrations(kind)
-        if registration.plugin.distribution == "optplug"
-    ]
-
-
 TORCH_SUBCLASSES_BY_NAME = {Path(file).stem: cls for file, cls in TORCH_SUBCLASSES.items()}
 
 
-@pytest.mark.parametrize("name", built_in_names("optimizer"))
+@pytest.mark.parametrize("name", first_party("optimizer"))
 def test_optimizer_derives_only_from_allowed_torch_classes(name):
     expected = {torch.optim.Optimizer} | (
         {TORCH_SUBCLASSES_BY_NAME[name]} if name in TORCH_SUBCLASSES_BY_NAME else set()
@@ -463,7 +456,7 @@ def test_optimizer_derives_only_from_allowed_torch_classes(name):
     assert torch_bases_of(registry.get("optimizer", name)) == expected
 
 
-@pytest.mark.parametrize("name", built_in_names("scheduler"))
+@pytest.mark.parametrize("name", first_party("scheduler"))
 def test_scheduler_derives_only_from_allowed_torch_classes(name):
     expected = {LRScheduler} | ({TORCH_SUBCLASSES_BY_NAME[name]} if name in TORCH_SUBCLASSES_BY_NAME else set())
     assert torch_bases_of(registry.get("scheduler", name)) == expected
@@ -471,7 +464,7 @@ def test_scheduler_derives_only_from_allowed_torch_classes(name):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(k, n) for k in ("optimizer", "scheduler") for n in built_in_names(k) if n in TORCH_SUBCLASSES_BY_NAME],
+    [(k, n) for k in ("optimizer", "scheduler") for n in first_party(k) if n in TORCH_SUBCLASSES_BY_NAME],
 )
 def test_subclass_of_torch_class_overrides_all_methods(kind, name):
     theirs, cls = TORCH_SUBCLASSES_BY_NAME[name], registry.get(kind, name)
