@@ -35,14 +35,16 @@ from optplug.errors import (
     listing,
     short_list,
 )
-from optplug.optim.strict_kwargs import StrictKwargs
+from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration, registry
 from optplug.registry.signature import (
+    accepts_any_argument,
     configurable_arguments,
     configurable_type,
-    constructor_arguments,
     function_arguments,
     takes_untyped_options,
+    target_of,
+    type_of_default,
 )
 from optplug.registry.specs import SchedulerSpec
 
@@ -153,11 +155,10 @@ def argument_errors(
     Yields:
         The errors. An error about an unknown argument has its name in `argument`.
     """
-    cls = registry.get(registration.spec.kind, registration.qualified_name)
-    known, is_complete = constructor_arguments(cls)
+    known, target = configurable_arguments(registration), target_of(registration)
     # A constructor with untyped `**options` of a class that rejects unknown keywords itself may have further ones.
-    is_complete = is_complete and not (issubclass(cls, StrictKwargs) and takes_untyped_options(cls))
-    for key in arguments if is_complete else ():
+    has_further = is_strict(target) and takes_untyped_options(target)
+    for key in () if has_further or accepts_any_argument(registration) else arguments:
         if key not in known:
             yield _unknown_argument(registration, key, arguments[key], known, keys)
     missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
@@ -262,9 +263,8 @@ def group_options(
         loc: the location of the group rule.
     """
     name, has = " and ".join(each.name for each in registrations), "has" if len(registrations) == 1 else "have"
-    signatures = [_signature(each) for each in registrations]
-    arguments = {key: p for signature, _ in signatures for key, p in signature.items()}
-    is_complete = all(complete for _, complete in signatures)
+    arguments = {key: p for each in registrations for key, p in configurable_arguments(each).items()}
+    is_complete = not any(map(accepts_any_argument, registrations))
     known = [key for key in arguments if key not in OPTIMIZER_WIDE_OPTIONS]
     multipliers = [key for key, target in MULTIPLIERS.items() if target in arguments or not is_complete]
     valid = {}
@@ -299,17 +299,13 @@ def options_of_member(registration: Registration, other: Registration, options: 
     These are the options that the optimizer has. An option that neither has is for an optimizer with untyped
     `**options`.
     """
-    arguments, is_complete = _signature(registration)
-    others, _ = _signature(other)
+    arguments, others = configurable_arguments(registration), configurable_arguments(other)
+    is_complete = not accepts_any_argument(registration)
     return {
         key: value
         for key, value in options.items()
         if (target := MULTIPLIERS.get(key, key)) in arguments or not (is_complete or target in others)
     }
-
-
-def _signature(registration: Registration) -> tuple[dict[str, inspect.Parameter], bool]:
-    return constructor_arguments(registry.get(registration.spec.kind, registration.qualified_name))
 
 
 # ------------------------------------------------------------------------------------ text that is a number
@@ -320,8 +316,7 @@ def read_numbers(registration: Registration, arguments: Mapping[str, Any]) -> di
 
     Many YAML readers read `1e-3` as text.
     """
-    declared = configurable_arguments(registration)
-    functions = function_arguments(registry.get(registration.spec.kind, registration.qualified_name))
+    declared, functions = configurable_arguments(registration), function_arguments(registration)
     converted = dict(arguments)
     for key, value in arguments.items():
         if key in declared and key not in functions:
@@ -331,7 +326,5 @@ def read_numbers(registration: Registration, arguments: Mapping[str, Any]) -> di
 
 def _type_of(parameter: inspect.Parameter) -> Any:
     """The type of an argument; without annotation, the type of its default."""
-    hint, default = configurable_type(parameter.annotation), parameter.default
-    if hint is not Any:
-        return hint
-    return tuple[tuple(map(type, default))] if isinstance(default, tuple) else type(default)  # type: ignore[misc]
+    hint = configurable_type(parameter.annotation)
+    return type_of_default(parameter.default) if hint is Any else hint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -51,9 +51,9 @@ from optplug.errors import (
     short_list,
 )
 from optplug.optim.combined import Combined
-from optplug.optim.strict_kwargs import StrictKwargs
+from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration, registry
-from optplug.registry.signature import configurable_arguments, constructor_arguments, function_arguments
+from optplug.registry.signature import configurable_arguments, declared_cases, function_arguments
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.per_group import PerGroup, ScheduleFactory
 from optplug.schedulers.plateau_warmup import PlateauWarmup
@@ -138,12 +138,12 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
 
 
 def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments: Mapping[str, Any]) -> Schedule:
-    cls = registry.get("scheduler", name)
-    if function_arguments(cls):
+    registration = registry.resolve("scheduler", name)
+    if function_arguments(registration):
         from optplug.config.expressions import resolve_function_arguments
 
-        arguments = resolve_function_arguments(cls, arguments)
-    scheduler: Schedule = cls(optimizer, **arguments)
+        arguments = resolve_function_arguments(registration, arguments)
+    scheduler: Schedule = registry.get("scheduler", name)(optimizer, **arguments)
     return scheduler
 
 
@@ -157,13 +157,13 @@ def frozen_to_hold(module: nn.Module, config: Config) -> frozenset[str]:
     reject parameters that it would never step, as torch's Muon rejects biases.
     """
     frozen = {p.name for p in module_parameters(module) if not p.is_trainable and p.can_be_trained}
-    classes: dict[str, list[type]] = {name: [] for name in frozen}
+    classes: dict[str, list[Any]] = {name: [] for name in frozen}
     for entry in [entry for setup in config.setups for entry in setup.entries] if frozen else ():
         members = [registry.get("optimizer", member.optimizer.name) for member in entry.members]
         for name, assignment in assignments(module, entry).items():
             if name in frozen:
                 classes[name].append(members[assignment.member])
-    return frozenset(name for name, found in classes.items() if len(found) == 1 and issubclass(found[0], StrictKwargs))
+    return frozenset(name for name, found in classes.items() if len(found) == 1 and is_strict(found[0]))
 
 
 def build_optimizer(
@@ -533,7 +533,7 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
     optimizer_config = entry.optimizer
     registration = optimizer_config.registration
     # A third-party constructor may be slow or have side effects.
-    if not issubclass(registry.get("optimizer", optimizer_config.name), StrictKwargs):
+    if not is_strict(registry.get("optimizer", optimizer_config.name)):
         return
 
     def construct(arguments: Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -593,8 +593,8 @@ def _has_errors(collector: ErrorCollector, loc: Loc) -> bool:
 def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, scheduler_config: SchedulerConfig) -> None:
     assert scheduler_config.name is not None
     name = scheduler_config.name
-    cls = registry.get("scheduler", name)
-    if not issubclass(cls, StrictKwargs):
+    registration = scheduler_config.registration
+    if not is_strict(registry.get("scheduler", name)):
         return
     given = {key: value for key, value in scheduler_config.arguments.items() if not has_unresolved(value)}
     relative = {key for key in scheduler_config.length_arguments if is_relative(given.get(key))}
@@ -626,9 +626,8 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
             pass  # it may need the real optimizer; an actual error is raised again when the scheduler is built
 
     # Values for the required arguments that are missing or invalid.
-    required = [key for key, p in constructor_arguments(cls)[0].items() if p.default is p.empty]
-    cases: Sequence[Mapping[str, Any]] = getattr(cls, "cases", None) or ({},)
-    valid = {key: value for key, value in cases[0].items() if key in required}
+    required = [key for key, p in configurable_arguments(registration).items() if p.default is p.empty]
+    valid = {key: value for key, value in declared_cases(registration)[0].items() if key in required}
     loc, argument_loc = scheduler_config.loc, scheduler_config.argument_loc
     _accepted_arguments(collector, construct, given, loc, argument_loc, valid, report_contradictions=is_known)
 

@@ -21,8 +21,8 @@ from optplug.errors import (
     listing,
     one_line,
 )
-from optplug.registry import registry
-from optplug.registry.signature import constructor_arguments, function_arguments
+from optplug.registry import Registration, registry
+from optplug.registry.signature import configurable_arguments, function_arguments
 
 CONSTANTS = {"e": math.e, "pi": math.pi}
 NAMES = ("epoch", *CONSTANTS)
@@ -258,11 +258,11 @@ def resolve_function(value: Any) -> Callable[[int], float]:
     return Expression(text)
 
 
-def resolve_function_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_function_arguments(registration: Registration, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler's arguments, with functions in place of expressions, names and numbers.
 
     Args:
-        cls: the scheduler's class. Its attribute `functions` lists the arguments that are functions.
+        registration: the scheduler. Its arguments that are functions: see `function_arguments`.
         arguments: the arguments by name. A list of values becomes a list of functions.
 
     Raises:
@@ -270,8 +270,8 @@ def resolve_function_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[
             together.
     """
     result, collector = dict(arguments), ErrorCollector()
-    parameters = constructor_arguments(cls)[0]
-    for name in function_arguments(cls):
+    parameters = configurable_arguments(registration)
+    for name in function_arguments(registration):
         value = arguments.get(name)
         if value is None and name in parameters and parameters[name].default is None:
             continue

@@ -36,7 +36,7 @@ from optplug.config.value_schema import any_of, json_value, schema_of_type, unio
 from optplug.errors import PluginError
 from optplug.optim.ranges import Range, declared_ranges
 from optplug.registry import Registration, registry
-from optplug.registry.signature import Argument, constructor_arguments, documented_arguments, function_arguments
+from optplug.registry.signature import Argument, accepts_any_argument, documented_arguments, function_arguments
 from optplug.registry.specs import lookup_key
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -162,7 +162,7 @@ class _RegisteredClass:
 
     @property
     def _accepts_any_argument(self) -> bool:
-        return not constructor_arguments(self.cls)[1]
+        return accepts_any_argument(self.registration)
 
     def _argument_schema(self, argument: Argument, range_: Range | None) -> Schema:
         number_types = []
@@ -172,7 +172,7 @@ class _RegisteredClass:
             bounds = {} if range_ is None else range_.bounds
             return any_of({"type": "integer" if range_ is not None and range_.whole else type_, **bounds}, NUMBER_TEXT)
 
-        if argument.name in function_arguments(self.cls):
+        if argument.name in function_arguments(self.registration):
             schema = _function()
         else:
             schema = schema_of_type(argument.type, number)

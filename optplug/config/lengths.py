@@ -41,7 +41,7 @@ def all_lengths(registration: Registration) -> tuple[str, ...]:
 
 def nested_schedules(registration: Registration) -> tuple[str, ...]:
     """The names of a scheduler's arguments that are lists of schedules."""
-    return schedule_arguments(registry.get(registration.spec.kind, registration.qualified_name))
+    return schedule_arguments(registration)
 
 
 def read_unit(

@@ -93,7 +93,8 @@ def numbers_from_text(schema: Schema, value: Any) -> Any:
         names = {part.get("type") for part in allowed}
         has_words = "string" in names or any("enum" in part for part in allowed)
         is_number = bool(names & {"integer", "number"}) and not has_words
-        return read_number(value, whole="number" not in names) if is_number else value
+        is_whole = "integer" in names and (isinstance(value, str) or "number" not in names)
+        return read_number(value, whole=is_whole) if is_number else value
     for part in allowed:
         if isinstance(value, (list, tuple)) and part.get("type") == "array":
             schemas = part.get("prefixItems", [])

@@ -12,7 +12,7 @@ from optplug.optim.options import OPTION_DEFAULTS
 from optplug.registry.signature import constructor_signature, takes_untyped_options
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, TypeIs
 
 
 class _CompleteSignature:
@@ -51,6 +51,14 @@ class StrictKwargs:
         if not set(keywords) <= set(known) and not takes_untyped_options(cls):
             check_keywords(cls, keywords, known)
         return super().__new__(cls)
+
+
+def is_strict(target: Any) -> TypeIs[type[StrictKwargs]]:
+    """Return whether the target of a registration is a class derived from `StrictKwargs`, so that it raises our errors.
+
+    Other targets are classes of other packages, and functions that return an optimizer.
+    """
+    return isinstance(target, type) and issubclass(target, StrictKwargs)
 
 
 def check_keywords(cls: type, keywords: Iterable[str], known: Collection[str]) -> None:

@@ -31,7 +31,15 @@ from optplug.errors import (
     short_list,
 )
 from optplug.registry import hookspecs
-from optplug.registry.specs import FunctionSpec, OptimizerSpec, SchedulerSpec, Spec, lookup_key, spec_from_target
+from optplug.registry.specs import (
+    FunctionSpec,
+    OptimizerSpec,
+    SchedulerSpec,
+    Spec,
+    lookup_key,
+    snake_case,
+    spec_from_target,
+)
 
 ENTRY_POINT_GROUP = "optplug"
 DISABLE_VARIABLE = "OPTPLUG_DISABLE"
@@ -459,6 +467,13 @@ def _registration(kind: str, item: Any, plugin: Plugin) -> Registration:
     if not isinstance(spec.target, str):
         registration.load()  # checks the target now, since there is nothing to import
     return registration
+
+
+def unregistered(kind: str, target: Any) -> Registration:
+    """Return a registration of a class or function that no plugin registers, for functions that take a registration."""
+    name = snake_case(target.__name__).strip("_")
+    spec = spec_from_target(KINDS[kind], target, name)
+    return Registration(spec, Plugin("unregistered", target.__module__, "?"))
 
 
 def _item_name(item: Any) -> str:

@@ -42,56 +42,91 @@ class Argument:
         return self.default is Parameter.empty
 
 
+def target_of(registration: Registration) -> Any:
+    """Return the class or function of a registration.
+
+    Raises:
+        PluginError: it cannot be loaded.
+    """
+    if not isinstance(registration.spec.target, str):
+        return registration.spec.target  # also of a registration that is not in the registry
+    return registry.get(registration.spec.kind, registration.qualified_name)
+
+
 def configurable_arguments(registration: Registration) -> dict[str, Parameter]:
     """Return the constructor arguments that a configuration can set, by name.
 
+    These are the arguments in the signature of the class or function and those in `spec.arguments`, except `spec.base`.
+
     Raises:
-        PluginError: the class cannot be loaded.
+        PluginError: the class or function cannot be loaded.
     """
-    return constructor_arguments(registry.get(registration.spec.kind, registration.qualified_name))[0]
-
-
-def constructor_arguments(cls: type) -> tuple[dict[str, Parameter], bool]:
-    """Return the constructor arguments that a configuration can set, and whether the class rejects all others."""
-    parameters = list(constructor_signature(cls).parameters.values())
-    is_complete = all(p.kind is not p.VAR_KEYWORD for p in parameters)
+    spec = registration.spec
+    parameters = list(constructor_signature(target_of(registration)).parameters.values())
     if parameters and parameters[0].kind in _POSITIONAL_KINDS:  # the parameters or the optimizer
         del parameters[0]
-    found = {p.name: p for p in parameters if p.kind in _KEYWORD_KINDS and p.name not in EXCLUDED_ARGUMENTS}
-    return found, is_complete
+    excluded = (*EXCLUDED_ARGUMENTS, getattr(spec, "base", ""))
+    found = {p.name: p for p in parameters if p.kind in _KEYWORD_KINDS and p.name not in excluded}
+    declared = {name: _declared_parameter(name, spec.arguments[name]) for name in spec.arguments if name not in found}
+    return {**found, **declared}
 
 
-def function_arguments(cls: type) -> tuple[str, ...]:
-    """Return the arguments of a scheduler class that are functions of the epoch: its attribute `functions`."""
-    declared = getattr(cls, "functions", ())
-    return tuple(declared) if isinstance(declared, (tuple, list)) else ()
+def _declared_parameter(name: str, default: Any) -> Parameter:
+    annotation = Parameter.empty if default is None else type_of_default(default)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def schedule_arguments(cls: type) -> tuple[str, ...]:
-    """Return the arguments of a scheduler class that are lists of schedules: its attribute `nested_schedules`.
+def accepts_any_argument(registration: Registration) -> bool:
+    """Return whether the constructor has `**options` whose names are unknown, so that it may have further arguments."""
+    parameters = constructor_signature(target_of(registration)).parameters.values()
+    # `spec.arguments` are all further arguments of a constructor with `**options`.
+    return not registration.spec.arguments and any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def function_arguments(registration: Registration) -> tuple[str, ...]:
+    """Return the arguments of a scheduler that are functions of the epoch.
+
+    These are the spec's `functions`; without any, the class attribute `functions`.
+    """
+    return getattr(registration.spec, "functions", ()) or _names_in_attribute(target_of(registration), "functions")
+
+
+def schedule_arguments(registration: Registration) -> tuple[str, ...]:
+    """Return the arguments of a scheduler that are lists of schedules: the class attribute `nested_schedules`.
 
     Each schedule in such a list is a mapping with its `name`, its `length` and its arguments.
     """
-    declared = getattr(cls, "nested_schedules", ())
+    return _names_in_attribute(target_of(registration), "nested_schedules")
+
+
+def _names_in_attribute(target: Any, attribute: str) -> tuple[str, ...]:
+    declared = getattr(target, attribute, ())
     return tuple(declared) if isinstance(declared, (tuple, list)) else ()
+
+
+def declared_cases(registration: Registration) -> tuple[dict[str, Any], ...]:
+    """Return the keyword arguments that the conformance kit tests; one case without arguments if none are declared.
+
+    These are the spec's `cases`; without any, the class attribute `cases`.
+    """
+    declared = registration.spec.cases or getattr(target_of(registration), "cases", ())
+    return tuple(dict(case) for case in declared) or ({},)
 
 
 def documented_arguments(registration: Registration) -> list[Argument]:
     """Return the arguments of `configurable_arguments` with types and descriptions, in the order of the constructor.
 
     Raises:
-        PluginError: the class cannot be loaded.
+        PluginError: the class or function cannot be loaded.
     """
-    cls = registry.get(registration.spec.kind, registration.qualified_name)
-    descriptions = _descriptions(cls)
+    descriptions = _descriptions(target_of(registration))
     return [
         Argument(name, configurable_type(p.annotation), p.default, descriptions.get(name, ""))
-        for name, p in constructor_arguments(cls)[0].items()
+        for name, p in configurable_arguments(registration).items()
     ]
 
 
-@functools.lru_cache(maxsize=1024)
-def constructor_signature(cls: type) -> inspect.Signature:
+def constructor_signature(target: Any) -> inspect.Signature:
     """Return the signature of a class with the arguments that its constructor passes to its base classes.
 
     A constructor with `**options` is assumed to pass them to the next constructor in the MRO, and a constructor that
@@ -99,7 +134,21 @@ def constructor_signature(cls: type) -> inspect.Signature:
     have a default; with `**options: Unpack[T]`, by those that are keys of the TypedDict T. `**options` remains if the
     last constructor has it too: the class may then accept further arguments. Annotations are types if they can be
     resolved, and otherwise text.
+
+    Args:
+        target: the class, or a function, whose own signature is returned.
     """
+    return _signature_of_class(target) if isinstance(target, type) else _signature_of_function(target)
+
+
+def _signature_of_function(function: Any) -> inspect.Signature:
+    hints = _type_hints(function)
+    parameters = _parameters_of(function).items()
+    return inspect.Signature([p.replace(annotation=hints.get(name, p.annotation)) for name, p in parameters])
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature_of_class(cls: type) -> inspect.Signature:
     constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
     # The abstract base classes of torch take no options of an algorithm.
     return inspect.Signature(_parameters([base for base in constructors if not _is_abstract_base(base)] or [cls]))
@@ -110,9 +159,9 @@ def _is_abstract_base(cls: type) -> bool:
     return cls.__module__.startswith("torch.optim.") and cls.__name__ in ("Optimizer", "LRScheduler")
 
 
-def takes_untyped_options(cls: type) -> bool:
-    """Whether the constructor of a class has `**options` that are not `Unpack` of a TypedDict."""
-    constructor = cls.__init__  # type: ignore[misc]  # it is not called
+def takes_untyped_options(target: Any) -> bool:
+    """Whether a function or the constructor of a class has `**options` that are not `Unpack` of a TypedDict."""
+    constructor = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]  # it is not called
     options = [p.name for p in _parameters_of(constructor).values() if p.kind is p.VAR_KEYWORD]
     return bool(options) and _keys_of_typed_dict(_type_hints(constructor).get(options[0])) is None
 
@@ -174,6 +223,13 @@ def _keys_of_typed_dict(hint: Any) -> dict[str, Any] | None:
     return (_type_hints(typing.get_args(hint)[0]) or None) if is_unpack else None
 
 
+def type_of_default(default: Any) -> Any:
+    """Return the type that the default value of an argument implies. `weight_decay=0` may be a fraction too."""
+    if isinstance(default, tuple):
+        return tuple[tuple(map(type_of_default, default))]  # type: ignore[misc]
+    return int | float if type(default) is int else type(default)
+
+
 def configurable_type(annotation: Any) -> Any:
     """Return an annotation without `Tensor`; `Any` for an argument without annotation or with an unresolvable one."""
     return Any if annotation is Parameter.empty or isinstance(annotation, str) else _without_tensors(annotation)
@@ -198,14 +254,14 @@ def _is_tensor(hint: Any) -> bool:
 _REFERENCE = re.compile(r"as in `?\.?[\w.]+`?\.?")
 
 
-def _descriptions(cls: type) -> dict[str, str]:
-    """Return the descriptions of arguments from the docstrings of a class and its bases.
+def _descriptions(target: Any) -> dict[str, str]:
+    """Return the descriptions of arguments from the docstrings of a function, or of a class and its bases.
 
     A description such as "as in `Base`" is skipped, so that the description in the base class is used.
     """
     found: dict[str, str] = {}
-    for base in cls.__mro__:
-        for name, description in _args_section(vars(base).get("__doc__") or "").items():
+    for documented in target.__mro__ if isinstance(target, type) else [target]:
+        for name, description in _args_section(documented.__doc__ or "").items():
             if not _REFERENCE.fullmatch(description):
                 found.setdefault(name, description)
     return found

@@ -250,15 +250,20 @@ DECLARABLE = (
 """The fields that a class without a spec can declare as class attributes."""
 
 
-def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
+def spec_from_target(spec_class: type[Spec], target: Any, name: str | None = None) -> Spec:
     """Make the spec of a class or function that a plugin returned without a spec.
 
     Attributes of the target that have the name and the type of a field become this field.
 
+    Args:
+        spec_class: the class of the spec.
+        target: the class or function.
+        name: the name of the spec. Default: the target's `__name__` in snake case.
+
     Raises:
         SpecError: the target has no `__name__` that can be registered, e.g. a lambda.
     """
-    name = getattr(target, "__name__", "")
+    name = name or snake_case(getattr(target, "__name__", ""))
     if name in ("", "<lambda>"):
         raise SpecError(
             f"{target!r} has no name to be registered under: make it a function by def, or give "
@@ -266,7 +271,7 @@ def spec_from_target(spec_class: type[Spec], target: Any) -> Spec:
         )
     options: dict[str, Any] = {key: getattr(target, key) for key in DECLARABLE if _declares(spec_class, target, key)}
     doc = (target.__doc__ or "").strip().partition("\n")[0]
-    return spec_class(snake_case(name), target, summary=doc, **options)
+    return spec_class(name, target, summary=doc, **options)
 
 
 def _declares(spec_class: type[Spec], target: Any, key: str) -> bool:

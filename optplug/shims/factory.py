@@ -139,7 +139,7 @@ class SchedulerBuilder(OptimizerBuilder):
     def parser_type(self, argument: Argument) -> Any:
         if argument is MONITOR:
             return argument.type
-        if argument.name in function_arguments(registry.get("scheduler", self.registration.qualified_name)):
+        if argument.name in function_arguments(self.registration):
             return str | float | list[str | float]
         if argument.name in (getattr(self.registration.spec, "length", ""), *LENGTH_ARGUMENTS):
             return Length if argument.type in (int, Any) else typing.Union[argument.type, Length]  # noqa: UP007

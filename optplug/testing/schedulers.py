@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.config.expressions import resolve_function_arguments
+from optplug.registry.plugin_registry import unregistered
 from optplug.schedulers.closed_form import ClosedFormLR
 from optplug.testing.checks import save_and_load
 
@@ -41,9 +42,8 @@ class SchedulerUnderTest:
 
     def build(self, lrs: Sequence[float | Tensor], **groups: Any) -> LRScheduler:
         params = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr, **groups} for lr in lrs]
-        return self.cls(
-            _IdleOptimizer(params, {"lr": 0.1, "momentum": 0.9}), **resolve_function_arguments(self.cls, self.arguments)
-        )
+        arguments = resolve_function_arguments(unregistered("scheduler", self.cls), self.arguments)
+        return self.cls(_IdleOptimizer(params, {"lr": 0.1, "momentum": 0.9}), **arguments)
 
     def step(self, scheduler: LRScheduler, t: int) -> list[float]:
         """Take step `t` and return the learning rates. The metric decreases until step 6 and then varies slightly."""

@@ -17,6 +17,7 @@ import optplug
 from optplug.config.expressions import resolve_function_arguments
 from optplug.config.param_groups import ParameterInfo, name_groups, parameter_infos
 from optplug.optim.combined import Combined
+from optplug.registry.plugin_registry import unregistered
 from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.closed_form import ClosedFormLR
 from optplug.schedulers.late_groups import follow_groups
@@ -82,7 +83,7 @@ def factory_from_case(cls, case):
 
     def make(optimizer):
         own = {key: scaled_lrs(10 * given[key], optimizer) for key in ("base_lr", "max_lr") if key in given}
-        return cls(optimizer, **{**resolve_function_arguments(cls, given), **own})
+        return cls(optimizer, **{**resolve_function_arguments(unregistered("scheduler", cls), given), **own})
 
     return make
 
