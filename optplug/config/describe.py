@@ -49,7 +49,7 @@ def _header_lines(registration: Registration, target: Any) -> Iterator[str]:
     yield f"{registration.name}: {spec.summary}" if spec.summary else registration.name
     facts = {
         "kind": spec.kind,
-        spec.target_nouns[0]: _qualified_name(target),
+        "class" if isinstance(target, type) else "function": _qualified_name(target),
         "plugin": str(registration.plugin),
         "plugin API": f"{spec.api_version} (this optplug supports {API_VERSION})",
         "capabilities": "; ".join(f"{c}: {spec.CAPABILITIES[c]}" for c in sorted(spec.capabilities)) or "none declared",
