@@ -1,0 +1,16 @@
+"""Tests of the optimizer `my_lion`. The distribution must be installed."""
+
+import pytest
+from my_lion import MyLion
+
+import optplug
+from optplug import testing
+
+
+def test_my_lion_is_registered():
+    assert optplug.get_optimizer("my_lion") is MyLion
+
+
+@pytest.mark.parametrize("check", testing.optimizer_checks("my_lion"), ids=str)
+def test_my_lion_conforms(check):
+    check()
