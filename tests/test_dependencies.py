@@ -44,7 +44,7 @@ import optplug, torch
 
 model = torch.nn.Linear(2, 1)
 warnings.filterwarnings("ignore", "muon gets no parameter")
-for name in optplug.list_optimizers():
+for name in optplug.list_optimizers("optplug-classic:*") + optplug.list_optimizers("optplug-modern:*"):
     if name in ("lbfgs", "sparse_adam"):  # they take a closure, and sparse gradients
         continue
     optimizer, scheduler = optplug.create_optimizer_and_scheduler(model, name, {"name": "step_lr", "step_size": 2})

@@ -27,7 +27,7 @@ from optplug.config.form import TABLES
 from optplug.config.reference import update_tables
 from optplug.registry import Registry, hookspecs
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
-from support import LIGHTNING, QUIET, TORCH, lines_with_type_errors, torch_has
+from support import LIGHTNING, QUIET, TORCH, first_party, lines_with_type_errors, torch_has
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -306,8 +306,8 @@ def test_optimizer_with_a_state_of_another_shape_in_the_documentation() -> None:
 
 
 def test_class_docstrings_mention_every_argument() -> None:
-    for kind, names in (("optimizer", optplug.list_optimizers()), ("scheduler", optplug.list_schedulers())):
-        for name in names:
+    for kind in ("optimizer", "scheduler"):
+        for name in first_party(kind):
             cls = getattr(optplug, f"get_{kind}")(name)
             for argument in inspect.signature(cls).parameters:
                 assert re.search(rf"\b{argument}\b", cls.__doc__), f"{cls.__name__} does not document {argument}"
@@ -366,7 +366,7 @@ def arguments(cls: type) -> dict[str, inspect.Parameter]:
 
 def both_classes(name: str) -> tuple[type, type]:
     """Return the class of optplug and the class of torch."""
-    kind = "optimizer" if name in optplug.list_optimizers() else "scheduler"
+    kind = "optimizer" if name in first_party("optimizer") else "scheduler"
     ours = getattr(optplug, f"get_{kind}")(name)
     return ours, getattr(torch.optim, ours.__name__, None) or getattr(torch.optim.lr_scheduler, ours.__name__)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from optplug.registry import registry
+from support import first_party
 
 DOCS = Path(__file__).parent.parent / "docs"
-NAMES = sorted(r.name for r in registry.registrations("scheduler") if r.plugin.distribution == "optplug")
+NAMES = first_party("scheduler")
 
 
 def module_of(path: Path) -> Any:

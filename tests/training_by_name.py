@@ -87,6 +87,7 @@ def train_in_plain_loops() -> None:
     import optplug
     from optplug.engines import ENGINES
     from optplug.testing.checks import declared_cases
+    from support import first_party
 
     def train(name: str, scheduler: Any = None, **arguments: Any) -> None:
         module = torch.nn.Embedding(4, 2, sparse=name == "sparse_adam")
@@ -110,13 +111,13 @@ def train_in_plain_loops() -> None:
         torch.save(copy.deepcopy(optimizer), io.BytesIO())
         optimizer.step(closure)
 
-    for name in optplug.list_optimizers():
+    for name in first_party("optimizer"):
         engines = [{}] if name == "lbfgs" else [{"engine": engine.name} for engine in ENGINES]
         if name == "sparse_adam":
             engines = [{}]
         for case, engine in product(declared_cases(optplug.get_optimizer(name)), engines):
             train(name, **case, **engine)
-    for name in optplug.list_schedulers():
+    for name in first_party("scheduler"):
         for case, warmup in product(declared_cases(optplug.get_scheduler(name)), ({}, {"warmup": {"steps": 2}})):
             train("sgd", {"name": name, "args": case, **warmup})
 
@@ -134,7 +135,7 @@ def train_with_trainer(import_name: str) -> None:
 
     import optplug
     from optplug.testing.checks import declared_cases
-    from support import QUIET
+    from support import QUIET, first_party
 
     own = importlib.import_module(
         "optplug.lightning" if import_name == "lightning.pytorch" else "optplug.pytorch_lightning"
@@ -165,9 +166,9 @@ def train_with_trainer(import_name: str) -> None:
         sparse = optimizer == "sparse_adam"
         pl.Trainer(**QUIET, callbacks=[callback]).fit(Module(sparse))
 
-    for name in optplug.list_optimizers():
+    for name in first_party("optimizer"):
         fit(name)
-    for name in optplug.list_schedulers():
+    for name in first_party("scheduler"):
         for case, interval in product(declared_cases(optplug.get_scheduler(name)), ("epoch", "step")):
             fit("adam", {"name": name, "args": case, **({} if monitored({"name": name}) else {"interval": interval})})
     fit("adamw", {"name": "cosine_annealing_lr", "T_max": "auto", "warmup": {"epochs": 1}}, param_groups="no_decay")

@@ -18,13 +18,9 @@ from optplug.optim.ranges import COMMON_RANGES, at_least, declared_ranges
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.signature import documented_arguments
 from optplug.registry.specs import FunctionSpec, OptimizerSpec, SchedulerSpec
+from support import first_party
 
-FIRST_PARTY = [
-    registration
-    for kind in ("optimizer", "scheduler")
-    for registration in registry.registrations(kind)
-    if registration.plugin.distribution == "optplug"
-]
+FIRST_PARTY = [registry.resolve(kind, name) for kind in ("optimizer", "scheduler") for name in first_party(kind)]
 
 
 def described_lines(kind: str, name: str) -> list[str]:

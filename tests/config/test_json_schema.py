@@ -24,6 +24,7 @@ from optplug.errors import OptplugError
 from optplug.optim.ranges import COMMON_RANGES, above_zero, at_least, unit_interval
 from optplug.registry import Plugin, QuarantinedPlugin, Registration, registry
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
+from support import first_party
 
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -52,10 +53,9 @@ def check(config: dict[str, Any]) -> None:
 
 def declared_cases(kind: str) -> Iterator[dict[str, Any]]:
     """The `cases` of the first-party classes, as configurations."""
-    for registration in registry.registrations(kind):
-        if registration.plugin.distribution == "optplug":
-            for case in registry.get(kind, registration.qualified_name).cases:
-                yield {"name": registration.name, **as_yaml_reads(case)}
+    for name in first_party(kind):
+        for case in registry.get(kind, name).cases:
+            yield {"name": name, **as_yaml_reads(case)}
 
 
 def test_schema_is_valid_serializable_and_deterministic():

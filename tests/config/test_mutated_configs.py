@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import optplug
 from optplug.config.build import parse_and_check
 from optplug.config.json_schema import json_schema
 from optplug.errors import ConfigErrors, OptplugError, loc_text
 from optplug.lightning.configure import build_from_config
 from optplug.registry.specs import lookup_key
+from support import first_party
 
 SLOW_CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 MANY_EXAMPLES = settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=SLOW_CHECKS)
@@ -109,7 +109,7 @@ VALID: list[dict[str, Any]] = [
 
 LENGTH_KEYS = {"T_max", "step_size", "milestones"}
 
-NAMES = (*optplug.list_optimizers(), *optplug.list_schedulers(), "no_decay", "layer_decay")
+NAMES = (*first_party("optimizer"), *first_party("scheduler"), "no_decay", "layer_decay")
 
 
 def make_module() -> nn.Module:

@@ -31,9 +31,10 @@ from optplug.testing.trajectory import OptimizerUnderTest, seeded_randn
 pytest.importorskip("numba", reason="engine numba is in the extra optplug[cpu]")
 from optplug.engines import cpu_kernel
 from optplug.engines.cpu_kernel import CHUNK_SIZE
+from support import first_party
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-RULES = [name for name in optplug.list_optimizers() if issubclass(optplug.get_optimizer(name), RuleOptimizer)]
+RULES = [name for name in first_party("optimizer") if issubclass(optplug.get_optimizer(name), RuleOptimizer)]
 TESTED_OPTIMIZERS = {name: OptimizerUnderTest.of(name) for name in RULES}
 Adam, SGD = (optplug.get_optimizer(name) for name in ("adam", "sgd"))
 

@@ -17,9 +17,10 @@ from optplug import engines
 from optplug.engines.protocol import BucketKey
 from optplug.errors import EngineError
 from optplug.testing import inapplicable_checks, optimizer_checks
+from support import first_party
 
 Adam, SGD = (optplug.get_optimizer(name) for name in ("adam", "sgd"))
-RULES = [name for name in optplug.list_optimizers() if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
+RULES = [name for name in first_party("optimizer") if issubclass(optplug.get_optimizer(name), optplug.RuleOptimizer)]
 REDUCING_RULES = ("adafactor", "lamb", "lars", "prodigy")
 MATRIX_RULES = ("muon", "soap")
 PACKAGE = Path(optplug.__file__).parent

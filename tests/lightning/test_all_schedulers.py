@@ -14,6 +14,7 @@ import yaml
 from torch import nn
 
 from optplug.registry import registry
+from support import first_party
 
 BATCHES, EPOCHS, STOP = 4, 5, 10
 """Optimizer steps in an epoch, epochs, and the step of the checkpoint: in the middle of an epoch."""
@@ -48,7 +49,7 @@ def configurations() -> Iterator[Any]:
 def test_configurations_contain_all_schedulers_of_optplug():
     named = {param.values[0]["name"] for param in configurations()}
     assert {"cosine_annealing_lr", "reduce_lr_on_plateau"} <= named
-    assert named == {one.name for one in registry.registrations("scheduler") if one.plugin.distribution == "optplug"}
+    assert named == {*first_party("scheduler")}
 
 
 @pytest.fixture

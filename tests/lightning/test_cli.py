@@ -15,7 +15,7 @@ from torch import nn
 import optplug
 from optplug.config import build
 from optplug.errors import HyperparameterError, WiringError
-from support import LIGHTNING
+from support import LIGHTNING, first_party
 
 # LightningCLI warns if both `args` and sys.argv are given, and sys.argv has the arguments of pytest.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
@@ -561,7 +561,7 @@ def test_validation_needs_no_optimizer(optplug_lightning: Any, model: type, writ
 def test_help_option_replaces_characters_that_the_encoding_lacks(cli: Any, monkeypatch: pytest.MonkeyPatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
-    for name in optplug.list_optimizers():
+    for name in first_party("optimizer"):
         with pytest.raises(SystemExit) as caught:
             cli(["--optimizer.help", name])
         assert caught.value.code == 0

@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler
 
 import optplug
 from optplug.registry import registry
+from support import first_party
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adadelta": {"lr": 1.0, "rho": 0.8},
@@ -113,10 +114,10 @@ def train(trainer: Any) -> Any:
 
 def test_every_name_has_a_case() -> None:
     # Muon takes matrices only; the module has vectors too.
-    of_torch = [name for name in optplug.list_optimizers() if class_name(name) in TORCH_OPTIMIZERS and name != "muon"]
+    of_torch = [name for name in first_party("optimizer") if class_name(name) in TORCH_OPTIMIZERS and name != "muon"]
     assert sorted(OPTIMIZERS) == of_torch
     # By name, the others are stepped after each optimizer step by default.
-    names = [n for n in optplug.list_schedulers() if registry.resolve("scheduler", n).spec.interval == "epoch"]
+    names = [n for n in first_party("scheduler") if registry.resolve("scheduler", n).spec.interval == "epoch"]
     assert sorted(SCHEDULERS) == [name for name in names if class_name(name, "scheduler") in vars(lr_scheduler)]
 
 

@@ -17,7 +17,7 @@ from torch import nn
 import optplug
 from optplug.config.param_groups import group_table
 from optplug.lightning.checkpoint_metadata import group_tables
-from support import QUIET_NO_SANITY, needs_fsdp2_on_cpu
+from support import QUIET_NO_SANITY, first_party, needs_fsdp2_on_cpu
 
 ADAM = {"name": "adam", "lr": 0.1}
 
@@ -95,7 +95,7 @@ def test_layer_decay_and_multipliers_combine() -> None:
     }
 
 
-@pytest.mark.parametrize("name", optplug.list_optimizers())
+@pytest.mark.parametrize("name", first_party("optimizer"))
 def test_each_parameter_is_in_one_group_with_supported_options(name: str) -> None:
     module = Net()
     module.head.requires_grad_(False)

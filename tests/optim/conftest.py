@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import optplug
 from optplug.testing.checks import assert_close, assert_equal, state_tensors
 from optplug.testing.trajectory import SHAPES, OptimizerUnderTest, Trajectory, seeded_randn
+from support import first_party
 
 FULL_STATE_OPTIONS: dict[str, dict[str, Any]] = {
     "adadelta": {"lr": 0.5, "weight_decay": 0.05},
@@ -59,7 +59,7 @@ SHAPES_WITH_TORCH = {"adafactor": ((5, 3), (7,), (), (2, 4, 3))}
 
 @functools.cache
 def optimizers_under_test() -> dict[str, OptimizerUnderTest]:
-    return {name: OptimizerUnderTest.of(name) for name in optplug.list_optimizers()}
+    return {name: OptimizerUnderTest.of(name) for name in first_party("optimizer")}
 
 
 @functools.cache

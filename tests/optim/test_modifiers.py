@@ -23,6 +23,7 @@ from optplug.rules.trace import trace
 from optplug.testing.checks import assert_close, max_difference, save_and_load
 from optplug.testing.modifiers import MODIFIERS, modified_run, run_by_definition
 from optplug.testing.trajectory import STEPS, OptimizerUnderTest, take_step
+from support import first_party
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -504,7 +505,7 @@ def test_constructor_may_set_a_default_that_the_user_can_switch_off():
 
 
 def test_every_rule_optimizer_has_the_options():
-    for name in optplug.list_optimizers("optplug-*:*"):
+    for name in first_party("optimizer"):
         cls = optplug.get_optimizer(name)
         if issubclass(cls, optplug.RuleOptimizer):
             parameters = inspect.signature(cls).parameters

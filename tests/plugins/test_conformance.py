@@ -7,13 +7,10 @@ import pytest
 import optplug
 from optplug.registry import registry
 from optplug.testing import Check, inapplicable_checks, optimizer_checks, scheduler_checks
+from support import first_party
 
-OPTIMIZERS = [
-    pytest.param(check, id=f"{n}-{check}") for n in optplug.list_optimizers() for check in optimizer_checks(n)
-]
-SCHEDULERS = [
-    pytest.param(check, id=f"{n}-{check}") for n in optplug.list_schedulers() for check in scheduler_checks(n)
-]
+OPTIMIZERS = [pytest.param(check, id=f"{n}-{check}") for n in first_party("optimizer") for check in optimizer_checks(n)]
+SCHEDULERS = [pytest.param(check, id=f"{n}-{check}") for n in first_party("scheduler") for check in scheduler_checks(n)]
 
 
 @pytest.mark.parametrize("check", OPTIMIZERS)

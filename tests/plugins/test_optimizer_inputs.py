@@ -42,8 +42,9 @@ from optplug.errors import (
 )
 from optplug.optim.dispatch import ENGINE_KEYS
 from optplug.optim.ranges import COMMON_RANGES, Range
+from support import first_party
 
-CLASSES = {name: optplug.get_optimizer(name) for name in optplug.list_optimizers()}
+CLASSES = {name: optplug.get_optimizer(name) for name in first_party("optimizer")}
 CLASSES = {name: cls for name, cls in CLASSES.items() if cls.__module__.startswith("optplug_classic.")}
 OPTIONAL_BOOLS = ("foreach", "fused")
 OPTIONAL_NUMBERS = ("max_eval", "clip_value", "clip_norm", "agc")

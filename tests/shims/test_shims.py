@@ -22,7 +22,7 @@ from optplug.registry import Plugin, Registration, registry
 from optplug.registry.signature import documented_arguments
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 from optplug.shims import factory
-from support import QUIET_NO_SANITY
+from support import QUIET_NO_SANITY, first_party
 
 # LightningCLI warns that `args` is given although sys.argv, here pytest's command line, has arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
@@ -393,7 +393,7 @@ REQUIRED_ARGUMENTS |= {"multiplicative_lr": {"lr_lambda": "1"}, "sequential": {"
 REQUIRED_ARGUMENTS |= {"reduce_lr_on_plateau": {"monitor": "val_loss"}}
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in SHIM_MODULES for name in registry.names(kind)])
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in SHIM_MODULES for name in first_party(kind)])
 def test_every_registered_name_has_a_shim(kind: str, name: str):
     shim = getattr(SHIM_MODULES[kind], name)
     assert (shim.__name__, shim.__module__) == (name, f"optplug.shims.{kind}s")
