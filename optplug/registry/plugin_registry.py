@@ -22,7 +22,6 @@ import pluggy
 from optplug.errors import (
     AmbiguousNameError,
     ConfigTypeError,
-    OptplugError,
     PluginError,
     UnknownNameError,
     did_you_mean,
@@ -36,6 +35,7 @@ from optplug.registry.specs import (
     OptimizerSpec,
     SchedulerSpec,
     Spec,
+    errors_kept,
     lookup_key,
     snake_case,
     spec_from_target,
@@ -394,7 +394,28 @@ class Registry:
         Raises:
             PluginError: the plugin is invalid. Exceptions of the plugin's own code.
         """
-        manager = discovery.manager
+        with errors_kept():
+            items = self._hook_items(discovery.manager, point)
+        accepted: dict[tuple[str, str], Registration] = {}
+        for kind, item in items:
+            try:
+                registration = _registration(kind, item, plugin)
+                key = kind, lookup_key(registration.name)
+                if key in accepted:
+                    raise PluginError(f"its name is that of {accepted[key].spec.target!r} (case and _ are ignored)")
+                accepted[key] = registration
+            except Exception as error:  # the item's own code, such as that of a metaclass, can raise anything
+                discovery.rejected.append(RejectedItem(plugin, kind, _item_name(item), one_line(error)))
+        for (kind, name), registration in accepted.items():
+            discovery.registrations[kind].setdefault(name, []).append(registration)
+        discovery.plugins.append(plugin)
+
+    def _hook_items(self, manager: pluggy.PluginManager, point: EntryPoint) -> list[tuple[str, Any]]:
+        """Load an entry point, and return what its hooks return: the kind and the item.
+
+        Raises:
+            PluginError: the plugin is invalid. Exceptions of the plugin's own code.
+        """
         implementation = point.load()
         if manager.is_registered(implementation):
             raise PluginError(f"{point.value!r} is already in use as plugin {manager.get_name(implementation)!r}")
@@ -410,19 +431,7 @@ class Registry:
                 # pluggy omits a result of None
                 for result in manager.subset_hook_caller(hook, others)() or [None]:
                     items += [(kind, item) for item in _items(hook, result, KINDS[kind])]
-        accepted: dict[tuple[str, str], Registration] = {}
-        for kind, item in items:
-            try:
-                registration = _registration(kind, item, plugin)
-                key = kind, lookup_key(registration.name)
-                if key in accepted:
-                    raise PluginError(f"its name is that of {accepted[key].spec.target!r} (case and _ are ignored)")
-                accepted[key] = registration
-            except OptplugError as error:
-                discovery.rejected.append(RejectedItem(plugin, kind, _item_name(item), one_line(error)))
-        for (kind, name), registration in accepted.items():
-            discovery.registrations[kind].setdefault(name, []).append(registration)
-        discovery.plugins.append(plugin)
+        return items
 
 
 def _of_lowest_precedence(registrations: list[Registration]) -> list[Registration]:
@@ -453,10 +462,12 @@ def _registration(kind: str, item: Any, plugin: Plugin) -> Registration:
 
     Raises:
         PluginError: the item is not a spec, class or function, or the class or function has not the right methods.
-        SpecError: a spec cannot be made of a class or function.
+        SpecError: a spec is malformed, or cannot be made of a class or function.
     """
     spec_class = KINDS[kind]
     if isinstance(item, spec_class):
+        if item.error is not None:
+            raise item.error
         spec = item
     elif spec_class.is_valid_target(item) and not (isinstance(item, type) and issubclass(item, Spec)):
         spec = spec_from_target(spec_class, item)
@@ -478,8 +489,11 @@ def unregistered(kind: str, target: Any) -> Registration:
 
 def _item_name(item: Any) -> str:
     """Return the name of an item that is not used, for messages."""
-    name = getattr(item, "name", None) or getattr(item, "__name__", None)
-    return name if isinstance(name, str) else repr(item)
+    try:
+        name = getattr(item, "name", None) or getattr(item, "__name__", None)
+        return name if isinstance(name, str) else repr(item)
+    except Exception:  # attributes and representations of third-party objects can raise anything
+        return f"of type {type(item).__name__}"
 
 
 def _plugin_of(point: EntryPoint) -> Plugin:

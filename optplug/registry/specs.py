@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +32,22 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
+_keeps_errors: ContextVar[bool] = ContextVar("_keeps_errors", default=False)
+
+
+@contextmanager
+def errors_kept() -> Iterator[None]:
+    """Inside, a malformed spec is made with its error in `error`, and does not raise it.
+
+    The registry loads plugins so: the error of one spec must not end the plugin's code, which makes all its specs.
+    """
+    token = _keeps_errors.set(True)
+    try:
+        yield
+    finally:
+        _keeps_errors.reset(token)
+
+
 @dataclass(frozen=True)
 class Spec:
     """One name that a plugin registers. Base class of the specs for optimizers, schedulers and functions.
@@ -48,6 +66,9 @@ class Spec:
             positive number. If several plugins register a name, the name alone means that of the lowest precedence; two
             plugins with precedence 0 clash. Default: 0.
 
+    Attributes:
+        error: why a malformed spec is not used; None for a valid one, and outside of `errors_kept`.
+
     Raises:
         SpecError: a field is malformed, a capability is unknown, or the API version is unsupported.
     """
@@ -60,6 +81,7 @@ class Spec:
     cases: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     precedence: int = 0
+    error: SpecError | None = field(default=None, init=False, repr=False, compare=False)
 
     kind: ClassVar[str]
     CAPABILITIES: ClassVar[Mapping[str, str]]
@@ -72,8 +94,21 @@ class Spec:
         return isinstance(target, type)
 
     def __post_init__(self) -> None:
+        try:
+            self._check()
+        except SpecError as error:
+            if not _keeps_errors.get():
+                raise
+            object.__setattr__(self, "error", error)
+
+    def _check(self) -> None:
+        """Check the fields, and convert lists to tuples and sets.
+
+        Raises:
+            SpecError: see the class.
+        """
         # The version is checked first: other fields may have another form in another version.
-        if not isinstance(self.api_version, int):
+        if not _is_int(self.api_version):
             raise SpecError(f"api_version of {self.kind} {self.name!r} must be an int, got {self.api_version!r}")
         if not OLDEST_API_VERSION <= self.api_version <= API_VERSION:
             remedy = "update optplug" if self.api_version > API_VERSION else "update the plugin"
@@ -102,7 +137,7 @@ class Spec:
             if word not in self.CAPABILITIES:
                 raise SpecError(
                     f"{self.kind} {self.name!r} declares the unknown capability {word!r}"
-                    f"{suggest(word, self.CAPABILITIES, intro='known are')}"
+                    f"{suggest(word, self.CAPABILITIES, intro='known are', see=f'{type(self).__name__}.CAPABILITIES')}"
                 )
         cases: Any = self.cases
         if not isinstance(cases, (tuple, list)) or not all(map(_is_keywords, cases)):
@@ -110,7 +145,7 @@ class Spec:
         object.__setattr__(self, "cases", tuple(cases))
         if not _is_keywords(self.arguments):
             raise SpecError(f"arguments of {self.kind} {self.name!r} must be a mapping, got {self.arguments!r}")
-        if not isinstance(self.precedence, int) or self.precedence < 0:
+        if not _is_int(self.precedence) or self.precedence < 0:
             raise SpecError(f"precedence of {self.kind} {self.name!r} must be an int >= 0, got {self.precedence!r}")
 
     def _check_is_argument(self, field_name: str) -> None:
@@ -118,6 +153,10 @@ class Spec:
         name = getattr(self, field_name)
         if not isinstance(name, str) or not (name == "" or name.isidentifier()):
             raise SpecError(f"{field_name} of {self.kind} {self.name!r} must be the name of an argument, got {name!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_keywords(value: object) -> bool:
@@ -169,8 +208,8 @@ class OptimizerSpec(Spec):
     def is_valid_target(target: object) -> bool:
         return callable(target)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         self._check_is_argument("length")
         self._check_is_argument("base")
         shapes: Any = self.shapes
@@ -214,8 +253,8 @@ class SchedulerSpec(Spec):
     kind: ClassVar[str] = "scheduler"
     CAPABILITIES: ClassVar[Mapping[str, str]] = {"metric": "step() takes the monitored metric"}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         if self.interval not in ("epoch", "step"):
             raise SpecError(f"interval {self.interval!r} of scheduler {self.name!r} is neither 'epoch' nor 'step'")
         self._check_is_argument("length")
