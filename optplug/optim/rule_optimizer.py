@@ -56,6 +56,7 @@ from optplug.optim.state import (
     matrix_not_in_place_reason,
 )
 from optplug.optim.strict_kwargs import StrictKwargs, check_keywords
+from optplug.optim.wrappers import calling_optimizers, inherited_keys, is_group_of
 from optplug.rules.modifiers import CLIPS, MODIFIER_KEYS
 from optplug.rules.trace import (
     DECAY_FACTOR,
@@ -235,6 +236,9 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group. Its options are checked like those of the constructor.
 
+        A group of a wrapper, such as SAM, becomes a group of both optimizers: its dictionary is shared, as in torch,
+        and the options of the wrapper in it are ignored.
+
         Args:
             param_group: `params`, options that override the defaults, optionally a `name`, and keys of your own.
 
@@ -243,7 +247,8 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             ParameterError: parameters are missing, duplicate or sparse, or complex and not supported.
         """
         if isinstance(param_group, dict):
-            param_group = lists_to_tuples(reference_values(type(self), self.defaults), param_group)
+            given, wrappers = param_group, calling_optimizers(self)
+            param_group = lists_to_tuples(reference_values(type(self), self.defaults), given)
             param_group["params"] = check_group_params(
                 param_group,
                 len(self.param_groups),
@@ -251,7 +256,12 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
                 takes_complex="complex" in self.capabilities,
                 matrix_only="matrix_only" in self.capabilities,
             )
-            self._check_group(group_options(param_group, self.defaults), self.defaults)
+            ignored = inherited_keys(wrappers) - self.defaults.keys()
+            options = group_options(param_group, self.defaults)
+            self._check_group({key: value for key, value in options.items() if key not in ignored}, self.defaults)
+            if is_group_of(wrappers, given):
+                given.update(param_group)
+                param_group = given
         super().add_param_group(param_group)
         self._add_shared_states()
         self._last_reports = []
