@@ -6,7 +6,8 @@ This package does not import Lightning and adds no configuration keys.
 LightningCLI finds a shim by its name after this import, and by its full path without this import, for example
 `optplug.shims.optimizers.adam`.
 
-- If several plugins register a name, the shims are named `plugin__name`, for example `my_plugin__adam`. Characters that
+- If several plugins register a name, the shim with this name is that of the optimizer that the name alone means. The
+  others are named `plugin__name`, for example `torch__adam`, and all are if the name alone is ambiguous. Characters that
   are not allowed in Python names become `_`.
 - The shims are created once, when this package is imported.
 - The registered class is loaded only when its name is chosen. Otherwise a loaded class `Adam` would make `--optimizer

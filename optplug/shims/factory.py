@@ -37,13 +37,10 @@ def make_shims(kind: str, module: str) -> dict[str, type]:
     Returns:
         The shims by their names in the module.
     """
-    registrations = registry.registrations(kind)
-    names = [registration.name for registration in registrations]
     made = {}
-    for registration in registrations:
-        is_ambiguous = names.count(registration.name) > 1
+    for shortest, registration in zip(registry.names(kind), registry.registrations(kind), strict=True):
         qualified = re.sub(r"\W", "_", f"{registration.plugin.name}__{registration.name}")
-        name = qualified if is_ambiguous else registration.name
+        name = registration.name if shortest == registration.name else qualified
         builder = OptimizerBuilder(registration) if kind == "optimizer" else SchedulerBuilder(registration)
         contents = {"__new__": _ShimNew(builder), "__doc__": registration.spec.summary, "__module__": module}
         made[name] = type(name, (builder.base_class,), contents)

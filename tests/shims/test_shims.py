@@ -525,6 +525,19 @@ def test_ambiguous_name_has_one_shim_for_each_plugin(run: Any, register: Any):
     assert type(run("--optimizer=my_plugin__ambiguous").trainer.optimizers[0]) is RaisingOptimizer
 
 
+def test_name_of_an_adapter_too_has_a_shim_of_its_own_and_one_with_the_plugin(run: Any, register: Any):
+    class Adapted(RaisingOptimizer):
+        pass
+
+    made = register(
+        (THIRD_PARTY, OptimizerSpec("shared", RaisingOptimizer)),
+        (Plugin("other", "o", "1"), OptimizerSpec("shared", Adapted, precedence=1)),
+    )
+    assert sorted(made) == ["other__shared", "shared"]
+    assert type(run("--optimizer=shared").trainer.optimizers[0]) is RaisingOptimizer
+    assert type(run("--optimizer=other__shared").trainer.optimizers[0]) is Adapted
+
+
 # ------------------------------------------------------------------------------------------ imports
 
 
@@ -540,7 +553,8 @@ def test_import_of_shims_imports_neither_lightning_nor_registered_classes():
         "import sys, optplug.shims\n"
         "assert optplug.shims.optimizers.adam and optplug.shims.schedulers.step_lr\n"
         "assert not {'lightning', 'pytorch_lightning', 'optplug.schedulers.closed_form'} & set(sys.modules)\n"
-        "assert not [name for name in sys.modules if name.startswith('optplug_') and '.' in name]"
+        "loaded = [name for name in sys.modules if name.startswith('optplug_') and '.' in name]\n"
+        "assert not [name for name in loaded if not name.startswith('optplug_adapters.')]"
     )
 
 
