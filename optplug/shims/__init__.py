@@ -6,9 +6,9 @@ This package does not import Lightning and adds no configuration keys.
 LightningCLI finds a shim by its name after this import, and by its full path without this import, for example
 `optplug.shims.optimizers.adam`.
 
-- If several plugins register a name, the shim with this name is that of the optimizer that the name alone means. The
-  others are named `plugin__name`, for example `torch__adam`, and all are if the name alone is ambiguous. Characters that
-  are not allowed in Python names become `_`.
+- If several plugins register a name, the shim with this name is that of the class that the name alone means, and the
+  others are named `plugin__name`, for example `torch__adam`. If the name alone is ambiguous, all are named so.
+  Characters that are not allowed in Python names become `_`.
 - The shims are created once, when this package is imported.
 - The registered class is loaded only when its name is chosen. Otherwise a loaded class `Adam` would make `--optimizer
   Adam`, which is torch's, ambiguous.
