@@ -11,6 +11,7 @@ from rich.table import Table
 
 from optplug.cli.bench import bench
 from optplug.cli.config_commands import groups, schema, validate
+from optplug.cli.new import new
 from optplug.cli.plot import plot
 from optplug.config.describe import describe_registration, encodable
 from optplug.errors import OptplugError, UnknownNameError, suggest
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (validate, groups, schema, plot, bench):
+for command in (validate, groups, schema, plot, bench, new):
     app.command()(command)
 
 
