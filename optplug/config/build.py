@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug.config.added_groups import AddParamGroup, RenameGroups
 from optplug.config.arguments import check_arguments, missing_length_hint, optimizer_fields
+from optplug.config.construction import check_is_supported, construct_optimizer
 from optplug.config.fields import has_unresolved
 from optplug.config.form import ARGS, MULTIPLIERS, OPTIMIZER
 from optplug.config.lengths import is_relative, numbers_in
@@ -88,13 +89,15 @@ def create_optimizer(
         Exception: whatever the class raises.
     """
     registration = registry.resolve("optimizer", name)
+    check_is_supported(registration)
     takes_matrices_only = "matrix_only" in registration.spec.capabilities
     if param_groups is not None or (takes_matrices_only and isinstance(params_or_module, nn.Module)):
         return _create_from_config(registration, params_or_module, hyperparameters, param_groups)
     check_arguments(registration, hyperparameters)
     if not isinstance(params_or_module, nn.Module):
-        return _construct_optimizer(name, params_or_module, hyperparameters)
-    return _construct_optimizer(name, [p.tensor for p in trainable_parameters(params_or_module)], hyperparameters)
+        return construct_optimizer(registration, params_or_module, hyperparameters)
+    params = [p.tensor for p in trainable_parameters(params_or_module)]
+    return construct_optimizer(registration, params, hyperparameters, module=params_or_module)
 
 
 def _create_from_config(
@@ -112,11 +115,6 @@ def _create_from_config(
         message = "create_optimizer builds no scheduler: use create_optimizer_and_scheduler"
         raise ConfigError(message, loc=schedule.loc)
     return build_optimizer(module, setup)
-
-
-def _construct_optimizer(name: str, params: Any, hyperparameters: Mapping[str, Any]) -> torch.optim.Optimizer:
-    optimizer: torch.optim.Optimizer = registry.get("optimizer", name)(params, **hyperparameters)
-    return optimizer
 
 
 def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments: Any) -> Schedule:
@@ -270,8 +268,11 @@ def _build_member(
     params: list[Any] = groups if member.param_groups else [p for group in groups for p in group["params"]]
     with _construction(config, config.hyperparameters):
         # An optimizer without parameters gets some when groups are added. The constructors require a parameter.
-        optimizer = _construct_optimizer(
-            config.name, params or [_dummy_parameter(config.registration)], config.hyperparameters
+        optimizer = construct_optimizer(
+            config.registration,
+            params or [_dummy_parameter(config.registration)],
+            config.hyperparameters,
+            module=module,
         )
     if not params:
         optimizer.param_groups.clear()
@@ -541,7 +542,7 @@ def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
             groups = [{"params": [_dummy_parameter(registration)]}]
             if options:
                 groups.append({"params": [_dummy_parameter(registration)], **options})
-            _construct_optimizer(optimizer_config.name, groups, arguments)
+            construct_optimizer(registration, groups, arguments)
 
     given = _without_links(optimizer_config.hyperparameters)
     loc = optimizer_config.loc

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from optplug.config.arguments import argument_loc, group_options, optimizer_fields, own_arguments, scheduler_fields
+from optplug.config.construction import check_is_supported
 from optplug.config.dialects import group_rule_key, is_name_key, warmup_form
 from optplug.config.fields import Table, Unresolved, check_keys, has_unresolved, read_fields, read_number
 from optplug.config.form import (
@@ -214,6 +215,7 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         return _Named(name, None, {}, frozenset(), mapping)
     with collector.collect(name_loc):
         registration = registry.resolve(kind, fields["name"].read(mapping["name"]))
+        check_is_supported(registration)
         registry.get(kind, registration.qualified_name)
     if kind == "optimizer" and registration is not None:
         fields = {**fields, **optimizer_fields(registration)}

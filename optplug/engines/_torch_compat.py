@@ -31,6 +31,7 @@ __all__ = [
     "PlateauNames",
     "SchedulerBase",
     "active_transform",
+    "can_have_step_hooks",
     "capturable_device_types",
     "check_graph_capture",
     "data_ptr_reader_address",
@@ -40,6 +41,7 @@ __all__ = [
     "make_torch_guards",
     "preserve_version_counters",
     "search_limit",
+    "step_without_hooks",
     "without_compiler",
 ]
 
@@ -52,6 +54,19 @@ def capturable_device_types() -> tuple[str, ...]:
 def fused_device_types() -> tuple[str, ...]:
     """The device types on which the optimizers of current versions of torch accept `fused=True`."""
     return ("mps", "cuda", "xpu", "hpu", "cpu", "mtia", torch._C._get_privateuse1_backend_name())
+
+
+def can_have_step_hooks(cls: type[torch.optim.Optimizer]) -> bool:
+    """Whether torch calls the step hooks of an optimizer class: an instance has been initialized by torch's class.
+
+    An optimizer that wraps another one may not call the constructor of its base class.
+    """
+    return bool(getattr(cls.step, "hooked", False))
+
+
+def step_without_hooks(cls: type[torch.optim.Optimizer]) -> Any:
+    """The method `step` of an optimizer class without the function with which torch calls the step hooks."""
+    return cls.step.__wrapped__ if can_have_step_hooks(cls) else cls.step  # type: ignore[attr-defined]
 
 
 def check_graph_capture(optimizer: torch.optim.Optimizer) -> None:

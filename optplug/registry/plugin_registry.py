@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import metadata
@@ -133,23 +133,7 @@ class Registration:
         Raises:
             PluginError: the import fails, or the imported object is not a class or function of the registered kind.
         """
-        target = self.spec.target
-        if isinstance(target, str):
-            module, _, path = target.partition(":")
-            try:
-                found: Any = importlib.import_module(module)
-                for part in path.split("."):
-                    found = getattr(found, part)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # includes SystemExit and panics of compiled extensions
-                raise PluginError(
-                    f"{self.spec.kind} {self.name!r} of plugin {self.plugin} could not be loaded from {target!r}: "
-                    f"{one_line(error)}"
-                ) from error
-        else:
-            found = target
-        kind = self.spec.kind
+        found, kind = self._imported(self.spec.target), self.spec.kind
         is_factory = kind == "optimizer" and not isinstance(found, type)
         required = () if is_factory else REQUIRED_METHODS[kind]
         missing = [method for method in required if not callable(getattr(found, method, None))]
@@ -162,6 +146,39 @@ class Registration:
                 f"{kind} {self.name!r} of plugin {self.plugin} is {found!r}, which is not {article} {wanted}"
                 + (f" (it lacks {listing(missing)})" if has_right_type else "")
             )
+        return found
+
+    def load_build(self) -> Callable[..., Any] | None:
+        """Import and return the function `build` of an optimizer's spec; None without one.
+
+        Raises:
+            PluginError: the import fails, or the imported object is not callable.
+        """
+        build: Callable[..., Any] | None = self._imported(getattr(self.spec, "build", None))
+        if build is not None and not callable(build):
+            raise PluginError(f"build of {self.spec.kind} {self.name!r} of plugin {self.plugin} is {build!r}")
+        return build
+
+    def _imported(self, target: Any) -> Any:
+        """Return the object that `"module:object"` names; other values unchanged.
+
+        Raises:
+            PluginError: the import fails.
+        """
+        if not isinstance(target, str):
+            return target
+        module, _, path = target.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in path.split("."):
+                found = getattr(found, part)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # includes SystemExit and panics of compiled extensions
+            raise PluginError(
+                f"{self.spec.kind} {self.name!r} of plugin {self.plugin} could not be loaded from {target!r}: "
+                f"{one_line(error)}"
+            ) from error
         return found
 
 

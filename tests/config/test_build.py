@@ -220,18 +220,18 @@ def test_error_of_a_pattern_in_a_list_with_one_optimizer_has_its_location():
 
 def test_names_are_checked_once_and_values_by_one_construction(monkeypatch: pytest.MonkeyPatch):
     checked, constructed = [], []
-    argument_errors, construct = arguments.argument_errors, build._construct_optimizer
+    argument_errors, construct = arguments.argument_errors, build.construct_optimizer
 
     def count_checks(registration: Registration, *rest: Any) -> Any:
         checked.append(registration.name)
         return argument_errors(registration, *rest)
 
-    def count_constructions(name: str, params: Any, hyperparameters: Any) -> Any:
-        constructed.append(name)
-        return construct(name, params, hyperparameters)
+    def count_constructions(registration: Registration, *rest: Any, **options: Any) -> Any:
+        constructed.append(registration.name)
+        return construct(registration, *rest, **options)
 
     monkeypatch.setattr(arguments, "argument_errors", count_checks)
-    monkeypatch.setattr(build, "_construct_optimizer", count_constructions)
+    monkeypatch.setattr(build, "construct_optimizer", count_constructions)
     config = parse_and_check({"name": "adam", "lr": 0.1}, {**COSINE, "interval": "step"})
     assert (checked, constructed) == (["adam", "cosine_annealing_lr"], ["adam"])
     optimizer = build_optimizer(torch.nn.Linear(1, 1), config.setup)

@@ -1,0 +1,141 @@
+"""Construction of an optimizer from its registration: the only calls of optimizer classes and of factories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from optplug.errors import ConfigError, ConfigTypeError, PluginError, one_line, short_list
+from optplug.optim.adapted_step import CLOSURE_FIRST, NO_CLOSURE, adapt_step, check_closure_calls, takes_no_arguments
+from optplug.optim.strict_kwargs import is_strict
+from optplug.registry import Registration
+from optplug.registry.signature import target_of
+
+
+def construct_optimizer(
+    registration: Registration, params: Any, arguments: Mapping[str, Any], *, module: nn.Module | None = None
+) -> Optimizer:
+    """Construct an optimizer.
+
+    Args:
+        registration: the optimizer.
+        params: what torch's optimizers accept: tensors, pairs of a name and a tensor, or dicts that each describe a
+            parameter group.
+        arguments: the other arguments of the class or factory.
+        module: the module that has the parameters. Default: None. It is required for a class that takes the module, and
+            for one that takes pairs unless `params` has the names.
+
+    Returns:
+        The optimizer. Its class is a subclass with another `step` if the capabilities `no_closure` or `gradients_first`
+        are declared, or if the `step` of the class has no argument.
+
+    Raises:
+        ConfigError: the optimizer is unsupported, or it cannot have parameter groups or some of the parameters only.
+        ConfigTypeError: the module, or the names of the parameters, are missing.
+        PluginError: the factory does not return an optimizer.
+        Exception: whatever the class or factory raises.
+    """
+    check_is_supported(registration)
+    target, build = target_of(registration), registration.load_build()
+    accepted = _accepted_params(registration, params, module)
+    with _refused_groups(registration, accepted):
+        made = target(accepted, **arguments) if build is None else build(target, accepted, **arguments)
+    if not isinstance(made, Optimizer):
+        raise PluginError(
+            f"optimizer {registration.name!r} of plugin {registration.plugin} returned "
+            f"a {type(made).__name__}, which is not a torch.optim.Optimizer"
+        )
+    return _with_adapted_step(registration, made)
+
+
+def check_is_supported(registration: Registration) -> None:
+    """Check that a training loop can use an optimizer.
+
+    Raises:
+        ConfigError: its spec declares why not.
+    """
+    reason = getattr(registration.spec, "unsupported", "")
+    if reason:
+        raise ConfigError(f"{registration.name} of plugin {registration.plugin.name} cannot be used: {reason}")
+
+
+def _with_adapted_step(registration: Registration, optimizer: Optimizer) -> Optimizer:
+    capabilities, name = registration.spec.capabilities, registration.name
+    if "gradients_first" in capabilities:
+        adapt_step(optimizer, CLOSURE_FIRST)
+    elif "no_closure" in capabilities or takes_no_arguments(optimizer.step):
+        adapt_step(optimizer, NO_CLOSURE)
+    elif not is_strict(target_of(registration)):
+        check_closure_calls(optimizer, name)
+    return optimizer
+
+
+# ------------------------------------------------------------------------------------------ the parameters
+
+
+def _accepted_params(registration: Registration, params: Any, module: nn.Module | None) -> Any:
+    """The first argument of a class: the parameters, the module, or pairs of a name and a parameter."""
+    if "module" in registration.spec.capabilities:
+        return _whole_module(registration, params, module)
+    if "named_params" in registration.spec.capabilities:
+        return _named(registration, params, module)
+    return params
+
+
+def _whole_module(registration: Registration, params: Any, module: nn.Module | None) -> nn.Module:
+    name = registration.name
+    if module is None:
+        raise ConfigTypeError(f"{name} takes a module in place of parameters: pass the module")
+    params = list(params)
+    if any(isinstance(item, Mapping) for item in params):
+        raise ConfigError(f"{name} takes the module and makes its own parameter groups: remove param_groups")
+    given = {id(p) for p in params}
+    others = [key for key, p in module.named_parameters() if p.requires_grad and id(p) not in given]
+    if others:
+        message = f"{name} takes the whole module, and cannot leave out {short_list(others)}"
+        raise ConfigError(f"{message}: give it all parameters, or freeze the others")
+    return module
+
+
+def _named(registration: Registration, params: Any, module: nn.Module | None) -> list[Any]:
+    """Pairs of a name and a parameter, also within the dicts of parameter groups."""
+    names = {id(p): key for key, p in module.named_parameters()} if module is not None else {}
+
+    def pair(item: Any) -> Any:
+        if not isinstance(item, torch.Tensor):
+            return item
+        if id(item) not in names:
+            raise ConfigTypeError(
+                f"{registration.name} takes pairs of a name and a parameter: pass the module, or its named_parameters()"
+            )
+        return names[id(item)], item
+
+    def pairs(items: Any) -> list[Any]:
+        return [pair(item) for item in (items if isinstance(items, Iterable) and not _is_pair(items) else [items])]
+
+    return [
+        {**item, "params": pairs(item["params"])} if isinstance(item, Mapping) and "params" in item else pair(item)
+        for item in params
+    ]
+
+
+@contextmanager
+def _refused_groups(registration: Registration, params: Any) -> Iterator[None]:
+    """Explain the error of a class that takes pairs of a name and a parameter, but no parameter groups."""
+    has_groups = isinstance(params, list) and any(isinstance(item, Mapping) for item in params)
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError) as error:
+        if has_groups and "named_params" in registration.spec.capabilities:
+            message = f"{registration.name} takes no parameter groups: remove param_groups ({one_line(error)})"
+            raise ConfigError(message) from error
+        raise
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) or (isinstance(item, tuple) and bool(item) and isinstance(item[0], str))
