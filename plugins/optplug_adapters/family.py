@@ -27,10 +27,12 @@ PRECEDENCE = (
 )
 """The adapted packages. If several have a name, the name alone means the class of the first."""
 
+NO_EMPTY_TENSOR = ((3, 4), (5,), ())
+"""Shapes of the parameters in the conformance kit, for a class that does not take empty tensors."""
+
 _EXPORTS = re.compile(
-    r"^[ \t]*from[ \t]+[.\w]+[ \t]+import[ \t]+(\([^)]*\)|.*)"  # names that it imports
-    r"|^(?:class|def)[ \t]+(\w+)|^(\w+)(?:[ \t]*:[^=\n]*)?[ \t]*=",  # names that it defines
-    re.MULTILINE,
+    r"\n(?:[ \t]*from[ \t]+[.\w]+[ \t]+import[ \t]+(\([^)]*\)|.*)"  # names that it imports
+    r"|(?:class|def)[ \t]+(\w+)|(\w+)(?:[ \t]*:[^=\n]*)?[ \t]*=)"  # names that it defines
 )
 """Matches the statements that give a module its names."""
 
@@ -114,7 +116,7 @@ def exported_names(package: str, source: str = "") -> Container[str] | None:
         text = (origin.parent / source if origin and source else Path(origin or "")).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    return {name for match in _EXPORTS.findall(text) for name in re.findall(r"\w+", " ".join(match))}
+    return {name for match in _EXPORTS.findall("\n" + text) for name in re.findall(r"\w+", " ".join(match))}
 
 
 def _installed(

@@ -1,0 +1,277 @@
+"""The optimizers and learning-rate schedulers of pytorch_optimizer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from optplug import OptimizerSpec, SchedulerSpec, hookimpl
+from optplug_adapters.family import NO_EMPTY_TENSOR, Entry, entry, optimizers, schedulers
+
+
+@hookimpl
+def optplug_optimizers() -> list[OptimizerSpec]:
+    return optimizers("pytorch_optimizer", *_optimizers(), *_muons(), *_wrappers(), source="optimizer/__init__.py")
+
+
+def _optimizers() -> list[Entry]:
+    """Return the optimizers that take parameters alone."""
+    debias, adanorm = _options("adam_debias"), _options("adam_debias", "adanorm")
+    cautious, stable = _options("cautious"), _options("cautious", "stable_adamw")
+    return [
+        entry("A2Grad", "accelerated SGD with an adaptive step size"),
+        entry("ADOPT", "Adam that scales a gradient by those before it", "complex", arguments=stable),
+        entry("APOLLO", "AdamW whose scale comes from a projection of low rank", "complex"),
+        entry("ASGD", "SGD with a step size from estimates of the gradient's norm", "complex"),
+        entry("AccSGD", "SGD with long and short steps", "complex"),
+        entry("AdEMAMix", "Adam with a fast and a slow average", arguments=stable),
+        entry("AdaBelief", "Adam with the gradient's deviation from its average", "complex", arguments=adanorm),
+        entry("AdaBound", "Adam with bounds that become a learning rate of SGD", "complex", arguments=debias),
+        entry("AdaDelta", "step size from the ratio of past updates to past gradients", "complex"),
+        entry("AdaFactor", "adaptive steps with factored second moments", arguments=cautious),
+        entry("AdaGC", "Adam with clipping by the average norm of each gradient"),
+        entry("AdaHessian", "Adam with estimates of the Hessian's diagonal", "create_graph", arguments=debias),
+        entry("AdaMax", "Adam with the infinity norm", "complex", arguments=adanorm),
+        entry("AdaMod", "Adam with bounds from averages of the step size", "complex", arguments=debias),
+        entry("AdaNorm", "Adam that raises small gradients to their average norm", arguments=debias),
+        entry("AdaPNM", "Adam with positive and negative momentum", "complex", arguments=adanorm),
+        entry("AdaShift", "Adam whose second moment uses earlier gradients", arguments=cautious),
+        entry("AdaSmooth", "step size with a window from the ratio of progress to movement", "complex"),
+        entry("AdaTAM", "Adam with a momentum damped by its angle to the gradient"),
+        entry("Adai", "adaptive momentum", shapes=NO_EMPTY_TENSOR, arguments=_options("use_gc")),
+        entry("Adalite", "Adam with factored second moments and a trust ratio"),
+        entry("AdamC", "AdamW with a corrected weight decay", arguments=_options("normalized")),
+        entry("AdamG", "Adam that estimates its step size", "complex"),
+        entry("AdamMini", "Adam with one learning rate for each block of parameters", "module", name="adam_mini"),
+        entry(
+            "AdamP",
+            "Adam without the radial part of the update",
+            "complex",
+            arguments=cautious | adanorm | _options("use_gc"),
+        ),
+        entry("AdamS", "Adam with a stable weight decay", shapes=NO_EMPTY_TENSOR, arguments=adanorm),
+        entry("AdamWSN", "AdamW with one second moment for each subset", name="adamw_sn", arguments=_options("sn")),
+        entry(
+            "Adan",
+            "Nesterov momentum with the change of the gradient",
+            "complex",
+            arguments=_options("adanorm", "use_gc"),
+        ),
+        entry("AggMo", "SGD with several momentum buffers", "complex"),
+        entry("Aida", "Adam with mutual projections of gradient and momentum", arguments=adanorm),
+        entry("AliG", "SGD with a step size from the loss", "closure", "complex"),
+        entry("Alice", "Adam in a subspace of low rank"),
+        entry("Amos", "Adam with a weight decay from the expected scale of the parameters"),
+        entry("Ano", "sign of the momentum times the size of the gradient", "complex"),
+        entry("ApolloDQN", "quasi-Newton method with a diagonal Hessian", "complex", name="apollo_dqn"),
+        entry("AvaGrad", "Adam with delayed adaptation", "complex", shapes=NO_EMPTY_TENSOR, arguments=debias),
+        entry("BCOS", "block-coordinate optimal step sizes"),
+        entry(
+            "BSAM",
+            "Bayesian sharpness-aware minimization",
+            "gradients_first",
+            cases=({"num_data": 100},),
+        ),
+        entry("CAME", "confidence-guided Adafactor"),
+        entry("Conda", "Adam in the column space of the momentum"),
+        entry("DASH", "Shampoo with batched blocks"),
+        entry("DAdaptAdaGrad", "Adagrad that estimates its step size", "sparse", name="dadapt_adagrad"),
+        entry("DAdaptAdam", "Adam that estimates its step size", name="dadapt_adam"),
+        entry("DAdaptAdan", "Adan that estimates its step size", name="dadapt_adan"),
+        entry("DAdaptLion", "Lion that estimates its step size", name="dadapt_lion"),
+        entry("DAdaptSGD", "SGD that estimates its step size", name="dadapt_sgd"),
+        entry("DeMo", "decoupled momentum, which processes exchange compressed"),
+        entry("DiffGrad", "Adam with a friction from the change of the gradient", "complex", arguments=adanorm),
+        entry("DualAdam", "Adam with a decaying part of inverse Adam", "complex", name="dual_adam"),
+        entry("EXAdam", "Adam with corrections between the moments", "complex"),
+        entry("EmoFact", "Adafactor whose scale follows the loss"),
+        entry("EmoLynx", "Lion whose scale follows the loss"),
+        entry("EmoNavi", "Adam whose scale follows the loss"),
+        entry("FAdam", "Adam as a natural gradient with the diagonal Fisher information"),
+        entry("FOCUS", "Signum with an attraction to the average of the parameters", "complex"),
+        entry("FTRL", "follow the regularized leader", "complex"),
+        entry("Fira", "AdamW with a projection of low rank and the rest of the gradient"),
+        entry("FlashAdamW", "AdamW with states of 8 bits", name="flash_adamw"),
+        entry("Fromage", "steps relative to the norm of the parameters", "complex"),
+        entry("GaLore", "Adam with gradients projected to low rank"),
+        entry("Grams", "sign of the gradient times the size of Adam's update", "complex"),
+        entry("Gravity", "velocity limited by the largest gradient", shapes=NO_EMPTY_TENSOR),
+        entry("GrokFastAdamW", "AdamW that amplifies slow gradients", "complex", name="grokfast_adamw"),
+        entry("Kate", "Adagrad without the square root", "complex"),
+        entry("Kron", "SGD with a Kronecker-factored preconditioner", shapes=NO_EMPTY_TENSOR),
+        entry("LARS", "SGD with a trust ratio for each parameter", "complex"),
+        entry("LOMO", "SGD within the backward pass", "module", unsupported=_fused_backward("sgd")),
+        entry("AdaLOMO", "Adafactor within the backward pass", "module", unsupported=_fused_backward("adafactor")),
+        entry("LaProp", "momentum of normalized gradients", "complex", arguments=cautious),
+        entry("Lamb", "Adam with a trust ratio for each parameter", "complex", arguments=adanorm),
+        entry(
+            "Lion",
+            "sign of an interpolated momentum",
+            "complex",
+            arguments=cautious | _options("adanorm", "use_gc"),
+        ),
+        entry("LoRARite", "preconditioned steps for pairs of LoRA factors", name="lora_rite", shapes=((4, 2), (2, 5))),
+        entry("MADGRAD", "dual averaging with a cube root"),
+        entry("MARS", "Adam with reduced variance", "complex"),
+        entry("MSVAG", "momentum with damping by the variance", "complex"),
+        entry("Nero", "relative updates of each neuron"),
+        entry("NovoGrad", "Adam with one second moment for each parameter", arguments=debias),
+        entry("PAdam", "Adam with a power of the second moment", "complex"),
+        entry("PID", "SGD with integral and derivative terms", "complex"),
+        entry("PNM", "SGD with positive and negative momentum", "complex"),
+        entry("Prodigy", "Adam that estimates its step size"),
+        entry("QHAdam", "Adam with quasi-hyperbolic momentum", "complex"),
+        entry("QHM", "SGD with quasi-hyperbolic momentum", "complex"),
+        entry("RACS", "SGD with scales for rows and columns"),
+        entry("RAdam", "Adam with a rectified adaptive learning rate", "complex", arguments=adanorm),
+        entry("ROSE", "SGD with scales from the ranges of rows and columns", shapes=NO_EMPTY_TENSOR),
+        entry("Ranger", "RAdam with Lookahead and gradient centralization", "complex", arguments=adanorm),
+        entry(
+            "Ranger21",
+            "AdamW with Lookahead, warmup, and a decay at the end",
+            length="num_iterations",
+            cases=({"num_iterations": 20},),
+            shapes=NO_EMPTY_TENSOR,
+            arguments=debias,
+        ),
+        entry("SCION", "steps of a fixed norm, chosen by the shape of the parameter"),
+        entry("SCIONLight", "Scion with its momentum in the gradients", name="scion_light"),
+        entry("SGDP", "SGD without the radial part of the update", "complex"),
+        entry("SGDSaI", "SGD with learning rates from the first gradients", name="sgd_sai"),
+        entry("SGDW", "SGD with decoupled weight decay", "complex"),
+        entry("SM3", "Adagrad with a state for each row and column", "sparse"),
+        entry("SOAP", "Adam in the eigenbases of Shampoo's preconditioner"),
+        entry("SPAM", "Adam with resets of momentum and clipping of spikes"),
+        entry("SPlus", "sign descent in the eigenbases of Shampoo's preconditioner", "modes"),
+        entry("SRMM", "stochastic regularized majorization-minimization"),
+        entry("SWATS", "Adam that becomes SGD", arguments=debias),
+        entry("SaRA", "AdamW for the smallest weights"),
+        entry("ScalableShampoo", "Shampoo with grafting and blocks", name="scalable_shampoo"),
+        entry(
+            "ScheduleFreeAdamW",
+            "AdamW with averaged iterates instead of a learning rate schedule",
+            *("complex", "modes"),
+            name="schedule_free_adamw",
+            arguments=_options("use_palm"),
+        ),
+        entry(
+            "ScheduleFreeRAdam",
+            "RAdam with averaged iterates instead of a learning rate schedule",
+            *("complex", "modes"),
+            name="schedule_free_radam",
+            arguments=_options("use_palm"),
+        ),
+        entry(
+            "ScheduleFreeSGD",
+            "SGD with averaged iterates instead of a learning rate schedule",
+            *("complex", "modes"),
+            name="schedule_free_sgd",
+        ),
+        entry("Shampoo", "preconditioners for each dimension of a parameter", shapes=((5,), ())),
+        entry("SignSGD", "sign of the momentum"),
+        entry("SimplifiedAdEMAMix", "AdEMAMix with one average", name="simplified_ademamix"),
+        entry("SophiaH", "momentum with estimates of the Hessian's diagonal", "create_graph", name="sophia_h"),
+        entry(
+            "SpectralSphere",
+            "spectral steps on a sphere",
+            "matrix_only",
+            name="spectral_sphere",
+            shapes=((3, 4),),
+        ),
+        entry("StableAdamW", "AdamW with clipping by the size of the update", "complex", name="stable_adamw"),
+        entry("StableSPAM", "SPAM with adaptive normalization", name="stable_spam", shapes=NO_EMPTY_TENSOR),
+        entry("TAM", "SGD with a momentum damped by its angle to the gradient"),
+        entry("Tiger", "sign of the momentum, with a small state"),
+        entry("VSGD", "SGD with a variational estimate of the gradient"),
+        entry("Yogi", "Adam with additive changes of the second moment", arguments=debias),
+    ]
+
+
+def _muons() -> list[Entry]:
+    """Return the optimizers that mark the groups of matrices with `use_muon`.
+
+    A configuration gives them matrices only, and another optimizer the other parameters.
+    """
+    summaries = {
+        "Muon": "orthogonalized momentum, for matrices of hidden layers",
+        "AdaGO": "Muon with the step size of Adagrad",
+        "AdaMuon": "Muon with second moments",
+        "DistributedMuon": "Muon that divides its work among the processes",
+        "MuonClip": "Muon with clipping of the weights of queries and keys",
+        "NorMuon": "Muon with second moments of rows",
+    }
+    names = {"DistributedMuon": "distributed_muon", "MuonClip": "muon_clip"}
+    return [
+        entry(
+            cls,
+            summary,
+            "matrix_only",
+            name=names.get(cls, ""),
+            shapes=((3, 4), (2, 3, 3)),
+            arguments=_options("cautious"),
+            build=_with_use_muon,
+        )
+        for cls, summary in summaries.items()
+    ]
+
+
+def _wrappers() -> list[Entry]:
+    """Return the classes that take another optimizer."""
+    return [
+        entry("Lookahead", "slow weights that follow another optimizer's", base="optimizer"),
+        entry("Magma", "masked updates of another optimizer", base="optimizer"),
+        entry("OrthoGrad", "gradients orthogonal to the parameters, for another optimizer", base="optimizer"),
+        entry(
+            "ScheduleFreeWrapper",
+            "averaged iterates of another optimizer",
+            "modes",
+            name="schedule_free_wrapper",
+            base="optimizer",
+        ),
+        entry("TRAC", "a scale of another optimizer's updates, without a parameter", base="optimizer"),
+        entry("SAM", "sharpness-aware minimization", "gradients_first", base="base_optimizer"),
+        entry(
+            "FriendlySAM",
+            "SAM with a perturbation by the noise of the gradient",
+            "gradients_first",
+            name="friendly_sam",
+            base="base_optimizer",
+        ),
+        entry(
+            "LookSAM",
+            "SAM that reuses its perturbation",
+            "gradients_first",
+            name="look_sam",
+            base="base_optimizer",
+        ),
+        entry(
+            "PCGrad",
+            "projections of the gradients of several tasks",
+            unsupported="it needs the loss of each task: pass them to pc_backward() in a training loop of your own",
+        ),
+        entry(
+            "SafeFP16Optimizer",
+            "float32 copies of parameters in half precision",
+            name="safe_fp16",
+            unsupported="it replaces backward(): use the precision of the trainer, or torch.amp.GradScaler",
+        ),
+    ]
+
+
+def _options(*names: str) -> dict[str, Any]:
+    """Return options that the classes read from `**kwargs`, by name their defaults."""
+    return dict.fromkeys(names, False) | ({"adanorm_r": 0.95} if "adanorm" in names else {})
+
+
+def _fused_backward(similar: str) -> str:
+    return f"it updates the parameters in a backward pass of its own, fused_backward(loss, lr): use {similar!r}"
+
+
+def _with_use_muon(cls: Any, params: Iterable[Any], **arguments: Any) -> Any:
+    """Build an optimizer whose groups must have the key `use_muon`."""
+    given = list(params)
+    groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+    return cls([{**group, "use_muon": True} for group in groups], **arguments)
+
+
+@hookimpl
+def optplug_schedulers() -> list[SchedulerSpec]:
+    return schedulers("pytorch_optimizer", source="lr_scheduler/__init__.py")
