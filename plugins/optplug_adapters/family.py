@@ -109,11 +109,13 @@ def exported_names(package: str, source: str = "") -> Container[str] | None:
         source: the file, relative to the package. Default: its `__init__.py`.
 
     Returns:
-        the names; None if the source text is not available.
+        the names: none if the installed version has no such file; None if its source text is not available.
     """
-    origin = _origin(package)
+    origin = _origin(package) or Path()
     try:
-        text = (origin.parent / source if origin and source else Path(origin or "")).read_text(encoding="utf-8")
+        text = (origin.parent / source if source else origin).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return () if origin.suffix == ".py" else None
     except (OSError, UnicodeDecodeError):
         return None
     return {name for match in _EXPORTS.findall("\n" + text) for name in re.findall(r"\w+", " ".join(match))}
