@@ -83,6 +83,7 @@ AT_IMPORT = {
 
 COMPUTED_IMPORTS = {
     "optplug/__init__.py": "its public names, on first use",
+    "optplug/cli/app.py": "the subcommand that runs",
     "optplug/registry/plugin_registry.py": "a plugin's target",
     "optplug/lightning/_compat.py": "the installed names of Lightning",
     "optplug/lightning/cli.py": "the installed names of Lightning",

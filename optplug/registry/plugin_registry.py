@@ -5,17 +5,18 @@ Plugins are imported on the first listing or look-up. This file does not import 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import metadata
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import Any, NamedTuple
 
 import pluggy
 
@@ -111,6 +112,25 @@ class RejectedItem:
         return f"{self.kind} {self.name} of plugin {self.plugin} is not used: {self.cause}"
 
 
+class Source(NamedTuple):
+    """A distribution that contains a registered class."""
+
+    distribution: str
+    version: str
+    """Its version; `?` if it is unknown."""
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+@functools.cache
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except Exception:  # it is not installed, or its metadata is damaged
+        return "?"
+
+
 @dataclass(frozen=True)
 class Registration:
     """A spec and the plugin that registered it."""
@@ -126,6 +146,18 @@ class Registration:
     def qualified_name(self) -> str:
         """The name as `plugin:name`."""
         return f"{self.plugin.name}:{self.spec.name}"
+
+    @property
+    def source(self) -> Source:
+        """The distribution that contains the class: that of the plugin, or for an adapter the adapted package."""
+        package = self.spec.package
+        return Source(package, _version(package)) if package else Source(self.plugin.distribution, self.plugin.version)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the class is a RuleOptimizer. If it is not imported yet, its spec must say so: `fused`."""
+        bases = self.spec.target.__mro__ if isinstance(self.spec.target, type) else ()
+        return "fused" in self.spec.capabilities or any(base.__name__ == "RuleOptimizer" for base in bases)
 
     def load(self) -> Any:
         """Import and return the class or function.
@@ -269,12 +301,19 @@ class Registry:
         Raises:
             ConfigTypeError: `pattern` is not text.
         """
-        _check_is_text("pattern", pattern)
-        return sorted(name for name, _ in self._matching(kind, pattern))
+        return [name for name, _ in self.named_registrations(kind, pattern)]
 
     def registrations(self, kind: str, pattern: str = "*") -> list[Registration]:
         """Return the registrations of `names`, in the same order."""
-        return [registration for _, registration in sorted(self._matching(kind, pattern), key=lambda pair: pair[0])]
+        return [registration for _, registration in self.named_registrations(kind, pattern)]
+
+    def named_registrations(self, kind: str, *patterns: str) -> list[tuple[str, Registration]]:
+        """Return each of `names` that matches one of the patterns, with its registration."""
+        found: dict[str, Registration] = {}
+        for pattern in patterns:
+            _check_is_text("pattern", pattern)
+            found.update(self._matching(kind, pattern))
+        return sorted(found.items(), key=lambda pair: pair[0])
 
     def resolve(self, kind: str, name: str) -> Registration:
         """Return the registration of a name.
@@ -310,6 +349,13 @@ class Registry:
         others = [each for each in same_name if each is not registration]
         return sorted(others, key=lambda each: (each.spec.precedence, each.plugin.name))
 
+    def alternatives(self, kind: str, name: str) -> list[str]:
+        """Return the names, as `plugin:name`, that other plugins have for a name without plugin; else none.
+
+        Errors: see `resolve`.
+        """
+        return [] if ":" in name else [each.qualified_name for each in self.others(self.resolve(kind, name))]
+
     def get(self, kind: str, name: str) -> Any:
         """Return the class or function of a name. Errors: see `resolve` and `Registration.load`."""
         registration = self.resolve(kind, name)
@@ -321,19 +367,17 @@ class Registry:
 
     # ------------------------------------------------------------------ look-up
 
-    def _matching(self, kind: str, pattern: str) -> list[tuple[str, Registration]]:
-        """Return the registrations that match a glob, each with the shortest name that resolves to it."""
+    def _matching(self, kind: str, pattern: str) -> Iterator[tuple[str, Registration]]:
+        """Yield the registrations that match a glob, each with the shortest name that resolves to it."""
         # A `-` in brackets, as in [a-c], is a range.
         pattern = re.sub(r"(\[[^]]*])|-", lambda match: match[1] or "_", pattern.lower())
-        matching = []
         for registrations in self._discovered().registrations[kind].values():
             first = _of_lowest_precedence(registrations)
             for registration in registrations:
                 qualified_name = registration.qualified_name
                 text = qualified_name.lower().replace("-", "_") if ":" in pattern else registration.name
                 if fnmatchcase(text, pattern):
-                    matching.append((registration.name if first == [registration] else qualified_name, registration))
-        return matching
+                    yield (registration.name if first == [registration] else qualified_name), registration
 
     def _unknown_name_message(self, kind: str, name: str) -> str:
         bare = name.rpartition(":")[2]
@@ -515,12 +559,14 @@ def _item_name(item: Any) -> str:
 
 def _plugin_of(point: EntryPoint) -> Plugin:
     """Return the plugin of an entry point. If its metadata is damaged, its module name replaces the distribution."""
-    module = point.value.partition(":")[0]
     try:
+        # `dist.name` and `dist.version` would each parse the whole file, with the package's description.
         distribution: Any = point.dist
-        return Plugin(point.name, distribution.name or module, distribution.version or "?")
-    except Exception:
-        return Plugin(point.name, module, "?")
+        header = (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        found = dict(re.findall(r"^(Name|Version):[ \t]*(.*\S)", header, re.MULTILINE))
+    except Exception:  # there is no distribution, or its files cannot be read
+        found = {}
+    return Plugin(point.name, found.get("Name", point.value.partition(":")[0]), found.get("Version", "?"))
 
 
 def _distribution_key(name: str) -> str:

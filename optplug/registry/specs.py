@@ -65,6 +65,7 @@ class Spec:
         precedence: 0 for names that belong to the plugin. An adapter, a plugin for classes of another package, gives a
             positive number. If several plugins register a name, the name alone means that of the lowest precedence; two
             plugins with precedence 0 clash. Default: 0.
+        package: the distribution that contains the class, if it is not that of the plugin. Listings show it.
 
     Attributes:
         error: why a malformed spec is not used; None for a valid one, and outside of `errors_kept`.
@@ -81,6 +82,7 @@ class Spec:
     cases: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     precedence: int = 0
+    package: str = ""
     error: SpecError | None = field(default=None, init=False, repr=False, compare=False)
 
     kind: ClassVar[str]
@@ -126,8 +128,8 @@ class Spec:
                 f"target of {self.kind} {self.name!r} is {self.target!r}: "
                 f"give 'module:object' or a {self.target_nouns[0]}"
             )
-        if not isinstance(self.summary, str):
-            raise SpecError(f"summary of {self.kind} {self.name!r} must be text, got {self.summary!r}")
+        self._check_is_text("summary")
+        self._check_is_text("package")
         given: Any = self.capabilities
         words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
         if not all(isinstance(word, str) for word in words):
@@ -147,6 +149,12 @@ class Spec:
             raise SpecError(f"arguments of {self.kind} {self.name!r} must be a mapping, got {self.arguments!r}")
         if not _is_int(self.precedence) or self.precedence < 0:
             raise SpecError(f"precedence of {self.kind} {self.name!r} must be an int >= 0, got {self.precedence!r}")
+
+    def _check_is_text(self, field_name: str) -> None:
+        """Raise SpecError unless a field is text."""
+        text = getattr(self, field_name)
+        if not isinstance(text, str):
+            raise SpecError(f"{field_name} of {self.kind} {self.name!r} must be text, got {text!r}")
 
     def _check_is_argument(self, field_name: str) -> None:
         """Raise SpecError unless a field is the name of an argument, or empty."""
@@ -194,6 +202,7 @@ class OptimizerSpec(Spec):
         "closure": "step() needs a closure that re-evaluates the model",
         "complex": "takes complex parameters",
         "create_graph": "needs gradients made with create_graph=True",
+        "fused": "is a RuleOptimizer, which engines step in fused kernels",
         "gradients_first": "step(closure) needs gradients, and calls the closure for further ones",
         "matrix_only": "takes parameters with two or more dimensions only",
         "modes": "has train() and eval() modes",
@@ -219,8 +228,7 @@ class OptimizerSpec(Spec):
         is_build = self.build is None or callable(self.build)
         if not is_build and not (isinstance(self.build, str) and _TARGET.fullmatch(self.build)):
             raise SpecError(f"build of {self.kind} {self.name!r} is {self.build!r}: give 'module:object' or a function")
-        if not isinstance(self.unsupported, str):
-            raise SpecError(f"unsupported of {self.kind} {self.name!r} must be text, got {self.unsupported!r}")
+        self._check_is_text("unsupported")
 
 
 def _is_shape(value: object) -> bool:

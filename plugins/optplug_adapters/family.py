@@ -78,7 +78,9 @@ def optimizers(package: str, *entries: Entry, module: str = "", source: str = ""
             `__init__.py`.
     """
     return [
-        OptimizerSpec(each.name, summary=each.summary, precedence=precedence(package), **fields)
+        OptimizerSpec(
+            each.name, summary=each.summary, precedence=precedence(package), package=distribution(package), **fields
+        )
         for each, fields in _installed(package, entries, module, source)
     ]
 
@@ -86,9 +88,16 @@ def optimizers(package: str, *entries: Entry, module: str = "", source: str = ""
 def schedulers(package: str, *entries: Entry, module: str = "", source: str = "") -> list[SchedulerSpec]:
     """Return the specs of the schedulers that the installed version of a package has. Arguments: see `optimizers`."""
     return [
-        SchedulerSpec(each.name, summary=each.summary, precedence=precedence(package), **fields)
+        SchedulerSpec(
+            each.name, summary=each.summary, precedence=precedence(package), package=distribution(package), **fields
+        )
         for each, fields in _installed(package, entries, module, source)
     ]
+
+
+def distribution(package: str) -> str:
+    """Return the name under which pip installs a package."""
+    return "torch-optimi" if package == "optimi" else package
 
 
 def precedence(package: str) -> int:

@@ -14,18 +14,20 @@ def optplug_optimizers() -> list[OptimizerSpec]:
             "adadelta",
             "optplug_classic.adadelta:Adadelta",
             "step size from the ratio of past updates to past gradients",
-            {"complex"},
+            {"complex", "fused"},
         ),
         OptimizerSpec(
             "adagrad",
             "optplug_classic.adagrad:Adagrad",
             "step size from the sum of all squared gradients",
-            {"complex", "sparse"},
+            {"complex", "fused", "sparse"},
         ),
-        OptimizerSpec("adam", "optplug_classic.adam:Adam", "adaptive moment estimation", {"complex"}),
-        OptimizerSpec("adamax", "optplug_classic.adamax:Adamax", "Adam with the infinity norm", {"complex"}),
-        OptimizerSpec("adamw", "optplug_classic.adamw:AdamW", "Adam with decoupled weight decay", {"complex"}),
-        OptimizerSpec("asgd", "optplug_classic.asgd:ASGD", "averaged stochastic gradient descent", {"complex"}),
+        OptimizerSpec("adam", "optplug_classic.adam:Adam", "adaptive moment estimation", {"complex", "fused"}),
+        OptimizerSpec("adamax", "optplug_classic.adamax:Adamax", "Adam with the infinity norm", {"complex", "fused"}),
+        OptimizerSpec("adamw", "optplug_classic.adamw:AdamW", "Adam with decoupled weight decay", {"complex", "fused"}),
+        OptimizerSpec(
+            "asgd", "optplug_classic.asgd:ASGD", "averaged stochastic gradient descent", {"complex", "fused"}
+        ),
         OptimizerSpec(
             "lbfgs", "optplug_classic.lbfgs:LBFGS", "limited-memory quasi-Newton method", {"closure", "complex"}
         ),
@@ -33,16 +35,19 @@ def optplug_optimizers() -> list[OptimizerSpec]:
             "rmsprop",
             "optplug_classic.rmsprop:RMSprop",
             "step size from a running average of squared gradients",
-            {"complex"},
+            {"complex", "fused"},
         ),
         OptimizerSpec(
-            "rprop", "optplug_classic.rprop:Rprop", "step size per element from the sign of the gradient", {"complex"}
+            "rprop",
+            "optplug_classic.rprop:Rprop",
+            "step size per element from the sign of the gradient",
+            {"complex", "fused"},
         ),
-        OptimizerSpec("sgd", "optplug_classic.sgd:SGD", "stochastic gradient descent", {"complex", "sparse"}),
+        OptimizerSpec("sgd", "optplug_classic.sgd:SGD", "stochastic gradient descent", {"complex", "fused", "sparse"}),
         OptimizerSpec(
             "sparse_adam",
             "optplug_classic.sparse_adam:SparseAdam",
             "Adam for sparse gradients, updates only the rows in the gradient",
-            {"sparse", "sparse_only"},
+            {"fused", "sparse", "sparse_only"},
         ),
     ]

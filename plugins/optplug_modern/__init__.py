@@ -14,46 +14,60 @@ def optplug_optimizers() -> list[OptimizerSpec]:
             "adabelief",
             "optplug_modern.adabelief:AdaBelief",
             "Adam with the deviation of the gradient from its average",
-            {"complex"},
+            {"complex", "fused"},
         ),
         OptimizerSpec(
-            "adafactor", "optplug_modern.adafactor:Adafactor", "adaptive steps with factored second moments", set()
+            "adafactor", "optplug_modern.adafactor:Adafactor", "adaptive steps with factored second moments", {"fused"}
         ),
         OptimizerSpec(
-            "adan", "optplug_modern.adan:Adan", "Nesterov momentum with the change of the gradient", {"complex"}
+            "adan",
+            "optplug_modern.adan:Adan",
+            "Nesterov momentum with the change of the gradient",
+            {"complex", "fused"},
         ),
         OptimizerSpec(
-            "ademamix", "optplug_modern.ademamix:AdEMAMix", "Adam with a fast and a slow average", {"complex"}
+            "ademamix", "optplug_modern.ademamix:AdEMAMix", "Adam with a fast and a slow average", {"complex", "fused"}
         ),
         OptimizerSpec(
-            "adopt", "optplug_modern.adopt:ADOPT", "Adam that scales a gradient by those before it", {"complex"}
+            "adopt",
+            "optplug_modern.adopt:ADOPT",
+            "Adam that scales a gradient by those before it",
+            {"complex", "fused"},
         ),
-        OptimizerSpec("lamb", "optplug_modern.lamb:Lamb", "Adam with a trust ratio for each parameter", {"complex"}),
-        OptimizerSpec("lars", "optplug_modern.lars:Lars", "SGD with a trust ratio for each parameter", {"complex"}),
-        OptimizerSpec("lion", "optplug_modern.lion:Lion", "sign of an interpolated momentum", {"complex"}),
+        OptimizerSpec(
+            "lamb", "optplug_modern.lamb:Lamb", "Adam with a trust ratio for each parameter", {"complex", "fused"}
+        ),
+        OptimizerSpec(
+            "lars", "optplug_modern.lars:Lars", "SGD with a trust ratio for each parameter", {"complex", "fused"}
+        ),
+        OptimizerSpec("lion", "optplug_modern.lion:Lion", "sign of an interpolated momentum", {"complex", "fused"}),
         OptimizerSpec(
             "muon",
             "optplug_modern.muon:Muon",
             "orthogonalized momentum, for matrices of hidden layers",
-            {"matrix_only"},
+            {"fused", "matrix_only"},
         ),
-        OptimizerSpec("nadam", "optplug_modern.nadam:NAdam", "Adam with Nesterov momentum", {"complex"}),
-        OptimizerSpec("prodigy", "optplug_modern.prodigy:Prodigy", "Adam that estimates its step size", {"complex"}),
+        OptimizerSpec("nadam", "optplug_modern.nadam:NAdam", "Adam with Nesterov momentum", {"complex", "fused"}),
         OptimizerSpec(
-            "radam", "optplug_modern.radam:RAdam", "Adam with a rectified adaptive learning rate", {"complex"}
+            "prodigy", "optplug_modern.prodigy:Prodigy", "Adam that estimates its step size", {"complex", "fused"}
+        ),
+        OptimizerSpec(
+            "radam", "optplug_modern.radam:RAdam", "Adam with a rectified adaptive learning rate", {"complex", "fused"}
         ),
         OptimizerSpec(
             "schedule_free_adamw",
             "optplug_modern.schedule_free_adamw:ScheduleFreeAdamW",
             "AdamW with averaged iterates instead of a learning rate schedule",
-            {"complex", "modes"},
+            {"complex", "fused", "modes"},
         ),
         OptimizerSpec(
             "schedule_free_sgd",
             "optplug_modern.schedule_free_sgd:ScheduleFreeSGD",
             "SGD with averaged iterates instead of a learning rate schedule",
-            {"complex", "modes"},
+            {"complex", "fused", "modes"},
         ),
-        OptimizerSpec("signum", "optplug_modern.signum:Signum", "sign of the momentum", {"complex"}),
-        OptimizerSpec("soap", "optplug_modern.soap:SOAP", "Adam in the eigenbases of Shampoo's preconditioner", set()),
+        OptimizerSpec("signum", "optplug_modern.signum:Signum", "sign of the momentum", {"complex", "fused"}),
+        OptimizerSpec(
+            "soap", "optplug_modern.soap:SOAP", "Adam in the eigenbases of Shampoo's preconditioner", {"fused"}
+        ),
     ]

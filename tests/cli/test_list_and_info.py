@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 import optplug
+from optplug import OptimizerSpec, RuleOptimizer, SchedulerSpec
 from optplug.cli.app import app
-from optplug.registry import Plugin, QuarantinedPlugin, registry
+from optplug.cli.table import print_table
+from optplug.registry import Plugin, QuarantinedPlugin, Registry, registry
+from support import first_party
 
 
 @pytest.fixture
@@ -32,8 +38,9 @@ def test_list_shows_every_name_with_its_plugin(command: Any):
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
     names = optplug.list_optimizers() + optplug.list_schedulers()
     assert set(names) <= set(rows)
-    assert rows["adam"][:3] == ["optplug-classic", "optplug", optplug.__version__]
-    assert " ".join(rows["adam"][3:]) == "adaptive moment estimation"
+    assert rows["adam"][:4] == ["optplug-classic", "optplug", optplug.__version__, "yes"]
+    assert " ".join(rows["adam"][4:]).startswith("adaptive moment estimation")
+    assert rows["lbfgs"][3] == "-"
     assert rows["reduce_lr_on_plateau"][0] == "optplug-schedules"
 
 
@@ -41,6 +48,9 @@ def test_list_takes_a_glob(command: Any):
     result = command("list", "adam*")
     names = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
     assert names == ["optimizer", *optplug.list_optimizers("adam*")]
+    names = [line.split()[0] for line in command("list", "adamw", "*_lr", "adam").stdout.splitlines() if line.strip()]
+    optimizers = sorted({*optplug.list_optimizers("adam"), *optplug.list_optimizers("adamw")})
+    assert names == ["optimizer", *optimizers, "scheduler", *optplug.list_schedulers("*_lr")]
     by_plugin = command("list", "optplug-schedules:*").stdout
     assert "cosine_annealing_lr" in by_plugin
     assert "adam" not in by_plugin
@@ -50,6 +60,121 @@ def test_list_without_matches_fails(command: Any):
     result = command("list", "zzz*")
     assert result.exit_code == 1
     assert result.stderr == "no optimizer, scheduler or function matches 'zzz*'\n"
+    assert command("list", "zzz*", "--json").exit_code == 1
+
+
+def test_list_names_each_pattern_without_matches(command: Any):
+    result = command("list", "zzz*", "adam", "yyy")
+    assert result.exit_code == 1
+    assert "adam " in result.stdout
+    assert [line.split()[-1] for line in result.stderr.splitlines()] == ["'zzz*'", "'yyy'"]
+
+
+class Point(EntryPoint):
+    """An entry point of the distribution that a test calls `optplug`, whose plugin is an object."""
+
+    def load(self) -> Any:
+        return PLUGINS[self.name]
+
+
+class Zoo:
+    """A plugin with names that optplug and an adapter have too."""
+
+    @optplug.hookimpl
+    def optplug_optimizers(self) -> list[Any]:
+        return [
+            OptimizerSpec("lion", "zoo.nowhere:Lion", "roars"),
+            OptimizerSpec("fast", "zoo.nowhere:Fast", capabilities="fused"),
+            OptimizerSpec("Bad", "zoo.nowhere:Bad"),
+            type("MyRule", (RuleOptimizer,), {"__doc__": "A rule."}),
+        ]
+
+
+class Pets:
+    """An adapter of a package."""
+
+    @optplug.hookimpl
+    def optplug_optimizers(self) -> list[Any]:
+        return [OptimizerSpec(n, f"pytest:{n}", precedence=7, package="pytest") for n in ("lion", "cat")]
+
+    @optplug.hookimpl
+    def optplug_schedulers(self) -> list[Any]:
+        return [SchedulerSpec("lion", "pytest:Lion", "a schedule", precedence=7, package="no-such-package")]
+
+
+PLUGINS = {"zoo": Zoo(), "pets": Pets()}
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The registry of the commands, with the plugins `zoo` and `pets` only."""
+    registry = Registry([Point(name, name, "optplug") for name in (*PLUGINS, "broken")])
+    monkeypatch.setattr("optplug.cli.names.registry", registry)
+    return registry
+
+
+def test_list_shows_sources_engines_and_alternatives(command: Any, zoo: Registry):
+    result = command("list")
+    assert result.exit_code == 0
+    assert [re.sub(" +", " ", line) for line in result.stdout.splitlines()] == [
+        "optimizer plugin source fused summary",
+        f"cat pets pytest {pytest.__version__} -",
+        "fast zoo zoo ? yes",
+        "lion zoo zoo ? - roars (also pets:lion)",
+        "my_rule zoo zoo ? yes A rule.",
+        f"pets:lion pets pytest {pytest.__version__} -",
+        "",
+        "scheduler plugin source fused summary",
+        "lion pets no-such-package ? - a schedule",
+        "",
+        "plugin broken (broken ?) is quarantined: KeyError: 'broken'",
+        "optimizer Bad of plugin zoo (zoo ?) is not used: optimizer name 'Bad' is not snake case (e.g. 'sign_descent')",
+    ]
+
+
+def test_list_prints_json(command: Any, zoo: Registry):
+    result = command("list", "*lion", "--json")
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    lion = {
+        "name": "lion",
+        "kind": "optimizer",
+        "plugin": "zoo",
+        "qualified_name": "zoo:lion",
+        "package": "zoo",
+        "version": "?",
+        "fused": False,
+        "capabilities": [],
+        "summary": "roars",
+        "alternatives": ["pets:lion"],
+    }
+    assert data["names"][0] == lion
+    assert [(each["kind"], each["name"]) for each in data["names"]] == [
+        ("optimizer", "lion"),
+        ("optimizer", "pets:lion"),
+        ("scheduler", "lion"),
+    ]
+    assert data["quarantined"] == [
+        {"plugin": "broken", "package": "broken", "version": "?", "cause": "KeyError: 'broken'"}
+    ]
+    assert [(each["plugin"], each["kind"], each["name"]) for each in data["rejected"]] == [("zoo", "optimizer", "Bad")]
+    assert data["disabled"] == []
+
+
+def test_list_is_wrapped_on_a_terminal_only(command: Any, zoo: Registry, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    rows = [("lion", "a summary of eight words is rather long")]
+    print_table(("name", "summary"), rows)
+    assert capsys.readouterr().out == "name  summary\nlion  a summary of eight words is rather long\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "30")
+    print_table(("name", "summary"), rows)
+    text = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert text == "name  summary\nlion  a summary of eight words\n      is rather long\n"
+
+
+@pytest.mark.parametrize("name", first_party("optimizer"))
+def test_first_party_optimizer_declares_fused_if_it_is_a_rule(name: str):
+    assert registry.resolve("optimizer", name).is_fused == issubclass(optplug.get_optimizer(name), RuleOptimizer)
 
 
 def test_list_shows_quarantined_and_disabled_plugins(command: Any, monkeypatch: pytest.MonkeyPatch):

@@ -59,7 +59,8 @@ def test_description_of_an_optimizer():
         "  class         optplug_classic.sgd.SGD",
         f"  plugin        optplug-classic (optplug {optplug.__version__})",
         "  plugin API    1 (this optplug supports 1)",
-        "  capabilities  complex: takes complex parameters; sparse: takes sparse gradients",
+        "  capabilities  complex: takes complex parameters; fused: is a RuleOptimizer, which engines step in "
+        "fused kernels; sparse: takes sparse gradients",
         "",
     ]
     assert lines[7].split() == ["argument", "type", "default"]
