@@ -274,9 +274,8 @@ def _known_config(config: Config) -> Config:
     from optplug.config.model import GroupRule
 
     def known_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
-        given = optimizer.hyperparameters
-        return replace(
-            optimizer, hyperparameters={key: value for key, value in given.items() if not has_unresolved(value)}
+        return optimizer.change(
+            lambda config: {key: value for key, value in config.hyperparameters.items() if not has_unresolved(value)}
         )
 
     def known_entry(entry: OptimizerEntry) -> OptimizerEntry:

@@ -26,7 +26,7 @@ from optplug.errors import ConfigError, ConfigErrors, OptplugError, loc_text
 if TYPE_CHECKING:  # these import torch
     from optplug.cli.lr_plot import LrPlot
     from optplug.config.lr_curves import Curve
-    from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
+    from optplug.config.model import Config, OptimizerConfig, OptimizerSetup, SchedulerConfig
     from optplug.config.training_length import TrainingLength
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -427,13 +427,17 @@ def _file_sources(path: Path, options: PlotOptions) -> list[Source]:
 
 
 def _with_lr(config: Config, lr: float) -> Config:
-    """A configuration in which every optimizer has another learning rate."""
+    """A configuration in which every optimizer, or the base that has it, has another learning rate."""
+    from optplug.registry.signature import configurable_arguments
+
+    def options(optimizer: OptimizerConfig) -> dict[str, Any]:
+        is_taken = optimizer.base is None or "lr" in configurable_arguments(optimizer.registration)
+        return {**optimizer.hyperparameters, **({"lr": lr} if is_taken else {})}
 
     def changed(setup: OptimizerSetup) -> OptimizerSetup:
         entries = []
         for entry in setup.entries:
-            hyperparameters = {**entry.optimizer.hyperparameters, "lr": lr}
-            entries.append(replace(entry, optimizer=replace(entry.optimizer, hyperparameters=hyperparameters)))
+            entries.append(replace(entry, optimizer=entry.optimizer.change(options)))
         return replace(setup, entries=tuple(entries))
 
     return replace(config, setups=tuple(map(changed, config.setups)))

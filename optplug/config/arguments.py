@@ -13,6 +13,8 @@ from optplug.config.fields import Choice, Table
 from optplug.config.form import (
     ARGS,
     AUTO,
+    BASE,
+    BASE_KEY,
     ENTRY,
     GROUP_RULE,
     MATRICES,
@@ -39,6 +41,7 @@ from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration, registry
 from optplug.registry.signature import (
     accepts_any_argument,
+    base_argument,
     configurable_arguments,
     configurable_type,
     function_arguments,
@@ -60,7 +63,8 @@ def reserved_keys(registration: Registration) -> set[str]:
 
 def optimizer_fields(registration: Registration) -> Table:
     """The keys of an optimizer beside its arguments."""
-    return {**OPTIMIZER, **(MATRICES if "matrix_only" in registration.spec.capabilities else {})}
+    matrices = MATRICES if "matrix_only" in registration.spec.capabilities else {}
+    return {**OPTIMIZER, **matrices, **(BASE if base_argument(registration) else {})}
 
 
 def scheduler_fields(registration: Registration) -> Table:
@@ -85,6 +89,7 @@ def own_arguments(
     nested: Collection[str],
     fields: Table,
     loc: Loc,
+    base: Registration | None = None,
 ) -> dict[str, Any]:
     """The arguments that a class has, with numbers in place of text that is a number.
 
@@ -97,10 +102,11 @@ def own_arguments(
         nested: the arguments that are written under `args`.
         fields: the keys beside the arguments.
         loc: the location of the mapping that has the name.
+        base: the optimizer that the optimizer wraps. Default: none.
     """
     keys = [key for key in fields if key != "name"]
     invalid = set()
-    for error in argument_errors(registration, arguments, keys):
+    for error in argument_errors(registration, arguments, keys, base):
         key = error.argument
         collector.add(error, (*loc, *argument_loc(key, nested)) if key else loc)
         invalid.add(key)
@@ -143,7 +149,10 @@ def argument_loc(name: str, nested: Collection[str]) -> Loc:
 
 
 def argument_errors(
-    registration: Registration, arguments: Mapping[str, Any], keys: Collection[str] = ()
+    registration: Registration,
+    arguments: Mapping[str, Any],
+    keys: Collection[str] = (),
+    base: Registration | None = None,
 ) -> Iterator[ConfigError]:
     """Find unknown and missing arguments.
 
@@ -151,6 +160,7 @@ def argument_errors(
         registration: the optimizer or scheduler.
         arguments: the given arguments.
         keys: keys that the configuration accepts beside the arguments; empty outside a configuration.
+        base: the optimizer that the optimizer wraps. Default: none.
 
     Yields:
         The errors. An error about an unknown argument has its name in `argument`.
@@ -160,7 +170,7 @@ def argument_errors(
     has_further = is_strict(target) and takes_untyped_options(target)
     for key in () if has_further or accepts_any_argument(registration) else arguments:
         if key not in known:
-            yield _unknown_argument(registration, key, arguments[key], known, keys)
+            yield _unknown_argument(registration, key, arguments[key], known, keys, base)
     missing = [name for name, p in known.items() if p.default is p.empty and name not in arguments]
     if missing:
         hint = missing_length_hint(registration, missing) if keys else ""
@@ -177,10 +187,16 @@ def missing_length_hint(registration: Registration, missing: Collection[str]) ->
 
 
 def _unknown_argument(
-    registration: Registration, key: str, value: Any, known: Collection[str], keys: Collection[str]
+    registration: Registration,
+    key: str,
+    value: Any,
+    known: Collection[str],
+    keys: Collection[str],
+    base: Registration | None,
 ) -> ConfigError:
     kind = registration.spec.kind
-    hint = _hint_for_misplaced_key(kind, key, value, keys) or _hint_for_part(key, value, keys)
+    hint = _hint_for_option_of_base(key, value, base)
+    hint = hint or _hint_for_misplaced_key(kind, key, value, keys) or _hint_for_part(key, value, keys)
     if not hint and keys:
         length = length_argument(registration)
         hint = foreign_key_hint(kind, key, value, arguments=known, keys=keys, length=length)
@@ -192,6 +208,13 @@ def _unknown_argument(
         hint += f", and in a configuration {short_list(keys)}" if keys else ""
     noun = "argument" if kind == "scheduler" else "option"
     return ConfigError(f"{registration.name} has no {noun} {key!r}{hint}", argument=key)
+
+
+def _hint_for_option_of_base(key: str, value: Any, base: Registration | None) -> str:
+    """Where an option belongs that the optimizer lacks and its base has; empty for other keys."""
+    if base is None or key not in configurable_arguments(base):
+        return ""
+    return f"; it is an option of {base.name}: write base: {{name: {base.name}, {key}: {value}}}"
 
 
 def _hint_for_misplaced_key(kind: str, key: str, value: Any, keys: Collection[str]) -> str:
@@ -206,6 +229,9 @@ def _hint_for_misplaced_key(kind: str, key: str, value: Any, keys: Collection[st
     if key in MATRICES:
         takers = [each.name for each in registry.registrations("optimizer") if "matrix_only" in each.spec.capabilities]
         return f"; {key} is a key of optimizers that take matrices only: {short_list(takers)}"
+    if key == BASE_KEY:
+        takers = [each.name for each in registry.registrations("optimizer") if base_argument(each)]
+        return f"; {key} is a key of optimizers that wrap another{f': {short_list(takers)}' if takers else ''}"
     if key in SELECTORS:
         return f"; {key} belongs to an entry of param_groups, or to an entry in a list of optimizers"
     if key == "rest":
@@ -293,18 +319,25 @@ def group_options(
     return valid
 
 
-def options_of_member(registration: Registration, other: Registration, options: Mapping[str, Any]) -> dict[str, Any]:
+def options_of_member(
+    registrations: Iterable[Registration], others: Iterable[Registration], options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The options of a group rule for one of two optimizers to which the rule applies.
 
     These are the options that the optimizer has. An option that neither has is for an optimizer with untyped
     `**options`.
+
+    Args:
+        registrations: the optimizer; a wrapper and its base, if groups have options of both.
+        others: the other optimizer.
+        options: the options of the rule.
     """
-    arguments, others = configurable_arguments(registration), configurable_arguments(other)
-    is_complete = not accepts_any_argument(registration)
+    own, known = ({key for each in one for key in configurable_arguments(each)} for one in (registrations, others))
+    is_complete = not any(map(accepts_any_argument, registrations))
     return {
         key: value
         for key, value in options.items()
-        if (target := MULTIPLIERS.get(key, key)) in arguments or not (is_complete or target in others)
+        if (target := MULTIPLIERS.get(key, key)) in own or not (is_complete or target in known)
     }
 
 

@@ -54,7 +54,12 @@ from optplug.errors import (
 from optplug.optim.combined import Combined
 from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration, registry
-from optplug.registry.signature import configurable_arguments, declared_cases, function_arguments
+from optplug.registry.signature import (
+    base_argument,
+    configurable_arguments,
+    declared_cases,
+    function_arguments,
+)
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.per_group import PerGroup, ScheduleFactory
 from optplug.schedulers.plateau_warmup import PlateauWarmup
@@ -79,7 +84,8 @@ def create_optimizer(
         param_groups: a preset (`"no_decay"`), or a list of presets and rules, as in a configuration. Only for a module.
             Default: one group.
         hyperparameters: passed to the optimizer class. For a module, an optimizer of matrices also has the keys
-            `fallback`, `output` and `convolutions` of a configuration.
+            `fallback`, `output` and `convolutions` of a configuration. An optimizer that wraps another one has the key
+            `base`: a name, or a mapping with a name and hyperparameters.
 
     Raises:
         UnknownNameError: the name is not registered.
@@ -90,9 +96,13 @@ def create_optimizer(
     """
     registration = registry.resolve("optimizer", name)
     check_is_supported(registration)
-    takes_matrices_only = "matrix_only" in registration.spec.capabilities
-    if param_groups is not None or (takes_matrices_only and isinstance(params_or_module, nn.Module)):
+    has_further_keys = bool(optimizer_fields(registration).keys() - OPTIMIZER.keys())
+    if param_groups is not None or (has_further_keys and isinstance(params_or_module, nn.Module)):
         return _create_from_config(registration, params_or_module, hyperparameters, param_groups)
+    if base_argument(registration):
+        config = parse_and_check(_as_mapping(registration, hyperparameters)).optimizer
+        with _construction(config, config.arguments):
+            return construct_optimizer(registration, params_or_module, config.arguments)
     check_arguments(registration, hyperparameters)
     if not isinstance(params_or_module, nn.Module):
         return construct_optimizer(registration, params_or_module, hyperparameters)
@@ -106,15 +116,19 @@ def _create_from_config(
     if not isinstance(module, nn.Module):
         message = f"select parameters of a module by name; pass the module, got {type(module).__name__}"
         raise ConfigTypeError(message, loc=("param_groups",))
-    keys = optimizer_fields(registration).keys() - OPTIMIZER.keys()
-    other = {key: value for key, value in hyperparameters.items() if key in keys}
-    arguments = {key: value for key, value in hyperparameters.items() if key not in keys}
-    given = {"name": registration.qualified_name, **other, **({ARGS: arguments} if arguments else {})}
-    setup = parse_and_check(given, param_groups=param_groups).setup
+    setup = parse_and_check(_as_mapping(registration, hyperparameters), param_groups=param_groups).setup
     for schedule in setup.schedules:
         message = "create_optimizer builds no scheduler: use create_optimizer_and_scheduler"
         raise ConfigError(message, loc=schedule.loc)
     return build_optimizer(module, setup)
+
+
+def _as_mapping(registration: Registration, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping in a configuration for the keywords of `create_optimizer`."""
+    keys = optimizer_fields(registration).keys() - OPTIMIZER.keys()
+    other = {key: value for key, value in hyperparameters.items() if key in keys}
+    arguments = {key: value for key, value in hyperparameters.items() if key not in keys}
+    return {"name": registration.qualified_name, **other, **({ARGS: arguments} if arguments else {})}
 
 
 def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments: Any) -> Schedule:
@@ -231,7 +245,9 @@ def _build_entry(
 def _resolve_links_of(module: nn.Module, entry: OptimizerEntry) -> OptimizerEntry:
     """The entry of one optimizer with numbers in place of links."""
     optimizer_config, collector = entry.optimizer, ErrorCollector()
-    hyperparameters = _replace_links(collector, module, optimizer_config.hyperparameters, optimizer_config.argument_loc)
+    optimizer_config = optimizer_config.change(
+        lambda config: _replace_links(collector, module, config.hyperparameters, config.argument_loc)
+    )
     rules: list[AnyGroupRule] = []
     for i, rule in enumerate(entry.param_groups):
         if isinstance(rule, GroupRule):
@@ -240,7 +256,6 @@ def _resolve_links_of(module: nn.Module, entry: OptimizerEntry) -> OptimizerEntr
             rule = dataclasses.replace(rule, options=options)
         rules.append(rule)
     collector.raise_collected()
-    optimizer_config = dataclasses.replace(optimizer_config, hyperparameters=hyperparameters)
     resolved = dataclasses.replace(entry, optimizer=optimizer_config, param_groups=tuple(rules))
     if resolved != entry:  # the values of links have not been checked yet
         _dry_run_entry(collector, resolved)
@@ -266,13 +281,10 @@ def _build_member(
         )
     collector.raise_collected()
     params: list[Any] = groups if member.param_groups else [p for group in groups for p in group["params"]]
-    with _construction(config, config.hyperparameters):
+    with _construction(config, config.arguments):
         # An optimizer without parameters gets some when groups are added. The constructors require a parameter.
         optimizer = construct_optimizer(
-            config.registration,
-            params or [_dummy_parameter(config.registration)],
-            config.hyperparameters,
-            module=module,
+            config.registration, params or [_dummy_parameter(config.registration)], config.arguments, module=module
         )
     if not params:
         optimizer.param_groups.clear()
@@ -531,6 +543,11 @@ def _dry_run(collector: ErrorCollector, config: Config) -> None:
 
 
 def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
+    for layer in entry.layers:
+        _dry_run_layer(collector, layer)
+
+
+def _dry_run_layer(collector: ErrorCollector, entry: OptimizerEntry) -> None:
     optimizer_config = entry.optimizer
     registration = optimizer_config.registration
     # A third-party constructor may be slow or have side effects.

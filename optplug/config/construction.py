@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from optplug.errors import ConfigError, ConfigTypeError, PluginError, one_line, short_list
+from optplug.config.form import ARGS, BASE_KEY
+from optplug.config.third_party import third_party_errors
+from optplug.errors import ConfigError, ConfigTypeError, OptplugError, PluginError, one_line, short_list
 from optplug.optim.adapted_step import CLOSURE_FIRST, NO_CLOSURE, adapt_step, check_closure_calls, takes_no_arguments
 from optplug.optim.strict_kwargs import is_strict
-from optplug.registry import Registration
-from optplug.registry.signature import target_of
+from optplug.registry import Registration, registry
+from optplug.registry.signature import base_argument, configurable_arguments, takes_built_base, target_of
 
 
 def construct_optimizer(
@@ -26,7 +29,8 @@ def construct_optimizer(
         registration: the optimizer.
         params: what torch's optimizers accept: tensors, pairs of a name and a tensor, or dicts that each describe a
             parameter group.
-        arguments: the other arguments of the class or factory.
+        arguments: the other arguments of the class or factory. For an optimizer that wraps another one, also `base`: a
+            name, or a mapping with `name` and arguments, which may be under `args`.
         module: the module that has the parameters. Default: None. It is required for a class that takes the module, and
             for one that takes pairs unless `params` has the names.
 
@@ -42,7 +46,7 @@ def construct_optimizer(
     """
     check_is_supported(registration)
     target, build = target_of(registration), registration.load_build()
-    accepted = _accepted_params(registration, params, module)
+    accepted, arguments = _with_base(registration, _accepted_params(registration, params, module), arguments, module)
     with _refused_groups(registration, accepted):
         made = target(accepted, **arguments) if build is None else build(target, accepted, **arguments)
     if not isinstance(made, Optimizer):
@@ -73,6 +77,46 @@ def _with_adapted_step(registration: Registration, optimizer: Optimizer) -> Opti
     elif not is_strict(target_of(registration)):
         check_closure_calls(optimizer, name)
     return optimizer
+
+
+# ------------------------------------------------------------------------------------------ the base of a wrapper
+
+
+def _with_base(
+    wrapper: Registration, params: Any, arguments: Mapping[str, Any], module: nn.Module | None
+) -> tuple[Any, Mapping[str, Any]]:
+    """The first argument and the others of a class, with the base of a wrapper: built, or as a class with its options.
+
+    Raises:
+        OptplugError: as `construct_optimizer`. The locations of errors about the base begin with `base`.
+    """
+    given = arguments.get(BASE_KEY)
+    if given is None or not base_argument(wrapper):
+        return params, arguments
+    mapping: Mapping[str, Any] = {"name": given} if isinstance(given, str) else given
+    base = registry.resolve("optimizer", mapping["name"])
+    options = {**mapping, **(mapping.get(ARGS) or {})}
+    options = {key: value for key, value in options.items() if key not in ("name", ARGS)}
+    others = {key: value for key, value in arguments.items() if key != BASE_KEY}
+    if takes_built_base(wrapper):
+        return _built_base(base, params, options, module), others
+    # A keyword that is also an argument of the wrapper would not reach the base.
+    shared = {key: options[key] for key in options.keys() & configurable_arguments(wrapper).keys()}
+    passed_on = {key: value for key, value in options.items() if key not in shared}
+    cls, build = target_of(base), base.load_build()
+    cls = cls if build is None else functools.partial(build, cls)
+    return params, {**passed_on, **others, base_argument(wrapper): functools.partial(cls, **shared) if shared else cls}
+
+
+def _built_base(base: Registration, params: Any, options: Mapping[str, Any], module: nn.Module | None) -> Optimizer:
+    try:
+        with third_party_errors(base.name, options):
+            return construct_optimizer(base, params, options, module=module)
+    except OptplugError as joined:
+        for error in joined.errors:
+            error.loc = (BASE_KEY, *((error.argument,) if error.argument else ()), *error.inside, *error.loc)
+            error.argument = None
+        raise
 
 
 # ------------------------------------------------------------------------------------------ the parameters

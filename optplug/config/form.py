@@ -202,6 +202,24 @@ MATRICES = table(
 )
 """Additional keys of an optimizer that takes matrices only (capability `matrix_only`)."""
 
+BASE_KEY = "base"
+"""The key of the optimizer that an optimizer wraps."""
+
+BASE = table(
+    Field(
+        BASE_KEY,
+        Nested("base", NAME_OR_MAPPING),
+        "the optimizer that this optimizer wraps, such as `sgd` or `{name: sgd, lr: 0.1}`",
+    ),
+)
+"""The additional key of an optimizer that wraps another one (field `base` of its spec)."""
+
+NOT_BASE = (
+    *("closure", "create_graph", "gradients_first", "matrix_only"),
+    *("modes", "module", "named_params", "sparse_only"),
+)
+"""Capabilities of optimizers that cannot be a base."""
+
 FALLBACK = table(
     dataclasses.replace(OPTIMIZER["name"], words="the name of the optimizer", default=DEFAULT_FALLBACK),
     OPTIMIZER[ARGS],

@@ -12,6 +12,7 @@ from optplug.config.fields import NUMBER_PATTERN, NUMBER_TEXT, Field, Schema, Ta
 from optplug.config.form import (
     ARGS,
     AUTO,
+    BASE_KEY,
     CORRECT_KEYS,
     DEFAULT_FALLBACK,
     ENTRY,
@@ -19,6 +20,7 @@ from optplug.config.form import (
     LENGTH,
     MATRICES,
     MULTIPLIERS,
+    NOT_BASE,
     NOT_FALLBACK,
     OPTIMIZER_WIDE_OPTIONS,
     OVERRIDE,
@@ -36,7 +38,14 @@ from optplug.config.value_schema import any_of, json_value, schema_of_type, unio
 from optplug.errors import PluginError
 from optplug.optim.ranges import Range, declared_ranges
 from optplug.registry import Registration, registry
-from optplug.registry.signature import Argument, accepts_any_argument, documented_arguments, function_arguments
+from optplug.registry.signature import (
+    Argument,
+    accepts_any_argument,
+    base_argument,
+    documented_arguments,
+    function_arguments,
+    requires_base,
+)
 from optplug.registry.specs import lookup_key
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -77,12 +86,15 @@ def json_schema() -> Schema:
     }
     for optimizer in optimizers:
         group = "group"
-        if not _takes_matrices_only(optimizer):  # its rules apply to its fallback too, which has other options
+        # The rules apply to the fallback of an optimizer of matrices, and to a base, which have other options.
+        if not _takes_matrices_only(optimizer) and not base_argument(optimizer.registration):
             group = f"{optimizer.definition}.group"
             definitions[group] = optimizer.group_schema()
         definitions[f"{optimizer.definition}.param_groups"] = _param_groups(group)
     if any(map(_takes_matrices_only, optimizers)):
         definitions["fallback"] = _fallback(optimizers)
+    if any(base_argument(optimizer.registration) for optimizer in optimizers):
+        definitions["base"] = _base(optimizers)
     for registered in (*optimizers, *schedulers):
         definitions[f"{registered.definition}.name"] = {"type": "string", "pattern": registered.name_pattern}
         definitions[f"{registered.definition}.arguments"] = registered.arguments_schema()
@@ -131,6 +143,15 @@ class _RegisteredClass:
     @property
     def required(self) -> list[str]:
         return [argument.name for argument in self.arguments if argument.required]
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the name alone is not enough: there are required arguments, or it needs a base."""
+        return bool(self.required) or self._requires_base
+
+    @property
+    def _requires_base(self) -> bool:
+        return bool(base_argument(self.registration)) and requires_base(self.registration)
 
     @property
     def direct_arguments(self) -> list[str]:
@@ -220,8 +241,9 @@ class _RegisteredClass:
         }
         if not self._accepts_any_argument:
             schema["additionalProperties"] = False
-        if self.required:
+        if self.is_incomplete:
             schema["allOf"] = [self._requires(name) for name in self.required]
+            schema["allOf"] += [{"required": [BASE_KEY]}] if self._requires_base else []
         given_twice: dict[str, Schema] = {
             name: {"properties": {"args": {"properties": {name: False}}}} for name in self.direct_arguments
         }
@@ -345,7 +367,7 @@ def _scheduler(schedulers: list[_RegisteredClass]) -> Schema:
 
 def _name_only(known: list[_RegisteredClass]) -> Schema:
     """The schema of a name instead of a mapping, for classes without required arguments."""
-    return _name([registered for registered in known if not registered.required])
+    return _name([registered for registered in known if not registered.is_incomplete])
 
 
 def _name(known: list[_RegisteredClass]) -> Schema:
@@ -380,6 +402,18 @@ def _fallback(known: list[_RegisteredClass]) -> Schema:
         "anyOf": [*_name_only(known)["anyOf"], MAPPING],
         "if": MAPPING,
         "then": is_mapping,
+    }
+
+
+def _base(known: list[_RegisteredClass]) -> Schema:
+    """The schema of the optimizer that another one wraps."""
+    known = [each for each in known if each.registration.spec.capabilities.isdisjoint(NOT_BASE)]
+    mapping = _mapping("optimizer", known)
+    properties = {**mapping["properties"], **_refused((*ENTRY, *MATRICES), known)}
+    return {
+        "anyOf": [*_name_only(known)["anyOf"], MAPPING],
+        "if": MAPPING,
+        "then": {**mapping, "properties": properties},
     }
 
 

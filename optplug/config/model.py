@@ -16,6 +16,7 @@ from optplug.config.arguments import argument_loc, options_of_member, reserved_k
 from optplug.config.form import (
     ARGS,
     AUTO,
+    BASE_KEY,
     ENTRY,
     INHERITED_OPTIONS,
     MATRICES,
@@ -39,7 +40,7 @@ from optplug.config.param_selection import AnySelector, ModuleParameter, Selecto
 from optplug.config.plain_data import to_serializable
 from optplug.errors import Loc
 from optplug.registry import Registration, registry
-from optplug.registry.signature import configurable_arguments
+from optplug.registry.signature import configurable_arguments, takes_built_base
 from optplug.schedulers.adapters import ScheduleEnd
 from optplug.schedulers.per_group import DEFAULT, SCHEDULE_KEY
 
@@ -56,30 +57,55 @@ class OptimizerConfig:
         hyperparameters: the hyperparameters.
         nested: the hyperparameters that were written under `args`.
         loc: the location of the optimizer in the configuration.
+        base: the optimizer that this optimizer wraps; None if it wraps none, or a default.
     """
 
     name: str
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     nested: frozenset[str] = field(default=frozenset(), compare=False)
     loc: Loc = field(default=("optimizer",), compare=False)
+    base: OptimizerConfig | None = None
 
     def argument_loc(self, name: str) -> Loc:
-        """The location of a hyperparameter in the configuration."""
+        """The location of a hyperparameter in the configuration. It may be one of the base."""
+        if self.base is not None and name not in configurable_arguments(self.registration):
+            return self.base.argument_loc(name)
         return (*self.loc, *argument_loc(name, self.nested))
 
     @property
     def options(self) -> dict[str, Any]:
-        """The hyperparameters and the defaults of the others."""
+        """The hyperparameters and the defaults of the others, also those of the base."""
         known = configurable_arguments(self.registration)
         defaults = {key: p.default for key, p in known.items() if p.default not in (p.empty, ...)}
-        return {**defaults, **self.hyperparameters}
+        return {**defaults, **self.hyperparameters, **({} if self.base is None else self.base.options)}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The hyperparameters, and the base as `optplug.config.construction.construct_optimizer` takes it."""
+        if self.base is None:
+            return self.hyperparameters
+        return {**self.hyperparameters, BASE_KEY: {"name": self.base.name, ARGS: self.base.arguments}}
+
+    @property
+    def group_registrations(self) -> tuple[Registration, ...]:
+        """The optimizers whose options parameter groups can override. A wrapper of a built base gets no groups."""
+        if self.base is None:
+            return (self.registration,)
+        own = () if takes_built_base(self.registration) else (self.registration,)
+        return (*own, *self.base.group_registrations)
 
     @property
     def registration(self) -> Registration:
         return registry.resolve("optimizer", self.name)
 
+    def change(self, function: Callable[[OptimizerConfig], dict[str, Any]]) -> OptimizerConfig:
+        """The optimizer with other hyperparameters: what a function returns for it, and for its base."""
+        base = None if self.base is None else self.base.change(function)
+        return replace(self, hyperparameters=function(self), base=base)
+
     def to_dict(self) -> dict[str, Any]:
-        return _mapping_of("optimizer", self.name, self.hyperparameters)
+        base = {} if self.base is None else {BASE_KEY: self.base.to_dict()}
+        return {**_mapping_of("optimizer", self.name, self.hyperparameters), **base}
 
 
 @dataclass(frozen=True)
@@ -365,7 +391,16 @@ class OptimizerEntry:
         inherited = {key: given[key] for key in INHERITED_OPTIONS if key in given and key in known}
         fallback = replace(fallback, hyperparameters={**inherited, **fallback.hyperparameters})
         flattened = (Flattened(),) if self.fallback.convolutions else ()
-        return self._member(self.optimizer, *flattened), self._member(fallback)
+        return self._member(self.optimizer, fallback, *flattened), self._member(fallback, self.optimizer)
+
+    @property
+    def layers(self) -> tuple[OptimizerEntry, ...]:
+        """The entry, and if its optimizer wraps another one, the same for its base, and for the base of this one.
+
+        Each has the rules of the parameter groups, with the options that its optimizer has.
+        """
+        base = self.optimizer.base
+        return (self,) if base is None else (self, *self._member(base, self.optimizer).layers)
 
     def group_name(self, rules: str) -> str:
         """The name of a parameter group of one of several members: of its optimizer, and of the rules if they have one.
@@ -376,16 +411,14 @@ class OptimizerEntry:
         name = self.optimizer.registration.name
         return name if rules in ("", DEFAULT_GROUP) else f"{name} {rules}"
 
-    def _member(self, optimizer: OptimizerConfig, *rules: AnyGroupRule) -> OptimizerEntry:
-        """The entry with one optimizer, its options in the rules of the parameter groups, and further rules."""
-        assert self.fallback is not None
-        registration = optimizer.registration
-        other = self.fallback.optimizer if optimizer is self.optimizer else self.optimizer
+    def _member(self, optimizer: OptimizerConfig, other: OptimizerConfig, *rules: AnyGroupRule) -> OptimizerEntry:
+        """The entry with one of two optimizers, its options in the rules of the groups, and further rules."""
+        registrations, others = optimizer.group_registrations, other.group_registrations
 
         def own(rule: AnyGroupRule) -> AnyGroupRule:
             if not isinstance(rule, GroupRule):
                 return rule
-            return replace(rule, options=options_of_member(registration, other.registration, rule.options))
+            return replace(rule, options=options_of_member(registrations, others, rule.options))
 
         return replace(self, optimizer=optimizer, param_groups=(*map(own, self.param_groups), *rules), fallback=None)
 

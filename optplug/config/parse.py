@@ -13,10 +13,12 @@ from typing import Any
 from optplug.config.arguments import argument_loc, group_options, optimizer_fields, own_arguments, scheduler_fields
 from optplug.config.construction import check_is_supported
 from optplug.config.dialects import group_rule_key, is_name_key, warmup_form
-from optplug.config.fields import Table, Unresolved, check_keys, has_unresolved, read_fields, read_number
+from optplug.config.fields import Field, Table, Unresolved, check_keys, has_unresolved, read_fields, read_number
 from optplug.config.form import (
     ARGS,
     AUTO,
+    BASE,
+    BASE_KEY,
     DEFAULT_FALLBACK,
     ENTRY,
     FALLBACK,
@@ -24,6 +26,7 @@ from optplug.config.form import (
     MATRICES,
     METRIC_KEYS,
     NESTED_SCHEDULE,
+    NOT_BASE,
     NOT_FALLBACK,
     ON_RESUME,
     OPTIMIZER,
@@ -75,7 +78,7 @@ from optplug.errors import (
     suggest,
 )
 from optplug.registry import Registration, registry
-from optplug.registry.signature import configurable_arguments
+from optplug.registry.signature import base_argument, configurable_arguments, requires_base, takes_built_base
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 
 
@@ -175,6 +178,7 @@ class _Named:
         arguments: the values of its arguments.
         nested: the arguments that are written under `args`.
         mapping: the mapping that has the name; only the name if there is no mapping.
+        base: the optimizer that an optimizer wraps; None if it wraps none, or if this is an error.
     """
 
     name: str
@@ -182,6 +186,7 @@ class _Named:
     arguments: dict[str, Any]
     nested: frozenset[str]
     mapping: Mapping[str, Any]
+    base: OptimizerConfig | None = None
 
 
 def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table, loc: Loc) -> _Named | None:
@@ -229,15 +234,17 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         collector.add(ConfigError("is also given directly: give it once"), (*loc, ARGS, key))
     if registration is None:
         return _Named(name, None, {}, frozenset(), mapping)
+    base = _parse_base(collector, registration, mapping, loc)
     known = scheduler_fields(registration) if fields is SCHEDULER else fields
     if fields is NESTED_SCHEDULE:
         arguments = {**_length_of_part(registration, mapping, nested), **arguments}
-    valid = own_arguments(collector, registration, {**arguments, **nested}, nested, known, loc)
+    wrapped = None if base is None else base.registration
+    valid = own_arguments(collector, registration, {**arguments, **nested}, nested, known, loc, wrapped)
     if kind == "scheduler":
         for key in valid.keys() & set(nested_schedules(registration)):
             schedules = _parse_schedules(collector, valid.pop(key), (*loc, *argument_loc(key, nested)))
             valid |= {} if schedules is None else {key: schedules}
-    return _Named(name, registration, valid, frozenset(nested), mapping)
+    return _Named(name, registration, valid, frozenset(nested), mapping, base)
 
 
 def _length_of_part(registration: Registration, given: Mapping[str, Any], nested: Collection[str]) -> dict[str, Any]:
@@ -383,7 +390,58 @@ def _parse_optimizer(collector: ErrorCollector, given: Any, loc: Loc, fields: Ta
     named = _parse_named(collector, "optimizer", given, fields, loc)
     if named is None or named.registration is None:
         return None
-    return OptimizerConfig(named.name, named.arguments, named.nested, loc)
+    return OptimizerConfig(named.name, named.arguments, named.nested, loc, named.base)
+
+
+def _parse_inner(
+    collector: ErrorCollector, given: Any, loc: Loc, fields: Table, field: Field, role: str, refused: Collection[str]
+) -> OptimizerConfig | None:
+    """Parse an optimizer that serves another one; None after an error in its name.
+
+    Args:
+        collector: collects the errors.
+        given: its name, or a mapping with it.
+        loc: the location of `given`.
+        fields: the keys of the mapping that are not arguments.
+        field: the key of `given`.
+        role: what it is, for messages.
+        refused: the capabilities that it cannot have.
+    """
+    if not isinstance(given, (str, Mapping)):
+        message = f"must be {field.kind}, got {_shortened(given)} ({type(given).__name__})"
+        collector.add(ConfigTypeError(message), loc)
+        return None
+    optimizer = _parse_optimizer(collector, given, loc, fields)
+    if optimizer is None:
+        return None
+    for capability in refused:
+        if capability in optimizer.registration.spec.capabilities:
+            words = OptimizerSpec.CAPABILITIES[capability]
+            message = f"{optimizer.registration.name} cannot be {role} ({words}): use e.g. {DEFAULT_FALLBACK}"
+            collector.add(ConfigError(message), loc)
+    return optimizer
+
+
+def _parse_base(
+    collector: ErrorCollector, wrapper: Registration, given: Mapping[str, Any], loc: Loc
+) -> OptimizerConfig | None:
+    """Parse the key `base` of an optimizer that wraps another one; None for another optimizer, and after an error."""
+    if not base_argument(wrapper):
+        return None
+    written = given.get(BASE_KEY)
+    if written is None:
+        if requires_base(wrapper):
+            message = f"{wrapper.name} needs base, the optimizer that it wraps: write base: {{name: sgd, lr: 0.1}}"
+            collector.add(ConfigError(message), loc)
+        return None
+    if isinstance(written, Unresolved):
+        return None
+    loc = (*loc, BASE_KEY)
+    base = _parse_inner(collector, written, loc, OPTIMIZER, BASE[BASE_KEY], f"the base of {wrapper.name}", NOT_BASE)
+    if base is not None and base.base is not None and not takes_built_base(wrapper):
+        message = f"{wrapper.name} takes the class of its base and its options, but {base.name} wraps another optimizer"
+        collector.add(ConfigError(f"{message}: name one without base"), loc)
+    return base
 
 
 def _parse_single(collector: ErrorCollector, given: Mapping[str, Any]) -> list[OptimizerEntry]:
@@ -418,18 +476,9 @@ def _parse_fallback(collector: ErrorCollector, matrices: OptimizerConfig | None,
     written = read.get("fallback", DEFAULT_FALLBACK)
     if isinstance(written, Mapping) and "name" not in written:
         written = {"name": DEFAULT_FALLBACK, **written}
-    if not isinstance(written, (str, Mapping)):
-        message = f"must be {MATRICES['fallback'].kind}, got {_shortened(written)} ({type(written).__name__})"
-        collector.add(ConfigTypeError(message), loc)
-        return None
-    optimizer = _parse_optimizer(collector, written, loc, FALLBACK)
+    optimizer = _parse_inner(collector, written, loc, FALLBACK, MATRICES["fallback"], "a fallback", NOT_FALLBACK)
     if optimizer is None:
         return None
-    for capability in NOT_FALLBACK:
-        if capability in optimizer.registration.spec.capabilities:
-            words = OptimizerSpec.CAPABILITIES[capability]
-            message = f"{optimizer.registration.name} cannot be a fallback ({words}): use e.g. {DEFAULT_FALLBACK}"
-            collector.add(ConfigError(message), loc)
     mapping = written if isinstance(written, Mapping) else {}
     match = parse_selector(mapping, collector, loc) if SELECTORS.keys() & mapping.keys() else None
     output, convolutions = read.get("output"), read.get("convolutions") is True
@@ -708,7 +757,8 @@ def _parse_param_groups(
         elif "preset" in entry:
             rule = _parse_preset(collector, entry, rule_loc, (*rule_loc, "preset"))
         else:
-            rule = _parse_group_rule(collector, entry, rule_loc, [each.registration for each in optimizers])
+            registrations = [registration for each in optimizers for registration in each.group_registrations]
+            rule = _parse_group_rule(collector, entry, rule_loc, registrations)
         # A placeholder keeps the indices of the rules after an invalid one.
         rules.append(rule or GroupRule(Selector(), f"[{i}]", {}))
     names = [rule.name for rule in rules if isinstance(rule, GroupRule)]

@@ -17,6 +17,7 @@ TABLES: Mapping[str, Table] = {
     "top level": {**form.TOP_LEVEL, form.OVERRIDE.name: form.OVERRIDE, form.VERBOSE.name: form.VERBOSE},
     "optimizer": form.OPTIMIZER,
     "entry": form.ENTRY,
+    "wrapper": form.BASE,
     "optimizer of matrices": form.MATRICES,
     "fallback": form.FALLBACK,
     "scheduler": form.SCHEDULER,

@@ -65,7 +65,7 @@ def configurable_arguments(registration: Registration) -> dict[str, Parameter]:
     parameters = list(constructor_signature(target_of(registration)).parameters.values())
     if parameters and parameters[0].kind in _POSITIONAL_KINDS:  # the parameters or the optimizer
         del parameters[0]
-    excluded = (*EXCLUDED_ARGUMENTS, getattr(spec, "base", ""))
+    excluded = (*EXCLUDED_ARGUMENTS, base_argument(registration))
     found = {p.name: p for p in parameters if p.kind in _KEYWORD_KINDS and p.name not in excluded}
     declared = {name: _declared_parameter(name, spec.arguments[name]) for name in spec.arguments if name not in found}
     return {**found, **declared}
@@ -79,8 +79,25 @@ def _declared_parameter(name: str, default: Any) -> Parameter:
 def accepts_any_argument(registration: Registration) -> bool:
     """Return whether the constructor has `**options` whose names are unknown, so that it may have further arguments."""
     parameters = constructor_signature(target_of(registration)).parameters.values()
-    # `spec.arguments` are all further arguments of a constructor with `**options`.
-    return not registration.spec.arguments and any(p.kind is p.VAR_KEYWORD for p in parameters)
+    # `spec.arguments` are all further arguments of a constructor with `**options`; a wrapper passes them to its base.
+    is_declared = registration.spec.arguments or base_argument(registration)
+    return not is_declared and any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def base_argument(registration: Registration) -> str:
+    """Return the argument that takes another optimizer, the base; empty for an optimizer that wraps none."""
+    return getattr(registration.spec, "base", "")
+
+
+def takes_built_base(registration: Registration) -> bool:
+    """Return whether a wrapper takes its base as a built optimizer, the first argument; else it takes the class."""
+    return next(iter(constructor_signature(target_of(registration)).parameters), None) == base_argument(registration)
+
+
+def requires_base(registration: Registration) -> bool:
+    """Return whether a wrapper has no default for its base."""
+    found = constructor_signature(target_of(registration)).parameters.get(base_argument(registration))
+    return found is None or found.default is Parameter.empty
 
 
 def function_arguments(registration: Registration) -> tuple[str, ...]:

@@ -183,7 +183,8 @@ class OptimizerSpec(Spec):
             empty tensors. Default: a matrix, a vector, a scalar and an empty tensor, as far as the capabilities allow.
         base: the name of the argument that takes another optimizer, for a class that wraps one. If it is the first
             argument of the constructor, the class takes an optimizer. Else the class takes the parameters first, the
-            class of the other optimizer as this argument, and its hyperparameters as further keywords. Default: none.
+            class of the other optimizer as this argument, and its hyperparameters as further keywords. `cases` can have
+            the key `base`, as in a configuration. Default: none.
         build: a function `build(cls, params, **arguments)` that is called in place of the class, or `"module:object"`.
             Default: the class is called.
         unsupported: why a training loop cannot use the optimizer, with the remedy. A configuration with its name is
