@@ -96,6 +96,16 @@ def first_party(kind: str) -> list[str]:
     return sorted(name for plugin in own for name in optplug.registry.registry.names(kind, f"{plugin}:*"))
 
 
+def register_too(monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
+    """Let an adapter `later` have a name too, which means the registration of another plugin."""
+    spec_class = optplug.registry.KINDS[kind]
+    spec = spec_class(name, "later.nowhere:Nothing", precedence=99)
+    registrations = optplug.registry.registry._discovered().registrations[kind]
+    later = optplug.registry.Registration(spec, optplug.registry.Plugin("later", "later-dist", "1"))
+    key = name.replace("_", "")
+    monkeypatch.setitem(registrations, key, [*registrations[key], later])
+
+
 def torch_has(name: str, argument: str) -> bool:
     """Whether the class of the installed torch has an argument that some supported version has."""
     return NEW_IN_TORCH.get((name, argument), TORCH) <= TORCH

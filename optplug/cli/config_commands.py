@@ -6,14 +6,16 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from optplug.errors import ConfigError, ErrorCollector, Loc, OptplugError, did_you_mean, listing, loc_text, one_line
+from optplug.registry import registry
 
 if TYPE_CHECKING:  # this module imports torch, and `optplug list` works without importing torch
     from optplug.cli.config_files import ConfigFile, ConfigSection
@@ -57,7 +59,17 @@ def _validate(path: Path, model: str | None) -> str:
     limits = f", except for {count} value{'s' if count > 1 else ''} that could not be checked" if count else ""
     shown = checked.section.values if count else checked.config.to_dict()
     text = yaml.safe_dump(_as_text(shown), sort_keys=False, allow_unicode=True)
+    text += "".join(f"# {line}\n" for line in _choices(checked.config))
     return f"{checked.file} is valid{' for ' + type(module).__name__ if is_checked else ''}{limits}:\n\n{text}"
+
+
+def _choices(config: Config) -> Iterator[str]:
+    """What each name in a configuration means, if several plugins have the name."""
+    optimizers = [e.optimizer.name for setup in config.setups for entry in setup.entries for e in entry.members]
+    schedules = [schedule.name for setup in config.setups for schedule in setup.schedules if schedule.name is not None]
+    for kind, name in dict.fromkeys([*product(["optimizer"], optimizers), *product(["scheduler"], schedules)]):
+        if also := registry.also(kind, name):
+            yield f"{name} is {registry.resolve(kind, name).qualified_name}, {also}"
 
 
 def groups(

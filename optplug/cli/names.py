@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from optplug.cli.table import print_table
-from optplug.errors import OptplugError, UnknownNameError, short_list, suggest
+from optplug.errors import OptplugError, UnknownNameError, suggest
 from optplug.registry import KINDS, Plugin, Registration, registry
 
 PatternsArgument = Annotated[
@@ -53,9 +53,8 @@ def _print_names(listed: Listed) -> None:
 
 
 def _row(name: str, registration: Registration) -> tuple[str, ...]:
-    others = registry.alternatives(registration.spec.kind, name)
-    also = f"(also {short_list(others, limit=3)})" if others else ""
-    summary = " ".join(filter(None, (registration.spec.summary, also)))
+    also = registry.also(registration.spec.kind, name)
+    summary = " ".join(filter(None, (registration.spec.summary, also and f"({also})")))
     return name, registration.plugin.name, str(registration.source), "yes" if registration.is_fused else "-", summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ def create_optimizer(
         ConfigError: a hyperparameter that the class does not have, or a module without trainable parameters.
         Exception: whatever the class raises.
     """
-    registration = registry.resolve("optimizer", name)
+    registration = _chosen("optimizer", name)
     check_is_supported(registration)
     has_further_keys = bool(optimizer_fields(registration).keys() - OPTIMIZER.keys())
     if param_groups is not None or (has_further_keys and isinstance(params_or_module, nn.Module)):
@@ -108,6 +109,14 @@ def create_optimizer(
         return construct_optimizer(registration, params_or_module, hyperparameters)
     params = [p.tensor for p in trainable_parameters(params_or_module)]
     return construct_optimizer(registration, params, hyperparameters, module=params_or_module)
+
+
+def _chosen(kind: str, name: str) -> Registration:
+    """Return the registration of a name. A line of level INFO says which plugin is chosen if several have the name."""
+    registration = registry.resolve(kind, name)
+    if also := registry.also(kind, name):
+        logging.getLogger("optplug").info("%s %s is %s, %s", kind, name, registration.qualified_name, also)
+    return registration
 
 
 def _create_from_config(
@@ -145,7 +154,7 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
         OptplugError: as `create_optimizer`.
         Exception: whatever the class raises.
     """
-    check_arguments(registry.resolve("scheduler", name), {k: v for k, v in arguments.items() if k != "last_epoch"})
+    check_arguments(_chosen("scheduler", name), {k: v for k, v in arguments.items() if k != "last_epoch"})
     return _construct_scheduler(name, optimizer, arguments)
 
 

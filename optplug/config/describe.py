@@ -56,8 +56,19 @@ def _header_lines(registration: Registration, target: Any) -> Iterator[str]:
     }
     if isinstance(spec, SchedulerSpec):
         facts["interval"] = "validation" if "metric" in spec.capabilities else spec.interval
+    if spec.package:
+        facts["package"] = str(registration.source)
+    if others := _other_names(registration):
+        facts["other plugins"] = ", ".join(others)
     for key, value in facts.items():
         yield f"  {key:<13} {value}"
+
+
+def _other_names(registration: Registration) -> list[str]:
+    """The names of other plugins, if the name alone means this registration."""
+    kind, name = registration.spec.kind, registration.name
+    means_it = registry.named_registrations(kind, registration.qualified_name)[0][0] == name
+    return registry.alternatives(kind, name) if means_it else []
 
 
 def _qualified_name(target: Any) -> str:

@@ -20,6 +20,7 @@ from optplug.errors import Loc, loc_text, short_list
 from optplug.lightning.fit_setup import ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.trainer_info import BEGINNING, training_length
+from optplug.registry import registry
 from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.per_group import DEFAULT, PerGroup
 
@@ -56,6 +57,8 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
     for member in [member for entry in configured.setup.entries for member in entry.members]:
         registration = member.optimizer.registration
         yield f"optimizer {registration.name} from plugin {registration.plugin}"
+        if also := registry.also("optimizer", member.optimizer.name):
+            yield f"  {also}"
     if not configured.setup.entries:
         yield f"optimizer {type(optimizer).__name__}, built by the module"
     for line in str(group_table(optimizer, configured.parameter_infos)).splitlines():
@@ -80,6 +83,8 @@ def _schedule_lines(trainer: Any, state: FitState, optimizer: Any, configured: C
     for name, scheduled in setup.named_schedules.items():
         title = "" if not setup.group_schedules else f"schedule {name}: " if name else "other groups: "
         yield title + _schedule_line(scheduled, plan, metric, members.get(name))
+        if scheduled.name is not None and (also := registry.also("scheduler", scheduled.name)):
+            yield f"  {also}"
         extended = state.resume.extended if state.resume is not None else ()
         yield from _length_lines(scheduled, members.get(name), configured, extended)
     if metric is not None:

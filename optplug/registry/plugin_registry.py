@@ -345,7 +345,7 @@ class Registry:
 
     def others(self, registration: Registration) -> list[Registration]:
         """Return the registrations of other plugins with the same name, in the order of their precedence."""
-        same_name = self._discovered().registrations[registration.spec.kind][lookup_key(registration.name)]
+        same_name = self._discovered().registrations[registration.spec.kind].get(lookup_key(registration.name), [])
         others = [each for each in same_name if each is not registration]
         return sorted(others, key=lambda each: (each.spec.precedence, each.plugin.name))
 
@@ -355,6 +355,14 @@ class Registry:
         Errors: see `resolve`.
         """
         return [] if ":" in name else [each.qualified_name for each in self.others(self.resolve(kind, name))]
+
+    def also(self, kind: str, name: str) -> str:
+        """Return `"also torch:adam, timm:adam and 3 more"` if other plugins have a name without plugin; else `""`.
+
+        Errors: see `resolve`.
+        """
+        others = self.alternatives(kind, name)
+        return f"also {short_list(others, limit=3)}" if others else ""
 
     def get(self, kind: str, name: str) -> Any:
         """Return the class or function of a name. Errors: see `resolve` and `Registration.load`."""

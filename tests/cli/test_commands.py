@@ -14,6 +14,8 @@ import yaml
 from typer.testing import CliRunner
 
 from optplug.cli.app import app
+from optplug.registry import registry
+from support import register_too
 
 MODEL = """
 from torch import nn
@@ -78,6 +80,19 @@ def error_lines(result: Any) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------ validate
+
+
+def test_validate_says_once_which_other_plugins_have_a_name(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_too(monkeypatch, "optimizer", "sgd")
+    register_too(monkeypatch, "scheduler", "step_lr")
+    optimizers = "optimizer: {combine: [{name: SGD, match: '*.bias'}, {name: SGD, rest: true}]}\n"
+    result = run("validate", f"{optimizers}scheduler: {{name: step-lr, step_size: 3}}\n")
+    assert [line for line in result.stdout.splitlines() if line.startswith("#")] == [
+        f"# SGD is optplug-classic:sgd, {registry.also('optimizer', 'sgd')}",
+        f"# step-lr is optplug-schedules:step_lr, {registry.also('scheduler', 'step_lr')}",
+    ]
+    assert "later:sgd" in result.stdout
+    assert "#" not in run("validate", "optimizer: optplug-classic:sgd\n").stdout
 
 
 def test_validate_prints_the_complete_configuration(run: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import optplug
@@ -19,7 +21,7 @@ from optplug import OptimizerSpec, RuleOptimizer, SchedulerSpec
 from optplug.cli.app import app
 from optplug.cli.table import print_table
 from optplug.registry import Plugin, QuarantinedPlugin, Registry, registry
-from support import first_party
+from support import first_party, register_too
 
 
 @pytest.fixture
@@ -70,6 +72,47 @@ def test_list_names_each_pattern_without_matches(command: Any):
     assert [line.split()[-1] for line in result.stderr.splitlines()] == ["'zzz*'", "'yyy'"]
 
 
+class Foreign(torch.optim.SGD):
+    """A class of another package.
+
+    Args:
+        speed: how fast.
+    """
+
+    def __init__(self, params: Any, speed: float = 0.5, **options: Any) -> None:
+        super().__init__(params, lr=speed)
+
+
+def make_foreign(params: Any, lr: float = 0.25, *, nesterov: bool = False) -> torch.optim.SGD:
+    """A function that returns an optimizer."""
+    return torch.optim.SGD(params, lr, nesterov=nesterov)
+
+
+class Foreigners:
+    @optplug.hookimpl
+    def optplug_optimizers(self) -> list[Any]:
+        return [
+            OptimizerSpec("foreign", Foreign, package="torch", arguments={"hidden": 3}, precedence=5),
+            make_foreign,
+        ]
+
+
+def test_info_of_foreign_classes_and_functions(command: Any, monkeypatch: pytest.MonkeyPatch):
+    foreign = Registry([Point("foreigners", "foreigners", "optplug")])
+    for module in ("optplug.cli.names", "optplug.config.describe", "optplug.registry.signature"):
+        monkeypatch.setattr(f"{module}.registry", foreign)
+    result = command("info", "foreign")
+    assert result.exit_code == 0, result.stderr
+    lines = [re.sub(r"(?<=\S) +", " ", line) for line in result.stdout.splitlines()]
+    assert f"  package torch {importlib.metadata.version('torch')}" in lines
+    assert {"speed float 0.5", "hidden int | float 3"} <= set(lines)
+    assert "    how fast." in lines
+    result = command("info", "make-foreign")
+    assert result.exit_code == 0, result.stderr
+    assert f"  function      {make_foreign.__module__}.make_foreign" in result.stdout.splitlines()
+    assert "nesterov  bool   False" in result.stdout.splitlines()
+
+
 class Point(EntryPoint):
     """An entry point of the distribution that a test calls `optplug`, whose plugin is an object."""
 
@@ -102,13 +145,13 @@ class Pets:
         return [SchedulerSpec("lion", "pytest:Lion", "a schedule", precedence=7, package="no-such-package")]
 
 
-PLUGINS = {"zoo": Zoo(), "pets": Pets()}
+PLUGINS = {"zoo": Zoo(), "pets": Pets(), "foreigners": Foreigners()}
 
 
 @pytest.fixture
 def zoo(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """The registry of the commands, with the plugins `zoo` and `pets` only."""
-    registry = Registry([Point(name, name, "optplug") for name in (*PLUGINS, "broken")])
+    registry = Registry([Point(name, name, "optplug") for name in ("zoo", "pets", "broken")])
     monkeypatch.setattr("optplug.cli.names.registry", registry)
     return registry
 
@@ -202,6 +245,13 @@ def test_info_shows_arguments_and_documentation(command: Any):
     rows = {line.split()[0]: line.split()[-1] for line in lines if line.strip()}
     assert (rows["lr"], rows["eps"], rows["amsgrad"]) == ("0.001", "1e-08", "False")
     assert "https://arxiv.org/abs/1412.6980" in result.stdout
+
+
+def test_info_names_the_other_plugins_of_a_name(command: Any, monkeypatch: pytest.MonkeyPatch):
+    register_too(monkeypatch, "optimizer", "sgd")
+    (line,) = (line for line in command("info", "sgd").stdout.splitlines() if line.startswith("  other plugins"))
+    assert line == "  other plugins " + ", ".join(registry.alternatives("optimizer", "sgd"))
+    assert line.endswith("later:sgd")
 
 
 @pytest.mark.parametrize(

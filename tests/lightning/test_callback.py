@@ -30,6 +30,7 @@ from support import (
     SGD,
     cosine,
     printed_lines,
+    register_too,
     rounded,
     scheduler_of,
 )
@@ -399,6 +400,30 @@ def test_copied_callback_keeps_the_attributes_of_a_derived_class(optplug_lightni
 # ---------------------------------------------------------------------------------------- Summary at the start of a fit
 
 
+def _alternatives(optimizer: str, scheduler: str) -> list[str]:
+    """What the summary says of the adapters that have the names too, if there are any."""
+    registry = optplug.registry.registry
+    return [also for also in (registry.also("optimizer", optimizer), registry.also("scheduler", scheduler)) if also]
+
+
+@pytest.mark.parametrize("qualified", [False, True])
+def test_summary_names_the_other_plugins_of_a_name_once(
+    scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any, monkeypatch: Any, qualified: bool
+):
+    register_too(monkeypatch, "optimizer", "sgd")
+    register_too(monkeypatch, "scheduler", "cosine_annealing_lr")
+    names = ("optplug-classic:sgd", "optplug-schedules:cosine_annealing_lr") if qualified else ("sgd", COSINE["name"])
+    configure = optplug_lightning.ConfigureOptimizers({**SGD, "name": names[0]}, {**COSINE, "name": names[1]})
+    trainer(callbacks=configure, max_epochs=2).fit(scripted_module())
+    lines = printed_lines(capsys)
+    alternatives = [line.strip() for line in lines if "also " in line]
+    assert alternatives == ([] if qualified else _alternatives("sgd", "cosine_annealing_lr"))
+    assert qualified or ["later:sgd" in alternatives[0], "later:cosine" in alternatives[1]] == [True, True]
+    assert [lines.index(f"  {also}") - 1 for also in alternatives] == [
+        i for i, line in enumerate(lines) if " from plugin " in line and not qualified
+    ]
+
+
 def test_summary_has_exact_lines(scripted_module: type, trainer: Any, optplug_lightning: Any, capsys: Any):
     module = scripted_module(val=RISING)
     configure = optplug_lightning.ConfigureOptimizers(
@@ -412,7 +437,10 @@ def test_summary_has_exact_lines(scripted_module: type, trainer: Any, optplug_li
     fitted.fit(module)
     report = fitted.optimizers[0].engine_report()[0]
     version = optplug.__version__
-    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("optplug")] == [
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("optplug")]
+    alternatives = [line for line in printed if line.startswith("optplug:   also ")]
+    assert alternatives == [f"optplug:   {also}" for also in _alternatives("adam", "reduce_lr_on_plateau")]
+    assert [line for line in printed if line not in alternatives] == [
         f"optplug: optimizer adam from plugin optplug-classic (optplug {version})",
         "optplug:   group    parameters  elements   lr  weight_decay",
         "optplug:   default           1         4  0.5             0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+import torch
 
 import optplug
 from optplug.errors import (
@@ -26,6 +28,7 @@ from optplug.errors import (
 )
 from optplug.registry import Plugin, QuarantinedPlugin, Registration, Registry
 from optplug.registry.specs import OptimizerSpec, lookup_key, snake_case
+from support import register_too
 
 PLUGIN_HEADER = """
 from optplug import OptimizerSpec, SchedulerSpec, hookimpl
@@ -354,6 +357,33 @@ def test_others_are_in_the_order_of_precedence_and_plugin(adapters):
         "b:lion": ["zoo:lion", "c:lion", "a:li_on"],
         "cat": [],
     }
+
+
+def test_alternatives_of_a_name_without_plugin(adapters, site):
+    assert adapters.alternatives("optimizer", "Lion") == ["c:lion", "a:li_on", "b:lion"]
+    assert adapters.alternatives("optimizer", "c:lion") == []
+    assert adapters.also("optimizer", "lion") == "also c:lion, a:li_on, b:lion"
+    assert adapters.also("optimizer", "cat") == ""
+    for i in range(3):
+        site.install(f"d{i}", adapting("lion", precedence=30))
+    assert site.registry().also("optimizer", "lion") == "also c:lion, a:li_on, b:lion and 3 more"
+
+
+def test_choice_among_plugins_is_logged_and_is_no_warning(monkeypatch, caplog):
+    register_too(monkeypatch, "optimizer", "sgd")
+    register_too(monkeypatch, "scheduler", "step_lr")
+    params = [torch.zeros(1, requires_grad=True)]
+    for level, names in (
+        (logging.WARNING, []),
+        (logging.INFO, ["optimizer sgd is optplug-classic:sgd", "scheduler st"]),
+    ):
+        caplog.clear()
+        with caplog.at_level(level, logger="optplug"):
+            optimizer = optplug.create_optimizer("sgd", params, lr=0.1)
+            optplug.create_scheduler("step_lr", optimizer, step_size=3)
+            optplug.create_optimizer("optplug-classic:sgd", params, lr=0.1)
+        assert [record.getMessage()[: len(name)] for record, name in zip(caplog.records, names, strict=True)] == names
+        assert all(record.levelno == logging.INFO and "later:s" in record.getMessage() for record in caplog.records)
 
 
 def test_listed_names_are_the_shortest_that_resolve_to_their_registration(adapters):
