@@ -67,7 +67,11 @@ LAYERS = (
     ),
     Layer("optplug_modern", "torch typing_extensions", "errors registry rules ops optim"),
     Layer("optplug_schedules", "torch", "errors registry engines optim schedulers config"),
-    Layer("optplug_adapters", "torch heavyball schedulefree torchao", "errors registry schedulers"),
+    Layer(
+        "optplug_adapters",
+        "torch heavyball pytorch_optimizer schedulefree timm torchao",
+        "errors registry engines schedulers",
+    ),
 )
 """`optplug/__init__.py` is not a layer: it may import every public name on first use, and only `registry` at import."""
 
@@ -101,6 +105,7 @@ IMPORTS_LIGHTNING = (
 
 IMPORTS_ADAPTED_PACKAGES = (
     "optplug_adapters.heavyball_sam",
+    "optplug_adapters.pytorch_optimizer_classes",
     "optplug_adapters.schedulefree_wrapper",
     "optplug_adapters.torchao_offload",
     "optplug_adapters.torchao_state",

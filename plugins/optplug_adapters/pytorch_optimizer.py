@@ -57,7 +57,12 @@ def _optimizers() -> list[Entry]:
         ),
         entry("AggMo", "SGD with several momentum buffers", "complex"),
         entry("Aida", "Adam with mutual projections of gradient and momentum", arguments=adanorm),
-        entry("AliG", "SGD with a step size from the loss", "closure", "complex"),
+        entry(
+            "AliG",
+            "SGD with a step size from the loss",
+            *("closure", "complex"),
+            target="optplug_adapters.pytorch_optimizer_classes:AliG",
+        ),
         entry("Alice", "Adam in a subspace of low rank"),
         entry("Amos", "Adam with a weight decay from the expected scale of the parameters"),
         entry("Ano", "sign of the momentum times the size of the gradient", "complex"),
@@ -243,6 +248,20 @@ def _wrappers() -> list[Entry]:
             base="base_optimizer",
         ),
         entry(
+            "GSAM",
+            "SAM that also reduces the surrogate gap",
+            *("closure", "module"),
+            target="optplug_adapters.pytorch_optimizer_classes:GSAM",
+            base="base_optimizer",
+        ),
+        entry(
+            "WSAM",
+            "SAM with a weight of the sharpness",
+            *("closure", "module"),
+            base="base_optimizer",
+            build=_with_params_of_module,
+        ),
+        entry(
             "PCGrad",
             "projections of the gradients of several tasks",
             unsupported="it needs the loss of each task: pass them to pc_backward() in a training loop of your own",
@@ -270,6 +289,11 @@ def _with_use_muon(cls: Any, params: Iterable[Any], **arguments: Any) -> Any:
     given = list(params)
     groups = given if given and isinstance(given[0], dict) else [{"params": given}]
     return cls([{**group, "use_muon": True} for group in groups], **arguments)
+
+
+def _with_params_of_module(cls: Any, module: Any, **arguments: Any) -> Any:
+    """Build an optimizer that takes the module and the parameters."""
+    return cls(module, [p for p in module.parameters() if p.requires_grad], **arguments)
 
 
 @hookimpl
