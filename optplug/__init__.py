@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optplug.registry import get_optimizer, get_scheduler, list_optimizers, list_schedulers
 from optplug.registry.hookspecs import hookimpl
+from optplug.registry.safe_globals import declare_safe_classes
 from optplug.registry.specs import API_VERSION, FunctionSpec, OptimizerSpec, SchedulerSpec
 
 if TYPE_CHECKING:
@@ -117,3 +118,5 @@ class _AliasFinder:
 
 if _AliasFinder.__name__ not in {getattr(finder, "__name__", "") for finder in sys.meta_path}:  # after a reload
     sys.meta_path.append(_AliasFinder)
+
+declare_safe_classes()

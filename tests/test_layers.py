@@ -89,6 +89,7 @@ COMPUTED_IMPORTS = {
     "optplug/__init__.py": "its public names, on first use",
     "optplug/cli/app.py": "the subcommand that runs",
     "optplug/registry/plugin_registry.py": "a plugin's target",
+    "optplug/registry/safe_globals.py": "the classes of optplug that files may contain",
     "optplug/lightning/_compat.py": "the installed names of Lightning",
     "optplug/lightning/cli.py": "the installed names of Lightning",
     "optplug/cli/config_commands.py": "the model that --model names",
