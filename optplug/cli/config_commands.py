@@ -98,11 +98,26 @@ def _group_tables(path: Path, model: str | None, *, names: bool, with_file: bool
     return "".join(shown)
 
 
-def schema() -> None:
+def schema(
+    complete: Annotated[
+        bool,
+        typer.Option("--complete", help="Import packages that are slow to import, for the arguments of all names."),
+    ] = False,
+    names: Annotated[bool, typer.Option("--names", help="Check the names only, and import no optimizer.")] = False,
+) -> None:
     """Print the JSON Schema of configurations with the installed plugins, for completion and checks in editors."""
     from optplug.config.json_schema import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    if complete and names:
+        raise typer.BadParameter("give --complete or --names, not both")
+    made = json_schema("complete" if complete else "names" if names else "quick")
+    definitions = made.pop("$defs")
+    lines = ",\n".join(f"{json.dumps(key)}:{_compact(value)}" for key, value in definitions.items())
+    typer.echo(f'{_compact(made)[:-1]},\n"$defs":{{\n{lines}\n}}}}')
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from optplug.config.arguments import optimizer_fields, reserved_keys, scheduler_fields
 from optplug.config.fields import NUMBER_PATTERN, NUMBER_TEXT, Field, Schema, Table
@@ -22,6 +26,7 @@ from optplug.config.form import (
     MULTIPLIERS,
     NOT_BASE,
     NOT_FALLBACK,
+    OPTIMIZER,
     OPTIMIZER_WIDE_OPTIONS,
     OVERRIDE,
     PRESETS,
@@ -48,17 +53,28 @@ from optplug.registry.signature import (
 )
 from optplug.registry.specs import lookup_key
 
+Detail = Literal["quick", "complete", "names"]
+"""Which classes are loaded for a schema: see `json_schema`."""
+
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 NULL: Schema = {"type": "null"}
 TEXT: Schema = {"type": "string", "minLength": 1}
 MAPPING: Schema = {"type": "object"}
 
 
-def json_schema() -> Schema:
+def json_schema(detail: Detail = "quick") -> Schema:
     """The JSON Schema (draft 2020-12) of a configuration file.
 
-    The keys of a configuration are at the top of the file or under a subcommand of LightningCLI. The function loads all
-    installed optimizers and schedulers. Those that cannot be loaded are left out and listed in `$comment`.
+    The keys of a configuration are at the top of the file or under a subcommand of LightningCLI. The function loads
+    optimizers and schedulers to read their arguments. Those that cannot be loaded are left out and listed in
+    `$comment`. A class that is not loaded is in the schema by its name, and any argument is accepted.
+
+    Args:
+        detail: which classes are loaded. `"quick"`: all except those of adapters whose package is not imported yet.
+            `"complete"`: all; packages that are slow to import then take most of the time. `"names"`: none.
+
+    The arguments of classes of adapters have no description in the schema: docstrings of such packages are long. Equal
+    arguments of these classes share one definition.
 
     Differences from `optplug.config.build.parse_and_check`:
 
@@ -67,38 +83,52 @@ def json_schema() -> Schema:
     - The schema accepts less: it checks values against annotations, and accepts links only for numbers.
     """
     missing = [str(quarantined) for quarantined in registry.quarantined]
-    optimizers, schedulers = (_load_registered(kind, missing) for kind in ("optimizer", "scheduler"))
+    optimizers, schedulers = (_load_registered(kind, detail, missing) for kind in ("optimizer", "scheduler"))
     link = {"type": "string", "pattern": f"^{LINK_PATTERN.pattern}$", "description": "A link, such as module.lr."}
-    definitions: dict[str, Schema] = {
-        "configuration": _configuration(optimizers),
-        "link": link,
-        "number_text": {"type": "string", "pattern": NUMBER_PATTERN, "description": "Text that is a number."},
-        "optimizer": _optimizer(optimizers),
-        "optimizer.mapping": _mapping("optimizer", optimizers),
-        "scheduler": _scheduler(schedulers),
-        "scheduler.mapping": _scheduler_mapping(schedulers),
-        "scheduler.constant": _warmup_only(),
-        "length": _length(),
-        "warmup": _warmup(),
-        "preset": _preset(),
-        "param_groups": _param_groups("group"),
-        "group": _group({key: True for optimizer in optimizers for key in optimizer.group_options}, list(MULTIPLIERS)),
-    }
-    for optimizer in optimizers:
-        group = "group"
-        # The rules apply to the fallback of an optimizer of matrices, and to a base, which have other options.
-        if not _takes_matrices_only(optimizer) and not base_argument(optimizer.registration):
-            group = f"{optimizer.definition}.group"
-            definitions[group] = optimizer.group_schema()
-        definitions[f"{optimizer.definition}.param_groups"] = _param_groups(group)
+    any_option = {key: True for optimizer in optimizers for key in optimizer.group_options}
+    definitions = _Definitions(
+        {
+            "link": link,
+            "number_text": {"type": "string", "pattern": NUMBER_PATTERN, "description": "Text that is a number."},
+            "optimizer": _optimizer(optimizers),
+            "optimizer.mapping": _mapping("optimizer"),
+            "scheduler": _scheduler(schedulers),
+            "scheduler.mapping": _scheduler_mapping(),
+            "scheduler.constant": _warmup_only(),
+            "length": _length(),
+            "warmup": _warmup(),
+            "preset": _preset(),
+            "param_groups": _param_groups(_ref("group")),
+            "is_rule": {"type": "object", "not": {"required": ["preset"]}},
+            "param_groups.forms": _forms_of_param_groups(),
+        }
+    )
+    group = _group(definitions, any_option, list(MULTIPLIERS))
+    group["additionalProperties"] = any(not optimizer.is_loaded for optimizer in optimizers)
+    definitions.schemas["group"] = group
+    groups, mappings = [], {}
+    for kind, known in (("optimizer", optimizers), ("scheduler", schedulers)):
+        definitions.schemas[f"{kind}.name"] = _name(known)
+        cases: dict[str, tuple[Schema, list[Schema]]] = {}  # each mapping with the names that it is for
+        for registered in known:
+            _define_name(definitions, registered)
+            arguments = _define_arguments(definitions, registered)
+            further: dict[str, Schema] = {}
+            if kind == "optimizer":
+                groups.append(_define_groups(definitions, registered, arguments))
+                further["param_groups"] = groups[-1]
+            mapping = _define_mapping(definitions, registered, arguments, further)
+            mappings[kind, registered.name] = mapping
+            cases.setdefault(json.dumps(mapping), (mapping, []))[1].append(_ref(f"{registered.definition}.name"))
+        definitions.schemas[f"{kind}.cases"] = {
+            "allOf": [{"if": _has_name(_one_of(names)), "then": mapping} for mapping, names in cases.values()]
+        }
+        definitions.schemas[f"{kind}.given_once"] = _given_once(name for each in known for name in each.plain_arguments)
     if any(map(_takes_matrices_only, optimizers)):
-        definitions["fallback"] = _fallback(optimizers)
-    if any(base_argument(optimizer.registration) for optimizer in optimizers):
-        definitions["base"] = _base(optimizers)
-    for registered in (*optimizers, *schedulers):
-        definitions[f"{registered.definition}.name"] = {"type": "string", "pattern": registered.name_pattern}
-        definitions[f"{registered.definition}.arguments"] = registered.arguments_schema()
-        definitions[registered.definition] = registered.mapping_schema(_other_keys(registered))
+        definitions.schemas["fallback"] = _fallback(optimizers, mappings.get(("optimizer", DEFAULT_FALLBACK), False))
+    if any(map(_is_wrapper, optimizers)):
+        definitions.schemas["base"] = _base(optimizers)
+    definitions.schemas["configuration"] = _configuration(optimizers, groups)
     subcommands = {key: _ref("configuration") for key in SUBCOMMANDS}
     comment = {"$comment": "Left out: " + " | ".join(missing)} if missing else {}
     return {
@@ -108,8 +138,50 @@ def json_schema() -> Schema:
         "type": "object",
         "allOf": [_ref("configuration")],
         "properties": subcommands,
-        "$defs": dict(sorted(definitions.items())),
+        "$defs": dict(sorted(definitions.schemas.items())),
     }
+
+
+class _Definitions:
+    """The definitions of a schema.
+
+    Attributes:
+        schemas: the definitions by name.
+    """
+
+    def __init__(self, schemas: dict[str, Schema]) -> None:
+        self.schemas = schemas
+        self._references: dict[tuple[str, str], Schema] = {}
+        self._counts: Counter[str] = Counter()
+
+    def share(self, name: str, schema: Schema) -> Schema:
+        """Return a reference to a definition with this content. It is defined unless an earlier one is equal.
+
+        Args:
+            name: the name of the definition; the second and further ones with other content have a number after it.
+            schema: the content.
+        """
+        key = name, json.dumps(schema, sort_keys=True)
+        if key not in self._references:
+            self._counts[name] += 1
+            numbered = name if self._counts[name] == 1 else f"{name}.{self._counts[name]}"
+            self.schemas[numbered] = schema
+            self._references[key] = _ref(numbered)
+        return self._references[key]
+
+    def define(self, registered: _RegisteredClass, part: str, schema: Schema) -> Schema:
+        """Define a part of the schema of a class, and return a reference. Classes of adapters share equal ones.
+
+        Args:
+            registered: the class.
+            part: the name of the part; empty for the mapping with the name of the class.
+            schema: the content.
+        """
+        if registered.is_foreign:
+            return self.share(f"{registered.kind}.{part or 'class'}", schema)
+        name = f"{registered.definition}.{part}" if part else registered.definition
+        self.schemas[name] = schema
+        return _ref(name)
 
 
 # ------------------------------------------------------------------------------------------ registered classes
@@ -122,14 +194,18 @@ class _RegisteredClass:
     Attributes:
         name: the shortest unambiguous name: `adam`, or `plugin:adam` where several plugins register `adam`.
         registration: the registration.
-        cls: the class.
-        arguments: the constructor arguments that a configuration can set.
+        cls: the class; None if it is not loaded.
+        arguments: the constructor arguments that a configuration can set; none if the class is not loaded.
     """
 
     name: str
     registration: Registration
-    cls: Any
-    arguments: list[Argument]
+    cls: Any = None
+    arguments: Sequence[Argument] = ()
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.cls is not None
 
     @property
     def definition(self) -> str:
@@ -145,13 +221,8 @@ class _RegisteredClass:
         return [argument.name for argument in self.arguments if argument.required]
 
     @property
-    def is_incomplete(self) -> bool:
-        """Whether the name alone is not enough: there are required arguments, or it needs a base."""
-        return bool(self.required) or self._requires_base
-
-    @property
-    def _requires_base(self) -> bool:
-        return bool(base_argument(self.registration)) and requires_base(self.registration)
+    def requires_base(self) -> bool:
+        return self.is_loaded and _is_wrapper(self) and requires_base(self.registration)
 
     @property
     def direct_arguments(self) -> list[str]:
@@ -166,24 +237,25 @@ class _RegisteredClass:
         return [argument.name for argument in self.arguments if argument.name not in reserved]
 
     @property
-    def name_pattern(self) -> str:
-        """A regular expression that matches every accepted spelling of the name."""
-        plugin = f"{_spelling_pattern(self.registration.plugin.name)}:"
-        prefix = plugin if ":" in self.name else f"({plugin})?"
-        return f"^{prefix}{_spelling_pattern(self.registration.name)}$"
-
-    def arguments_schema(self) -> Schema:
-        """The schema of the mapping under `args`."""
-        ranges = declared_ranges(self.cls)
-        schema = {
-            "type": ["object", "null"],
-            "properties": {a.name: self._argument_schema(a, ranges.get(a.name)) for a in self.arguments},
-        }
-        return schema if self._accepts_any_argument else {**schema, "additionalProperties": False}
+    def plain_arguments(self) -> list[str]:
+        """The direct arguments whose names are no keys of optplug, neither here nor in a group rule."""
+        keys = SCHEDULER.keys() if self.kind == "scheduler" else _OPTIMIZER_KEYS
+        return [name for name in self.direct_arguments if name not in keys]
 
     @property
-    def _accepts_any_argument(self) -> bool:
-        return accepts_any_argument(self.registration)
+    def is_foreign(self) -> bool:
+        """Whether an adapter registers the class."""
+        return self.registration.spec.precedence > 0
+
+    @functools.cached_property
+    def argument_schemas(self) -> dict[str, Schema]:
+        """The schemas of the arguments, by name."""
+        ranges = declared_ranges(self.cls)
+        return {each.name: self._argument_schema(each, ranges.get(each.name)) for each in self.arguments}
+
+    @property
+    def accepts_any_argument(self) -> bool:
+        return not self.is_loaded or accepts_any_argument(self.registration)
 
     def _argument_schema(self, argument: Argument, range_: Range | None) -> Schema:
         number_types = []
@@ -207,71 +279,145 @@ class _RegisteredClass:
             schema = _with_units(schema)
             if argument.name == length_argument(self.registration):
                 schema = union([schema, {"const": AUTO}])
-        description = argument.description
+        description = "" if self.is_foreign else argument.description
         if range_ is not None and not range_.bounds:
             description = f"{description} ({range_.words})".strip()
         schema = {"description": description, **schema} if description else schema
         default = json_value(argument.default)
         return schema if argument.required or default is ... else {**schema, "default": default}
 
-    def group_schema(self) -> Schema:
-        """The schema of an entry of `param_groups` for this optimizer."""
-        names = [argument.name for argument in self.arguments]
-        multipliers = [key for key, target in MULTIPLIERS.items() if target in names or self._accepts_any_argument]
-        options = {key: _ref(f"{self.definition}.arguments", "properties", key) for key in self.group_options}
-        if not self._accepts_any_argument:
-            return _group(options, multipliers)
-        refused = dict.fromkeys(OPTIMIZER_WIDE_OPTIONS, False)
-        return {**_group({**options, **refused}, multipliers), "additionalProperties": True}
-
-    def mapping_schema(self, other_keys: Mapping[str, Any]) -> Schema:
-        """The schema of a mapping with this name.
-
-        Args:
-            other_keys: the schemas of the keys that are not arguments.
-        """
-        arguments = f"{self.definition}.arguments"
-        direct = {name: _ref(arguments, "properties", name) for name in self.direct_arguments}
-        # A key of a list entry, such as `match`, is an argument of the class outside of lists. Both are accepted.
-        direct |= {key: any_of(direct[key], other_keys[key]) for key in direct if key in other_keys}
-        args = {"description": "Arguments whose names are keys of the mapping itself.", **_ref(arguments)}
-        schema: Schema = {
-            "description": self.registration.spec.summary,
-            "properties": {"name": True, "args": args, **other_keys, **direct},
-        }
-        if not self._accepts_any_argument:
-            schema["additionalProperties"] = False
-        if self.is_incomplete:
-            schema["allOf"] = [self._requires(name) for name in self.required]
-            schema["allOf"] += [{"required": [BASE_KEY]}] if self._requires_base else []
-        given_twice: dict[str, Schema] = {
-            name: {"properties": {"args": {"properties": {name: False}}}} for name in self.direct_arguments
-        }
-        if "warmup_steps" in other_keys:
-            given_twice["warmup"] = {"properties": {"warmup_steps": False}}
-        return {**schema, "dependentSchemas": given_twice} if given_twice else schema
-
-    def _requires(self, name: str) -> Schema:
+    def requires(self, name: str) -> Schema:
         """The condition that an argument is given, either next to `name` or under `args`."""
         under_args = {"required": ["args"], "properties": {"args": {"type": "object", "required": [name]}}}
         return any_of({"required": [name]}, under_args) if name in self.direct_arguments else under_args
 
-    def conditional_schema(self) -> Schema:
-        """A schema that applies `mapping_schema` to every mapping with this name."""
-        has_name = {"required": ["name"], "properties": {"name": _ref(f"{self.definition}.name")}}
-        return {"if": has_name, "then": _ref(self.definition)}
+
+_OPTIMIZER_KEYS = frozenset({*OPTIMIZER, *MATRICES, *ENTRY, *GROUP_RULE, "preset"})
+"""The keys of optplug in the mapping of an optimizer and in a group rule."""
 
 
-def _load_registered(kind: str, missing: list[str]) -> list[_RegisteredClass]:
-    """Load all registered classes of a kind. Messages about those that cannot be loaded are added to `missing`."""
+def _define_name(definitions: _Definitions, registered: _RegisteredClass) -> None:
+    """Define the spellings of a name: with its plugin, or without it if the name alone is unambiguous."""
+    plugin = registered.registration.plugin.name
+    prefix = f"{_spelling_pattern(plugin)}:"
+    if ":" not in registered.name:
+        prefix = f"({prefix})?"
+    name = {"pattern": f"(^|:){_spelling_pattern(registered.registration.name)}$"}
+    name |= definitions.share(f"plugin:{plugin}", {"type": "string", "pattern": f"^{prefix}[^:]*$"})
+    definitions.schemas[f"{registered.definition}.name"] = name
+
+
+def _define_groups(definitions: _Definitions, optimizer: _RegisteredClass, arguments: Schema) -> Schema:
+    """Define the `param_groups` of an optimizer, and return a reference to them.
+
+    Args:
+        definitions: the definitions.
+        optimizer: the optimizer.
+        arguments: the reference from `_define_arguments`.
+    """
+    group = _ref("group")
+    # The rules apply to the fallback of an optimizer of matrices, and to a base, which have other options.
+    if not _takes_matrices_only(optimizer) and not _is_wrapper(optimizer):
+        names = [argument.name for argument in optimizer.arguments]
+        is_open = optimizer.accepts_any_argument
+        multipliers = [key for key, target in MULTIPLIERS.items() if target in names or is_open]
+        plain = optimizer.plain_arguments
+        schemas = optimizer.argument_schemas
+        options = {key: True if key in plain else schemas[key] for key in optimizer.group_options}
+        refused = dict.fromkeys(OPTIMIZER_WIDE_OPTIONS, False) if is_open else {}
+        schema = _group(definitions, {**options, **refused}, multipliers)
+        schema = {**schema, "allOf": [*schema["allOf"], arguments], "additionalProperties": is_open}
+        group = definitions.define(optimizer, "group", schema)
+    return definitions.define(optimizer, "param_groups", _param_groups(group))
+
+
+def _define_arguments(definitions: _Definitions, registered: _RegisteredClass) -> Schema:
+    """Define the arguments of a class whose names are no keys of optplug, and return a reference to them."""
+    schemas = {key: registered.argument_schemas[key] for key in registered.plain_arguments}
+    if registered.is_foreign:
+        schemas = {key: definitions.share(f"arg:{key}", schema) for key, schema in schemas.items()}
+    return definitions.define(registered, "arguments", {"properties": schemas})
+
+
+def _define_mapping(
+    definitions: _Definitions, registered: _RegisteredClass, arguments: Schema, groups: Mapping[str, Any]
+) -> Schema:
+    """Define the mapping with the name of a class, and return a reference to it.
+
+    Args:
+        definitions: the definitions.
+        registered: the class.
+        arguments: the reference from `_define_arguments`.
+        groups: the schema of the key `param_groups`, for an optimizer.
+    """
+    schemas = registered.argument_schemas
+    plain = dict.fromkeys(registered.plain_arguments, True)
+    is_closed = {} if registered.accepts_any_argument else {"additionalProperties": False}
+    args: Schema = {"type": ["object", "null"], **arguments}
+    if reserved := {name: schemas[name] for name in schemas if name not in plain}:
+        args["properties"] = reserved
+    if not registered.accepts_any_argument:
+        args["unevaluatedProperties"] = False
+    other_keys = {**_other_keys(registered), **groups}
+    # A key of a list entry, such as `match`, is an argument of the class outside of lists. Both are accepted.
+    direct = {name: schemas[name] for name in registered.direct_arguments if name not in plain}
+    direct |= {key: any_of(direct[key], other_keys.pop(key)) for key in direct if key in other_keys}
+    kind = registered.kind
+    keys: Schema = _ref(f"{kind}.given_once")
+    keys["properties"] = {key: schema for key, schema in other_keys.items() if key not in groups}
+    if "warmup_steps" in other_keys:
+        keys["dependentSchemas"] = {"warmup": {"properties": {"warmup_steps": False}}}
+    mapping = {
+        "properties": {
+            "name": True,
+            "args": definitions.define(registered, "args", args),
+            **{key: groups.get(key, True) for key in other_keys},
+            **plain,
+            **direct,
+        },
+        "allOf": [
+            arguments,
+            definitions.share(f"{kind}.keys", keys),
+            *([_given_once(direct)] if direct else []),
+            *(registered.requires(name) for name in registered.required),
+            *([{"required": [BASE_KEY]}] if registered.requires_base else []),
+        ],
+        **is_closed,
+    }
+    reference = definitions.define(registered, "", mapping)
+    return {"description": registered.registration.spec.summary, **reference} if registered.is_loaded else reference
+
+
+def _given_once(names: Iterable[str]) -> Schema:
+    """The condition that arguments next to `name` are not also given under `args`."""
+    return {"dependentSchemas": {name: {"properties": {"args": {"properties": {name: False}}}} for name in names}}
+
+
+def _load_registered(kind: str, detail: Detail, missing: list[str]) -> list[_RegisteredClass]:
+    """Load registered classes of a kind.
+
+    Args:
+        kind: the kind.
+        detail: which classes are loaded, as in `json_schema`.
+        missing: receives messages about those that cannot be loaded.
+    """
     found = []
     for name, registration in zip(registry.names(kind), registry.registrations(kind), strict=True):
+        if detail == "names" or (detail == "quick" and not _is_quick(registration)):
+            found.append(_RegisteredClass(name, registration))
+            continue
         try:
             cls = registry.get(kind, registration.qualified_name)
             found.append(_RegisteredClass(name, registration, cls, documented_arguments(registration)))
         except PluginError as error:
             missing.append(" ".join(str(error).split()))
     return found
+
+
+def _is_quick(registration: Registration) -> bool:
+    """Whether a class can be loaded without an import of a package that an adapter serves."""
+    target = registration.spec.target
+    return registration.spec.precedence == 0 or not isinstance(target, str) or target.partition(":")[0] in sys.modules
 
 
 def _spelling_pattern(name: str) -> str:
@@ -292,33 +438,44 @@ def _function() -> Schema:
 # ------------------------------------------------------------------------------------------ keys of a configuration
 
 
-def _configuration(optimizers: list[_RegisteredClass]) -> Schema:
+def _configuration(optimizers: list[_RegisteredClass], groups: list[Schema]) -> Schema:
+    """The schema of the top level. `groups` has the schemas of `param_groups` for the optimizers."""
     properties = _properties([*TOP_LEVEL.values(), OVERRIDE, VERBOSE])
     # Which schema the groups have depends on the optimizer; see below.
     properties["param_groups"] = {"description": properties["param_groups"]["description"]}
     for wrong, right in CORRECT_KEYS.items():  # unlike `false`, `not: {}` can have a description
         properties[wrong] = {"description": f"The key is {right}.", "not": {}, "doNotSuggest": True}
-    branches = []
+    forms, branches = [], []
     combined = {"type": "object", "required": ["combine"]}
     entry_keys = ("param_groups", "scheduler", "monitor", "mode")
     in_entries = {"properties": dict.fromkeys(entry_keys, NULL)}  # with a list, these are keys of its entries
     for form, then in (({"type": "array"}, in_entries), (combined, {"properties": {"param_groups": NULL}})):
-        branches.append({"if": _has_optimizer(form), "then": then})
-    conditions = []
-    for optimizer in optimizers:
-        name = _ref(f"{optimizer.definition}.name")
-        mapping = {"type": "object", "required": ["name"], "properties": {"name": name}}
-        condition = _has_optimizer(any_of(name, mapping))
-        groups_of_optimizer = {"properties": {"param_groups": _ref(f"{optimizer.definition}.param_groups")}}
-        conditions.append(condition)
-        branches.append({"if": condition, "then": groups_of_optimizer})
-    groups_of_any = {"properties": {"param_groups": _ref("param_groups")}}
-    branches.append({"if": {"not": {"anyOf": conditions}}, "then": groups_of_any} if conditions else groups_of_any)
-    return {"properties": properties, "allOf": branches}
+        forms.append({"if": _has_optimizer(form), "then": then})
+    names_of_groups: dict[str, list[Schema]] = {}
+    for optimizer, groups_of_optimizer in zip(optimizers, groups, strict=True):
+        names_of_groups.setdefault(groups_of_optimizer["$ref"], []).append(_ref(f"{optimizer.definition}.name"))
+    for reference, names in names_of_groups.items():
+        name = _one_of(names)
+        condition = {"properties": {"optimizer": any_of(name, {"type": "object", "properties": {"name": name}})}}
+        branches.append({"if": condition, "then": {"properties": {"param_groups": {"$ref": reference}}}})
+    known = _ref("optimizer.name")
+    is_known = any_of(known, {"type": "object", **_has_name(known)})
+    of_any = {"properties": {"param_groups": _ref("param_groups")}}
+    groups_of_name = {"if": _has_optimizer(is_known), "then": {"allOf": branches}, "else": of_any}
+    return {"properties": properties, "allOf": [*forms, groups_of_name]}
 
 
 def _properties(fields: Iterable[Field]) -> dict[str, Any]:
     return {field.name: field.schema() for field in fields}
+
+
+def _has_name(name: Schema) -> Schema:
+    """The condition that a mapping has a name."""
+    return {"required": ["name"], "properties": {"name": name}}
+
+
+def _one_of(names: list[Schema]) -> Schema:
+    return any_of(*names) if len(names) > 1 else names[0]
 
 
 def _has_optimizer(schema: Schema) -> Schema:
@@ -366,8 +523,8 @@ def _scheduler(schedulers: list[_RegisteredClass]) -> Schema:
 
 
 def _name_only(known: list[_RegisteredClass]) -> Schema:
-    """The schema of a name instead of a mapping, for classes without required arguments."""
-    return _name([registered for registered in known if not registered.is_incomplete])
+    """The schema of a name instead of a mapping, for classes without required arguments and without a required base."""
+    return _name([each for each in known if not each.required and not each.requires_base])
 
 
 def _name(known: list[_RegisteredClass]) -> Schema:
@@ -375,12 +532,12 @@ def _name(known: list[_RegisteredClass]) -> Schema:
     return {"anyOf": [names, *(_ref(f"{registered.definition}.name") for registered in known)]}
 
 
-def _mapping(kind: str, known: list[_RegisteredClass]) -> Schema:
+def _mapping(kind: str) -> Schema:
     return {
         "type": "object",
         "required": ["name"],
-        "properties": {"name": {"description": f"The {kind}; see `optplug list`.", **_name(known)}},
-        "allOf": [registered.conditional_schema() for registered in known],
+        "properties": {"name": {"description": f"The {kind}; see `optplug list`.", **_ref(f"{kind}.name")}},
+        "allOf": [_ref(f"{kind}.cases")],
     }
 
 
@@ -388,48 +545,62 @@ def _takes_matrices_only(optimizer: _RegisteredClass) -> bool:
     return "matrix_only" in optimizer.registration.spec.capabilities
 
 
-def _fallback(known: list[_RegisteredClass]) -> Schema:
-    """The schema of the fallback of an optimizer of matrices: an optimizer whose name has a default."""
-    known = [each for each in known if each.registration.spec.capabilities.isdisjoint(NOT_FALLBACK)]
-    mapping = _mapping("optimizer", known)
-    del mapping["required"]
-    default = [registered for registered in known if registered.name == DEFAULT_FALLBACK]
-    without_name = {"if": {"not": {"required": ["name"]}}, "then": _ref(default[0].definition) if default else False}
+def _is_wrapper(optimizer: _RegisteredClass) -> bool:
+    return bool(base_argument(optimizer.registration))
+
+
+def _fallback(known: list[_RegisteredClass], default: Schema | bool) -> Schema:
+    """The schema of the fallback of an optimizer of matrices: an optimizer whose name has a default.
+
+    Args:
+        known: the optimizers.
+        default: the schema of a mapping without name.
+    """
     others = [key for key in (*ENTRY, *MATRICES) if key not in SELECTORS]
-    properties = {**mapping["properties"], **_refused(others, known)}
-    is_mapping = {**mapping, "properties": properties, "allOf": [*mapping["allOf"], without_name]}
-    return {
-        "anyOf": [*_name_only(known)["anyOf"], MAPPING],
-        "if": MAPPING,
-        "then": is_mapping,
-    }
+    schema = _inner_optimizer(known, NOT_FALLBACK, others)
+    mapping = schema["then"]
+    del mapping["required"]
+    without_name = {"if": {"not": {"required": ["name"]}}, "then": default}
+    return {**schema, "then": {**mapping, "allOf": [*mapping["allOf"], without_name]}}
 
 
 def _base(known: list[_RegisteredClass]) -> Schema:
     """The schema of the optimizer that another one wraps."""
-    known = [each for each in known if each.registration.spec.capabilities.isdisjoint(NOT_BASE)]
-    mapping = _mapping("optimizer", known)
-    properties = {**mapping["properties"], **_refused((*ENTRY, *MATRICES), known)}
+    return _inner_optimizer(known, NOT_BASE, (*ENTRY, *MATRICES))
+
+
+def _inner_optimizer(known: list[_RegisteredClass], capabilities: Collection[str], keys: Iterable[str]) -> Schema:
+    """The schema of an optimizer within another one.
+
+    Args:
+        known: the optimizers.
+        capabilities: an optimizer with one of these is not allowed.
+        keys: keys that are not allowed.
+    """
+    refused = [each for each in known if not each.registration.spec.capabilities.isdisjoint(capabilities)]
+    not_refused = {"not": any_of(*(_ref(f"{each.definition}.name") for each in refused))} if refused else {}
+    mapping = _mapping("optimizer")
+    name = {**mapping["properties"]["name"], **not_refused}
     return {
-        "anyOf": [*_name_only(known)["anyOf"], MAPPING],
+        "anyOf": [{"type": "string", **_ref("optimizer"), **not_refused}, MAPPING],
         "if": MAPPING,
-        "then": {**mapping, "properties": properties},
+        "then": {**mapping, "properties": {"name": name, **_refused(keys, known)}},
     }
 
 
-def _scheduler_mapping(known: list[_RegisteredClass]) -> Schema:
-    schema = _mapping("scheduler", known)
+def _scheduler_mapping() -> Schema:
+    schema = _mapping("scheduler")
     del schema["required"]
     without_name = {"if": {"not": {"required": ["name"]}}, "then": _ref("scheduler.constant")}
     return {**schema, "allOf": [*schema["allOf"], without_name]}
 
 
 def _other_keys(registered: _RegisteredClass) -> dict[str, Any]:
-    """The schemas of the keys of a mapping that are not arguments of the class."""
+    """The schemas of the keys of a mapping that are not arguments of the class, without `param_groups`."""
     if registered.kind == "optimizer":
-        groups = _ref(f"{registered.definition}.param_groups")
         keys = [field for key, field in optimizer_fields(registered.registration).items() if key not in ("name", ARGS)]
-        return {**_properties([*ENTRY.values(), *keys]), "param_groups": groups}
+        entry = [field for key, field in ENTRY.items() if key != "param_groups"]
+        return _properties([*entry, *keys])
     known = scheduler_fields(registered.registration)
     return {
         key: known[key].schema() if key in known else {"const": field.inert}
@@ -485,16 +656,16 @@ def _warmup_only() -> Schema:
     }
 
 
-def _param_groups(group: str) -> Schema:
-    """The schema of `param_groups`; `group` is the definition of an entry that is a rule."""
+def _param_groups(group: Schema) -> Schema:
+    """The schema of `param_groups`; `group` is the schema of an entry that is a rule."""
+    return {**_ref("param_groups.forms"), "items": {"if": _ref("is_rule"), "then": group}}
+
+
+def _forms_of_param_groups() -> Schema:
+    """The schema of `param_groups` without its rules."""
     name_only = {"enum": [name for name, fields in PRESETS.items() if not _required(fields)]}
-    entry = {
-        "anyOf": [name_only, MAPPING],
-        "allOf": [
-            {"if": {"type": "object", "required": ["preset"]}, "then": _ref("preset")},
-            {"if": {"type": "object", "not": {"required": ["preset"]}}, "then": _ref(group)},
-        ],
-    }
+    is_preset = {"type": "object", "required": ["preset"]}
+    entry = {"anyOf": [name_only, MAPPING], "if": is_preset, "then": _ref("preset")}
     return {"anyOf": [name_only, {"type": ["array", "null"]}], "items": entry}
 
 
@@ -513,20 +684,25 @@ def _preset() -> Schema:
     return {"type": "object", "required": ["preset"], "properties": preset, "allOf": presets}
 
 
-def _group(options: Mapping[str, Any], multipliers: Collection[str]) -> Schema:
+def _group(definitions: _Definitions, options: Mapping[str, Any], multipliers: Collection[str]) -> Schema:
     """The schema of a rule.
 
     Args:
+        definitions: the definitions.
         options: the schemas of the options that a rule can set.
         multipliers: the keys of `MULTIPLIERS` that a rule can set.
     """
     fields = [field for key, field in GROUP_RULE.items() if key not in MULTIPLIERS or key in multipliers]
-    return {
-        "type": "object",
-        "properties": {**_properties(fields), **options},
+    keys = {
+        "properties": _properties(each for each in fields if each.name not in options),
         "anyOf": [{"required": [key]} for key in SELECTORS],
         # A rule cannot both set an option and multiply it.
         "dependentSchemas": {key: {"properties": {MULTIPLIERS[key]: False}} for key in multipliers},
+    }
+    return {
+        "type": "object",
+        "properties": {**{each.name: True for each in fields}, **options},
+        "allOf": [definitions.share("group.keys", keys)],
         "additionalProperties": False,
     }
 

@@ -317,6 +317,15 @@ def test_schema_accepts_the_examples_and_rejects_unknown_keys(run: Any) -> None:
     assert list(validator.iter_errors({"optimizer": {"name": "adam", "lrr": 1}}))
 
 
+def test_schema_of_names_or_of_all_classes() -> None:
+    options = ([], ["--complete"], ["--names"])
+    quick, complete, names = (json.loads(CliRunner().invoke(app, ["schema", *each]).stdout) for each in options)
+    assert jsonschema.Draft202012Validator(names).is_valid({"optimizer": {"name": "adam", "lrr": 1}})
+    assert not jsonschema.Draft202012Validator(quick).is_valid({"optimizer": {"name": "adam", "lrr": 1}})
+    assert len(str(names)) < len(str(quick)) <= len(str(complete))
+    assert CliRunner().invoke(app, ["schema", "--names", "--complete"]).exit_code == 2
+
+
 @pytest.mark.parametrize("name", ["adam_plateau", "sgd_cosine"])
 def test_validate_accepts_the_examples_with_their_model(run: Any, name: str) -> None:
     examples = Path(__file__).parent.parent.parent / "examples"

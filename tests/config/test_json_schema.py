@@ -374,12 +374,12 @@ def test_param_groups_without_optimizer_accept_the_options_of_every_optimizer():
 
 
 def test_registered_names_are_listed_for_completion():
-    names = SCHEMA["$defs"]["optimizer.mapping"]["properties"]["name"]["anyOf"][0]["enum"]
+    names = SCHEMA["$defs"]["optimizer.name"]["anyOf"][0]["enum"]
     assert names == optplug.list_optimizers()
     name_only = SCHEMA["$defs"]["scheduler"]["anyOf"][0]["enum"]
     # The others have a required argument.
     assert name_only == ["constant_lr", "inverse_sqrt", "linear_lr", "polynomial_lr", "reduce_lr_on_plateau"]
-    assert SCHEMA["$defs"]["scheduler.mapping"]["properties"]["name"]["anyOf"][0]["enum"] == optplug.list_schedulers()
+    assert SCHEMA["$defs"]["scheduler.name"]["anyOf"][0]["enum"] == optplug.list_schedulers()
 
 
 def test_argument_has_type_default_description_and_range():
@@ -401,7 +401,9 @@ def test_argument_has_type_default_description_and_range():
 
 
 def test_keys_of_a_metric_scheduler_are_listed_and_described():
-    of_plateau = SCHEMA["$defs"]["scheduler:reduce_lr_on_plateau"]["properties"]
+    of_plateau = {}
+    for part in SCHEMA["$defs"]["scheduler:reduce_lr_on_plateau"]["allOf"]:
+        of_plateau |= SCHEMA["$defs"][part["$ref"].removeprefix("#/$defs/")]["properties"]
     assert of_plateau["patience_unit"]["enum"] == ["validations", "epochs", "steps", None]
     assert of_plateau["on_nonfinite"]["enum"] == ["bad", "ignore", "raise", None]
     assert all(of_plateau[key]["description"] for key in ("monitor", "mode", "patience_unit", "on_nonfinite"))
@@ -514,7 +516,7 @@ def test_class_with_var_keyword_accepts_any_option(third_party_schema: Any):
 
 
 def test_ambiguous_name_needs_its_plugin(third_party_schema: Any):
-    names = third_party_schema["$defs"]["optimizer.mapping"]["properties"]["name"]["anyOf"][0]["enum"]
+    names = third_party_schema["$defs"]["optimizer.name"]["anyOf"][0]["enum"]
     assert {"one:ambiguous", "an-other:ambiguous"} <= set(names)
     for name in ("one:ambiguous", "an-other:ambiguous", "AnOther:Ambiguous"):
         assert schema_errors({"optimizer": {"name": name, "lr": 1}}, third_party_schema) == []
@@ -540,6 +542,93 @@ def test_unloadable_class_is_left_out_and_listed_in_the_comment(
     monkeypatch.setattr(registry._discovered(), "quarantined", [broken])
     assert "plugin broken (broken 1) is quarantined: ValueError: no" in json_schema()["$comment"]
     assert "$comment" not in SCHEMA
+
+
+# ------------------------------------------------------------------------------------------ adapters
+
+
+def foreign_class(i: int) -> type:
+    """A class with ten arguments, of which two have other defaults in other classes."""
+
+    class Foreign(torch.optim.SGD):
+        """An optimizer.
+
+        Args:
+            lr: the learning rate, described at length.
+        """
+
+        def __init__(
+            self,
+            params: Any,
+            lr: float = 1 / (i % 20 + 1),
+            betas: tuple[float, float] = (0.9, 0.999),
+            eps: float = 1e-8,
+            weight_decay: float = 0.0,
+            weight_decouple: bool = True,
+            fixed_decay: bool = False,
+            ams_bound: bool = False,
+            foreach: bool | None = None,
+            maximize: bool = False,
+            period: int = i // 6,
+        ) -> None:
+            super().__init__(params, lr=lr)
+
+    return Foreign
+
+
+@pytest.fixture
+def with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registers 300 classes of an adapter, and one whose package is not imported yet."""
+    registry.names("optimizer")
+    registrations = registry._discovered().registrations["optimizer"]
+    specs = [OptimizerSpec(f"foreign_{i}", foreign_class(i), precedence=5) for i in range(300)]
+    for spec in (*specs, OptimizerSpec("slow_import", "slow_package:Slow", precedence=5)):
+        made = [Registration(spec, Plugin("collection", "collection", "1"))]
+        monkeypatch.setitem(registrations, spec.name.replace("_", ""), made)
+
+
+def test_schema_of_300_classes_of_adapters_is_small_and_as_strict(with_adapters: None):
+    schema = json_schema()
+    assert len(json.dumps(schema, separators=(",", ":"))) < 1_000_000
+    valid = {"name": "foreign_7", "lr": 0.1, "args": {"betas": [0.8, 0.9]}}
+    validator = jsonschema.Draft202012Validator(schema)
+    groups = [{"match": "a", "eps": 0.1, "lr_mult": 2}]
+    assert validator.is_valid({"optimizer": valid, "param_groups": groups})
+    assert validator.is_valid({"optimizer": "Collection:Foreign-7"})
+    for further in (
+        {"lrr": 1},
+        {"args": {"lrr": 1}},
+        {"lr": "fast"},
+        {"betas": [0.1]},
+        {"args": {"lr": 1}},
+        {"rest": 1},
+    ):
+        assert not validator.is_valid({"optimizer": {**valid, **further}}), further
+    for further in ({"epss": 1}, {"eps": "small"}, {"lr": 1}, {"params": []}):
+        assert not validator.is_valid({"optimizer": valid, "param_groups": [{**groups[0], **further}]}), further
+
+
+def test_class_of_a_package_that_is_not_imported_is_known_by_name(with_adapters: None):
+    schema = json_schema()
+    assert schema_errors({"optimizer": {"name": "slow_import", "lr": 1, "args": {"x": 1}}}, schema) == []
+    assert (
+        schema_errors({"optimizer": "collection:slow_import", "param_groups": [{"match": "a", "x": 1}]}, schema) == []
+    )
+    assert schema_errors({"optimizer": {"name": "slow_import", "params": 1, "rest": 3}}, schema) != []
+    assert schema_errors({"optimizer": "slow_imports"}, schema) != []
+    assert schema_errors({"optimizer": {"name": "adam", "lrr": 1}}, schema) != []
+    assert "could not be loaded from 'slow_package:Slow'" in json_schema("complete")["$comment"]
+
+
+def test_schema_of_names_loads_no_class(with_adapters: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "_loaded", {})
+    schema = json_schema("names")
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert not [each for each in registry._loaded if each.spec.kind == "optimizer"]
+    assert schema["$defs"]["optimizer.name"]["anyOf"][0]["enum"] == optplug.list_optimizers()
+    assert schema_errors({"optimizer": {"name": "adam", "lrr": 1}, "scheduler": "step_lr"}, schema) == []
+    assert schema_errors({"optimizer": "adamm"}, schema) != []
+    assert schema_errors({"optimizer": "adam", "scheduler": {"name": "step", "step_size": 1}}, schema) != []
 
 
 # ------------------------------------------------------------------------------------------ parse_and_check
