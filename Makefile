@@ -38,6 +38,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/config/test_mutated_configs.py
 	wc -l plugins/optplug_classic/*.py plugins/optplug_modern/*.py
 	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/listing.py
 	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png
 	$(BIN)/python benchmarks/newer.py --seconds 1
 	$(BIN)/python benchmarks/muon.py

@@ -46,6 +46,9 @@ ENTRY_POINT_GROUP = "optplug"
 DISABLE_VARIABLE = "OPTPLUG_DISABLE"
 """Environment variable with the names of plugins or distributions that are not loaded."""
 
+MAX_CAUSES = 3
+"""The number of quarantined plugins whose causes the error about an unknown name has."""
+
 KINDS: dict[str, type[Spec]] = {"optimizer": OptimizerSpec, "scheduler": SchedulerSpec, "function": FunctionSpec}
 HOOK_NAMES = {kind: f"optplug_{kind}s" for kind in KINDS}
 REQUIRED_METHODS = {
@@ -400,8 +403,10 @@ class Registry:
         for rejected in self.rejected:
             if rejected.kind == kind and lookup_key(rejected.name) == lookup_key(bare):
                 message += f" ({rejected}.)"
-        for quarantined in self.quarantined:
+        for quarantined in self.quarantined[:MAX_CAUSES]:
             message += f" ({quarantined}.)"
+        if further := [each.plugin.name for each in self.quarantined[MAX_CAUSES:]]:
+            message += f" (Also quarantined: {short_list(further)}; `optplug doctor` shows the causes.)"
         if self.disabled:
             message += f" ({DISABLE_VARIABLE} disables {listing(plugin.name for plugin in self.disabled)}.)"
         return message
