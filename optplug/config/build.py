@@ -154,7 +154,9 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
         OptplugError: as `create_optimizer`.
         Exception: whatever the class raises.
     """
-    check_arguments(_chosen("scheduler", name), {k: v for k, v in arguments.items() if k != "last_epoch"})
+    registration = _chosen("scheduler", name)
+    check_is_supported(registration)
+    check_arguments(registration, {k: v for k, v in arguments.items() if k != "last_epoch"})
     return _construct_scheduler(name, optimizer, arguments)
 
 

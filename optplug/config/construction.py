@@ -58,14 +58,14 @@ def construct_optimizer(
 
 
 def check_is_supported(registration: Registration) -> None:
-    """Check that a training loop can use an optimizer.
+    """Check that a training loop can use an optimizer or scheduler.
 
     Raises:
         ConfigError: its spec declares why not.
     """
-    reason = getattr(registration.spec, "unsupported", "")
-    if reason:
-        raise ConfigError(f"{registration.name} of plugin {registration.plugin.name} cannot be used: {reason}")
+    spec = registration.spec
+    if spec.unsupported:
+        raise ConfigError(f"{spec.name} of plugin {registration.plugin.name} cannot be used: {spec.unsupported}")
 
 
 def _with_adapted_step(registration: Registration, optimizer: Optimizer) -> Optimizer:

@@ -219,8 +219,9 @@ def _parse_named(collector: ErrorCollector, kind: str, given: Any, fields: Table
         collector.add(ConfigError(slip), name_loc)
         return _Named(name, None, {}, frozenset(), mapping)
     with collector.collect(name_loc):
-        registration = registry.resolve(kind, fields["name"].read(mapping["name"]))
-        check_is_supported(registration)
+        found = registry.resolve(kind, fields["name"].read(mapping["name"]))
+        check_is_supported(found)
+        registration = found
         registry.get(kind, registration.qualified_name)
     if kind == "optimizer" and registration is not None:
         fields = {**fields, **optimizer_fields(registration)}

@@ -69,6 +69,8 @@ class Spec:
 
     Attributes:
         error: why a malformed spec is not used; None for a valid one, and outside of `errors_kept`.
+        unsupported: why a training loop cannot use the optimizer or scheduler, with the remedy. A configuration with
+            its name is then an error. Default: none.
 
     Raises:
         SpecError: a field is malformed, a capability is unknown, or the API version is unsupported.
@@ -83,6 +85,7 @@ class Spec:
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     precedence: int = 0
     package: str = ""
+    unsupported: str = ""
     error: SpecError | None = field(default=None, init=False, repr=False, compare=False)
 
     kind: ClassVar[str]
@@ -130,6 +133,7 @@ class Spec:
             )
         self._check_is_text("summary")
         self._check_is_text("package")
+        self._check_is_text("unsupported")
         given: Any = self.capabilities
         words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
         if not all(isinstance(word, str) for word in words):
@@ -187,15 +191,12 @@ class OptimizerSpec(Spec):
             the key `base`, as in a configuration. Default: none.
         build: a function `build(cls, params, **arguments)` that is called in place of the class, or `"module:object"`.
             Default: the class is called.
-        unsupported: why a training loop cannot use the optimizer, with the remedy. A configuration with its name is
-            then an error. Default: none.
     """
 
     length: str = ""
     shapes: tuple[tuple[int, ...], ...] = ()
     base: str = ""
     build: str | Callable[..., Any] | None = None
-    unsupported: str = ""
 
     kind: ClassVar[str] = "optimizer"
     target_nouns: ClassVar[tuple[str, str]] = ("class or function", "classes or functions")
@@ -229,7 +230,6 @@ class OptimizerSpec(Spec):
         is_build = self.build is None or callable(self.build)
         if not is_build and not (isinstance(self.build, str) and _TARGET.fullmatch(self.build)):
             raise SpecError(f"build of {self.kind} {self.name!r} is {self.build!r}: give 'module:object' or a function")
-        self._check_is_text("unsupported")
 
 
 def _is_shape(value: object) -> bool:

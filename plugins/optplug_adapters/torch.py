@@ -108,6 +108,18 @@ def optplug_schedulers() -> list[SchedulerSpec]:
                 length="total_steps",
                 cases=({"max_lr": 0.1, "total_steps": 20, "cycle_momentum": False},),
             ),
+            entry(
+                "ChainedScheduler",
+                "several schedules whose factors are multiplied",
+                name="chained_scheduler",
+                unsupported="it takes built schedulers: use 'lambda_lr' with the product as text",
+            ),
+            entry(
+                "SequentialLR",
+                "several schedules one after the other",
+                name="sequential_lr",
+                unsupported="it takes built schedulers: use 'sequential', which takes their names and arguments",
+            ),
             entry("PolynomialLR", "a polynomial decay to 0", name="polynomial_lr", length="total_iters"),
             entry(
                 "ReduceLROnPlateau",
