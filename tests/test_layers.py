@@ -69,7 +69,7 @@ LAYERS = (
     Layer("optplug_schedules", "torch", "errors registry engines optim schedulers config"),
     Layer(
         "optplug_adapters",
-        "torch heavyball pytorch_optimizer schedulefree timm torchao",
+        "torch heavyball pytorch_optimizer schedulefree timm torchao transformers",
         "errors registry engines schedulers",
     ),
 )
@@ -110,6 +110,7 @@ IMPORTS_ADAPTED_PACKAGES = (
     "optplug_adapters.schedulefree_wrapper",
     "optplug_adapters.torchao_offload",
     "optplug_adapters.torchao_state",
+    "optplug_adapters.transformers_greedy",
 )
 """The modules whose import imports a package that may not be installed."""
 

@@ -46,6 +46,7 @@ from optplug.errors import (
     ErrorCollector,
     Loc,
     OptplugError,
+    PluginError,
     did_you_mean,
     listing,
     loc_text,
@@ -55,11 +56,13 @@ from optplug.errors import (
 from optplug.optim.combined import Combined
 from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration, registry
+from optplug.registry.plugin_registry import REQUIRED_METHODS
 from optplug.registry.signature import (
     base_argument,
     configurable_arguments,
     declared_cases,
     function_arguments,
+    target_of,
 )
 from optplug.schedulers.closed_form import Unscheduled
 from optplug.schedulers.per_group import PerGroup, ScheduleFactory
@@ -166,7 +169,13 @@ def _construct_scheduler(name: str, optimizer: torch.optim.Optimizer, arguments:
         from optplug.config.expressions import resolve_function_arguments
 
         arguments = resolve_function_arguments(registration, arguments)
-    scheduler: Schedule = registry.get("scheduler", name)(optimizer, **arguments)
+    scheduler: Schedule = target_of(registration)(optimizer, **arguments)
+    missing = [method for method in REQUIRED_METHODS["scheduler"] if not callable(getattr(scheduler, method, None))]
+    if missing:
+        raise PluginError(
+            f"scheduler {registration.name!r} of plugin {registration.plugin} returned a {type(scheduler).__name__}, "
+            f"which is not a scheduler (it lacks {listing(missing)})"
+        )
     return scheduler
 
 

@@ -169,8 +169,7 @@ class Registration:
             PluginError: the import fails, or the imported object is not a class or function of the registered kind.
         """
         found, kind = self._imported(self.spec.target), self.spec.kind
-        is_factory = kind == "optimizer" and not isinstance(found, type)
-        required = () if is_factory else REQUIRED_METHODS[kind]
+        required = REQUIRED_METHODS[kind] if isinstance(found, type) or kind == "function" else ()
         missing = [method for method in required if not callable(getattr(found, method, None))]
         has_right_type = self.spec.is_valid_target(found)
         if not has_right_type or missing:

@@ -245,6 +245,7 @@ class SchedulerSpec(Spec):
     """The spec of a learning-rate scheduler. Further arguments and errors: see `Spec`.
 
     Args:
+        target: `"module:object"`, a class, or a function that takes the optimizer and returns a scheduler.
         interval: `"epoch"` or `"step"`: the default of the configuration key `interval`.
         length: the name of the argument that sets the total number of steps of the schedule. A configuration can then
             set this argument to `auto`. Arguments named as in `LENGTH_ARGUMENTS` need no declaration. Default: none.
@@ -260,7 +261,12 @@ class SchedulerSpec(Spec):
     functions: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "scheduler"
+    target_nouns: ClassVar[tuple[str, str]] = ("class or function", "classes or functions")
     CAPABILITIES: ClassVar[Mapping[str, str]] = {"metric": "step() takes the monitored metric"}
+
+    @staticmethod
+    def is_valid_target(target: object) -> bool:
+        return callable(target)
 
     def _check(self) -> None:
         super()._check()

@@ -694,7 +694,10 @@ BAD_SPECS = {
         "target 'm..n:X' of optimizer 'lion' is not 'module:",
     ),
     "a target that is a number": ("OptimizerSpec('lion', 3)", "'lion' is 3: give 'module:object' or a class or func"),
-    "a target that is a function": ("SchedulerSpec('lion', print)", "give 'module:object' or a class"),
+    "a scheduler target that is a number": (
+        "SchedulerSpec('lion', 3)",
+        "'lion' is 3: give 'module:object' or a class or func",
+    ),
     "a summary that is not text": ("OptimizerSpec('lion', 'm:X', ['roars'])", "must be text, got ['roars']"),
     "a misspelt capability": (
         "OptimizerSpec('lion', 'm:X', capabilities={'sparce'})",
@@ -839,7 +842,10 @@ def test_target_that_is_not_a_class_raises_plugin_error(site):
     site.install("zoo", hook("[SchedulerSpec('lion', 'toolbox:thing')]", "scheduler"))
     with pytest.raises(PluginError) as caught:
         site.registry().get("scheduler", "lion")
-    assert str(caught.value) == "scheduler 'lion' of plugin zoo (zoo-dist 1.0) is 3, which is not a scheduler class"
+    assert (
+        str(caught.value)
+        == "scheduler 'lion' of plugin zoo (zoo-dist 1.0) is 3, which is not a scheduler class or function"
+    )
 
 
 def test_scheduler_class_registered_as_optimizer_raises_plugin_error(site):
