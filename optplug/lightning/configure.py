@@ -32,6 +32,7 @@ from optplug.config.training_length import TrainingLength, depends_on_training_l
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer, finetuning_callbacks, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
+from optplug.lightning.gradient_graphs import check_precision
 from optplug.lightning.hook_types import OptimizerDict, OptimizerLRSchedulerDict
 from optplug.lightning.logger_names import rename_unloggable_groups
 from optplug.lightning.monitor import infer_monitored_metric
@@ -166,7 +167,10 @@ def build_from_config(
     if trainer is not None:
         from optplug.lightning.stepping_callback import ensure_stepping_callback  # needs Lightning
 
-        ensure_stepping_callback(trainer, verbose=verbose).fit_state.record(built)
+        state = ensure_stepping_callback(trainer, verbose=verbose).fit_state
+        state.record(built)
+        check_precision(trainer, built)
+        state.gradient_graphs.attach(trainer, state.built)
     entries = [_lightning_entry(module, one) for one in built]
     return entries if config.has_optimizer_list else entries[0]
 

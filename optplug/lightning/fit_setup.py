@@ -11,6 +11,7 @@ from optplug.config.model import Config, OptimizerSetup
 from optplug.config.param_groups import ParameterInfo
 from optplug.config.training_length import TrainingLength
 from optplug.lightning.trainer_info import TrainingPosition
+from optplug.registry import Registration
 from optplug.schedulers.adapters import ScheduleEnd
 
 CONFIGURATION = "the configuration"
@@ -96,6 +97,11 @@ class ConfiguredOptimizer:
     links: dict[str, Any]
     lrs: list[float]
     submodule: str | None = None
+
+    @property
+    def registrations(self) -> list[Registration]:
+        """The optimizers by name, those of a combination too; none for one that the module has built itself."""
+        return [member.optimizer.registration for entry in self.setup.entries for member in entry.members]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any
 from optplug.errors import Loc
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, SteppingPlan
 from optplug.lightning.followed_lrs import EpochStartRates
+from optplug.lightning.gradient_graphs import GradientGraphs
 from optplug.lightning.managed_scheduler import GlobalStepCounter, ManagedScheduler, PlateauHistory, StepCounter
 from optplug.lightning.optimizer_modes import OptimizerModes
 
@@ -125,6 +126,7 @@ class FitState:
             then.
         reported_untrained: warnings of `warn_of_untrained_parameters`, each with a name that it has named.
         modes: the modes of the optimizers with `train()` and `eval()`.
+        gradient_graphs: what keeps the graphs of gradients, for optimizers that need them.
         snapshots: earlier metric values.
         epochs: the epochs that have counted.
         has_batch: whether a batch of the current epoch has begun. Optimizer steps before it do not count.
@@ -148,6 +150,7 @@ class FitState:
     checks_parameters: bool = False
     reported_untrained: set[tuple[str, str]] = field(default_factory=set)
     modes: OptimizerModes = field(default_factory=OptimizerModes)
+    gradient_graphs: GradientGraphs = field(default_factory=GradientGraphs)
     snapshots: MetricSnapshots = field(default_factory=MetricSnapshots)
     epochs: EpochCount = field(default_factory=EpochCount)
     has_batch: bool = False
@@ -217,6 +220,7 @@ class FitState:
         Step counts, histories and what was configured stay: the user may save a checkpoint after the fit.
         """
         self.modes.detach()
+        self.gradient_graphs.detach()
         for counter in self.step_counters:
             counter.detach()
         for managed in self.managed:

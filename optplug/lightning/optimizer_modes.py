@@ -3,6 +3,9 @@
 Schedule-free optimizers evaluate with other weights than they train with: they train with an interpolation of two
 sequences of weights and evaluate with an average. Their methods `train()` and `eval()` switch the parameters between
 the two. Every checkpoint must contain the evaluation weights.
+
+Before the first step of an optimizer, its training weights are its evaluation weights. If `eval()` needs the state that
+the first step creates, and raises an exception, the optimizer stays in its mode.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ class OptimizerModes:
         self.optimizers = list(filter(has_train_eval_modes, optimizers))
         # Optimizer classes store their mode in different attributes, so it cannot be read from them.
         self._in_train_mode = False
+        self._members = [_Member(member, one) for one in self.optimizers for member in members_with_modes(one)]
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step)
             for optimizer in self.optimizers
@@ -47,17 +51,15 @@ class OptimizerModes:
 
     def switch(self, mode: str) -> None:
         """Switch the optimizers to the mode `"train"` or `"eval"`."""
-        for optimizer in self.optimizers:
-            getattr(optimizer, mode)()
+        for member in self._members:
+            member.switch(mode)
         self._in_train_mode = mode == "train"
 
     def set_to_eval(self) -> None:
         """Set the mode to `"eval"` without a change of the weights: they have been loaded from a checkpoint."""
-        tensors = list(self._tensors())
-        loaded_values = [tensor.clone() for tensor in tensors]
-        self.switch("eval")
-        for tensor, value in zip(tensors, loaded_values, strict=True):
-            tensor.copy_(value)
+        for member in self._members:
+            member.set_to_eval()
+        self._in_train_mode = False
 
     def save_eval_weights(self, trainer: Any, checkpoint: dict[str, Any]) -> None:
         """Put evaluation weights and the matching optimizer states into a checkpoint that is written during training.
@@ -87,7 +89,71 @@ class OptimizerModes:
     def _tensors(self) -> Iterator[Tensor]:
         """The parameters and state tensors that switching the mode may change."""
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                yield from (p.detach() for p in group["params"])
-            for state in optimizer.state.values():
-                yield from (value.detach() for value in state.values() if isinstance(value, Tensor))
+            yield from _tensors_of(optimizer)
+
+
+class _Member:
+    """The mode of one optimizer, alone or a member of a `Combined`.
+
+    Args:
+        optimizer: the optimizer.
+        whole: the optimizer or combination of the trainer to which it belongs.
+    """
+
+    def __init__(self, optimizer: Any, whole: Any) -> None:
+        self._optimizer = optimizer
+        self._is_alone = optimizer is whole
+        self._skipped_eval = False
+
+    def _has_state(self) -> bool:
+        """Whether the optimizer has stepped, in this fit or before the checkpoint."""
+        state = self._optimizer.state
+        if self._is_alone:
+            return any(state.values())
+        return any(state.get(p) for group in self._optimizer.param_groups for p in group["params"])
+
+    def switch(self, mode: str) -> None:
+        if self._skipped_eval and self._has_state():  # since then, the state has been loaded from a checkpoint
+            self.set_to_eval()
+        self._skipped_eval = False
+        if mode == "eval" and not self._has_state():
+            self._eval_without_state()
+        else:
+            getattr(self._optimizer, mode)()
+
+    def _eval_without_state(self) -> None:
+        groups = self._optimizer.param_groups
+        before = [dict(group) for group in groups]
+        try:
+            self._optimizer.eval()
+        except Exception:  # such as a KeyError for an average that does not exist yet
+            self._skipped_eval = True
+            for group, options in zip(groups, before, strict=True):
+                group.clear()
+                group.update(options)
+                for p in group["params"]:
+                    self._optimizer.state.pop(p, None)
+
+    def set_to_eval(self) -> None:
+        """Set the mode to `"eval"` without a change of the weights."""
+        self._skipped_eval = False
+        if not self._has_state():
+            self._eval_without_state()
+            return
+        tensors = list(_tensors_of(self._optimizer))
+        loaded_values = [tensor.clone() for tensor in tensors]
+        self._optimizer.eval()
+        for tensor, value in zip(tensors, loaded_values, strict=True):
+            tensor.copy_(value)
+
+
+def members_with_modes(optimizer: Any) -> list[Any]:
+    """The members of a `Combined` that have modes; for another optimizer itself."""
+    return list(filter(has_train_eval_modes, getattr(optimizer, "members", [optimizer])))
+
+
+def _tensors_of(optimizer: Any) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from (p.detach() for p in group["params"])
+    for state in optimizer.state.values():
+        yield from (value.detach() for value in state.values() if isinstance(value, Tensor))

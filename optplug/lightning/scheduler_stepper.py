@@ -294,6 +294,7 @@ class SchedulerStepper:
                     managed.step(pl_module)
         if last_batch_is_done(trainer):
             self._count_epoch(trainer)
+        state.gradient_graphs.end_batch(trainer.optimizers)
         state.after_batch = True
 
     def _count_epoch(self, trainer: Any) -> None:

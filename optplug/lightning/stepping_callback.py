@@ -43,8 +43,10 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Tuning callbacks, such as a learning-rate finder, have run by now.
-        state = self.fit_state = FitState(self.fit_state.built)
+        graphs = self.fit_state.gradient_graphs
+        state = self.fit_state = FitState(self.fit_state.built, gradient_graphs=graphs)
         rebuild_if_stale(trainer, pl_module, state)
+        state.gradient_graphs.attach(trainer, state.built)
         check_submodules(trainer, pl_module, state)
         state.resume = prepare_resume(trainer, state, loaded_checkpoint(trainer))
         super().on_fit_start(trainer, pl_module)

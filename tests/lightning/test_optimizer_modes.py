@@ -445,6 +445,58 @@ def test_optimizers_without_both_methods_are_not_switched():
     assert checkpoint == before
 
 
+class Smoothed(Averaging):
+    """An optimizer whose `eval()` needs the state of the first step. It writes to its state before it fails."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr)
+        self.param_groups[0]["train_mode"] = True
+
+    def step(self, closure: Any = None) -> Any:
+        assert self.param_groups[0]["train_mode"]
+        return super().step(closure)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            if p.requires_grad:
+                state = self.state[p]
+                state["saved"] = p.clone()
+                p.copy_(state["mean"])
+                state["mean"].copy_(state.pop("saved"))
+
+    def train(self) -> None:
+        if not self.param_groups[0]["train_mode"]:
+            self._swap()
+        self.param_groups[0]["train_mode"] = True
+
+    def eval(self) -> None:
+        if self.param_groups[0]["train_mode"]:
+            self.param_groups[0]["train_mode"] = False
+            self._swap()
+
+
+@pytest.mark.parametrize("combined", [False, True], ids=["alone", "combined"])
+def test_eval_that_needs_a_state_is_not_called_before_the_first_step(
+    switching_module, run, save_every_checkpoint, tmp_path, combined
+):
+    def make(params: Any) -> Any:
+        params = list(params)
+        made: Any = Smoothed([p for p in params if p.ndim == 2], lr=0.1)
+        return Combined([made, torch.optim.SGD([p for p in params if p.ndim == 1], lr=0.1)]) if combined else made
+
+    def fit(**kwargs: Any) -> Any:
+        module = switching_module(make)
+        module.record_mode = lambda hook: None
+        checkpoint = save_every_checkpoint(every_n_train_steps=2, save_on_train_epoch_end=False)
+        run(module, checkpoint, num_sanity_val_steps=2, **kwargs)
+        return to_lists(module.layer.state_dict()), to_lists([o.state_dict() for o in module.trainer.optimizers])
+
+    uninterrupted = fit()
+    assert uninterrupted[1][0]["param_groups"][0]["train_mode"] is False
+    assert fit(ckpt_path=tmp_path / "step=4.ckpt") == uninterrupted
+
+
 # ---------------------------------------------------------------- resuming
 
 
