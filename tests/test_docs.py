@@ -7,7 +7,8 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -21,12 +22,13 @@ from omegaconf import OmegaConf
 
 import optplug
 from optplug import errors, testing
+from optplug.cli.new import TARGETS, new_project, project_files
 from optplug.config import reference
 from optplug.config.build import parse_and_check
 from optplug.config.form import TABLES
 from optplug.config.reference import update_tables
-from optplug.registry import Registry, hookspecs
-from optplug.registry.specs import OptimizerSpec, SchedulerSpec
+from optplug.registry import Registry, hookspecs, registry
+from optplug.registry.specs import OptimizerSpec, SchedulerSpec, snake_case
 from support import LIGHTNING, QUIET, TORCH, first_party, lines_with_type_errors, torch_has
 
 ROOT = Path(__file__).parent.parent
@@ -136,6 +138,99 @@ def test_plugin_of_the_readme_is_registered_and_conforms(monkeypatch: pytest.Mon
     assert registry.names("optimizer") == ["qhm"]
     qhm = registry.get("optimizer", "QHM")
     testing.check_optimizer(qhm)
+
+
+@pytest.fixture
+def plugin_of_block(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Registers a block of write_a_plugin.md, selected by a word of it, as the plugin `snippet`."""
+
+    def register(word: str) -> ModuleType:
+        (source,) = (block for block in code_blocks("write_a_plugin.md", "python") if word in block)
+        module = ModuleType("snippet")
+        exec(source, vars(module))
+        monkeypatch.setitem(sys.modules, "snippet", module)
+        points = (*metadata.entry_points(group="optplug"), EntryPoint("snippet", "snippet", "optplug"))
+        monkeypatch.setattr(registry, "_points", points)
+        registry.reload()
+        assert [str(q) for q in (*registry.quarantined, *registry.rejected) if q.plugin.name == "snippet"] == []
+        return module
+
+    yield register
+    monkeypatch.undo()
+    registry.reload()
+
+
+def train_by_name(configuration: dict[str, Any]) -> torch.optim.Optimizer:
+    """Take four steps with a module that is trained by name, and return the optimizer."""
+    module = torch.nn.Linear(3, 2)
+    start = [p.detach().clone() for p in module.parameters()]
+    optimizer, _ = optplug.create_optimizer_and_scheduler(module, configuration, epochs=1, steps_per_epoch=4)
+    for _ in range(4):
+        module(torch.ones(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(not torch.equal(p, before) for p, before in zip(module.parameters(), start, strict=True))
+    return optimizer
+
+
+def test_rule_of_the_page_conforms(plugin_of_block: Any) -> None:
+    module = plugin_of_block("class SignMomentum")
+    assert registry.get("optimizer", "sign-momentum") is module.SignMomentum
+    testing.check_optimizer("sign_momentum")
+
+
+def test_spec_of_the_page_is_that_of_optplug_new(plugin_of_block: Any) -> None:
+    plugin_of_block('summary="averaged gradients"')
+    spec = registry.resolve("optimizer", "sign_descent").spec
+    written = project_files(new_project("Sign Descent", "class"), "class")["sign_descent/__init__.py"]
+    names: dict[str, Any] = {}
+    exec(written, names)
+    assert names["optplug_optimizers"]() == [spec]
+
+
+def test_specs_of_other_classes_on_the_page_train(plugin_of_block: Any) -> None:
+    plugin_of_block("their_ranger")
+    ranger = train_by_name({"name": "their_ranger", "num_iterations": 4})
+    lion = train_by_name({"name": "their_lion", "lr": 0.01})
+
+    assert [type(each).__module__.partition(".")[0] for each in (ranger, lion)] == ["pytorch_optimizer", "lion_pytorch"]
+
+
+def test_factory_of_the_page_trains_and_refuses_misspelt_arguments(plugin_of_block: Any) -> None:
+    plugin_of_block("def nesterov")
+    optimizer = train_by_name(yaml.safe_load("{name: Nesterov, lr: 0.1, momentum: 0.8}"))
+    (group,) = optimizer.param_groups
+
+    assert (group["lr"], group["momentum"], group["nesterov"]) == (0.1, 0.8, True)
+    with pytest.raises(errors.ConfigError, match=r"optimizer\.momentun: .*did you mean 'momentum'\?"):
+        parse_and_check({"name": "nesterov", "momentun": 0.9})
+
+
+def test_names_of_the_page_are_converted_as_it_says() -> None:
+    section = PAGES["write_a_plugin.md"].partition("\n## Names\n")[2].partition("\n## ")[0]
+    pairs = re.findall(r"`(\w+)`\s+becomes\s+`(\w+)`", section)
+
+    assert len(pairs) == 4
+    assert [snake_case(cls) for cls, _ in pairs] == [name for _, name in pairs]
+
+
+def test_kinds_and_files_of_the_page_are_those_of_optplug_new() -> None:
+    page = PAGES["write_a_plugin.md"]
+    for kind in TARGETS:
+        assert f"| `{kind}`" in page
+    for path in project_files(new_project("Sign Descent", "rule"), "rule"):
+        assert f"`{path.removesuffix('/test_sign_descent.py')}`" in page or path == "README.md"
+
+
+def test_example_on_the_page_is_that_of_the_repository() -> None:
+    (entry_point,) = code_blocks("write_a_plugin.md", "toml")
+    assert entry_point in (ROOT / "examples" / "lion_plugin" / "pyproject.toml").read_text()
+
+
+def test_test_of_the_page_is_that_of_optplug_new() -> None:
+    (block,) = (block for block in code_blocks("write_a_plugin.md", "python") if "parametrize" in block)
+    written = project_files(new_project("sign_descent", "rule"), "rule")["tests/test_sign_descent.py"]
+    assert block.partition("\n\n\n")[2] in written
 
 
 def test_code_of_the_plugin_page_collects_checks() -> None:

@@ -130,7 +130,8 @@ def project_files(project: Project, kind: Kind) -> dict[str, str]:
     if kind == "schedule":
         hook, example = templates.SCHEDULE_HOOK, templates.SCHEDULE_EXAMPLE
     fields["summary"] = templates.SUMMARIES[kind]
-    fields["capabilities"] = '\n            capabilities={"complex"},' if kind in ("rule", "class") else ""
+    words = templates.CAPABILITIES.get(kind)
+    fields["capabilities"] = f"\n            capabilities={words}," if words else ""
     fields["example"] = example.substitute(fields)
     contents = {
         "pyproject.toml": templates.PYPROJECT,

@@ -18,6 +18,9 @@ SUMMARIES: Mapping[str, str] = {
 }
 """The summary for listings, by kind."""
 
+CAPABILITIES: Mapping[str, str] = {"rule": '{"complex", "fused"}', "class": '{"complex"}'}
+"""The capabilities of the spec, by kind, as source text."""
+
 OPTIMIZER_EXAMPLE = Template("optimizer: {name: $registered_name, lr: 0.01}")
 SCHEDULE_EXAMPLE = Template("optimizer: {name: sgd, lr: 0.1}\nscheduler: {name: $registered_name, decay: 0.01}")
 
