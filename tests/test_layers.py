@@ -107,7 +107,9 @@ IMPORTS_LIGHTNING = (
 IMPORTS_ADAPTED_PACKAGES = (
     "optplug_adapters.heavyball_sam",
     "optplug_adapters.pytorch_optimizer_classes",
+    "optplug_adapters.pytorch_optimizer_schedulers",
     "optplug_adapters.schedulefree_wrapper",
+    "optplug_adapters.timm_schedulers",
     "optplug_adapters.torchao_offload",
     "optplug_adapters.torchao_state",
     "optplug_adapters.transformers_greedy",

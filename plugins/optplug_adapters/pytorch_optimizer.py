@@ -298,4 +298,70 @@ def _with_params_of_module(cls: Any, module: Any, **arguments: Any) -> Any:
 
 @hookimpl
 def optplug_schedulers() -> list[SchedulerSpec]:
-    return schedulers("pytorch_optimizer", source="lr_scheduler/__init__.py")
+    return schedulers("pytorch_optimizer", *_classes(), *_adapted_schedulers(), source="lr_scheduler/__init__.py")
+
+
+def _classes() -> list[Entry]:
+    """Return the classes with the interface of torch's schedulers."""
+    return [
+        entry(
+            "CosineAnnealingWarmupRestarts",
+            "warmup and half a cosine from max_lr to min_lr, again and again",
+            name="cosine_annealing_warmup_restarts",
+            interval="step",
+            lengths=("first_cycle_steps", "warmup_steps"),
+            cases=({"first_cycle_steps": 4, "warmup_steps": 1, "max_lr": 0.1, "min_lr": 0.01},),
+        ),
+        entry(
+            "REXScheduler",
+            "a rational decay from max_lr to min_lr",
+            name="rex_scheduler",
+            interval="step",
+            length="total_steps",
+            cases=({"total_steps": 6, "max_lr": 0.1},),
+        ),
+    ]
+
+
+def _adapted_schedulers() -> list[Entry]:
+    """Return the classes without `state_dict`, and the functions, with adapter classes."""
+    module = "optplug_adapters.pytorch_optimizer_schedulers"
+    summaries = {
+        "CosineScheduler": "warmup and half a cosine from max_lr to min_lr",
+        "LinearScheduler": "warmup and a linear decay from max_lr to min_lr",
+        "PolyScheduler": "warmup and a power of the number of steps",
+    }
+    classes = [
+        entry(
+            cls,
+            summary,
+            name=cls.lower().replace("scheduler", "_scheduler"),
+            target=f"{module}:{cls}",
+            interval="step",
+            length="t_max",
+            lengths=("warmup_steps",),
+            cases=({"t_max": 6, "max_lr": 0.1, "warmup_steps": 2},),
+        )
+        for cls, summary in summaries.items()
+    ]
+    return [
+        *classes,
+        entry(
+            "get_chebyshev_schedule",
+            "the inverse roots of a Chebyshev polynomial in a fractal order",
+            name="chebyshev_schedule",
+            target=f"{module}:ChebyshevSchedule",
+            length="num_epochs",
+            cases=({"num_epochs": 6},),
+        ),
+        entry(
+            "get_wsd_schedule",
+            "warmup, a constant learning rate, and a decay",
+            name="wsd_schedule",
+            target=f"{module}:WSDSchedule",
+            interval="step",
+            lengths=("num_warmup_steps", "num_stable_steps", "num_decay_steps"),
+            final_lengths=("num_decay_steps",),
+            cases=({"num_warmup_steps": 2, "num_stable_steps": 2, "num_decay_steps": 3},),
+        ),
+    ]

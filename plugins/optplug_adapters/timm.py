@@ -1,7 +1,7 @@
 """The optimizers and learning-rate schedulers of timm."""
 
-from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import NO_EMPTY_TENSOR, entry, optimizers
+from optplug import OptimizerSpec, SchedulerSpec, hookimpl
+from optplug_adapters.family import NO_EMPTY_TENSOR, entry, optimizers, schedulers
 
 
 @hookimpl
@@ -42,3 +42,64 @@ def optplug_optimizers() -> list[OptimizerSpec]:
             source="optim/kron.py",
         ),
     ]
+
+
+@hookimpl
+def optplug_schedulers() -> list[SchedulerSpec]:
+    return schedulers(
+        "timm",
+        entry(
+            "CosineLRScheduler",
+            "half a cosine to lr_min, with warmup, cycles and noise",
+            name="cosine_lr_scheduler",
+            length="t_initial",
+            lengths=("warmup_t",),
+            cases=({"t_initial": 5}, {"t_initial": 5, "warmup_t": 2, "warmup_lr_init": 0.01}),
+        ),
+        entry(
+            "MultiStepLRScheduler",
+            "multiplies by decay_rate at each of several steps, with warmup and noise",
+            name="multi_step_lr_scheduler",
+            lengths=("decay_t", "warmup_t"),
+            cases=({"decay_t": [2, 4], "decay_rate": 0.5},),
+        ),
+        entry(
+            "PlateauLRScheduler",
+            "reduces the learning rate when a metric stops improving, with warmup and noise",
+            "metric",
+            name="plateau_lr_scheduler",
+        ),
+        entry(
+            "PolyLRScheduler",
+            "a polynomial decay to lr_min, with warmup, cycles and noise",
+            name="poly_lr_scheduler",
+            length="t_initial",
+            lengths=("warmup_t",),
+            cases=({"t_initial": 5},),
+        ),
+        entry(
+            "StepLRScheduler",
+            "multiplies by decay_rate every decay_t steps, with warmup and noise",
+            name="step_lr_scheduler",
+            lengths=("decay_t", "warmup_t"),
+            cases=({"decay_t": 2, "decay_rate": 0.5},),
+        ),
+        entry(
+            "TanhLRScheduler",
+            "a hyperbolic tangent to lr_min, with warmup, cycles and noise",
+            name="tanh_lr_scheduler",
+            length="t_initial",
+            lengths=("warmup_t",),
+            cases=({"t_initial": 5},),
+        ),
+        entry(
+            "WSDLRScheduler",
+            "warmup, a constant learning rate, and a decay at the end",
+            name="wsd_lr_scheduler",
+            lengths=("t_initial", "decay_t", "warmup_t"),
+            final_lengths=("decay_t",),
+            cases=({"t_initial": 6, "decay_t": 3},),
+        ),
+        module="optplug_adapters.timm_schedulers",
+        source="scheduler/__init__.py",
+    )

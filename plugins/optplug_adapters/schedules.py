@@ -1,0 +1,144 @@
+"""torch's interface for the schedulers of other packages."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Collection
+from functools import partial
+from inspect import Parameter
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+
+class AdaptedSchedule(LRScheduler):
+    """A scheduler of another package, which sets learning rates itself, with the interface of torch's schedulers.
+
+    Args:
+        optimizer: the optimizer whose learning rates are scheduled.
+        schedule: the scheduler of the other package, before its first step.
+
+    Attributes:
+        schedule: the scheduler of the other package.
+        last_epoch: the number of steps taken.
+        base_lrs: the base learning rate of each parameter group.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Any) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.last_epoch = 0
+        self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
+        self._update_last_lr()
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Set the learning rates of step `last_epoch`."""
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set the learning rates of the next step, or of a given one."""
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        self.advance()
+        self._update_last_lr()
+
+    def _update_last_lr(self) -> None:
+        groups = self.optimizer.param_groups
+        for group in groups:
+            group["lr"] = plain(group["lr"])
+        self._last_lr = [float(group["lr"]) for group in groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, without the optimizer."""
+        own = {key: value for key, value in vars(self).items() if key not in ("optimizer", "schedule")}
+        return {**own, "schedule": self.schedule_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state from `state_dict`."""
+        vars(self).update({key: value for key, value in state_dict.items() if key != "schedule"})
+        self.load_schedule_state(state_dict["schedule"])
+
+    def schedule_state(self) -> dict[str, Any]:
+        """The attributes of the scheduler of the other package that are plain data."""
+        attributes = {key: plain(value) for key, value in vars(self.schedule).items()}
+        return {key: value for key, value in attributes.items() if is_plain(value)}
+
+    def load_schedule_state(self, state: dict[str, Any]) -> None:
+        """Load a state from `schedule_state`."""
+        vars(self.schedule).update(state)
+
+
+def plain(value: Any) -> Any:
+    """Return a value with floats in place of NumPy's, which torch does not load safely; also within lists."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return float(value) if isinstance(value, float) else value
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value consists of numbers, text, lists, tuples and dicts."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(map(is_plain, value.values()))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def adapt(base: Any, cls: Any, *, without: Collection[str] = (), **attributes: Any) -> Any:
+    """Return a subclass of `AdaptedSchedule` for a scheduler class, whose arguments it has.
+
+    Args:
+        base: the subclass of `AdaptedSchedule` for the package. Its constructor takes the optimizer and the scheduler.
+        cls: the scheduler class.
+        without: arguments of `cls` that it does not have.
+        attributes: further attributes of the class.
+    """
+
+    def init(self: Any, optimizer: Optimizer, **arguments: Any) -> None:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # the scheduler may set lr now
+        base.__init__(self, optimizer, cls(optimizer, **arguments))
+
+    _set_signature(init, [p for p in _parameters(cls.__mro__) if p.name not in without])
+    return type(cls.__name__, (base,), {"__init__": init, "__doc__": cls.__doc__, **attributes})
+
+
+def lambda_lr_of(name: str, function: Callable[..., LambdaLR], **attributes: Any) -> Any:
+    """Return a subclass of torch's LambdaLR in place of a function that returns a LambdaLR.
+
+    Args:
+        name: the name of the class.
+        function: takes an optimizer, whose groups it does not use, and other arguments. The class has the same ones.
+        attributes: further attributes of the class.
+    """
+
+    def init(self: Any, optimizer: Optimizer, last_epoch: int = -1, **arguments: Any) -> None:
+        unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        factor = partial(_factor, function(unused, **arguments).lr_lambdas[0])
+        LambdaLR.__init__(self, optimizer, factor, last_epoch)
+
+    _set_signature(init, [*inspect.signature(function).parameters.values()][1:])
+    return type(name, (LambdaLR,), {"__init__": init, "__doc__": function.__doc__, **attributes})
+
+
+def _factor(lr_lambda: Callable[[int], float], step: int) -> float:
+    return float(lr_lambda(step))
+
+
+def _parameters(mro: tuple[type, ...]) -> list[Parameter]:
+    """Return the parameters of a constructor without self and optimizer; its `**options` are those of the next one."""
+    first, *others = [cls for cls in mro if "__init__" in vars(cls)]
+    found = [*inspect.signature(first.__init__).parameters.values()][2:]  # type: ignore[misc]  # it is not called
+    if found and found[-1].kind is Parameter.VAR_KEYWORD:
+        names = {p.name for p in found}
+        found[-1:] = [p for p in _parameters(tuple(others)) if p.name not in names]
+    return found
+
+
+def _set_signature(constructor: Any, parameters: list[Parameter]) -> None:
+    both = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "optimizer")]
+    keywords = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters]
+    constructor.__signature__ = inspect.Signature([*both, *keywords])
+    constructor.__annotations__ = {}  # those in the signature apply
