@@ -54,6 +54,8 @@ def construct_optimizer(
             f"optimizer {registration.name!r} of plugin {registration.plugin} returned "
             f"a {type(made).__name__}, which is not a torch.optim.Optimizer"
         )
+    if base_argument(registration) and hasattr(made, "defaults"):
+        Optimizer.__setstate__(made, {})  # sets what is missing for hooks if it does not call torch's constructor
     return _with_adapted_step(registration, made)
 
 

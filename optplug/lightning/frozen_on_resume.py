@@ -111,6 +111,8 @@ def adapt_frozen_parameters(
         return dict(saved)
     now_frozen = {id(p) for p in trainer.lightning_module.parameters() if not p.requires_grad}
     for i, (optimizer, configured) in enumerate(found):
+        if not has_groups(states[i]):
+            continue
         rows, frozen = current["groups"][i], {p.name for p in configured.parameter_infos if p.id in now_frozen}
         adaptation = _adaptation(states[i], tables[i], rows, frozen)
         if adaptation is None or adaptation.before == adaptation.after:
@@ -122,6 +124,11 @@ def adapt_frozen_parameters(
                 schedules[j] = adaptation.lists(schedules[j], entry.scheduler.state_dict())
     checkpoint["optimizer_states"], checkpoint["lr_schedulers"] = states, schedules
     return {**saved, "groups": tables} if saved else {}
+
+
+def has_groups(state: Mapping[str, Any]) -> bool:
+    """Whether the state dict of an optimizer has torch's form. That of an optimizer that wraps another one may not."""
+    return "state" in state and "param_groups" in state
 
 
 def _with_group(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,13 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from optplug.config.form import ON_NONFINITE, PATIENCE_UNITS, RESTARTING
+from torch.optim import Optimizer
+
+from optplug.config.form import BASE_KEY, ON_NONFINITE, PATIENCE_UNITS, RESTARTING
 from optplug.errors import Loc, WiringError, listing, loc_text, short_list
 from optplug.lightning._compat import finetuning_callbacks, repeats_batches
 from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metadata
 from optplug.lightning.fit_setup import MonitoredMetric
 from optplug.lightning.fit_state import FitState, ResumeState
-from optplug.lightning.frozen_on_resume import adapt_frozen_parameters
+from optplug.lightning.frozen_on_resume import adapt_frozen_parameters, has_groups
 from optplug.registry import registry
 from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.lr import GROUP_LR_KEYS, GROUP_MOMENTUM_KEYS, set_lr
@@ -196,12 +198,18 @@ def _override_hyperparameters(trainer: Any, resume: ResumeState) -> None:
 
 
 def _hyperparameter_names(optimizer: Any) -> set[str]:
-    """The names of the constructor arguments; parameter groups may also hold counters under other names."""
+    """The names of the constructor arguments, and of those of the base of an optimizer that wraps another one.
+
+    Parameter groups may also hold counters under other names.
+    """
     names: set[str] = set()
     for member in getattr(optimizer, "members", [optimizer]):
         parameters = inspect.signature(type(member)).parameters.values()
         accepts_any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
         names |= set(member.defaults) if accepts_any_keyword else {p.name for p in parameters}
+        for base in vars(member).values():
+            if isinstance(base, Optimizer):
+                names |= _hyperparameter_names(base)
     return names
 
 
@@ -286,6 +294,8 @@ def _check_group_sizes(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
     Raises:
         WiringError: the number of groups or the number of their parameters differs.
     """
+    if not has_groups(state_dict):
+        return
     saved, current = (
         [len(group["params"]) for group in groups] for groups in (state_dict["param_groups"], optimizer.param_groups)
     )
@@ -378,8 +388,9 @@ def _canonical_names(config: Mapping[str, Any], kind: str) -> list[str]:
         name = entry.get("name", "constant") if isinstance(entry, dict) else "none"
         with contextlib.suppress(LookupError):  # the plugin is no longer installed, or there is no name
             name = registry.resolve(kind, name).name
-        if isinstance(entry, dict) and "fallback" in entry and kind == "optimizer":
-            name = f"{name} with {listing(_canonical_names({kind: entry['fallback']}, kind))}"
+        for key, word in (("fallback", "with"), (BASE_KEY, "around")) if kind == "optimizer" else ():
+            if isinstance(entry, dict) and key in entry:
+                name = f"{name} {word} {listing(_canonical_names({kind: entry[key]}, kind))}"
         of_rule = f" of {rule}" if rule else ""
         names.append(f"{name}{' with a warmup' if isinstance(entry, dict) and 'warmup' in entry else ''}{of_rule}")
     return names
