@@ -131,7 +131,7 @@ def test_training_equals_that_around_torchs_class_and_resumes(train, tmp_path, n
 def test_checkpoint_of_another_base_is_refused(train, tmp_path):
     made, _ = train({"name": "wrapped_look", "base": "adamw"}, 1)
     made.save_checkpoint(tmp_path / "first.ckpt")
-    with pytest.raises(WiringError, match="is wrapped_look around adamw, but the configuration has .* around sgd"):
+    with pytest.raises(WiringError, match=r"is wrapped_look around adamw, but the configuration has .* around sgd"):
         train({"name": "wrapped_look", "base": {"name": "sgd", "lr": 0.1}}, 2, ckpt_path=tmp_path / "first.ckpt")
 
 
