@@ -19,6 +19,7 @@ COMMANDS = MappingProxyType(
         "plot": "optplug.cli.plot:plot",
         "bench": "optplug.cli.bench:bench",
         "new": "optplug.cli.new:new",
+        "doctor": "optplug.cli.doctor:doctor",
     }
 )
 """The subcommands: by name, the module and the function."""

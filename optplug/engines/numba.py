@@ -32,6 +32,9 @@ class NumbaEngine(EngineProtocol):
             return f"the parameter is on {key.device}, engine numba runs on the CPU only"
         return key.not_in_place_reason or unavailable_reason(key.dtypes)
 
+    def unavailable(self) -> str | None:
+        return unavailable_reason()
+
     def bytes_per_element(self, bucket: Bucket) -> float | None:
         from optplug.engines.cpu_programs import bytes_per_element
 

@@ -218,6 +218,10 @@ class EngineProtocol(Protocol):
     calls: bool = False
     tensor_scalars: frozenset[str] = frozenset()
 
+    def unavailable(self) -> str | None:
+        """Return why the engine cannot run on this machine, on any parameters; None if it can."""
+        return None
+
     def unsupported(self, key: BucketKey, traced: TracedRule | None) -> str | None:
         """Return why the engine cannot step the parameters of a bucket; None if it can.
 

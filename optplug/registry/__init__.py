@@ -6,6 +6,7 @@ This package imports pluggy and, for descriptions of arguments, docstring_parser
 from optplug.registry.plugin_registry import (
     KINDS,
     Plugin,
+    PluginLoad,
     QuarantinedPlugin,
     Registration,
     Registry,
@@ -20,6 +21,7 @@ from optplug.registry.plugin_registry import (
 __all__ = [
     "KINDS",
     "Plugin",
+    "PluginLoad",
     "QuarantinedPlugin",
     "Registration",
     "Registry",

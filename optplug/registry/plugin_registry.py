@@ -9,7 +9,9 @@ import functools
 import importlib
 import os
 import re
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +53,9 @@ MAX_CAUSES = 3
 
 KINDS: dict[str, type[Spec]] = {"optimizer": OptimizerSpec, "scheduler": SchedulerSpec, "function": FunctionSpec}
 HOOK_NAMES = {kind: f"optplug_{kind}s" for kind in KINDS}
+SLOW_PACKAGES = ("torch", "lightning", "pytorch_lightning", "numpy")
+"""Packages that a plugin should not import before one of its names is used."""
+
 REQUIRED_METHODS = {
     "optimizer": ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict"),
     "scheduler": ("step", "state_dict", "load_state_dict"),
@@ -93,6 +98,23 @@ class QuarantinedPlugin:
 
     def __str__(self) -> str:
         return f"plugin {self.plugin} is quarantined: {self.cause}"
+
+
+@dataclass(frozen=True)
+class PluginLoad:
+    """What it took to load a plugin, also one that was then quarantined.
+
+    Attributes:
+        plugin: the plugin.
+        seconds: the time for the import of its entry point and for its hooks.
+        names: how many names it registers.
+        imported: those of `SLOW_PACKAGES` that it imported first.
+    """
+
+    plugin: Plugin
+    seconds: float
+    names: int
+    imported: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -226,6 +248,7 @@ class _Discovery:
         plugins: the plugins in use.
         quarantined: the plugins that failed.
         rejected: the items of plugins in use that are invalid.
+        loads: what it took to load each plugin.
         disabled: the plugins that OPTPLUG_DISABLE names.
     """
 
@@ -236,6 +259,7 @@ class _Discovery:
     plugins: list[Plugin] = field(default_factory=list)
     quarantined: list[QuarantinedPlugin] = field(default_factory=list)
     rejected: list[RejectedItem] = field(default_factory=list)
+    loads: list[PluginLoad] = field(default_factory=list)
     disabled: list[Plugin] = field(default_factory=list)
 
 
@@ -278,6 +302,11 @@ class Registry:
     def rejected(self) -> Sequence[RejectedItem]:
         """The items of plugins in use that are invalid, each with the cause."""
         return tuple(self._discovered().rejected)
+
+    @property
+    def loads(self) -> Sequence[PluginLoad]:
+        """What it took to load each plugin that is not disabled."""
+        return tuple(self._discovered().loads)
 
     @property
     def disabled(self) -> Sequence[Plugin]:
@@ -445,24 +474,39 @@ class Registry:
 
         for candidates in by_name.values():
             for plugin, point in candidates:
-                try:
-                    if len(candidates) > 1:
-                        others = listing(p.distribution for p, _ in candidates if p is not plugin)
-                        raise PluginError(
-                            f"{others} also has a plugin named {plugin.name!r}; "
-                            f"disable one of the distributions with {DISABLE_VARIABLE}"
-                        )
-                    self._register(discovery, plugin, point)
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:  # includes SystemExit and panics of compiled extensions
-                    if manager.has_plugin(point.name):
-                        manager.unregister(name=point.name)
-                    discovery.quarantined.append(QuarantinedPlugin(plugin, one_line(error), traceback.format_exc()))
+                others = [other for other, _ in candidates if other is not plugin]
+                start, slow = time.perf_counter(), _imported_slow_packages()
+                names = self._load(discovery, plugin, point, others)
+                imported = tuple(name for name in _imported_slow_packages() if name not in slow)
+                discovery.loads.append(PluginLoad(plugin, time.perf_counter() - start, names, imported))
         return discovery
 
-    def _register(self, discovery: _Discovery, plugin: Plugin, point: EntryPoint) -> None:
-        """Load a plugin, and add its registrations.
+    def _load(self, discovery: _Discovery, plugin: Plugin, point: EntryPoint, others: Sequence[Plugin]) -> int:
+        """Load a plugin, or quarantine it if it fails. Return how many names it registers.
+
+        Args:
+            discovery: gets the registrations.
+            plugin: the plugin.
+            point: its entry point.
+            others: other plugins with its name.
+        """
+        try:
+            if others:
+                raise PluginError(
+                    f"{listing(other.distribution for other in others)} also has a plugin named {plugin.name!r}; "
+                    f"disable one of the distributions with {DISABLE_VARIABLE}"
+                )
+            return self._register(discovery, plugin, point)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # includes SystemExit and panics of compiled extensions
+            if discovery.manager.has_plugin(point.name):
+                discovery.manager.unregister(name=point.name)
+            discovery.quarantined.append(QuarantinedPlugin(plugin, one_line(error), traceback.format_exc()))
+            return 0
+
+    def _register(self, discovery: _Discovery, plugin: Plugin, point: EntryPoint) -> int:
+        """Load a plugin, and add its registrations. Return how many there are.
 
         Raises:
             PluginError: the plugin is invalid. Exceptions of the plugin's own code.
@@ -482,6 +526,7 @@ class Registry:
         for (kind, name), registration in accepted.items():
             discovery.registrations[kind].setdefault(name, []).append(registration)
         discovery.plugins.append(plugin)
+        return len(accepted)
 
     def _hook_items(self, manager: pluggy.PluginManager, point: EntryPoint) -> list[tuple[str, Any]]:
         """Load an entry point, and return what its hooks return: the kind and the item.
@@ -505,6 +550,10 @@ class Registry:
                 for result in manager.subset_hook_caller(hook, others)() or [None]:
                     items += [(kind, item) for item in _items(hook, result, KINDS[kind])]
         return items
+
+
+def _imported_slow_packages() -> list[str]:
+    return [name for name in SLOW_PACKAGES if name in sys.modules]
 
 
 def _of_lowest_precedence(registrations: list[Registration]) -> list[Registration]:
