@@ -103,8 +103,8 @@ def _optimizers() -> list[Entry]:
         entry("Kate", "Adagrad without the square root", "complex"),
         entry("Kron", "SGD with a Kronecker-factored preconditioner", shapes=NO_EMPTY_TENSOR),
         entry("LARS", "SGD with a trust ratio for each parameter", "complex"),
-        entry("LOMO", "SGD within the backward pass", "module", unsupported=_fused_backward("sgd")),
-        entry("AdaLOMO", "Adafactor within the backward pass", "module", unsupported=_fused_backward("adafactor")),
+        entry("LOMO", "SGD within the backward pass", "module", unsupported=_updates_in_backward("sgd")),
+        entry("AdaLOMO", "Adafactor within the backward pass", "module", unsupported=_updates_in_backward("adafactor")),
         entry("LaProp", "momentum of normalized gradients", "complex", arguments=cautious),
         entry("Lamb", "Adam with a trust ratio for each parameter", "complex", arguments=adanorm),
         entry(
@@ -280,7 +280,7 @@ def _options(*names: str) -> dict[str, Any]:
     return dict.fromkeys(names, False) | ({"adanorm_r": 0.95} if "adanorm" in names else {})
 
 
-def _fused_backward(similar: str) -> str:
+def _updates_in_backward(similar: str) -> str:
     return f"it updates the parameters in a backward pass of its own, fused_backward(loss, lr): use {similar!r}"
 
 
@@ -350,7 +350,7 @@ def _adapted_schedulers() -> list[Entry]:
             "get_chebyshev_schedule",
             "the inverse roots of a Chebyshev polynomial in a fractal order",
             name="chebyshev_schedule",
-            target=f"{module}:ChebyshevSchedule",
+            target=f"{module}:chebyshev_schedule",
             length="num_epochs",
             cases=({"num_epochs": 6},),
         ),
@@ -358,7 +358,6 @@ def _adapted_schedulers() -> list[Entry]:
             "get_wsd_schedule",
             "warmup, a constant learning rate, and a decay",
             name="wsd_schedule",
-            target=f"{module}:WSDSchedule",
             interval="step",
             lengths=("num_warmup_steps", "num_stable_steps", "num_decay_steps"),
             final_lengths=("num_decay_steps",),

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytorch_optimizer
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from optplug_adapters.schedules import AdaptedSchedule, adapt, lambda_lr_of
+import pytorch_optimizer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from optplug_adapters.schedules import AdaptedSchedule, adapt, plain
 
 
 class WarmupSchedule(AdaptedSchedule):
@@ -26,5 +32,25 @@ class WarmupSchedule(AdaptedSchedule):
 CosineScheduler = adapt(WarmupSchedule, pytorch_optimizer.CosineScheduler, __module__=__name__)
 LinearScheduler = adapt(WarmupSchedule, pytorch_optimizer.LinearScheduler, __module__=__name__)
 PolyScheduler = adapt(WarmupSchedule, pytorch_optimizer.PolyScheduler, __module__=__name__)
-ChebyshevSchedule = lambda_lr_of("ChebyshevSchedule", pytorch_optimizer.get_chebyshev_schedule, __module__=__name__)
-WSDSchedule = lambda_lr_of("WSDSchedule", pytorch_optimizer.get_wsd_schedule, __module__=__name__)
+
+
+def chebyshev_schedule(
+    optimizer: Optimizer, num_epochs: int, is_warmup: bool = False, last_epoch: int = -1
+) -> LRScheduler:
+    """Return `pytorch_optimizer.get_chebyshev_schedule`, whose factors are floats of Python and not of NumPy.
+
+    Args:
+        optimizer: the optimizer whose learning rates are scheduled.
+        num_epochs: the number of epochs.
+        is_warmup: whether all factors are 1. Default: False.
+        last_epoch: the number of steps taken, for a resume. Default: -1, none.
+    """
+    scheduler: Any = pytorch_optimizer.get_chebyshev_schedule(optimizer, num_epochs, is_warmup, last_epoch)
+    scheduler.lr_lambdas = [partial(_factor, factor) for factor in scheduler.lr_lambdas]
+    for group in optimizer.param_groups:
+        group["lr"] = plain(group["lr"])
+    return scheduler  # type: ignore[no-any-return]
+
+
+def _factor(factor: Callable[[int], float], step: int) -> float:
+    return float(factor(step))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Collection
 from inspect import Parameter
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 
 class AdaptedSchedule(LRScheduler):
@@ -101,30 +99,12 @@ def adapt(base: Any, cls: Any, *, without: Collection[str] = (), **attributes: A
             group.setdefault("initial_lr", group["lr"])  # the scheduler may set lr now
         base.__init__(self, optimizer, cls(optimizer, **arguments))
 
-    _set_signature(init, [p for p in _parameters(cls.__mro__) if p.name not in without])
+    first = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "optimizer")]
+    others = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in _parameters(cls.__mro__) if p.name not in without]
+    constructor: Any = init
+    constructor.__signature__ = inspect.Signature([*first, *others])
+    constructor.__annotations__ = {}  # those in the signature apply
     return type(cls.__name__, (base,), {"__init__": init, "__doc__": cls.__doc__, **attributes})
-
-
-def lambda_lr_of(name: str, function: Callable[..., LambdaLR], **attributes: Any) -> Any:
-    """Return a subclass of torch's LambdaLR in place of a function that returns a LambdaLR.
-
-    Args:
-        name: the name of the class.
-        function: takes an optimizer, whose groups it does not use, and other arguments. The class has the same ones.
-        attributes: further attributes of the class.
-    """
-
-    def init(self: Any, optimizer: Optimizer, last_epoch: int = -1, **arguments: Any) -> None:
-        unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        factor = partial(_factor, function(unused, **arguments).lr_lambdas[0])
-        LambdaLR.__init__(self, optimizer, factor, last_epoch)
-
-    _set_signature(init, [*inspect.signature(function).parameters.values()][1:])
-    return type(name, (LambdaLR,), {"__init__": init, "__doc__": function.__doc__, **attributes})
-
-
-def _factor(lr_lambda: Callable[[int], float], step: int) -> float:
-    return float(lr_lambda(step))
 
 
 def _parameters(mro: tuple[type, ...]) -> list[Parameter]:
@@ -135,10 +115,3 @@ def _parameters(mro: tuple[type, ...]) -> list[Parameter]:
         names = {p.name for p in found}
         found[-1:] = [p for p in _parameters(tuple(others)) if p.name not in names]
     return found
-
-
-def _set_signature(constructor: Any, parameters: list[Parameter]) -> None:
-    both = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "optimizer")]
-    keywords = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in parameters]
-    constructor.__signature__ = inspect.Signature([*both, *keywords])
-    constructor.__annotations__ = {}  # those in the signature apply
