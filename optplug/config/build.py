@@ -633,6 +633,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     name = scheduler_config.name
     registration = scheduler_config.registration
     if not is_strict(registry.get("scheduler", name)):
+        _check_functions(collector, scheduler_config)
         return
     given = {key: value for key, value in scheduler_config.arguments.items() if not has_unresolved(value)}
     relative = {key for key in scheduler_config.length_arguments if is_relative(given.get(key))}
@@ -668,6 +669,19 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     valid = {key: value for key, value in declared_cases(registration)[0].items() if key in required}
     loc, argument_loc = scheduler_config.loc, scheduler_config.argument_loc
     _accepted_arguments(collector, construct, given, loc, argument_loc, valid, report_contradictions=is_known)
+
+
+def _check_functions(collector: ErrorCollector, scheduler_config: SchedulerConfig) -> None:
+    """Check the arguments of a third-party scheduler that are functions. The scheduler is not constructed."""
+    registration, given = scheduler_config.registration, scheduler_config.arguments
+    if function_arguments(registration):
+        from optplug.config.expressions import resolve_function_arguments
+
+        known = {key: value for key, value in given.items() if not has_unresolved(value)}
+        try:
+            resolve_function_arguments(registration, known)
+        except OptplugError as joined:
+            collector.add(joined, scheduler_config.loc, scheduler_config.argument_loc)
 
 
 def _explain_missing_length(
