@@ -60,3 +60,8 @@ class SAMWrapper(heavyball.SAMWrapper):  # type: ignore[misc]  # heavyball has n
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.wrapped_optimizer.load_state_dict(state_dict)
+
+    def train(self, mode: bool = True) -> SAMWrapper:
+        if hasattr(self.wrapped_optimizer, "train"):  # most optimizers of heavyball have no modes
+            self.wrapped_optimizer.train(mode)
+        return self
