@@ -121,7 +121,13 @@ def json_schema(detail: Detail = "quick") -> Schema:
             mappings[kind, registered.name] = mapping
             cases.setdefault(json.dumps(mapping), (mapping, []))[1].append(_ref(f"{registered.definition}.name"))
         definitions.schemas[f"{kind}.cases"] = {
-            "allOf": [{"if": _has_name(_one_of(names)), "then": mapping} for mapping, names in cases.values()]
+            "if": {"required": ["name"]},
+            "then": {
+                "allOf": [
+                    {"if": {"properties": {"name": _one_of(names)}}, "then": mapping}
+                    for mapping, names in cases.values()
+                ]
+            },
         }
         definitions.schemas[f"{kind}.given_once"] = _given_once(name for each in known for name in each.plain_arguments)
     if any(map(_takes_matrices_only, optimizers)):
@@ -327,6 +333,11 @@ def _define_groups(definitions: _Definitions, optimizer: _RegisteredClass, argum
         refused = dict.fromkeys(OPTIMIZER_WIDE_OPTIONS, False) if is_open else {}
         schema = _group(definitions, {**options, **refused}, multipliers)
         schema = {**schema, "allOf": [*schema["allOf"], arguments], "additionalProperties": is_open}
+        if optimizer.is_foreign and not is_open:  # shorter, but some editors do not know this keyword
+            del schema["additionalProperties"]
+            wide = [key for key in OPTIMIZER_WIDE_OPTIONS if key in plain]
+            own = {key: value for key, value in schema["properties"].items() if value is not True}
+            schema |= {"properties": {**own, **dict.fromkeys(wide, False)}, "unevaluatedProperties": False}
         group = definitions.define(optimizer, "group", schema)
     return definitions.define(optimizer, "param_groups", _param_groups(group))
 
