@@ -7,7 +7,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +19,7 @@ from optplug.config.added_groups import AddParamGroup, RenameGroups
 from optplug.config.arguments import check_arguments, missing_length_hint, optimizer_fields
 from optplug.config.construction import check_is_supported, construct_optimizer
 from optplug.config.fields import has_unresolved
-from optplug.config.form import ARGS, MULTIPLIERS, OPTIMIZER
+from optplug.config.form import ARGS, BASE_KEY, MULTIPLIERS, OPTIMIZER
 from optplug.config.lengths import is_relative, numbers_in
 from optplug.config.matrices import assignments, check_rules, warn_without_matrices
 from optplug.config.model import (
@@ -38,6 +38,7 @@ from optplug.config.param_groups import build_param_groups, trainable_parameters
 from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
+from optplug.config.rehearsal import ImpossibleConstructionError, dummy_parameters, rehearse
 from optplug.config.third_party import third_party_errors
 from optplug.config.training_length import EpochSteps, TrainingLength, depends_on_training_length, resolve_lengths
 from optplug.errors import (
@@ -304,7 +305,7 @@ def _build_member(
     with _construction(config, config.arguments):
         # An optimizer without parameters gets some when groups are added. The constructors require a parameter.
         optimizer = construct_optimizer(
-            config.registration, params or [_dummy_parameter(config.registration)], config.arguments, module=module
+            config.registration, params or dummy_parameters(config.registration), config.arguments, module=module
         )
     if not params:
         optimizer.param_groups.clear()
@@ -412,6 +413,11 @@ def build_schedule(
     def factory(config: SchedulerConfig) -> ScheduleFactory:
         return lambda view: build_scheduler(view, config, mode, counts_steps=counts_steps)
 
+    if setup.leading_schedule is not None:
+        collector, members = ErrorCollector(), [member for entry in setup.entries for member in entry.members]
+        with collector.collect(setup.leading_schedule.loc):
+            check_learning_rates(optimizer, members[0].optimizer.registration if len(members) == 1 else None)
+        collector.raise_collected()
     _warn_of_one_lr(optimizer, setup)
     if not setup.group_schedules:
         return None if setup.scheduler is None else factory(setup.scheduler)(optimizer)
@@ -551,10 +557,10 @@ def _dry_run(collector: ErrorCollector, config: Config) -> None:
     for setup in config.setups:
         for entry in setup.entries:
             first, *others = entry.members
-            _dry_run_entry(collector, first)
+            _check_member(collector, setup, first)
             for member in others:
                 found = ErrorCollector()
-                _dry_run_entry(found, member)
+                _check_member(found, setup, member)
                 reported = {error.loc for error in collector.errors}  # the group rules apply to the first member too
                 collector.errors += [error for error in found.errors if error.loc not in reported]
         for schedule in setup.schedules:
@@ -562,24 +568,68 @@ def _dry_run(collector: ErrorCollector, config: Config) -> None:
                 _dry_run_scheduler(collector, setup, schedule)
 
 
-def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> None:
+def _check_member(collector: ErrorCollector, setup: OptimizerSetup, member: OptimizerEntry) -> None:
+    """Check the values of an optimizer, and that it has a learning rate if there is a schedule."""
+    registration = member.optimizer.registration
+    if "module" in registration.spec.capabilities and member.param_groups:
+        message = f"{registration.name} takes the module and makes its own parameter groups: remove param_groups"
+        collector.add(ConfigError(message), member.groups_loc)
+        return
+    rehearsed = _dry_run_entry(collector, member)
+    is_link = not _without_links({"lr": member.optimizer.options.get("lr", 0)})
+    if rehearsed is not None and not is_link:
+        for schedule in setup.schedules:
+            with collector.collect(schedule.loc):
+                check_learning_rates(rehearsed, registration)
+
+
+def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> torch.optim.Optimizer | None:
+    """Construct the optimizer of an entry on small parameters, and the optimizer that it wraps; return the first."""
+    rehearsed, errors = [], collector.errors
+    before = len(errors)
     for layer in entry.layers:
-        _dry_run_layer(collector, layer)
+        start, reported = len(errors), {error.loc for error in errors[before:]}
+        rehearsed.append(_dry_run_layer(collector, layer))
+        # A group rule may apply to several of the optimizers.
+        errors[start:] = [error for error in errors[start:] if error.loc not in reported]
+    return rehearsed[0]
 
 
-def _dry_run_layer(collector: ErrorCollector, entry: OptimizerEntry) -> None:
+def check_learning_rates(optimizer: torch.optim.Optimizer, registration: Registration | None) -> None:
+    """Check that a schedule or a warmup can change the learning rates of an optimizer.
+
+    Args:
+        optimizer: the optimizer.
+        registration: its registration; None if the module has built it.
+
+    Raises:
+        ConfigError: a parameter group has none.
+    """
+    lrs = [group.get("lr", ...) for group in optimizer.param_groups]
+    if ... not in lrs and None not in lrs:
+        return
+    name = type(optimizer).__name__ if registration is None else registration.name
+    has = "has lr=None" if None in lrs else "has no lr"
+    takes_lr = registration is not None and "lr" in configurable_arguments(registration)
+    remedy = "give the optimizer an lr, or remove the scheduler" if takes_lr else "remove the scheduler"
+    raise ConfigError(f"a schedule changes the lr of parameter groups, and {name} {has}: {remedy}")
+
+
+def _dry_run_layer(collector: ErrorCollector, entry: OptimizerEntry) -> torch.optim.Optimizer | None:
+    """Construct one optimizer on small parameters, and check the rules of its groups.
+
+    Returns:
+        The optimizer with all arguments; None after an error, and if it can only be constructed on the real parameters.
+    """
     optimizer_config = entry.optimizer
     registration = optimizer_config.registration
-    # A third-party constructor may be slow or have side effects.
-    if not is_strict(registry.get("optimizer", optimizer_config.name)):
-        return
+    built: list[torch.optim.Optimizer] = []
+    wrapped = optimizer_config.change(lambda one: _without_links(one.hyperparameters)).arguments.get(BASE_KEY)
 
     def construct(arguments: Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> None:
-        with third_party_errors(registration.spec.name, {**arguments, **options}):
-            groups = [{"params": [_dummy_parameter(registration)]}]
-            if options:
-                groups.append({"params": [_dummy_parameter(registration)], **options})
-            construct_optimizer(registration, groups, arguments)
+        given = arguments if wrapped is None else {**arguments, BASE_KEY: wrapped}
+        with suppress(ImpossibleConstructionError):
+            built.append(rehearse(registration, given, options or None))
 
     given = _without_links(optimizer_config.hyperparameters)
     loc = optimizer_config.loc
@@ -590,7 +640,8 @@ def _dry_run_layer(collector: ErrorCollector, entry: OptimizerEntry) -> None:
     if not is_valid:  # the groups are checked with arguments that do not contradict each other
         accepted = next((a for a in (accepted, {}) if a is not None and _is_accepted(construct, a)), None)
     if accepted is None:
-        return
+        return None
+    rehearsed = built[0] if is_valid and built else None
     for i, rule in enumerate(entry.param_groups):
         rule_loc = (*entry.groups_loc, i)
         if isinstance(rule, LayerDecay) and "lr" not in configurable_arguments(registration):
@@ -613,6 +664,7 @@ def _dry_run_layer(collector: ErrorCollector, entry: OptimizerEntry) -> None:
                 _keys_at(rule_loc),
                 report_contradictions=is_valid and is_known,
             )
+    return rehearsed
 
 
 def _is_accepted(construct: Callable[[Mapping[str, Any]], None], arguments: Mapping[str, Any]) -> bool:
@@ -693,11 +745,6 @@ def _explain_missing_length(
         if total is not None and error.argument == total and total not in arguments:
             hint = missing_length_hint(scheduler_config.registration, [total])
             error.args, error.argument = (f"{error.message}{hint}",), None
-
-
-def _dummy_parameter(registration: Registration) -> torch.Tensor:
-    """A parameter with one element that an optimizer accepts."""
-    return torch.zeros((1,) * (2 if "matrix_only" in registration.spec.capabilities else 1), requires_grad=True)
 
 
 def _assumed_training(scheduler_config: SchedulerConfig) -> TrainingLength:

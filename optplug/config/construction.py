@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from optplug.config.arguments import value_errors
 from optplug.config.form import ARGS, BASE_KEY
 from optplug.config.third_party import third_party_errors
-from optplug.errors import ConfigError, ConfigTypeError, OptplugError, PluginError, one_line, short_list
+from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, OptplugError, PluginError, one_line, short_list
 from optplug.optim.adapted_step import CLOSURE_FIRST, NO_CLOSURE, adapt_step, check_closure_calls, takes_no_arguments
 from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration, registry
@@ -46,6 +47,8 @@ def construct_optimizer(
     """
     check_is_supported(registration)
     target, build = target_of(registration), registration.load_build()
+    if not is_strict(target):
+        _check_values(registration, params, arguments)
     accepted, arguments = _with_base(registration, _accepted_params(registration, params, module), arguments, module)
     with _refused_groups(registration, accepted):
         made = target(accepted, **arguments) if build is None else build(target, accepted, **arguments)
@@ -79,6 +82,21 @@ def _with_adapted_step(registration: Registration, optimizer: Optimizer) -> Opti
     elif not is_strict(target_of(registration)):
         check_closure_calls(optimizer, name)
     return optimizer
+
+
+def _check_values(registration: Registration, params: Any, arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of a class of another package, and the options of its parameter groups.
+
+    Raises:
+        HyperparameterError: a learning rate is below 0.
+        HyperparameterTypeError: a learning rate, or an argument whose type is a number, is not a number.
+    """
+    groups = [item for item in params if isinstance(item, Mapping)] if isinstance(params, list) else []
+    collector = ErrorCollector()
+    for options in (arguments, *groups):
+        for error in value_errors(registration, options):
+            collector.add(error)
+    collector.raise_joined()
 
 
 # ------------------------------------------------------------------------------------------ the base of a wrapper

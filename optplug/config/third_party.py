@@ -8,6 +8,12 @@ from typing import Any
 
 from optplug.errors import ConfigError, ConfigTypeError, OptplugError
 
+_REFUSALS = (
+    *(TypeError, ValueError, LookupError, ArithmeticError),
+    *(AssertionError, AttributeError, NotImplementedError),
+)
+"""Exceptions with which constructors refuse values, some by accident."""
+
 
 @contextmanager
 def third_party_errors(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -19,13 +25,14 @@ def third_party_errors(name: str, arguments: Mapping[str, Any]) -> Iterator[None
 
     Raises:
         ConfigTypeError: in place of a TypeError.
-        ConfigError: in place of a ValueError, LookupError or ArithmeticError.
+        ConfigError: in place of a ValueError, LookupError, ArithmeticError, AssertionError, AttributeError or
+            NotImplementedError.
     """
     try:
         yield
     except OptplugError:
         raise
-    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+    except _REFUSALS as error:
         kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
         given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
         raise kind(f"{name} rejected {given}: {error}") from error

@@ -79,6 +79,13 @@ def json_value(value: Any) -> Any:
     return ...
 
 
+def takes_number_only(schema: Schema) -> bool:
+    """Whether a schema from `schema_of_type` allows a number and no text."""
+    allowed = schema.get("anyOf", [schema])
+    names = {part.get("type") for part in allowed}
+    return bool(names & {"integer", "number"}) and "string" not in names and all("enum" not in part for part in allowed)
+
+
 def numbers_from_text(schema: Schema, value: Any) -> Any:
     """A value with numbers in place of text where a schema allows a number and no text.
 
@@ -91,10 +98,8 @@ def numbers_from_text(schema: Schema, value: Any) -> Any:
     allowed = schema.get("anyOf", [schema])
     if isinstance(value, (str, float)):
         names = {part.get("type") for part in allowed}
-        has_words = "string" in names or any("enum" in part for part in allowed)
-        is_number = bool(names & {"integer", "number"}) and not has_words
         is_whole = "integer" in names and (isinstance(value, str) or "number" not in names)
-        return read_number(value, whole=is_whole) if is_number else value
+        return read_number(value, whole=is_whole) if takes_number_only(schema) else value
     for part in allowed:
         if isinstance(value, (list, tuple)) and part.get("type") == "array":
             schemas = part.get("prefixItems", [])

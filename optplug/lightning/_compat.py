@@ -7,6 +7,7 @@ Lightning lacks the attribute.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import re
@@ -250,6 +251,35 @@ def is_lightning_callback(callback: Any, name: str) -> bool:
     """Whether a callback is an instance of Lightning's class of a name, such as `Timer`, under either import name."""
     modules = [sys.modules[f"{name}.callbacks"] for name in IMPORT_NAMES if f"{name}.callbacks" in sys.modules]
     return isinstance(callback, tuple(getattr(module, name) for module in modules if hasattr(module, name)))
+
+
+def skip_missing_lrs(trainer: Any) -> list[Any]:
+    """Let the `LearningRateMonitor` callbacks of a trainer skip parameter groups without a learning rate.
+
+    They would raise an error. Nothing if a version of Lightning lacks the private method that reads the learning rate.
+
+    Returns:
+        The callbacks that were changed, for `monitor_all_lrs`.
+    """
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    monitors = [one for one in trainer.callbacks if is_lightning_callback(one, "LearningRateMonitor")]
+    if all(group.get("lr") is not None for group in groups):
+        return []
+    changed = [one for one in monitors if hasattr(one, "_extract_lr") and "_extract_lr" not in vars(one)]
+    for monitor in changed:
+        monitor._extract_lr = functools.partial(_lr_if_any, monitor)
+    return changed
+
+
+def monitor_all_lrs(monitors: list[Any]) -> None:
+    """Undo `skip_missing_lrs`."""
+    for monitor in monitors:
+        vars(monitor).pop("_extract_lr", None)
+
+
+def _lr_if_any(monitor: Any, param_group: Any, name: str) -> Any:
+    has_lr = param_group.get("lr") is not None
+    return type(monitor)._extract_lr(monitor, param_group, name) if has_lr else {}
 
 
 def logged_metric_objects(trainer: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

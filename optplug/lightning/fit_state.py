@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optplug.errors import Loc
+from optplug.lightning._compat import monitor_all_lrs
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, SteppingPlan
 from optplug.lightning.followed_lrs import EpochStartRates
 from optplug.lightning.gradient_graphs import GradientGraphs
@@ -126,6 +127,7 @@ class FitState:
             then.
         reported_untrained: warnings of `warn_of_untrained_parameters`, each with a name that it has named.
         modes: the modes of the optimizers with `train()` and `eval()`.
+        changed_monitors: the callbacks that skip parameter groups without a learning rate in this fit.
         gradient_graphs: what keeps the graphs of gradients, for optimizers that need them.
         snapshots: earlier metric values.
         epochs: the epochs that have counted.
@@ -150,6 +152,7 @@ class FitState:
     checks_parameters: bool = False
     reported_untrained: set[tuple[str, str]] = field(default_factory=set)
     modes: OptimizerModes = field(default_factory=OptimizerModes)
+    changed_monitors: list[Any] = field(default_factory=list)
     gradient_graphs: GradientGraphs = field(default_factory=GradientGraphs)
     snapshots: MetricSnapshots = field(default_factory=MetricSnapshots)
     epochs: EpochCount = field(default_factory=EpochCount)
@@ -221,6 +224,7 @@ class FitState:
         """
         self.modes.detach()
         self.gradient_graphs.detach()
+        monitor_all_lrs(self.changed_monitors)
         for counter in self.step_counters:
             counter.detach()
         for managed in self.managed:

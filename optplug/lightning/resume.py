@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -155,7 +156,8 @@ def _reset_lrs(trainer: Any, resume: ResumeState) -> None:
     """Set the learning rates of the configuration, for schedules that start again."""
     for optimizer, groups in zip(trainer.optimizers, resume.configured_groups, strict=True):
         for group, configured in zip(optimizer.param_groups, groups, strict=False):
-            set_lr(group, float(configured["lr"]))
+            if configured.get("lr") is not None:
+                set_lr(group, float(configured["lr"]))
             if "initial_lr" in configured:
                 group["initial_lr"] = configured["initial_lr"]
 
@@ -179,8 +181,7 @@ def _override_hyperparameters(trainer: Any, resume: ResumeState) -> None:
                     f"the checkpoint has no base learning rate: the learning rate stays at {float(group['lr']):g}"
                 )
                 configured = {**configured, "initial_lr": group["lr"]}
-            before = float(group.get("initial_lr", group["lr"]))
-            after = float(configured.get("initial_lr", configured["lr"]))
+            before, after = _base_lr(group), _base_lr(configured)
             group.update({key: value for key, value in configured.items() if key in names})
             if "initial_lr" in group:
                 group["initial_lr"] = after
@@ -194,7 +195,14 @@ def _override_hyperparameters(trainer: Any, resume: ResumeState) -> None:
     for optimizer in trainer.optimizers:
         if not any(entry.scheduler.optimizer is optimizer for entry in entries):
             for group, base in zip(optimizer.param_groups, base_lrs[id(optimizer)][0], strict=False):
-                set_lr(group, base)
+                if not math.isnan(base) and group.get("lr") is not None:
+                    set_lr(group, base)
+
+
+def _base_lr(group: Mapping[str, Any]) -> float:
+    """The learning rate of a group without warmup and schedule; NaN if the optimizer sets its learning rate itself."""
+    lr = group.get("initial_lr", group.get("lr"))
+    return math.nan if lr is None else float(lr)
 
 
 def _hyperparameter_names(optimizer: Any) -> set[str]:

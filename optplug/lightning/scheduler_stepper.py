@@ -23,6 +23,7 @@ from optplug.errors import NonFiniteMetricError, OptplugError, WiringError, list
 from optplug.lightning._compat import (
     loaded_checkpoint,
     share_add_param_group,
+    skip_missing_lrs,
     validation_is_due,
     validation_is_repeated,
 )
@@ -166,6 +167,7 @@ class SchedulerStepper:
         self.fit_state.modes.switch("eval")  # a checkpoint without a mode contains evaluation weights
         self._update_managed_schedulers(trainer)
         share_add_param_group(trainer)
+        self.fit_state.changed_monitors = skip_missing_lrs(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = self.fit_state

@@ -146,7 +146,7 @@ def _value_errors(
     elif range_ and range_.optional and value is None:
         return
     elif isinstance(reference, (int, float, Tensor)) or (range_ and range_.optional):
-        error = _number_error(key, value, range_, optimizer_name)
+        error = number_error(key, value, range_, optimizer_name)
         if error is not None:
             yield error
 
@@ -162,7 +162,7 @@ def _tuple_errors(
     items_are_valid = True
     numbers = [i for i, item in enumerate(value) if not (item is None and reference[i] is None)]
     for i in numbers:
-        error = _number_error(f"{key}[{i}]", value[i], range_ and range_.of_item(i), optimizer_name)
+        error = number_error(f"{key}[{i}]", value[i], range_ and range_.of_item(i), optimizer_name)
         if error is not None:
             items_are_valid = False
             error.inside = (i,)
@@ -171,7 +171,15 @@ def _tuple_errors(
         yield HyperparameterError(f"{key} must be either both floats or both Tensors, got {value!r}")
 
 
-def _number_error(key: str, value: Any, range_: Range | None, optimizer_name: str) -> OptplugError | None:
+def number_error(key: str, value: Any, range_: Range | None, optimizer_name: str) -> OptplugError | None:
+    """Return the error about a value that is not a number in a range; None for a valid value.
+
+    Args:
+        key: the name of the hyperparameter, or of an item of it.
+        value: the value.
+        range_: the range; None for all finite numbers.
+        optimizer_name: name of the optimizer, for the message.
+    """
     if isinstance(value, Tensor) and value.numel() != 1:
         return HyperparameterError(f"Tensor {key} must be 1-element, got shape {tuple(value.shape)}")
     number = _as_float(value)

@@ -13,8 +13,8 @@ GROUP_MOMENTUM_KEYS = ("base_momentum", "max_momentum")
 
 
 def lrs_of(optimizer: Any) -> list[float]:
-    """Return the learning rates of an optimizer's parameter groups; groups without `lr` are skipped."""
-    return [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    """Return the learning rates of an optimizer's parameter groups; groups without `lr`, or with None, are skipped."""
+    return [float(group["lr"]) for group in optimizer.param_groups if group.get("lr") is not None]
 
 
 def set_lr(group: dict[str, Any], lr: float) -> None:

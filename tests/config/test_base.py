@@ -295,7 +295,7 @@ def test_errors_in_group_rules(wrapper, rule, expected):
 
 
 def test_error_of_a_third_party_base_has_its_location():
-    with pytest.raises(OptplugError, match=r"^optimizer\.base: from_torch rejected betas=\[0.9, 2.0\]"):
+    with pytest.raises(OptplugError, match=r"^optimizer\.base\.betas: from_torch rejected betas=\[0.9, 2.0\]"):
         build({"name": "look", "base": {"name": "from_torch", "betas": [0.9, 2.0]}})
 
 

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 import optplug
-from optplug.config import arguments, build
+from optplug.config import arguments, build, rehearsal
 from optplug.config.build import build_optimizer, build_scheduler, parse_and_check
 from optplug.errors import (
     ConfigError,
@@ -131,9 +131,9 @@ def test_dry_run_covers_lbfgs_and_schedulers(optimizer, scheduler, words):
 @pytest.mark.usefixtures("third_party_classes")
 def test_third_party_exceptions_are_wrapped():
     module = nn.Linear(1, 1)
-    with pytest.raises(ConfigError, match=r"^optimizer: failing_sgd rejected failure='value': wrong value$"):
+    with pytest.raises(ConfigError, match=r"^optimizer\.failure: failing_sgd rejected failure='value': wrong value$"):
         optplug.configure_optimizers(module, {"name": "failing_sgd", "failure": "value"})
-    with pytest.raises(ConfigTypeError, match=r"^optimizer: failing_sgd rejected failure='type': wrong type$"):
+    with pytest.raises(ConfigTypeError, match=r"^optimizer\.failure: failing_sgd rejected failure='type': wrong type$"):
         optplug.configure_optimizers(module, {"name": "failing_sgd", "failure": "type"})
 
 
@@ -231,7 +231,8 @@ def test_names_are_checked_once_and_values_by_one_construction(monkeypatch: pyte
         return construct(registration, *rest, **options)
 
     monkeypatch.setattr(arguments, "argument_errors", count_checks)
-    monkeypatch.setattr(build, "construct_optimizer", count_constructions)
+    for module in (build, rehearsal):
+        monkeypatch.setattr(module, "construct_optimizer", count_constructions)
     config = parse_and_check({"name": "adam", "lr": 0.1}, {**COSINE, "interval": "step"})
     assert (checked, constructed) == (["adam", "cosine_annealing_lr"], ["adam"])
     optimizer = build_optimizer(torch.nn.Linear(1, 1), config.setup)

@@ -1,0 +1,144 @@
+"""Construction of optimizers on small parameters: it finds values that a class refuses before there is a model.
+
+A class of another package is constructed without output, and without effect on the state of random number generators
+and on the number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from optplug.config.construction import construct_optimizer
+from optplug.config.form import BASE_KEY
+from optplug.config.third_party import third_party_errors
+from optplug.errors import OptplugError
+from optplug.optim.strict_kwargs import is_strict
+from optplug.registry import Registration
+from optplug.registry.signature import configurable_arguments, declared_cases, target_of
+
+
+class ImpossibleConstructionError(Exception):
+    """An optimizer cannot be constructed on small parameters. This is no error of the configuration."""
+
+
+def dummy_parameters(registration: Registration) -> list[nn.Parameter]:
+    """Small parameters that an optimizer accepts."""
+    declared = getattr(registration.spec, "shapes", ())
+    if not declared and is_strict(target_of(registration)):
+        declared = ((1,) * (2 if "matrix_only" in registration.spec.capabilities else 1),)
+    return [nn.Parameter(torch.zeros(shape)) for shape in declared or ((2, 2),)]
+
+
+def rehearse(
+    registration: Registration, arguments: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> Optimizer:
+    """Construct an optimizer on small parameters.
+
+    Args:
+        registration: the optimizer.
+        arguments: its arguments.
+        options: the options of a second parameter group. Default: there are no groups.
+
+    Raises:
+        OptplugError: the class refuses a value. Its `argument` is the argument or the option, if that is known.
+        ImpossibleConstructionError: a class of another package also refuses the values that its plugin declares, or
+            raises another exception.
+    """
+    if is_strict(target_of(registration)):
+        return _construct(registration, arguments, options)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise ImpossibleConstructionError  # its constructor may communicate with the other processes
+    try:
+        with _isolated():
+            return _construct(registration, arguments, options)
+    except OptplugError as error:
+        if error.argument is None:
+            error.argument = _refused_argument(registration, arguments, options)
+        raise
+    except Exception as error:
+        raise ImpossibleConstructionError from error
+
+
+def _construct(
+    registration: Registration, arguments: Mapping[str, Any], options: Mapping[str, Any] | None
+) -> Optimizer:
+    first, second = dummy_parameters(registration), [] if options is None else dummy_parameters(registration)
+    module = nn.ParameterList([*first, *second])
+    params: list[Any] = first if options is None else [{"params": first}, {"params": second, **options}]
+    with third_party_errors(registration.name, {**arguments, **(options or {})}):
+        return construct_optimizer(registration, params, arguments, module=module)
+
+
+def _refused_argument(
+    registration: Registration, arguments: Mapping[str, Any], options: Mapping[str, Any] | None
+) -> str | None:
+    """The argument or option without which an optimizer can be constructed; None if there is no single one.
+
+    Raises:
+        ImpossibleConstructionError: it cannot be constructed with the values that its plugin declares either.
+    """
+    without: dict[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]]
+    if options is not None:
+        is_possible = _is_accepted(registration, arguments)
+        without = {key: (arguments, _without(options, key)) for key in options}
+    else:
+        required = [key for key, p in configurable_arguments(registration).items() if p.default is p.empty]
+        valid = {key: value for key, value in declared_cases(registration)[0].items() if key in required}
+        reference = {**{key: arguments[key] for key in (*required, BASE_KEY) if key in arguments}, **valid}
+        is_possible = reference != arguments and _is_accepted(registration, reference)
+        without = {key: ({**valid, **_without(arguments, key)}, None) for key in arguments}
+    if not is_possible:
+        raise ImpossibleConstructionError
+    return next((key for key, given in without.items() if _is_accepted(registration, *given)), None)
+
+
+def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}
+
+
+def _is_accepted(
+    registration: Registration, arguments: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> bool:
+    try:
+        with _isolated():
+            _construct(registration, arguments, options)
+    except Exception:  # of another package
+        return False
+    return True
+
+
+@contextmanager
+def _isolated() -> Iterator[None]:
+    """Discard output, warnings and log messages; restore random number generators and the number of threads."""
+    numpy: Any = sys.modules.get("numpy")
+    states = random.getstate(), numpy.random.get_state() if numpy else None
+    threads, level = torch.get_num_threads(), logging.root.manager.disable
+    with (
+        torch.random.fork_rng(devices=[]),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable()
+        try:
+            yield
+        finally:
+            logging.disable(level)
+            random.setstate(states[0])
+            if numpy:
+                numpy.random.set_state(states[1])
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
