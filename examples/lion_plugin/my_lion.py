@@ -14,7 +14,7 @@ class MyLion(RuleOptimizer):
 
     @staticmethod
     def rule(p, g, exp_avg, *, lr, betas):
-        return p - lr * ops.sign(ops.lerp(exp_avg, g, 1 - betas[0])), ops.lerp(exp_avg, g, 1 - betas[1])
+        return p - lr * ops.sign(betas[0] * exp_avg + (1 - betas[0]) * g), betas[1] * exp_avg + (1 - betas[1]) * g
 
 
 @hookimpl

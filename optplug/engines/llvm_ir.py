@@ -288,8 +288,10 @@ class Arithmetic:
 
     def sign(self, x: Node) -> ir.Value:
         zero, one = self.value_type(0.0), self.value_type(1.0)
-        below = self.build.select(self._compare("<", self(x), zero), self.value_type(-1.0), zero)
-        return self.build.select(self._compare(">", self(x), zero), one, below)  # 0 for NaN
+        signature = ir.FunctionType(self.value_type, [self.value_type] * 2)
+        copysign = self.module.declare_intrinsic("llvm.copysign", [self.value_type], signature)
+        is_number = self.build.fcmp_ordered("!=", self(x), zero)  # false for NaN
+        return self.build.select(is_number, self.build.call(copysign, [one, self(x)]), zero)
 
     def maximum(self, a: Node, b: Node) -> ir.Value:
         return self._select_extreme(">", self(a), self(b))
