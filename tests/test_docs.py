@@ -196,7 +196,7 @@ def test_specs_of_other_classes_on_the_page_train(plugin_of_block: Any) -> None:
     assert [type(each).__module__.partition(".")[0] for each in (ranger, lion)] == ["pytorch_optimizer", "lion_pytorch"]
 
 
-def test_factory_of_the_page_trains_and_refuses_misspelt_arguments(plugin_of_block: Any) -> None:
+def test_factory_of_the_page_trains_and_refuses_wrong_arguments(plugin_of_block: Any) -> None:
     plugin_of_block("def nesterov")
     optimizer = train_by_name(yaml.safe_load("{name: Nesterov, lr: 0.1, momentum: 0.8}"))
     (group,) = optimizer.param_groups
@@ -204,6 +204,9 @@ def test_factory_of_the_page_trains_and_refuses_misspelt_arguments(plugin_of_blo
     assert (group["lr"], group["momentum"], group["nesterov"]) == (0.1, 0.8, True)
     with pytest.raises(errors.ConfigError, match=r"optimizer\.momentun: .*did you mean 'momentum'\?"):
         parse_and_check({"name": "nesterov", "momentun": 0.9})
+    for wrong in ("fast", -1):
+        with pytest.raises(errors.OptplugError, match=rf"^optimizer\.lr: .*{wrong}"):
+            parse_and_check({"name": "nesterov", "lr": wrong})
 
 
 def test_names_of_the_page_are_converted_as_it_says() -> None:
