@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 Loc = tuple["str | int", ...]
 """A location in a configuration: the keys and indices from the outside to the inside, `("param_groups", 0, "lr")`."""
@@ -127,6 +127,25 @@ class EngineError(OptplugError, RuntimeError):
 
 class RecordingError(EngineError, AssertionError):
     """A step cannot be recorded as requested by `differentiable=True` or `capturable=True`."""
+
+
+class ConformanceError(OptplugError, AssertionError):
+    """An optimizer or a scheduler does not keep a promise of the conformance kit.
+
+    Args:
+        message: what happened.
+        blame: as the attribute. Default: `"class"`.
+        remedy: as the attribute. Default: none.
+
+    Attributes:
+        blame: whose fault it is: `"class"`, the optimizer or scheduler itself, or `"declaration"`, its spec.
+        remedy: what to change; empty if it is not known.
+    """
+
+    def __init__(self, message: str = "", *, blame: Literal["class", "declaration"] = "class", remedy: str = "") -> None:
+        super().__init__(message)
+        self.blame = blame
+        self.remedy = remedy
 
 
 class DependencyError(OptplugError, ImportError):

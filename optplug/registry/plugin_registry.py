@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import metadata
 from importlib.metadata import EntryPoint
@@ -607,6 +607,17 @@ def unregistered(kind: str, target: Any) -> Registration:
     name = snake_case(target.__name__).strip("_")
     spec = spec_from_target(KINDS[kind], target, name)
     return Registration(spec, Plugin("unregistered", target.__module__, "?"))
+
+
+def unregistered_spec(spec: Spec) -> Registration:
+    """Return a registration of a spec that no plugin registers. The target is loaded.
+
+    Raises:
+        PluginError: the target cannot be loaded.
+    """
+    target = Registration(spec, Plugin("unregistered", "?", "?")).load()
+    module = getattr(target, "__module__", "?")
+    return Registration(replace(spec, target=target), Plugin("unregistered", module, "?"))
 
 
 def _item_name(item: Any) -> str:

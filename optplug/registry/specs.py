@@ -191,12 +191,15 @@ class OptimizerSpec(Spec):
             the key `base`, as in a configuration. Default: none.
         build: a function `build(cls, params, **arguments)` that is called in place of the class, or `"module:object"`.
             Default: the class is called.
+        exceptions: promises of the conformance kit that the optimizer does not keep on purpose, by name the reasons.
+            The kit does not test them, and reports the reasons. Default: none.
     """
 
     length: str = ""
     shapes: tuple[tuple[int, ...], ...] = ()
     base: str = ""
     build: str | Callable[..., Any] | None = None
+    exceptions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     kind: ClassVar[str] = "optimizer"
     target_nouns: ClassVar[tuple[str, str]] = ("class or function", "classes or functions")
@@ -230,6 +233,8 @@ class OptimizerSpec(Spec):
         is_build = self.build is None or callable(self.build)
         if not is_build and not (isinstance(self.build, str) and _TARGET.fullmatch(self.build)):
             raise SpecError(f"build of {self.kind} {self.name!r} is {self.build!r}: give 'module:object' or a function")
+        if not _is_keywords(self.exceptions) or not all(isinstance(text, str) for text in self.exceptions.values()):
+            raise SpecError(f"exceptions of {self.kind} {self.name!r} must map promises to reasons")
 
 
 def _is_shape(value: object) -> bool:
@@ -298,7 +303,7 @@ class FunctionSpec(Spec):
 
 
 DECLARABLE = (
-    *("base", "capabilities", "cases", "final_lengths", "functions"),
+    *("base", "capabilities", "cases", "exceptions", "final_lengths", "functions"),
     *("interval", "length", "lengths", "shapes", "unsupported"),
 )
 """The fields that a class without a spec can declare as class attributes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,33 +12,55 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optplug.registry import registry
+from optplug.errors import ConfigTypeError, ConformanceError
+from optplug.registry import KINDS, Registration, registry
+from optplug.registry.plugin_registry import unregistered, unregistered_spec
 
 
 @dataclass(frozen=True)
 class Check:
-    """A test of one property of an optimizer or scheduler in one case.
+    """A test of one promise of an optimizer or scheduler in one case.
 
     Attributes:
-        id: `property[case]`. Unique among the checks of a class; usable as an id in pytest.
-        run: the test. It raises an exception if the property does not hold.
+        id: `promise[case]`. Unique among the checks of a class; usable as an id in pytest.
+        run: the test. It raises an exception if the promise is broken.
+        meaning: the promise in one sentence.
+        remedy: what the author of the class can change if the test does not say it.
     """
 
     id: str
     run: Callable[[], None] = field(repr=False)
+    meaning: str = field(default="", repr=False)
+    remedy: str = field(default="", repr=False)
+
+    @property
+    def promise(self) -> str:
+        """The name of the promise."""
+        return self.id.partition("[")[0]
 
     def __call__(self) -> None:
         """Run the test.
 
         Raises:
-            AssertionError: the property does not hold. The message has the property, the case and the values.
+            ConformanceError: an AssertionError: the promise is broken. The message has the promise, the case and the
+                values. Its attributes have whose fault it is, and the remedy.
         """
+        if broken := self.failure():
+            raise ConformanceError(f"{self.id}: {broken}", blame=broken.blame, remedy=broken.remedy) from broken
+
+    def failure(self) -> ConformanceError | None:
+        """Run the test, and return the error without the id; None if the promise is kept."""
         try:
             self.run()
-        except AssertionError as error:
-            raise AssertionError(f"{self.id}: {error}") from error
+        except ConformanceError as error:
+            error.remedy = error.remedy or self.remedy
+            return error
         except Exception as error:
-            raise AssertionError(f"{self.id}: raised {type(error).__name__}: {error}") from error
+            text = str(error) if isinstance(error, AssertionError) else f"raised {type(error).__name__}: {error}"
+            broken = ConformanceError(text, remedy=self.remedy)
+            broken.__cause__ = error
+            return broken
+        return None
 
     def __str__(self) -> str:
         return self.id
@@ -59,28 +81,25 @@ def run_all(checks: Sequence[Check]) -> None:
     assert not failures, f"{len(failures)} of {len(checks)} checks failed:\n" + "\n".join(failures)
 
 
-def resolve_class(kind: str, what: str | type, base: type) -> tuple[type, frozenset[str]]:
-    """Return the class and the capabilities of a registered name or of a class.
+def registration_of(kind: str, what: Any, base: type) -> Registration:
+    """Return the registration of a registered name, of a spec, or of a class.
 
     Args:
         kind: `"optimizer"` or `"scheduler"`.
-        what: the name or the class.
+        what: the name, the spec or the class.
         base: the class from which the class must derive.
 
     Raises:
-        TypeError: `what` is neither a name nor a subclass of `base`. Errors of `Registry.resolve`.
+        ConfigTypeError: `what` is none of these. Errors of `Registry.resolve`.
     """
     if isinstance(what, str):
-        return registry.get(kind, what), frozenset(registry.resolve(kind, what).spec.capabilities)
-    if not (isinstance(what, type) and issubclass(what, base)):
-        raise TypeError(f"expected the name of {'an' if kind[0] in 'aeiou' else 'a'} {kind} or its class, got {what!r}")
-    return what, frozenset(getattr(what, "capabilities", ()))
-
-
-def declared_cases(cls: type) -> tuple[dict[str, Any], ...]:
-    """Return the class attribute `cases`; one case without arguments if the class has none."""
-    declared: Sequence[Mapping[str, Any]] = getattr(cls, "cases", ())
-    return tuple(dict(case) for case in declared) or ({},)
+        return registry.resolve(kind, what)
+    if isinstance(what, KINDS[kind]):
+        return unregistered_spec(what)
+    if isinstance(what, type) and issubclass(what, base):
+        return unregistered(kind, what)
+    article = "an" if kind[0] in "aeiou" else "a"
+    raise ConfigTypeError(f"expected the name of {article} {kind}, its class or its spec, got {what!r}")
 
 
 def case_label(case: Mapping[str, Any]) -> str:
@@ -125,8 +144,11 @@ def assert_close(
         actual: the tensors under test.
         expected: the tensors to compare with.
         moved: the distance that the parameters moved.
-        limit: the allowed difference as a fraction of `moved`.
+        limit: the allowed difference of float64 numbers as a fraction of `moved`. That of float32 numbers is at least
+            1e-4, since their rounding errors are larger.
     """
+    if any(t.dtype == torch.float32 for t in expected):
+        limit = max(limit, 1e-4)
     difference = max_difference(actual, expected) / (moved or 1.0)
     assert difference <= limit, (
         f"{what}: differ by {difference:.3g} of the distance moved ({moved:.3g}), allowed is {limit:.3g}"
@@ -134,12 +156,24 @@ def assert_close(
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
-    packed = optimizer.state_dict()["state"]
-    return [v for i in sorted(packed) for _, v in sorted(packed[i].items()) if isinstance(v, Tensor)]
+    """Return the tensors in the state dict of an optimizer, in an order that does not depend on that of the steps."""
+    return list(_tensors_in(optimizer.state_dict()["state"]))
 
 
-def save_and_load(value: Any) -> Any:
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=lambda key: (str(type(key)), key)):
+            yield from _tensors_in(value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_in(item)
+
+
+def save_and_load(value: Any, *, weights_only: bool = True) -> Any:
+    """Return what is loaded from a file to which a value was saved."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)
-    return torch.load(file, weights_only=True)
+    return torch.load(file, weights_only=weights_only)

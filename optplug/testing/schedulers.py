@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,9 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.config.expressions import resolve_function_arguments
-from optplug.registry.plugin_registry import unregistered
+from optplug.errors import ConfigTypeError, listing
+from optplug.registry import Registration
+from optplug.registry.signature import configurable_arguments, declared_cases, target_of
+from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
 from optplug.schedulers.closed_form import ClosedFormLR
-from optplug.testing.checks import save_and_load
+from optplug.testing.checks import Check, case_label, registration_of, save_and_load
 
 
 class _IdleOptimizer(Optimizer):
@@ -29,21 +33,23 @@ class SchedulerUnderTest:
     """A scheduler under test with the arguments of one case.
 
     Attributes:
-        cls: the scheduler class.
+        registration: the spec, and the plugin that registered it.
         arguments: the keyword arguments of its constructor.
         takes_metric: whether `step` takes a metric.
         steps: the number of steps of each check.
     """
 
-    cls: type[LRScheduler]
+    registration: Registration
     arguments: Mapping[str, Any]
     takes_metric: bool
     steps: int = 50
 
     def build(self, lrs: Sequence[float | Tensor], **groups: Any) -> LRScheduler:
         params = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr, **groups} for lr in lrs]
-        arguments = resolve_function_arguments(unregistered("scheduler", self.cls), self.arguments)
-        return self.cls(_IdleOptimizer(params, {"lr": 0.1, "momentum": 0.9}), **arguments)
+        arguments = resolve_function_arguments(self.registration, self.arguments)
+        optimizer = _IdleOptimizer(params, {"lr": 0.1, "momentum": 0.9})
+        scheduler: LRScheduler = target_of(self.registration)(optimizer, **arguments)
+        return scheduler
 
     def step(self, scheduler: LRScheduler, t: int) -> list[float]:
         """Take step `t` and return the learning rates. The metric decreases until step 6 and then varies slightly."""
@@ -58,6 +64,7 @@ class SchedulerUnderTest:
         return [self.step(scheduler, t) for t in range(start, stop)]
 
     def steps_equal_closed_form(self) -> None:
+        """The learning rates of the steps equal those of the closed form."""
         scheduler = cast(ClosedFormLR, self.build([0.1, 3.0]))
         for t in range(self.steps):
             stepped = self.step(scheduler, t)
@@ -69,6 +76,7 @@ class SchedulerUnderTest:
                 )
 
     def groups_are_independent(self) -> None:
+        """The learning rate of a parameter group does not depend on the other groups."""
         lrs = [0.1, 3.0, 0.02]
         together = self.run_steps(self.build(lrs), 0, self.steps)
         for i, lr in enumerate(lrs):
@@ -79,6 +87,7 @@ class SchedulerUnderTest:
                 )
 
     def resumed_equals_uninterrupted(self) -> None:
+        """A new scheduler that loads the state dict continues as without the interruption."""
         half = self.steps // 2
         uninterrupted = self.run_steps(self.build([0.1, 3.0]), 0, self.steps)
         first = self.build([0.1, 3.0])
@@ -93,6 +102,7 @@ class SchedulerUnderTest:
             assert a == b, f"after {t} steps the resumed learning rates are {a}, the uninterrupted ones {b}"
 
     def tensor_lr_is_updated_in_place(self) -> None:
+        """A learning rate that is a tensor is changed in place, as that of a captured graph must be."""
         lr = torch.tensor(0.1, dtype=torch.float64)
         tensors, floats = self.build([lr]), self.build([0.1])
         original = tensors.optimizer.param_groups[0]["lr"]
@@ -106,7 +116,55 @@ class SchedulerUnderTest:
             )
 
     def get_last_lr_returns_group_lrs(self) -> None:
+        """get_last_lr() returns the learning rates of the parameter groups."""
         scheduler = self.build([0.1, 3.0])
         for t in range(self.steps):
             lrs, reported = self.step(scheduler, t), [float(lr) for lr in scheduler.get_last_lr()]
             assert reported == lrs, f"after {t + 1} steps get_last_lr() returns {reported}, the groups have {lrs}"
+
+
+PROMISES = (
+    SchedulerUnderTest.groups_are_independent,
+    SchedulerUnderTest.resumed_equals_uninterrupted,
+    SchedulerUnderTest.tensor_lr_is_updated_in_place,
+    SchedulerUnderTest.get_last_lr_returns_group_lrs,
+    SchedulerUnderTest.steps_equal_closed_form,
+)
+"""All promises of schedulers."""
+
+
+def collect_scheduler_checks(scheduler: Any, arguments: Mapping[str, Any]) -> list[Check]:
+    """Return the checks that apply to a scheduler. Arguments and errors: see `optplug.testing.scheduler_checks`."""
+    registration = registration_of("scheduler", scheduler, LRScheduler)
+    checks = []
+    for case in _complete_cases(registration, arguments):
+        subject = SchedulerUnderTest(registration, case, "metric" in registration.spec.capabilities)
+        for promise in PROMISES:
+            if promise is not SchedulerUnderTest.steps_equal_closed_form or _has_closed_form(registration):
+                name, meaning = promise.__name__, (promise.__doc__ or "").strip()
+                checks.append(Check(f"{name}[{case_label(case)}]", functools.partial(promise, subject), meaning))
+    return checks
+
+
+def _has_closed_form(registration: Registration) -> bool:
+    cls = target_of(registration)
+    return isinstance(cls, type) and issubclass(cls, ClosedFormLR)
+
+
+def _complete_cases(registration: Registration, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the cases to test. Each has lengths if the constructor requires them.
+
+    Raises:
+        ConfigTypeError: required arguments are missing.
+    """
+    cases = (dict(arguments),) if arguments else declared_cases(registration)
+    required = [name for name, p in configurable_arguments(registration).items() if p.default is p.empty]
+    lengths = (*LENGTH_ARGUMENTS, cast(SchedulerSpec, registration.spec).length)
+    given = {name: 20 for name in required if name in lengths}
+    cases = tuple({**given, **case} for case in cases)
+    if missing := [name for name in required if name not in cases[0]]:
+        name = target_of(registration).__name__
+        raise ConfigTypeError(
+            f"{name} needs {listing(missing)}: pass arguments to scheduler_checks, or declare `cases` in the spec or class"
+        )
+    return list(cases)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from inspect import Parameter
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optplug.engines import PLANNED, engine_names
-from optplug.errors import EngineError
+from optplug.errors import EngineError, one_line
+from optplug.optim.combined import has_train_eval_modes
 from optplug.optim.rule_optimizer import RuleOptimizer
-from optplug.testing.checks import case_label, declared_cases, max_difference, resolve_class
+from optplug.registry import Registration
+from optplug.registry.signature import configurable_arguments, declared_cases, target_of
+from optplug.registry.specs import LENGTH_ARGUMENTS, OptimizerSpec
+from optplug.testing.checks import case_label, max_difference, registration_of
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STEPS = 10
@@ -29,48 +35,79 @@ units in float64 and float32.
 """
 
 SHAPES = ((5, 3), (7,), (), (0, 2))
+LAYOUT_SHAPES = ((4, 3), (2, 3, 4, 4), (6,), (), (3, 0))
+COMPLEX_SHAPES = ((3, 2), (4,), ())
+
+NEEDS_CLOSURE = frozenset({"closure", "gradients_first"})
+"""Capabilities of optimizers whose step needs a closure."""
+
+NEEDS_LOSS = NEEDS_CLOSURE | {"create_graph"}
+"""Capabilities of optimizers that cannot step with given gradients."""
 
 
 @dataclass(frozen=True)
 class OptimizerUnderTest:
-    """An optimizer class, and what the kit tests it with.
+    """An optimizer, and what the kit tests it with.
 
     Attributes:
-        cls: the class.
+        registration: the spec, and the plugin that registered it.
         cases: keyword arguments of the constructor, one mapping for each case.
         capabilities: the declared capabilities.
         engines: the engines that can step the first case; empty for a class that is not a `RuleOptimizer`.
         unavailable_engines: for each other engine, by `"engine NAME"`, the reason.
+        dtype: the dtype of the parameters: float64 if the optimizer takes it.
+        limits: for each kind of parameters that the optimizer does not take, by its name, the error.
     """
 
-    cls: type[Optimizer]
+    registration: Registration
     cases: tuple[dict[str, Any], ...]
     capabilities: frozenset[str]
-    engines: tuple[str, ...]
-    unavailable_engines: Mapping[str, str]
+    engines: tuple[str, ...] = ()
+    unavailable_engines: Mapping[str, str] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, optimizer: str | type[Optimizer]) -> OptimizerUnderTest:
-        """Resolve a registered name or a class, and find the engines that can step it."""
-        found, capabilities = resolve_class("optimizer", optimizer, Optimizer)
-        cases = declared_cases(found)
-        without_engines = OptimizerUnderTest(found, cases, capabilities, (), {})
-        engines, unavailable = [], {}
-        names = [*engine_names()[1:], *PLANNED]
-        for engine in names if issubclass(found, RuleOptimizer) else ():
-            try:
-                Trajectory(without_engines, {**cases[0], "engine": engine}).run_steps(0, 1)
-                engines.append(engine)
-            except EngineError as error:
-                unavailable[f"engine {engine}"] = str(error)
-            except Exception:  # the checks report every other error
-                engines.append(engine)
-        return cls(found, cases, capabilities, tuple(engines), unavailable)
+    def of(
+        cls, optimizer: str | type[Optimizer] | OptimizerSpec, engines: Iterable[str] | None = None
+    ) -> OptimizerUnderTest:
+        """Resolve a registered name, a class or a spec, and find the engines and parameters that it takes.
+
+        Args:
+            optimizer: the name, the class or the spec.
+            engines: the engines to test. Default: all of this version.
+        """
+        registration = registration_of("optimizer", optimizer, Optimizer)
+        capabilities = frozenset(registration.spec.capabilities)
+        subject = cls(registration, _complete_cases(registration), capabilities)
+        names = [*engine_names()[1:], *PLANNED] if engines is None else list(engines)
+        return subject._with_engines(names) if subject.is_rule else subject._with_limits()
+
+    @property
+    def spec(self) -> OptimizerSpec:
+        return cast(OptimizerSpec, self.registration.spec)
+
+    @property
+    def cls(self) -> Any:
+        """The class, or the function that returns an optimizer."""
+        return target_of(self.registration)
 
     @property
     def is_rule(self) -> bool:
         """Whether the class is a `RuleOptimizer`."""
-        return issubclass(self.cls, RuleOptimizer)
+        return isinstance(self.cls, type) and issubclass(self.cls, RuleOptimizer)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of at least three parameters: those of the spec, else a matrix, a vector, a scalar and an empty one."""
+        return self.fit_shapes(SHAPES)
+
+    def fit_shapes(self, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of the spec, at least three; without any, those of the given ones that it takes."""
+        if self.spec.shapes:
+            return (*self.spec.shapes,) * -(-3 // len(self.spec.shapes))
+        taken = tuple(shape for shape in map(self.fit_shape, shapes) if _kind_of_shape(shape) not in self.limits)
+        return taken if len(taken) >= 3 else (*taken, (5, 3), (4, 3), (3, 3))[:3]
 
     def fit_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return a shape that the optimizer takes: one that takes matrices only gets vectors as single columns."""
@@ -91,6 +128,86 @@ class OptimizerUnderTest:
             if not self.engines:
                 yield case_label(case), case
 
+    def build(self, params: Sequence[Any], options: Mapping[str, Any]) -> Optimizer:
+        """Return the optimizer in train mode, built as for a configuration.
+
+        Args:
+            params: the parameters, or parameter groups.
+            options: the keyword arguments of the constructor.
+        """
+        with seeded(0):
+            optimizer: Optimizer = construct(self, params, options)
+        if has_train_eval_modes(optimizer):
+            cast(Any, optimizer).train()
+        return optimizer
+
+    def _with_engines(self, names: Sequence[str]) -> OptimizerUnderTest:
+        """Return the subject with those of the engines that can step the first case."""
+        engines, unavailable = [], {}
+        for engine in names:
+            try:
+                Trajectory(self, {**self.cases[0], "engine": engine}).run_steps(0, 1)
+                engines.append(engine)
+            except EngineError as error:
+                unavailable[f"engine {engine}"] = str(error)
+            except Exception:  # the checks report every other error
+                engines.append(engine)
+        return replace(self, engines=tuple(engines), unavailable_engines=unavailable)
+
+    def _with_limits(self) -> OptimizerUnderTest:
+        """Return the subject with the dtype and the kinds of parameters that the class takes."""
+        case = self.cases[0]
+        error = step_error(self, case)
+        if error is None:
+            return self
+        matrices = replace(self, limits=dict.fromkeys(("vectors", "scalars", "empty tensors"), ""))
+        in_float32 = replace(matrices, dtype=torch.float32)
+        found = next((each for each in (matrices, in_float32) if step_error(each, case) is None), None)
+        if found is None:  # no step can be taken; a check reports it
+            return self
+        limits: dict[str, str] = {}
+        if found is in_float32:
+            limits["float64"] = _text(step_error(matrices, case))
+        for kind in () if self.spec.shapes else matrices.limits:
+            others = {other: "" for other in matrices.limits if other != kind}
+            if error := step_error(replace(found, limits=others), case):
+                limits[kind] = _text(error)
+        return replace(found, limits=limits)
+
+
+def _complete_cases(registration: Registration) -> tuple[dict[str, Any], ...]:
+    """Return the declared cases; each has a learning rate and lengths if the constructor requires them."""
+    arguments = configurable_arguments(registration)
+    required = [name for name, p in arguments.items() if p.default is Parameter.empty]
+    values = {"lr": 1e-3, getattr(registration.spec, "length", ""): STEPS, **dict.fromkeys(LENGTH_ARGUMENTS, STEPS)}
+    given = {name: values[name] for name in required if name in values}
+    return tuple({**given, **case} for case in declared_cases(registration))
+
+
+def construct(subject: OptimizerUnderTest, params: Sequence[Any], options: Mapping[str, Any]) -> Optimizer:
+    """Build the optimizer in the way its spec declares."""
+    optimizer: Optimizer = subject.cls(params, **options)
+    return optimizer
+
+
+def _kind_of_shape(shape: Sequence[int]) -> str:
+    if 0 in shape:
+        return "empty tensors"
+    return {0: "scalars", 1: "vectors"}.get(len(shape), "matrices")
+
+
+def step_error(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> Exception | None:
+    """Return the exception that the construction or one of the first steps raises; None if there is none."""
+    try:
+        Trajectory(subject, options).run_steps(0, 4)
+    except Exception as error:
+        return error
+    return None
+
+
+def _text(error: Exception | None) -> str:
+    return one_line(error) if error else ""
+
 
 class Trajectory:
     """Parameters, generated gradients, and an optimizer that steps them.
@@ -98,11 +215,12 @@ class Trajectory:
     Args:
         subject: the optimizer under test.
         options: the keyword arguments of its constructor.
-        dtype: the dtype of the parameters.
+        dtype: the dtype of the parameters. Default: that of the optimizer under test.
         rounded: the dtype to which the initial parameters and the gradients are rounded. Default: `dtype`.
         shapes: the shapes of the parameters, as far as the optimizer takes them (`OptimizerUnderTest.fit_shape`).
-            Default: a matrix, a vector, a scalar and an empty tensor.
+            Default: `OptimizerUnderTest.shapes`.
         params: the parameters, in place of generated ones.
+        groups: options of parameter groups, one for each parameter. Default: one group without options.
     """
 
     def __init__(
@@ -110,20 +228,22 @@ class Trajectory:
         subject: OptimizerUnderTest,
         options: Mapping[str, Any],
         *,
-        dtype: torch.dtype = torch.float64,
+        dtype: torch.dtype | None = None,
         rounded: torch.dtype | None = None,
-        shapes: Sequence[tuple[int, ...]] = SHAPES,
+        shapes: Sequence[tuple[int, ...]] | None = None,
         params: list[Tensor] | None = None,
+        groups: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.subject = subject
-        self.dtype = dtype
-        self.rounded = rounded or dtype
+        self.dtype = dtype or subject.dtype
+        self.rounded = rounded or self.dtype
         self.params = params or [
-            seeded_randn(subject.fit_shape(shape), i).to(self.rounded).to(dtype).requires_grad_()
-            for i, shape in enumerate(shapes)
+            nn.Parameter(seeded_randn(shape, i).to(self.rounded).to(self.dtype))
+            for i, shape in enumerate(subject.shapes if shapes is None else map(subject.fit_shape, shapes))
         ]
         self.initial = [p.detach().clone() for p in self.params]
-        self.optimizer = subject.cls(self.params, **options)
+        grouped = [{"params": [p], **group} for p, group in zip(self.params, groups, strict=bool(groups))]
+        self.optimizer = subject.build(grouped or self.params, options)
 
     def gradient(self, step: int, index: int) -> Tensor | None:
         """Return the gradient of a parameter at a step.
@@ -144,17 +264,23 @@ class Trajectory:
             p.grad = self.subject.convert_gradient(self.gradient(step, i))
 
     def halve_lr(self) -> None:
-        """Halve the learning rate of each group."""
+        """Halve the learning rate of each group that has one."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["lr"] / 2
+            if group.get("lr") is not None:
+                group["lr"] = group["lr"] / 2
+
+    def take_step(self, step: int) -> None:
+        """Take a step with its gradients, and random numbers that depend on the step only."""
+        self.set_gradients(step)
+        with seeded(step):
+            take_step(self.subject, self.optimizer, self.params)
 
     def run_steps(self, start: int = 0, stop: int = STEPS) -> Trajectory:
         """Take the steps from `start` to `stop`, and halve the learning rate before `LR_CHANGE_STEP`."""
         for step in range(start, stop):
             if step == LR_CHANGE_STEP:
                 self.halve_lr()
-            self.set_gradients(step)
-            take_step(self.subject, self.optimizer, self.params)
+            self.take_step(step)
         return self
 
     @property
@@ -174,7 +300,7 @@ def take_step(
     An optimizer that needs a closure, or gradients with a graph, evaluates `loss`. Default: a quadratic function that
     has the current gradients, and a maximum in place of a minimum if the optimizer maximizes.
     """
-    if not subject.capabilities & {"closure", "create_graph"}:
+    if not subject.capabilities & NEEDS_LOSS:
         optimizer.step()
         return
     with_gradient = [p for p in params if p.grad is not None]
@@ -193,11 +319,22 @@ def take_step(
             p.grad = g
         return value
 
-    if "closure" in subject.capabilities:
+    if subject.capabilities & NEEDS_CLOSURE:
         optimizer.step(closure)  # type: ignore[arg-type]
     else:
         closure()
         optimizer.step()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's random numbers, and restore their state afterwards: some optimizers add noise."""
+    state = torch.random.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)
 
 
 @functools.lru_cache(maxsize=4096)

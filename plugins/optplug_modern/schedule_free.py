@@ -44,6 +44,9 @@ class ScheduleFree(RuleOptimizer):
         at_least(0, "r"),
         at_least(0, "weight_lr_power"),
     )
+    exceptions: ClassVar[Mapping[str, str]] = {
+        "parameters_have_their_own_step_count": "warmup and average count the steps of the parameter group"
+    }
 
     def __init__(self, params: Params, hyperparameters: dict[str, Any], **options: Unpack[OptionsWithoutDecay]) -> None:
         schedule = dict(k=0, train_mode=True, weight_sum=0.0, lr_max=-1.0, scheduled_lr=0.0)

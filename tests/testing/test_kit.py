@@ -38,6 +38,15 @@ class Correct(RuleOptimizer):
         return p - lr / ops.sqrt(step) * velocity, step, velocity
 
 
+NO_MODES = "it has no train() and eval()"
+NO_MODES_NO_NEEDS = {
+    "eval_before_the_first_step_has_no_effect": NO_MODES,
+    "train_reverts_eval": NO_MODES,
+    "eval_parameters_decrease_the_loss": NO_MODES,
+    "declared_needs_are_real": "it declares no need of a closure or a graph",
+}
+
+
 def failed_optimizer_checks(optimizer) -> set[str]:
     """Return the properties whose checks fail."""
     return failed_properties(optimizer_checks(importable(optimizer)))
@@ -64,9 +73,9 @@ def failed_properties(checks: list[Check]) -> set[str]:
 
 def test_correct_optimizer_passes_and_unavailable_engine_is_reported():
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
-    assert check_optimizer(Correct) == {"engine triton": absent.format("triton")}
+    assert check_optimizer(Correct) == {"engine triton": absent.format("triton"), **NO_MODES_NO_NEEDS}
     ids = [check.id for check in optimizer_checks(Correct)]
-    assert len(ids) == len(set(ids)) == 74
+    assert len(ids) == len(set(ids)) == 83
 
 
 def test_check_optimizer_raises_one_error_with_all_failures():
@@ -78,7 +87,7 @@ def test_check_optimizer_raises_one_error_with_all_failures():
     with pytest.raises(AssertionError) as caught:
         check_optimizer(importable(Wrong))
     assert str(caught.value) == (
-        "3 of 74 checks failed:\n"
+        "3 of 83 checks failed:\n"
         "quadratic_loss_decreases[loop-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
         "quadratic_loss_decreases[foreach-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
         "quadratic_loss_decreases[numba-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease"
@@ -190,8 +199,8 @@ def test_missing_and_wrong_capabilities_are_detected():
     assert failed_optimizer_checks(WrongForComplex) == {"capability_complex_is_correct"}
     assert failed_optimizer_checks(DeclaresComplex) == {"capability_complex_is_correct"}
     assert failed_optimizer_checks(DeclaresSparse) == {"capability_complex_is_correct", "capability_sparse_is_correct"}
-    assert "capabilities_modes_and_closure_are_correct" in failed_optimizer_checks(DeclaresModes)
-    assert "capabilities_modes_and_closure_are_correct" in failed_optimizer_checks(DeclaresClosure)
+    assert "capability_modes_is_correct" in failed_optimizer_checks(DeclaresModes)
+    assert "declared_needs_are_real" in failed_optimizer_checks(DeclaresClosure)
 
     class TakesSparse(RejectsComplex):
         def step(self, closure=None):
@@ -216,8 +225,9 @@ def test_plain_optimizer_class_has_inapplicable_checks_with_reasons():
         "all_modifiers_match_definition": "not a RuleOptimizer: it has no rule and no engines",
         "state_dtype_is_kept": "not a RuleOptimizer: it has no rule and no engines",
         "invalid_options_are_rejected": "not a RuleOptimizer: it has no rule and no engines",
+        **NO_MODES_NO_NEEDS,
     }
-    assert len(optimizer_checks(WrongForComplex)) == 15
+    assert len(optimizer_checks(WrongForComplex)) == 24
 
 
 def test_optimizer_with_capability_closure_is_stepped_with_a_closure():
@@ -273,7 +283,7 @@ def test_optimizer_fault_fails_its_check(fault, check):
                 state["engine"] = "auto"
             return state
 
-        def _variant(self, group):
+        def _variant(self, group, **options):
             group = dict(group)
             if fault == "ignores maximize":
                 group["maximize"] = False
@@ -281,7 +291,7 @@ def test_optimizer_fault_fails_its_check(fault, check):
                 group["weight_decay"] = 0.0
             if fault.removeprefix("ignores ") in MODIFIERS:
                 group[fault.removeprefix("ignores ")] = None
-            return super()._variant(group)
+            return super()._variant(group, **options)
 
         def step(self, closure=None):
             if fault == "calls the closure twice" and closure is not None:
@@ -449,9 +459,9 @@ def test_modifiers_that_do_not_apply_are_listed_with_the_reason():
 def test_unknown_names_and_wrong_types_raise():
     with pytest.raises(optplug.errors.UnknownNameError):
         optimizer_checks("adamn")
-    with pytest.raises(TypeError, match=re.escape("expected the name of an optimizer or its class, got <class 'int'>")):
+    with pytest.raises(TypeError, match=re.escape("expected the name of an optimizer, its class or its spec, got <class 'int'>")):
         optimizer_checks(int)
-    with pytest.raises(TypeError, match=re.escape("expected the name of a scheduler or its class, got 3")):
+    with pytest.raises(TypeError, match=re.escape("expected the name of a scheduler, its class or its spec, got 3")):
         scheduler_checks(3)
 
 

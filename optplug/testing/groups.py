@@ -1,0 +1,107 @@
+"""Promises about parameter groups and learning rates."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from optplug.optim import dispatch
+from optplug.optim.rule_optimizer import RuleOptimizer
+from optplug.rules.trace import TracedRule, trace
+from optplug.testing.checks import assert_equal, max_difference
+from optplug.testing.properties import has_lr, promise, steps_with_given_gradients, takes_several_groups
+from optplug.testing.trajectory import LR_CHANGE_STEP, STEPS, OptimizerUnderTest, Trajectory
+
+_READ_GROUPS = "read `self.param_groups` in each step, and the options from each group"
+
+
+@promise(steps_with_given_gradients, has_lr, remedy=_READ_GROUPS)
+def lr_changes_take_effect(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """A changed lr gives the same step as a new optimizer with this lr and the same state."""
+    changed = Trajectory(subject, options).run_steps(0, LR_CHANGE_STEP + 1)
+    first = Trajectory(subject, options).run_steps(0, LR_CHANGE_STEP)
+    saved = copy.deepcopy(first.optimizer.state_dict())
+    for group in saved["param_groups"]:
+        group["lr"] /= 2
+    new = Trajectory(subject, {**options, "lr": saved["param_groups"][0]["lr"]}, params=first.params)
+    new.optimizer.load_state_dict(saved)
+    new.take_step(LR_CHANGE_STEP)
+    assert_equal("an optimizer whose lr was changed and a new optimizer with this lr", changed.params, new.params)
+
+
+@promise(has_lr, every_engine=False, remedy="let `step` be a method of the class")
+def schedulers_can_be_attached(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """A scheduler of torch sets the lr of each group, and the steps are those with this lr."""
+    scheduled, by_hand = Trajectory(subject, options), Trajectory(subject, options)
+    scheduler = LambdaLR(scheduled.optimizer, lambda step: 1 / (1 + step))
+    lrs = [group["lr"] for group in by_hand.optimizer.param_groups]
+    for step in range(STEPS):
+        for group, lr in zip(by_hand.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr * (1 / (1 + step))
+        scheduled.take_step(step)
+        scheduler.step()
+        by_hand.take_step(step)
+    assert_equal("steps with a scheduler, and with its lr", scheduled.params, by_hand.params)
+
+
+@promise(has_lr, every_engine=False, remedy="divide by no lr, and by no sum of lrs that can be 0")
+def lr_of_zero_keeps_parameters_finite(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """Steps with an lr of 0, as at the start of a warmup, give finite parameters, also in the steps after them."""
+    run = Trajectory(subject, options)
+    lrs = [group["lr"] for group in run.optimizer.param_groups]
+    for step in range(5):
+        for group, lr in zip(run.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr * 0 if step < 2 else lr
+        run.take_step(step)
+        finite = all(bool(p.isfinite().all()) for p in run.params)
+        assert finite, f"step {step} gives parameters that are not finite; the lr was 0 in the steps 0 and 1"
+
+
+@promise(steps_with_given_gradients, takes_several_groups, every_engine=False, remedy=_READ_GROUPS)
+def options_of_groups_take_effect(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """A parameter group with another lr or weight_decay takes other steps."""
+    shapes = subject.shapes[:1] * 2
+    plain = Trajectory(subject, options, shapes=shapes, groups=({}, {})).run_steps()
+    for option, change in (("lr", 0.5), ("weight_decay", 4.0)):
+        default = plain.optimizer.param_groups[1].get(option)
+        if isinstance(default, bool) or not isinstance(default, (int, float)):
+            continue
+        value = default * change or change
+        run = Trajectory(subject, options, shapes=shapes, groups=({}, {option: value})).run_steps()
+        assert max_difference(run.params[1:], plain.params[1:]) > 0, (
+            f"a parameter group with {option}={value:.3g} steps as one with {option}={default:.3g}"
+        )
+
+
+@promise(steps_with_given_gradients, remedy=_READ_GROUPS)
+def added_groups_are_stepped(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """A group that is added later steps as in a separate optimizer; the other groups step as without it."""
+    alone = Trajectory(subject, options).run_steps()
+    late = Trajectory(subject, options, shapes=subject.fit_shapes(((2, 2),) * 3)[:1])
+    late.halve_lr()
+    run = Trajectory(subject, options).run_steps(0, LR_CHANGE_STEP + 1)
+    added = nn.Parameter(late.initial[0].clone())
+    lr = late.optimizer.param_groups[0].get("lr")
+    run.optimizer.add_param_group({"params": [added], **({} if lr is None else {"lr": lr})})
+    for step in range(LR_CHANGE_STEP + 1, STEPS):
+        run.set_gradients(step)
+        late.set_gradients(step)
+        added.grad = cast(Tensor, late.params[0].grad).clone()
+        run.optimizer.step()
+        late.optimizer.step()
+    if subject.is_rule and not _combines_parameters(cast(RuleOptimizer, run.optimizer)):
+        assert_equal("parameters with and without an added group", run.params, alone.params)
+        assert_equal("an added group and a separate optimizer", [added], late.params)
+    else:
+        assert max_difference([added], late.initial) > 0, "the parameters of an added group did not change"
+
+
+def _combines_parameters(optimizer: RuleOptimizer) -> bool:
+    """Whether the rule reduces over several parameters. A class without a rule may combine them too."""
+    group = optimizer.param_groups[0]
+    settings = dispatch.group_settings(optimizer.engine, group, optimizer._variant(group), optimizer.state_dtype)
+    traced = trace(settings.variant, settings.lengths)
+    return isinstance(traced, TracedRule) and traced.shared_reductions > 0
