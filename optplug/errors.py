@@ -142,7 +142,9 @@ class ConformanceError(OptplugError, AssertionError):
         remedy: what to change; empty if it is not known.
     """
 
-    def __init__(self, message: str = "", *, blame: Literal["class", "declaration"] = "class", remedy: str = "") -> None:
+    def __init__(
+        self, message: str = "", *, blame: Literal["class", "declaration"] = "class", remedy: str = ""
+    ) -> None:
         super().__init__(message)
         self.blame = blame
         self.remedy = remedy

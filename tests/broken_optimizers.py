@@ -184,7 +184,7 @@ class CountsStepsInAGlobal(Plain):
             *("memory_layout_has_no_effect", "resumed_equals_uninterrupted", "schedulers_can_be_attached"),
         }
     )
-    steps = [0]
+    steps: ClassVar[list[int]] = [0]
 
     def update(self, p, g, group):
         super().update(p, g, group)
@@ -351,6 +351,7 @@ class UndeclaredModes(WithModes):
 class DeclaresComplexFalsely(Plain):
     capabilities = frozenset({"complex"})
     promise, blame = "capability_complex_is_correct", "declaration"
+    others = frozenset({"conjugated_gradients_are_stepped"})
 
     def check(self, p, g):
         if g.is_sparse:
@@ -363,6 +364,18 @@ class DeclaresComplexFalsely(Plain):
 class WrongForComplex(DeclaresComplexFalsely):
     capabilities = frozenset()
     promise, blame = "capability_complex_is_correct", "class"
+    others = frozenset()
+
+
+class DoesNotResolveConjugates(Plain):
+    capabilities = frozenset({"complex"})
+    promise = "conjugated_gradients_are_stepped"
+
+    def check(self, p, g):
+        if g.is_sparse:
+            raise TypeError("dense gradients only")
+        if g.is_complex():
+            torch.view_as_real(g)
 
 
 class UndeclaredComplex(Plain):

@@ -121,6 +121,6 @@ def parametrize(what: str | type | OptimizerSpec | SchedulerSpec, **arguments: A
     """
     import pytest
 
-    is_optimizer = optimizer_or_scheduler(what) == "optimizer"
-    checks = (optimizer_checks if is_optimizer else scheduler_checks)(what, **arguments)  # type: ignore[operator]
+    checks_of: Any = optimizer_checks if optimizer_or_scheduler(what) == "optimizer" else scheduler_checks
+    checks = checks_of(what, **arguments)
     return pytest.mark.parametrize("check", checks, ids=str)

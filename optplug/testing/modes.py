@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from optplug.testing.checks import assert_close, assert_equal, max_difference
+from optplug.testing.checks import assert_close, assert_equal
 from optplug.testing.properties import has_modes, promise
 from optplug.testing.steps import minimized_quadratic
 from optplug.testing.trajectory import OptimizerUnderTest, Trajectory
@@ -35,7 +35,9 @@ def train_reverts_eval(subject: OptimizerUnderTest, options: dict[str, Any]) -> 
     for times in ("once", "twice"):
         optimizer.train()
         assert_close(f"parameters before eval() and after train() {times}", run.params, trained, size)
-    assert_close("steps with and without eval() between them", run.run_steps(5).params, uninterrupted.params, size, 1e-9)
+    assert_close(
+        "steps with and without eval() between them", run.run_steps(5).params, uninterrupted.params, size, 1e-9
+    )
 
 
 @promise(has_modes, remedy="check what eval() makes of the parameters")

@@ -48,9 +48,7 @@ class Promise:
         return " ".join((inspect.getdoc(self.test) or "").partition("\n\n")[0].split())
 
 
-def promise(
-    *conditions: Condition, every_engine: bool = True, remedy: str = ""
-) -> Callable[[_Test], Promise]:
+def promise(*conditions: Condition, every_engine: bool = True, remedy: str = "") -> Callable[[_Test], Promise]:
     """Make a promise of its test. The name of the function is that of the promise.
 
     Args:

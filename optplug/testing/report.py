@@ -167,12 +167,11 @@ def _broken_promises(checks: list[Check], progress: Callable[[int, int], None] |
 def _package_of(target: Any, registration: Registration) -> str:
     """Return the package of a class with its version, such as `torch 2.13.0`."""
     package = target.__module__.partition(".")[0]
-    distributions = metadata.packages_distributions().get(package, [])
-    name = distributions[0] if distributions else package
-    try:
-        return f"{name} {metadata.version(name)}"
-    except metadata.PackageNotFoundError:
-        return package
+    distributions = metadata.packages_distributions().get(package)
+    if distributions:
+        return f"{distributions[0]} {metadata.version(distributions[0])}"
+    plugin = registration.plugin  # an editable install has no list of its modules
+    return package if plugin.version == "?" else f"{plugin.distribution} {plugin.version}"
 
 
 def _plural(number: int, noun: str) -> str:

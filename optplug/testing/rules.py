@@ -195,5 +195,3 @@ def _ways_to_add_group(
         "add_param_group",
         lambda: optimizer.add_param_group({"params": [parameter(subject)], **group}),
     )
-
-

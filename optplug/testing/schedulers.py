@@ -164,7 +164,6 @@ def _complete_cases(registration: Registration, arguments: Mapping[str, Any]) ->
     cases = tuple({**given, **case} for case in cases)
     if missing := [name for name in required if name not in cases[0]]:
         name = target_of(registration).__name__
-        raise ConfigTypeError(
-            f"{name} needs {listing(missing)}: pass arguments to scheduler_checks, or declare `cases` in the spec or class"
-        )
+        remedy = "pass arguments to scheduler_checks, or declare `cases` in the spec or class"
+        raise ConfigTypeError(f"{name} needs {listing(missing)}: {remedy}")
     return list(cases)

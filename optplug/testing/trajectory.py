@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from inspect import Parameter
 from typing import Any, cast
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optplug.config.construction import construct_optimizer
+from optplug.config.form import BASE_KEY
 from optplug.engines import PLANNED, engine_names
 from optplug.errors import EngineError, one_line
 from optplug.optim.combined import has_train_eval_modes
@@ -99,7 +102,7 @@ class OptimizerUnderTest:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of at least three parameters: those of the spec, else a matrix, a vector, a scalar and an empty one."""
+        """Shapes of three or more parameters: those of the spec, else a matrix, a vector, a scalar, an empty one."""
         return self.fit_shapes(SHAPES)
 
     def fit_shapes(self, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
@@ -135,11 +138,20 @@ class OptimizerUnderTest:
             params: the parameters, or parameter groups.
             options: the keyword arguments of the constructor.
         """
+        arguments = dict(options)
+        if self.spec.base:
+            arguments.setdefault(BASE_KEY, {"name": "sgd", "lr": 0.1})
         with seeded(0):
-            optimizer: Optimizer = construct(self, params, options)
+            optimizer = construct_optimizer(self.registration, params, arguments, module=_module_of(params))
         if has_train_eval_modes(optimizer):
             cast(Any, optimizer).train()
         return optimizer
+
+    def declaring(self, capability: str) -> OptimizerUnderTest:
+        """Return the subject with one more declared capability."""
+        capabilities = self.capabilities | {capability}
+        registration = replace(self.registration, spec=replace(self.spec, target=self.cls, capabilities=capabilities))
+        return replace(self, registration=registration, capabilities=capabilities)
 
     def _with_engines(self, names: Sequence[str]) -> OptimizerUnderTest:
         """Return the subject with those of the engines that can step the first case."""
@@ -175,6 +187,16 @@ class OptimizerUnderTest:
         return replace(found, limits=limits)
 
 
+def _module_of(params: Sequence[Any]) -> nn.Module:
+    """Return a module that has the parameters, for an optimizer that takes a module or names."""
+    module = nn.Module()
+    tensors = [p for item in params for p in (item["params"] if isinstance(item, Mapping) else [item])]
+    for i, p in enumerate(tensors):
+        if isinstance(p, nn.Parameter):
+            module.register_parameter(f"weight{i}", p)
+    return module
+
+
 def _complete_cases(registration: Registration) -> tuple[dict[str, Any], ...]:
     """Return the declared cases; each has a learning rate and lengths if the constructor requires them."""
     arguments = configurable_arguments(registration)
@@ -182,12 +204,6 @@ def _complete_cases(registration: Registration) -> tuple[dict[str, Any], ...]:
     values = {"lr": 1e-3, getattr(registration.spec, "length", ""): STEPS, **dict.fromkeys(LENGTH_ARGUMENTS, STEPS)}
     given = {name: values[name] for name in required if name in values}
     return tuple({**given, **case} for case in declared_cases(registration))
-
-
-def construct(subject: OptimizerUnderTest, params: Sequence[Any], options: Mapping[str, Any]) -> Optimizer:
-    """Build the optimizer in the way its spec declares."""
-    optimizer: Optimizer = subject.cls(params, **options)
-    return optimizer
 
 
 def _kind_of_shape(shape: Sequence[int]) -> str:
@@ -328,11 +344,16 @@ def take_step(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's random numbers, and restore their state afterwards: some optimizers add noise."""
+    """Seed torch's random numbers, since some optimizers add noise, and do not compile, which takes minutes.
+
+    The state of the random numbers is restored afterwards.
+    """
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)
+    compiles = "torch._dynamo" in sys.modules  # torch.compile has been used; importing it takes a second
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+            yield
     finally:
         torch.random.set_rng_state(state)
 

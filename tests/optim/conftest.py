@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from optplug.registry.plugin_registry import unregistered
 from optplug.testing.checks import assert_close, assert_equal, state_tensors
 from optplug.testing.trajectory import SHAPES, OptimizerUnderTest, Trajectory, seeded_randn
 from support import first_party
@@ -163,7 +164,10 @@ def make_run() -> Callable[..., Any]:
         if of == "torch":
             cls = classes_of_torch()[name]
             has_foreach = "foreach" in cls([torch.zeros(1, requires_grad=True)]).defaults
-            subject, options = replace(subject, cls=cls), {**options, **({"foreach": False} if has_foreach else {})}
+            subject, options = (
+                replace(subject, registration=unregistered("optimizer", cls)),
+                {**options, **({"foreach": False} if has_foreach else {})},
+            )
         options = {**FULL_STATE_OPTIONS.get(name, {}), **options}
         options = {key: value for key, value in options.items() if (key, value) != ("engine", None)}
         run = OptimizerRun(subject, options, params=params, shapes=SHAPES_WITH_TORCH.get(name, SHAPES))

@@ -29,6 +29,17 @@ RULES = [name for name in BUILT_IN_OPTIMIZERS if issubclass(optplug.get_optimize
 NO_DECAY = {"weight_decay_matches_formula": "it has no option 'weight_decay'"}
 WITH_OWN_DECAY = ("adafactor", "adan", "lamb", "lars", "muon", "prodigy", "schedule_free_adamw", "soap")
 OWN_DECAY = {"weight_decay_matches_formula": "its rule implements weight decay itself"}
+NO_NEEDS = {"declared_needs_are_real": "it declares no need of a closure or a graph"}
+NO_MODES = dict.fromkeys(
+    ("eval_before_the_first_step_has_no_effect", "train_reverts_eval", "eval_parameters_decrease_the_loss"),
+    "it has no train() and eval()",
+)
+REAL_ONLY = {"conjugated_gradients_are_stepped": "it takes real parameters only"}
+DEPENDENT = {"parameters_have_their_own_step_count": "the step of a parameter depends on other parameters"}
+GROUP_STEPS = {
+    "parameters_have_their_own_step_count": "declared exception: warmup and average count the steps of the parameter "
+    "group"
+}
 NO_AGC = {"agc_matches_definition": "it takes sparse gradients only, which agc does not support"}
 
 
@@ -45,7 +56,11 @@ def test_inapplicable_checks_of_rule_optimizers(name: str):
     later = {"engine triton": absent.format("triton")}
     own = NO_DECAY if name in ("rprop", "sparse_adam") else OWN_DECAY if name in WITH_OWN_DECAY else {}
     own = {**own, **NO_AGC} if name == "sparse_adam" else own
-    assert inapplicable_checks(name) == {**later, **own, **engines_without_rows(name)}
+    capabilities = registry.resolve("optimizer", name).spec.capabilities
+    own = own if "complex" in capabilities else {**own, **REAL_ONLY}
+    own = {**own, **(GROUP_STEPS if "modes" in capabilities else NO_MODES)}
+    own = {**own, **DEPENDENT} if name == "prodigy" else own
+    assert inapplicable_checks(name) == {**later, **own, **NO_NEEDS, **engines_without_rows(name)}
 
 
 def test_all_optimizers_except_lbfgs_have_a_rule():

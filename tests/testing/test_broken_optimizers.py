@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broken_optimizers import FAULTY, Plain, WithModes
-from optplug.testing import conformance_report
-from optplug.testing import rules
+from optplug.testing import conformance_report, rules
 from optplug.testing.optimizers import PROMISES
 from optplug.testing.properties import promises_in
 

@@ -75,7 +75,7 @@ def test_correct_optimizer_passes_and_unavailable_engine_is_reported():
     absent = "engine {!r} is not part of this version; there are auto, loop, foreach, numba"
     assert check_optimizer(Correct) == {"engine triton": absent.format("triton"), **NO_MODES_NO_NEEDS}
     ids = [check.id for check in optimizer_checks(Correct)]
-    assert len(ids) == len(set(ids)) == 83
+    assert len(ids) == len(set(ids)) == 86
 
 
 def test_check_optimizer_raises_one_error_with_all_failures():
@@ -87,7 +87,7 @@ def test_check_optimizer_raises_one_error_with_all_failures():
     with pytest.raises(AssertionError) as caught:
         check_optimizer(importable(Wrong))
     assert str(caught.value) == (
-        "3 of 83 checks failed:\n"
+        "3 of 86 checks failed:\n"
         "quadratic_loss_decreases[loop-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
         "quadratic_loss_decreases[foreach-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease\n"
         "quadratic_loss_decreases[numba-default]: 30 steps on x² change it from 5 to 16.4052; it must decrease"
@@ -107,7 +107,7 @@ def test_wrong_foreach_code_is_detected(monkeypatch):
     assert failed_optimizer_checks(Correct) == {
         "engine_agrees_with_loop",
         "memory_layout_has_no_effect",
-        "capability_complex_is_correct",
+        "conjugated_gradients_are_stepped",
     }
     monkeypatch.setattr(foreach, "_compile_step", original)
     assert failed_optimizer_checks(Correct) == set()
@@ -197,7 +197,10 @@ def test_missing_and_wrong_capabilities_are_detected():
 
     assert failed_optimizer_checks(RejectsComplex) == set()
     assert failed_optimizer_checks(WrongForComplex) == {"capability_complex_is_correct"}
-    assert failed_optimizer_checks(DeclaresComplex) == {"capability_complex_is_correct"}
+    assert failed_optimizer_checks(DeclaresComplex) == {
+        "capability_complex_is_correct",
+        "conjugated_gradients_are_stepped",
+    }
     assert failed_optimizer_checks(DeclaresSparse) == {"capability_complex_is_correct", "capability_sparse_is_correct"}
     assert "capability_modes_is_correct" in failed_optimizer_checks(DeclaresModes)
     assert "declared_needs_are_real" in failed_optimizer_checks(DeclaresClosure)
@@ -226,6 +229,7 @@ def test_plain_optimizer_class_has_inapplicable_checks_with_reasons():
         "state_dtype_is_kept": "not a RuleOptimizer: it has no rule and no engines",
         "invalid_options_are_rejected": "not a RuleOptimizer: it has no rule and no engines",
         **NO_MODES_NO_NEEDS,
+        "conjugated_gradients_are_stepped": "it takes real parameters only",
     }
     assert len(optimizer_checks(WrongForComplex)) == 24
 
@@ -459,7 +463,9 @@ def test_modifiers_that_do_not_apply_are_listed_with_the_reason():
 def test_unknown_names_and_wrong_types_raise():
     with pytest.raises(optplug.errors.UnknownNameError):
         optimizer_checks("adamn")
-    with pytest.raises(TypeError, match=re.escape("expected the name of an optimizer, its class or its spec, got <class 'int'>")):
+    with pytest.raises(
+        TypeError, match=re.escape("expected the name of an optimizer, its class or its spec, got <class 'int'>")
+    ):
         optimizer_checks(int)
     with pytest.raises(TypeError, match=re.escape("expected the name of a scheduler, its class or its spec, got 3")):
         scheduler_checks(3)
