@@ -103,7 +103,7 @@ def test_errors_derive_from_optplug_error_and_builtin() -> None:
     assert classes
     for cls in classes:
         assert issubclass(cls, errors.OptplugError)
-        assert issubclass(cls, (ValueError, TypeError, LookupError, RuntimeError, ImportError))
+        assert issubclass(cls, (ValueError, TypeError, LookupError, RuntimeError, ImportError, AssertionError))
 
 
 def test_linked_pages_exist() -> None:

@@ -18,6 +18,7 @@ COMMANDS = MappingProxyType(
         "schema": "optplug.cli.config_commands:schema",
         "plot": "optplug.cli.plot:plot",
         "bench": "optplug.cli.bench:bench",
+        "check": "optplug.cli.check:check",
         "new": "optplug.cli.new:new",
         "doctor": "optplug.cli.doctor:doctor",
     }

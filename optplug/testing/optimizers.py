@@ -26,6 +26,8 @@ def collect_checks(subject: OptimizerUnderTest) -> tuple[list[Check], dict[str, 
         SpecError: `exceptions` of the spec has an unknown promise.
     """
     exceptions = _exceptions(subject)
+    if subject.spec.unsupported:
+        return [], {"all promises": f"declared as unsupported: {subject.spec.unsupported}"}
     checks: list[Check] = []
     inapplicable = dict(subject.unavailable_engines)
     stuck = [case for case in subject.cases if step_error(subject, case) is not None]

@@ -29,7 +29,7 @@ from optplug.testing.trajectory import (
     STEPS,
     OptimizerUnderTest,
     Trajectory,
-    seeded,
+    reproducible,
     seeded_randn,
     step_error,
     take_step,
@@ -324,6 +324,6 @@ def minimized_quadratic(subject: OptimizerUnderTest, options: dict[str, Any]) ->
     start = float((p.detach() ** 2).sum())
     for step in range(30):
         p.grad = subject.convert_gradient(sign * 2 * p.detach())
-        with seeded(step):
+        with reproducible(subject, step):
             take_step(subject, run.optimizer, [p], lambda: sign * (p**2).sum())
     return run, start, float((p.detach() ** 2).sum())

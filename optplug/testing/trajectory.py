@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -141,7 +140,7 @@ class OptimizerUnderTest:
         arguments = dict(options)
         if self.spec.base:
             arguments.setdefault(BASE_KEY, {"name": "sgd", "lr": 0.1})
-        with seeded(0):
+        with reproducible(self, 0):
             optimizer = construct_optimizer(self.registration, params, arguments, module=_module_of(params))
         if has_train_eval_modes(optimizer):
             cast(Any, optimizer).train()
@@ -288,7 +287,7 @@ class Trajectory:
     def take_step(self, step: int) -> None:
         """Take a step with its gradients, and random numbers that depend on the step only."""
         self.set_gradients(step)
-        with seeded(step):
+        with reproducible(self.subject, step):
             take_step(self.subject, self.optimizer, self.params)
 
     def run_steps(self, start: int = 0, stop: int = STEPS) -> Trajectory:
@@ -343,16 +342,16 @@ def take_step(
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def reproducible(subject: OptimizerUnderTest, seed: int) -> Iterator[None]:
     """Seed torch's random numbers, since some optimizers add noise, and do not compile, which takes minutes.
 
-    The state of the random numbers is restored afterwards.
+    The state of the random numbers is restored afterwards. Compilation is left as it is for a `RuleOptimizer`, since
+    it compiles nothing, and torch's import of the compiler takes a second.
     """
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)
-    compiles = "torch._dynamo" in sys.modules  # torch.compile has been used; importing it takes a second
     try:
-        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+        with nullcontext() if subject.is_rule else torch.compiler.set_stance("force_eager"):
             yield
     finally:
         torch.random.set_rng_state(state)
