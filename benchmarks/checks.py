@@ -1,4 +1,4 @@
-"""Test one optimizer or schedule of each adapted package with the conformance kit, and write the table of docs/check.md.
+"""Test one optimizer of each adapted package with the conformance kit, and write the table of docs/check.md.
 
 Usage: `python benchmarks/checks.py [NAME ...]`. The packages that are not installed are left out.
 """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 from optplug.errors import SpecError, suggest
 from optplug.testing import capabilities, groups, modes, rules, steps
 from optplug.testing.checks import Check, case_label
 from optplug.testing.properties import Promise, promises_in
-from optplug.testing.trajectory import OptimizerUnderTest, step_error
+from optplug.testing.trajectory import OptimizerUnderTest, reproducible, step_error
 
 PROMISES: tuple[Promise, ...] = tuple(
     each for module in (steps, groups, modes, capabilities, rules) for each in promises_in(module)
@@ -45,12 +46,17 @@ def collect_checks(subject: OptimizerUnderTest) -> tuple[list[Check], dict[str, 
             if reason:
                 inapplicable.setdefault(each.name, reason)
             else:
-                run = functools.partial(each.test, subject, options)
+                run = functools.partial(_run, each, subject, options)
                 checks.append(Check(f"{each.name}[{setting}]", run, each.meaning, each.remedy))
     # A promise that applies to some case is not inapplicable.
     for name in {check.promise for check in checks}:
         inapplicable.pop(name, None)
     return checks, inapplicable
+
+
+def _run(promise: Promise, subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    with reproducible(subject, 0):
+        promise.test(subject, options)
 
 
 def _cases_of(subject: OptimizerUnderTest, settings: int) -> list[dict[str, object]]:
