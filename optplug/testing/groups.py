@@ -6,7 +6,7 @@ import copy
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from optplug.optim import dispatch
 from optplug.optim.rule_optimizer import RuleOptimizer
@@ -32,11 +32,18 @@ def lr_changes_take_effect(subject: OptimizerUnderTest, options: dict[str, Any])
     assert_equal("an optimizer whose lr was changed and a new optimizer with this lr", changed.params, new.params)
 
 
+class _Decay(LRScheduler):
+    """Divides the lr of each group by the number of the step, from 1."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [lr * (1 / (1 + self.last_epoch)) for lr in self.base_lrs]
+
+
 @promise(has_lr, every_engine=False, remedy="let `step` be a method of the class")
 def schedulers_can_be_attached(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
-    """A scheduler of torch sets the lr of each group, and the steps are those with this lr."""
+    """A scheduler sets the lr of each group, and the steps are those with this lr."""
     scheduled, by_hand = Trajectory(subject, options), Trajectory(subject, options)
-    scheduler = LambdaLR(scheduled.optimizer, lambda step: 1 / (1 + step))
+    scheduler = _Decay(scheduled.optimizer)
     lrs = [group["lr"] for group in by_hand.optimizer.param_groups]
     for step in range(STEPS):
         for group, lr in zip(by_hand.optimizer.param_groups, lrs, strict=True):
