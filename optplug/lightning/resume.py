@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch.optim import Optimizer
-
 from optplug.config.form import BASE_KEY, ON_NONFINITE, PATIENCE_UNITS, RESTARTING
 from optplug.errors import Loc, WiringError, listing, loc_text, short_list
 from optplug.lightning._compat import finetuning_callbacks, repeats_batches
@@ -24,6 +22,7 @@ from optplug.lightning.checkpoint_metadata import collect_metadata, saved_metada
 from optplug.lightning.fit_setup import MonitoredMetric
 from optplug.lightning.fit_state import FitState, ResumeState
 from optplug.lightning.frozen_on_resume import adapt_frozen_parameters, has_groups
+from optplug.optim.wrappers import bases
 from optplug.registry import registry
 from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.lr import GROUP_LR_KEYS, GROUP_MOMENTUM_KEYS, set_lr
@@ -215,9 +214,8 @@ def _hyperparameter_names(optimizer: Any) -> set[str]:
         parameters = inspect.signature(type(member)).parameters.values()
         accepts_any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
         names |= set(member.defaults) if accepts_any_keyword else {p.name for p in parameters}
-        for base in vars(member).values():
-            if isinstance(base, Optimizer):
-                names |= _hyperparameter_names(base)
+        for base in bases(member):
+            names |= _hyperparameter_names(base)
     return names
 
 

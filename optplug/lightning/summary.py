@@ -20,6 +20,7 @@ from optplug.errors import Loc, loc_text, short_list
 from optplug.lightning.fit_setup import ConfiguredOptimizer, MonitoredMetric, SteppingPlan
 from optplug.lightning.fit_state import FitState
 from optplug.lightning.trainer_info import BEGINNING, training_length
+from optplug.optim.wrappers import bases
 from optplug.registry import registry
 from optplug.schedulers.adapters import adapter_for
 from optplug.schedulers.per_group import DEFAULT, PerGroup
@@ -55,16 +56,18 @@ def summary_lines(trainer: Any, state: FitState) -> Iterator[str]:
 
 def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: ConfiguredOptimizer) -> Iterator[str]:
     for member in [member for entry in configured.setup.entries for member in entry.members]:
-        registration = member.optimizer.registration
-        yield f"optimizer {registration.name} from plugin {registration.plugin}"
-        if also := registry.also("optimizer", member.optimizer.name):
-            yield f"  {also}"
+        for depth, layer in enumerate(member.layers):
+            registration = layer.optimizer.registration
+            yield f"{'  around' if depth else 'optimizer'} {registration.name} from plugin {registration.plugin}"
+            if also := registry.also("optimizer", layer.optimizer.name):
+                yield f"  {also}"
     if not configured.setup.entries:
         yield f"optimizer {type(optimizer).__name__}, built by the module"
     for line in str(group_table(optimizer, configured.parameter_infos)).splitlines():
         yield f"  {line}"
-    if hasattr(optimizer, "engine_report"):
-        yield f"  {_engine_line(optimizer)}"
+    for stepped in (optimizer, *bases(optimizer)):
+        if hasattr(stepped, "engine_report"):
+            yield f"  {_engine_line(stepped)}"
     yield from _schedule_lines(trainer, state, optimizer, configured)
 
 

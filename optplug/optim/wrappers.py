@@ -28,6 +28,11 @@ def calling_optimizers(optimizer: Optimizer) -> list[Optimizer]:
     return found
 
 
+def bases(optimizer: Any) -> list[Optimizer]:
+    """Return the optimizers that an optimizer wraps: those among its attributes."""
+    return [each for each in vars(optimizer).values() if isinstance(each, Optimizer) and each is not optimizer]
+
+
 def inherited_keys(wrappers: list[Optimizer]) -> set[str]:
     """Return the keys that wrappers set in every group: their own options. A key in one group only is not among them.
 

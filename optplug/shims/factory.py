@@ -18,8 +18,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from optplug.config.third_party import third_party_errors
 from optplug.errors import ConfigError, ConfigTypeError, one_line
 from optplug.registry import Registration, registry
-from optplug.registry.signature import Argument, documented_arguments, function_arguments
+from optplug.registry.signature import (
+    Argument,
+    base_argument,
+    documented_arguments,
+    function_arguments,
+    requires_base,
+)
 from optplug.registry.specs import LENGTH_ARGUMENTS
+
+BASE_TYPE = str | dict[str, Any]
+"""The type of the additional argument of an optimizer that wraps another one: its name, or a mapping with it."""
 
 MONITOR = Argument("monitor", str, inspect.Parameter.empty, "the metric to monitor")
 """Additional argument of a scheduler that takes a metric. LightningCLI's ReduceLROnPlateau has the same argument."""
@@ -105,7 +114,13 @@ class OptimizerBuilder:
     @property
     def arguments(self) -> list[Argument]:
         """The arguments of the shim."""
-        return self.class_arguments
+        if not base_argument(self.registration):
+            return self.class_arguments
+        from optplug.config.form import BASE, BASE_KEY  # a local import: it loads classes named like torch's
+
+        is_required = requires_base(self.registration)
+        type_, default = (BASE_TYPE, inspect.Parameter.empty) if is_required else (BASE_TYPE | None, None)
+        return [Argument(BASE_KEY, type_, default, BASE[BASE_KEY].plain_words), *self.class_arguments]
 
     def parser_type(self, argument: Argument) -> Any:
         """The type of an argument for the parser."""

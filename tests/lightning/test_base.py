@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -126,6 +127,17 @@ def test_training_equals_that_around_torchs_class_and_resumes(train, tmp_path, n
     interrupted.save_checkpoint(tmp_path / "first.ckpt")
     _, resumed = train(optimizer, 2, ckpt_path=tmp_path / "first.ckpt")
     torch.testing.assert_close(resumed, expected, rtol=0.0, atol=0.0)
+
+
+def test_summary_names_the_base_and_its_engine(optplug_lightning, small_module, trainer, capsys):
+    optimizer = {"name": "wrapped_look", "base": {"name": "sgd", "lr": 0.1, "engine": "foreach"}}
+    trainer(max_epochs=1, callbacks=[optplug_lightning.ConfigureOptimizers(optimizer)]).fit(small_module())
+    printed = capsys.readouterr()
+    lines = printed.out + printed.err
+    assert re.search(
+        r"optimizer wrapped_look from plugin third-party.*\n.*  around sgd from plugin optplug-classic", lines
+    )
+    assert re.search(r"engine.*foreach", lines)
 
 
 def test_checkpoint_of_another_base_is_refused(train, tmp_path):

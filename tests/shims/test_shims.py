@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pytorch_optimizer import Lookahead
 from torch import nn
 
 import optplug
 import optplug.shims
-from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, PluginError
+from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, OptplugError, PluginError
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.signature import documented_arguments
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
@@ -469,6 +470,18 @@ def test_third_party_exceptions_become_config_errors(run: Any, register: Any, ca
         run("--optimizer=raising", "--optimizer.variant=value error")
     with pytest.raises(ConfigTypeError, match=r"raising rejected .*: wrong type"):
         run("--optimizer=raising", "--optimizer.variant=type error")
+
+
+@pytest.mark.parametrize("base", ["sgd", "{name: sgd, lr: 0.25}"])
+def test_optimizer_that_wraps_another_takes_its_base(run: Any, register: Any, capsys: Any, base: str):
+    register((THIRD_PARTY, OptimizerSpec("wrapping", Lookahead, base="optimizer")))
+    made = run("--optimizer=wrapping", "--optimizer.k=3", f"--optimizer.base={base}")
+    (optimizer,) = made.trainer.optimizers
+    found = type(optimizer), optimizer.k, type(optimizer.optimizer), optimizer.param_groups[0]["lr"]
+    assert found == (Lookahead, 3, optplug.get_optimizer("sgd"), 1e-3 if base == "sgd" else 0.25)
+    assert "base" in cli_error(capsys, lambda: run("--optimizer=wrapping"))
+    with pytest.raises(OptplugError, match=r"base\.momentun: sgd has no option"):
+        run("--optimizer=wrapping", "--optimizer.base={name: sgd, momentun: 0.9}")
 
 
 def test_third_party_metric_scheduler_is_stepped_with_the_metric(run: Any, register: Any, lightning_cli: Any):
