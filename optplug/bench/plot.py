@@ -38,23 +38,23 @@ def draw(report: Report, path: Path) -> None:
     check_plot_path(path)
     from matplotlib.figure import Figure
 
-    if not report.cells:
-        raise ConfigError("the report has no cells: there is nothing to plot")
-    optimizers = list(dict.fromkeys(cell.optimizer for cell in report.cells))
+    compared = [(cell, cell.ratio) for cell in report.cells if cell.ratio is not None]
+    if not compared:
+        raise ConfigError("the report has no cells with a baseline: there is nothing to plot")
+    optimizers = list(dict.fromkeys(cell.optimizer for cell, _ in compared))
+    profiles = list(dict.fromkeys(cell.profile for cell, _ in compared))
     longest = max(map(len, optimizers))
-    width = 1.2 + 0.09 * longest + 2.6 * len(report.profiles)
+    width = 1.2 + 0.09 * longest + 2.6 * len(profiles)
     figure = Figure(figsize=(max(width, 7), 1.9 + 0.36 * len(optimizers)), layout="constrained")
-    panels = figure.subplots(1, len(report.profiles), sharex=True, sharey=True, squeeze=False)[0]
-    memory_limits = [c.memory_limit.median / c.best.median for c in report.cells if c.memory_limit_fraction is not None]
-    x_limit = 1.22 * max(1.0, *(cell.ratio for cell in report.cells), *memory_limits)
-    for axes, profile in zip(panels, report.profiles, strict=True):
-        cells = report.cells_of(profile)
+    panels = figure.subplots(1, len(profiles), sharex=True, sharey=True, squeeze=False)[0]
+    memory_limits = [limit for cell, _ in compared if (limit := cell.limit_ratio) is not None]
+    x_limit = 1.22 * max(1.0, *(ratio for _, ratio in compared), *memory_limits)
+    for axes, profile in zip(panels, profiles, strict=True):
+        cells = [cell for cell, _ in compared if cell.profile == profile]
         positions = [optimizers.index(cell.optimizer) for cell in cells]
-        ratios = [cell.ratio for cell in cells]
+        ratios = [ratio for cell, ratio in compared if cell.profile == profile]
         ticks = [
-            (y, c.memory_limit.median / c.best.median)
-            for y, c in zip(positions, cells, strict=True)
-            if c.memory_limit_fraction is not None
+            (y, limit) for y, cell in zip(positions, cells, strict=True) if (limit := cell.limit_ratio) is not None
         ]
         axes.barh(
             positions,
@@ -67,24 +67,25 @@ def draw(report: Report, path: Path) -> None:
             axes.vlines(limit, y - 0.34, y + 0.34, color="white", linewidth=3.5, zorder=3)
             axes.vlines(limit, y - 0.34, y + 0.34, color=MEMORY_LIMIT_COLOR, linewidth=1.8, zorder=4)
         axes.axvline(1, color="black", linewidth=1, zorder=5)
-        for y, cell in zip(positions, cells, strict=True):
+        for y, cell, ratio in zip(positions, cells, ratios, strict=True):
             axes.text(
-                max(cell.ratio, dict(ticks).get(y, 0)) + 0.015 * x_limit,
+                max(ratio, dict(ticks).get(y, 0)) + 0.015 * x_limit,
                 y,
-                f"{cell.ratio:.2f}{'?' * cell.is_doubtful}",
+                f"{ratio:.2f}{'?' * cell.is_doubtful}",
                 va="center",
                 fontsize=9,
                 zorder=6,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )
-        mean = geometric_mean(cell.ratio for cell in cells if cell.is_compared_with_torch)
+        with_torch = [r for cell, r in zip(cells, ratios, strict=True) if cell.is_compared_with_torch]
+        mean = geometric_mean(with_torch)
         axes.set_title(f"{profile}\n{_size(cells[0])}\nmean {mean:.2f}", fontsize=10)
         axes.set_xlim(0, x_limit)
         axes.grid(axis="x", color="#dddddd", zorder=0)
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    without_torch = {cell.optimizer for cell in report.cells if not cell.is_compared_with_torch}
+    without_torch = {cell.optimizer for cell, _ in compared if not cell.is_compared_with_torch}
     panels[0].set_yticks(
         range(len(optimizers)), [f"{name} (own loop)" if name in without_torch else name for name in optimizers]
     )

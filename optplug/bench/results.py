@@ -73,10 +73,10 @@ class Cell:
         reason: why this engine was selected, from the same report.
         memory_limit_engine: the engine that measured the memory limit.
         threads: torch's number of threads.
-        baseline: the name of the baseline.
+        baseline: the name of the baseline; empty if there is none.
         states: the number of states that are as large as their parameter.
         ours: the timing of optplug.
-        memory_limit: the timing of the memory limit.
+        memory_limit: the timing of the memory limit; None for an optimizer that is not a RuleOptimizer.
         paths: the timings of the baseline's paths.
         skipped: for each path of the baseline that was not measured, by name, the reason.
         warnings: properties of the values that make the times unreliable.
@@ -95,26 +95,36 @@ class Cell:
     baseline: str
     states: int
     ours: Timing
-    memory_limit: Timing
+    memory_limit: Timing | None
     paths: tuple[Timing, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
-    def best(self) -> Timing:
-        """The timing of the baseline's fastest path."""
-        return min(self.paths, key=lambda timing: timing.median)
+    def best(self) -> Timing | None:
+        """The timing of the baseline's fastest path; None without a baseline."""
+        return min(self.paths, key=lambda timing: timing.median, default=None)
 
     @property
-    def ratio(self) -> float:
-        """The median of optplug divided by that of the baseline's fastest path. Below 1 optplug is faster."""
-        return self.ours.median / self.best.median
+    def ratio(self) -> float | None:
+        """The median of the optimizer divided by that of the baseline's fastest path. Below 1 the optimizer is faster.
+
+        None without a baseline.
+        """
+        return None if self.best is None else self.ours.median / self.best.median
+
+    @property
+    def limit_ratio(self) -> float | None:
+        """The ratio of an optimizer that is as fast as memory allows; None if `memory_limit_fraction` is None."""
+        if self.memory_limit is None or self.best is None or self.memory_limit_fraction is None:
+            return None
+        return self.memory_limit.median / self.best.median
 
     @property
     def is_doubtful(self) -> bool:
         """Whether one of the two timings in the ratio is noisy."""
-        return self.ours.is_noisy or self.best.is_noisy
+        return self.best is not None and (self.ours.is_noisy or self.best.is_noisy)
 
     @property
     def is_compared_with_torch(self) -> bool:
@@ -125,10 +135,11 @@ class Cell:
     def memory_limit_fraction(self) -> float | None:
         """The median of the memory limit divided by that of optplug: 1 if the step is as fast as memory allows.
 
-        None if another engine measured the memory limit, since the two times are then not comparable.
+        None if it was not measured, or by another engine, since the two times are then not comparable.
         """
-        same_engine = self.engine == self.memory_limit_engine
-        return self.memory_limit.median / self.ours.median if same_engine else None
+        if self.memory_limit is None or self.engine != self.memory_limit_engine:
+            return None
+        return self.memory_limit.median / self.ours.median
 
 
 @dataclass(frozen=True)
@@ -204,7 +215,7 @@ class Report:
         """
         written = {"format": FORMAT, **dataclasses.asdict(self)}
         for cell, as_dict in zip(self.cells, written["cells"], strict=True):
-            as_dict |= {name: getattr(cell, name) for name in _DERIVED} | {"best": cell.best.path}
+            as_dict |= {name: getattr(cell, name) for name in _DERIVED} | {"best": cell.best and cell.best.path}
         return json.dumps(written, indent=1) + "\n"
 
     @classmethod
@@ -237,8 +248,8 @@ def _cell_from_json(read: dict[str, Any]) -> Cell:
     fields = {key: value for key, value in read.items() if key not in _DERIVED}
     fields["paths"] = tuple(map(_timing_from_json, fields["paths"]))
     fields |= {key: tuple(fields[key]) for key in ("warnings", "notes")}
-    fields |= {key: _timing_from_json(fields[key]) for key in ("ours", "memory_limit")}
-    if not fields["paths"]:
+    fields |= {key: fields[key] and _timing_from_json(fields[key]) for key in ("ours", "memory_limit")}
+    if fields["baseline"] and not fields["paths"]:
         raise ValueError(f"{fields['optimizer']} on {fields['profile']} has no paths of a baseline")
     return Cell(**fields)
 

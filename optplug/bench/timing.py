@@ -25,7 +25,7 @@ from optplug.bench.entries import Entry, parse_entry
 from optplug.bench.profiles import Profile
 from optplug.bench.results import Cell, Failure, Timing
 from optplug.bench.roofline import memory_limit_optimizer, state_arrays
-from optplug.errors import ConfigError, OptplugError, one_line
+from optplug.errors import ConfigError, one_line
 from optplug.optim.rule_optimizer import RuleOptimizer
 
 MIN_ROUNDS = 5
@@ -73,15 +73,16 @@ def measure(
         if threads is not None:
             torch.set_num_threads(threads)
         entries = list(entries)
+        measurement: _CellMeasurement | None = None
         for profile in profiles:
             for entry in entries:
-                measurement = _CellMeasurement(entry, profile, engine, dtype, progress)
                 try:
+                    measurement = _CellMeasurement(entry, entry.measured_profile(profile), engine, dtype, progress)
                     yield measurement.measure(rounds, seconds, compiled=compiled, cold=cold)
-                except (OptplugError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError
+                except Exception as error:  # the step of a third-party class can raise anything
                     yield Failure(entry.label, profile.name, one_line(error))
                 finally:
-                    del measurement
+                    measurement = None
                     gc.collect()
     finally:
         torch.set_num_threads(threads_before)
@@ -140,12 +141,16 @@ class _CellMeasurement:
                 paths.append(_take_first_steps(name, factory(params), cold_steps.get(name)))
             except Exception as error:  # the other paths can still be measured
                 skipped[name] = one_line(error)
-        if not paths:
+        if entry.baseline and not paths:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
             raise ConfigError(f"no path of {entry.baseline} can be measured: {reasons}")
-        memory_limit = _take_first_steps("memory limit", memory_limit_optimizer(ours.optimizer, params, "auto"))
+        measured = [ours, *paths]
+        memory_limit = None
+        if isinstance(ours.optimizer, RuleOptimizer):  # other classes have other states
+            memory_limit = _take_first_steps("memory limit", memory_limit_optimizer(ours.optimizer, params, "auto"))
+            measured.append(memory_limit)
         self.report_progress("rounds")
-        run_rounds([ours, *paths, memory_limit], rounds, seconds)
+        run_rounds(measured, rounds, seconds)
         engine, reason = engine_and_reason(ours.optimizer)
         self.report_progress("memory")
         return Cell(
@@ -156,16 +161,16 @@ class _CellMeasurement:
             dtype=str(self.dtype).removeprefix("torch."),
             engine=engine,
             reason=reason,
-            memory_limit_engine=engine_and_reason(memory_limit.optimizer)[0],
+            memory_limit_engine=engine_and_reason(memory_limit.optimizer)[0] if memory_limit else "",
             threads=torch.get_num_threads(),
             baseline=entry.baseline,
             states=len(state_arrays(ours.optimizer)),
             ours=ours.timing(),
-            memory_limit=memory_limit.timing(),
+            memory_limit=memory_limit.timing() if memory_limit else None,
             paths=tuple(path.timing() for path in paths),
             skipped=skipped,
             notes=entry.notes,
-            warnings=tuple(value_warnings(params, [ours, *paths, memory_limit])),
+            warnings=tuple(value_warnings(params, measured)),
         )
 
     def first_steps_in_fresh_process(self, path: str) -> tuple[float, float]:
@@ -311,8 +316,8 @@ def value_warnings(params: Sequence[Tensor], paths: Iterable[_TimedPath]) -> Ite
     values_by_name = {"p": list(params)}
     for path in paths:
         for state in path.optimizer.state.values():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.is_floating_point():
+            for name, value in state.items() if isinstance(state, dict) else ():
+                if type(value) is Tensor and value.is_floating_point():  # not a subclass, such as a quantized tensor
                     values_by_name.setdefault(f"{name} of {path.name}", []).append(value)
     for name, values in values_by_name.items():
         non_finite = subnormal = 0

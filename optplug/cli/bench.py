@@ -37,8 +37,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Optimizers, with options after a colon: adam 'sgd:momentum=0.9,nesterov=True'. Default: all that "
-            "torch.optim has too and that take dense gradients.",
+            help="Optimizers, with options after a colon: adam torch:adam 'sgd:momentum=0.9,nesterov=True'. Default: "
+            "all of optplug and of plugins that torch.optim has too and that take dense gradients.",
             show_default=False,
         ),
     ] = None,
@@ -65,8 +65,9 @@ def bench(
 ) -> None:
     """Measure optimizer steps, and compare them with every path of torch.optim and with the memory limit.
 
-    All paths of an optimizer run in this process in random order. Times are medians. A ratio is the time of
-    optplug divided by that of torch's fastest path. The default run takes about half an hour and up to 8 GB of memory.
+    An optimizer that torch.optim does not have is compared with its own loop, or only measured. All paths of an
+    optimizer run in this process in random order. Times are medians. A ratio is the time of optplug divided by that of
+    torch's fastest path. The default run takes about half an hour and up to 8 GB of memory.
     """
     try:
         for path in (json, picture):
@@ -159,18 +160,23 @@ def _measured(names: list[str], profiles: list[str], *, dtype: str, **settings: 
     Raises:
         typer.Exit: the user interrupted the run before the first result.
     """
-    from optplug.bench import PROFILES, Report, environment, get_profile, measure, select_entries
+    from optplug.bench import PROFILES, Failure, Report, environment, get_profile, measure, select_entries
     from optplug.optim.dispatch import check_engine
 
     check_engine(settings["engine"])
     torch_dtype = _dtype(dtype)
     entries, skipped = select_entries(names)
     chosen = list(dict.fromkeys(map(get_profile, profiles or PROFILES)))
+    if not entries:
+        raise ConfigError("; ".join(f"{name} {reason}" for name, reason in skipped.items()))
+    results: list[Cell | Failure] = []
     for name, reason in skipped.items():
-        typer.echo(f"skipped: {name}: {reason}", err=True)
+        if names:
+            results.append(Failure(name, "every profile", reason))
+        else:
+            typer.echo(f"skipped: {name}: {reason}", err=True)
     all_settings = {"names": names, "profiles": profiles, "dtype": dtype, **settings}
     machine = environment.machine_info()
-    results: list[Cell | Failure] = []
     with _progress(len(entries) * len(chosen)) as (phase, done):
         try:
             for result in measure(entries, chosen, dtype=torch_dtype, progress=phase, **settings):
@@ -222,7 +228,10 @@ def _progress(cells: int) -> Iterator[tuple[Callable[[str], None], Callable[[Cel
             typer.echo(f"{len(started)}/{cells} {cell}", err=True)
 
     def done(result: Cell | Failure) -> None:
-        outcome = f"ratio {ratio:.2f}" if (ratio := getattr(result, "ratio", None)) else "failed"
+        outcome = "failed"
+        if ours := getattr(result, "ours", None):
+            ratio = getattr(result, "ratio", None)
+            outcome = f"{_ms(ours.median)} ms" if ratio is None else f"ratio {ratio:.2f}"
         elapsed = time.perf_counter() - start
         typer.echo(f"{result.optimizer} on {result.profile}: {outcome} ({elapsed:.0f} s)", err=True)
 
@@ -241,7 +250,8 @@ def _mib(extra: int) -> str:
     return f"{extra / 2**20:.1f}"
 
 
-def _title(cell: Cell) -> str:
+def _title(cells: list[Cell]) -> str:
+    cell = max(cells, key=lambda cell: cell.tensors)  # an optimizer that takes matrices only has fewer tensors
     tensors = "tensor" if cell.tensors == 1 else "tensors"
     return f"{cell.profile}: {cell.tensors:,} {tensors}, {cell.elements:,} {cell.dtype} elements"
 
@@ -283,19 +293,25 @@ def _table(cells: list[Cell]) -> Table:
                 "optimizer": escape(cell.optimizer),
                 "engine": cell.engine or "-",
                 "ours ms": _ms(cell.ours.median),
-                "best ms": f"{_ms(cell.best.median)} {cell.best.path}",
+                "best ms": _best(cell),
                 **{path: _mark(by_path[path], cell.best) if path in by_path else "-" for path in paths},
                 "ratio": _ratio(cell),
-                "limit ms": _ms(cell.memory_limit.median) if cell.memory_limit_fraction is not None else "-",
+                "limit ms": _limit(cell),
                 "of limit": _fraction(cell),
                 "first, second ms": ", ".join(map(_ms, cell.ours.first_steps)) + ("" if cell.ours.cold else " (warm)"),
                 "MiB": _mib(cell.ours.extra_bytes),
-                "torch's": _mib(cell.best.extra_bytes) if cell.is_compared_with_torch else "-",
+                "torch's": _mib(cell.best.extra_bytes) if cell.best and cell.is_compared_with_torch else "-",
             }
         )
 
     def table(*columns: str) -> Table:
-        result = Table(box=None, pad_edge=False, header_style="bold", title=_title(cells[0]), title_justify="left")
+        result = Table(
+            box=None,
+            pad_edge=False,
+            header_style="bold",
+            title=_title(cells),
+            title_justify="left",
+        )
         for column in columns:
             left = column in ("optimizer", "engine")
             fold = column == "optimizer"  # a label with many options is wrapped, so that all numbers fit
@@ -310,12 +326,20 @@ def _table(cells: list[Cell]) -> Table:
     return table("optimizer", "ours ms", "best ms", "ratio", "of limit")
 
 
-def _mark(timing: Timing, best: Timing) -> str:
+def _best(cell: Cell) -> str:
+    return f"{_ms(cell.best.median)} {cell.best.path}" if cell.best else "-"
+
+
+def _limit(cell: Cell) -> str:
+    return "-" if cell.memory_limit is None or cell.memory_limit_fraction is None else _ms(cell.memory_limit.median)
+
+
+def _mark(timing: Timing, best: Timing | None) -> str:
     return f"*[bold]{_ms(timing.median)}[/bold]" if timing is best else _ms(timing.median)
 
 
 def _ratio(cell: Cell) -> str:
-    return f"{cell.ratio:.2f}{'?' * cell.is_doubtful}"
+    return "-" if cell.ratio is None else f"{cell.ratio:.2f}{'?' * cell.is_doubtful}"
 
 
 def _fraction(cell: Cell) -> str:
@@ -326,7 +350,15 @@ def cell_notes(cells: list[Cell]) -> list[str]:
     """Return the notes on single optimizers and engines that are printed under the table of a profile."""
     from optplug.bench.results import MAX_QUARTILE_RATIO
 
-    notes = [f"{cell.optimizer} is compared with {cell.baseline}" for cell in cells if not cell.is_compared_with_torch]
+    most = max(cell.tensors for cell in cells)
+    notes = [
+        f"{cell.optimizer} is compared with {cell.baseline or 'nothing: torch.optim has no class of this name'}"
+        for cell in cells
+        if not cell.is_compared_with_torch
+    ]
+    notes += [
+        f"{cell.optimizer} is measured on {cell.tensors:,} of {most:,} tensors" for cell in cells if cell.tensors < most
+    ]
     notes += [f"{cell.optimizer}: {note}" for cell in cells for note in cell.notes]
     notes += [f"{c.optimizer}, {path} is skipped: {reason}" for c in cells for path, reason in c.skipped.items()]
     notes += [
@@ -347,15 +379,15 @@ def ratio_summary_lines(report: Report) -> list[str]:
     """Return the geometric means of the ratios and the worst ratio, of the cells that are compared with torch."""
     from optplug.bench import geometric_mean
 
-    cells = [cell for cell in report.cells if cell.is_compared_with_torch]
-    if not cells:
+    compared = [(cell, cell.ratio) for cell in report.cells if cell.is_compared_with_torch and cell.ratio is not None]
+    if not compared:
         return []
-    profiles = dict.fromkeys(cell.profile for cell in cells)
-    lines = [f"{name} {geometric_mean(c.ratio for c in cells if c.profile == name):.2f}" for name in profiles]
-    worst = max(cells, key=lambda cell: cell.ratio)
+    profiles = dict.fromkeys(cell.profile for cell, _ in compared)
+    lines = [f"{name} {geometric_mean(r for cell, r in compared if cell.profile == name):.2f}" for name in profiles]
+    worst, ratio = max(compared, key=lambda pair: pair[1])
     return [
-        f"geometric mean of the ratios: {', '.join(lines)}; all {geometric_mean(c.ratio for c in cells):.2f}",
-        f"worst: {worst.optimizer} on {worst.profile}, {worst.ratio:.2f} of torch's {worst.best.path}",
+        f"geometric mean of the ratios: {', '.join(lines)}; all {geometric_mean(r for _, r in compared):.2f}",
+        f"worst: {worst.optimizer} on {worst.profile}, {ratio:.2f} of torch's {worst.best.path if worst.best else ''}",
     ]
 
 
@@ -390,11 +422,11 @@ def markdown_lines(report: Report) -> Iterator[str]:
     for name in report.profiles:
         cells = report.cells_of(name)
         rows = [
-            f"| {_title(cells[0])} | optplug | torch's best | ratio | of the memory limit |",
+            f"| {_title(cells)} | optplug | torch's best | ratio | of the memory limit |",
             "|---|---|---|---|---|",
         ]
         for cell in cells:
-            best = f"{_ms(cell.best.median)} ms, `{cell.best.path}`"
+            best = f"{_ms(cell.best.median)} ms, `{cell.best.path}`" if cell.best else "-"
             last_columns = f"{_ratio(cell)} | {_fraction(cell)}"
             rows.append(f"| `{cell.optimizer}` | {_ms(cell.ours.median)} ms | {best} | {last_columns} |")
         yield "\n".join([*rows, *(f"\n{note}." for note in cell_notes(cells))])
