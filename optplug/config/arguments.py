@@ -197,7 +197,8 @@ def _unknown_argument(
     base: Registration | None,
 ) -> ConfigError:
     kind = registration.spec.kind
-    hint = _hint_for_option_of_base(key, value, base)
+    hint = f"; write {BASE_KEY}: {{name: ...}}" if keys and key == base_argument(registration) else ""
+    hint = hint or _hint_for_option_of_base(key, value, base)
     hint = hint or _hint_for_misplaced_key(kind, key, value, keys) or _hint_for_part(key, value, keys)
     if not hint and keys:
         length = length_argument(registration)

@@ -585,14 +585,16 @@ def _check_member(collector: ErrorCollector, setup: OptimizerSetup, member: Opti
 
 def _dry_run_entry(collector: ErrorCollector, entry: OptimizerEntry) -> torch.optim.Optimizer | None:
     """Construct the optimizer of an entry on small parameters, and the optimizer that it wraps; return the first."""
-    rehearsed, errors = [], collector.errors
+    rehearsed, errors = None, collector.errors
     before = len(errors)
-    for layer in entry.layers:
+    for layer in reversed(entry.layers):
         start, reported = len(errors), {error.loc for error in errors[before:]}
-        rehearsed.append(_dry_run_layer(collector, layer))
+        rehearsed = _dry_run_layer(collector, layer)
         # A group rule may apply to several of the optimizers.
         errors[start:] = [error for error in errors[start:] if error.loc not in reported]
-    return rehearsed[0]
+        if _has_errors(collector, layer.optimizer.loc):  # a wrapper would report the errors of its base again
+            return None
+    return rehearsed
 
 
 def check_learning_rates(optimizer: torch.optim.Optimizer, registration: Registration | None) -> None:

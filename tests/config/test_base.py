@@ -247,6 +247,16 @@ def test_group_rule_sets_an_option_of_a_wrapper_that_has_the_groups():
             ["optimizer.base: sgd has no option 'base'; base is a key of optimizers"],
         ),
         (
+            {"name": "look", "optimizer": "sgd", "base": "sgd"},
+            ["optimizer.optimizer: look has no option 'optimizer'; write base: {name: ...}"],
+        ),
+        ({"name": "scaled", "base": {"name": "sgd", "lr": -1}}, ["optimizer.base.lr: Invalid learning rate: -1"]),
+        (
+            {"name": "scaled", "base": {"name": "from_torch", "lr": -1}},
+            ["optimizer.base.lr: Invalid learning rate: -1"],
+        ),
+        ({"name": "look", "k": -1, "base": "sgd"}, ["optimizer.k: look rejected k=-1"]),
+        (
             {"name": "look", "base": "lbfgs"},
             ["optimizer.base: lbfgs cannot be the base of look (step() needs a closure"],
         ),
