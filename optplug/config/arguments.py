@@ -114,7 +114,9 @@ def own_arguments(
         invalid.add(key)
     length = length_argument(registration)
     for key, value in arguments.items():
-        is_auto = isinstance(registration.spec, SchedulerSpec) and isinstance(value, str) and value.lower() == AUTO
+        # `auto` may be a value of another argument of an optimizer.
+        can_be_length = isinstance(registration.spec, SchedulerSpec) or key == length
+        is_auto = can_be_length and isinstance(value, str) and value.lower() == AUTO
         if not is_auto or key in invalid or (key == length and value == AUTO):
             continue
         if key == length:

@@ -20,7 +20,7 @@ from optplug.config.arguments import check_arguments, missing_length_hint, optim
 from optplug.config.construction import check_is_supported, construct_optimizer
 from optplug.config.fields import has_unresolved
 from optplug.config.form import ARGS, BASE_KEY, MULTIPLIERS, OPTIMIZER
-from optplug.config.lengths import is_relative, numbers_in
+from optplug.config.lengths import is_relative, length_arguments, numbers_in
 from optplug.config.matrices import assignments, check_rules, warn_without_matrices
 from optplug.config.model import (
     LINK_PATTERN,
@@ -40,7 +40,13 @@ from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
 from optplug.config.rehearsal import ImpossibleConstructionError, dummy_parameters, rehearse
 from optplug.config.third_party import third_party_errors
-from optplug.config.training_length import EpochSteps, TrainingLength, depends_on_training_length, resolve_lengths
+from optplug.config.training_length import (
+    EpochSteps,
+    TrainingLength,
+    depends_on_training_length,
+    resolve_lengths,
+    resolve_optimizers,
+)
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -220,6 +226,7 @@ def build_optimizer(
         ConfigErrors: several of these errors.
         OptplugError: whatever the optimizer class raises.
     """
+    setup = resolve_optimizers(setup, TrainingLength())  # raises an error if a length has not been resolved
     members = [_build_entry(module, entry, hold_frozen, rename_groups) for entry in setup.entries]
     try:
         names = [entry.optimizer.registration.name for entry in setup.entries]
@@ -626,14 +633,14 @@ def _dry_run_layer(collector: ErrorCollector, entry: OptimizerEntry) -> torch.op
     optimizer_config = entry.optimizer
     registration = optimizer_config.registration
     built: list[torch.optim.Optimizer] = []
-    wrapped = optimizer_config.change(lambda one: _without_links(one.hyperparameters)).arguments.get(BASE_KEY)
+    wrapped = optimizer_config.change(_assumed_hyperparameters).arguments.get(BASE_KEY)
 
     def construct(arguments: Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> None:
         given = arguments if wrapped is None else {**arguments, BASE_KEY: wrapped}
         with suppress(ImpossibleConstructionError):
             built.append(rehearse(registration, given, options or None))
 
-    given = _without_links(optimizer_config.hyperparameters)
+    given = _assumed_hyperparameters(optimizer_config)
     loc = optimizer_config.loc
     is_known = not has_unresolved(optimizer_config.hyperparameters)
     argument_loc = optimizer_config.argument_loc
@@ -754,6 +761,13 @@ def _assumed_training(scheduler_config: SchedulerConfig) -> TrainingLength:
     lengths = (scheduler_config.arguments.get(name) for name in scheduler_config.all_lengths)
     steps = 1000 * int(max((1, *(number for length in lengths for number in numbers_in(length)))))
     return TrainingLength(steps, steps, EpochSteps(((0, 1),)), is_dry_run=True)
+
+
+def _assumed_hyperparameters(optimizer: OptimizerConfig) -> dict[str, Any]:
+    """The hyperparameters that are known without model and training, and a number for a length of the training."""
+    given = _without_links(optimizer.hyperparameters)
+    lengths = length_arguments(optimizer.registration)
+    return {key: 1000 if key in lengths and is_relative(value) else value for key, value in given.items()}
 
 
 def _without_links(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def construct_optimizer(
     check_is_supported(registration)
     target, build = target_of(registration), registration.load_build()
     if not is_strict(target):
-        _check_values(registration, params, arguments)
+        check_values(registration, params, arguments)
     accepted, arguments = _with_base(registration, _accepted_params(registration, params, module), arguments, module)
     with _refused_groups(registration, accepted):
         made = target(accepted, **arguments) if build is None else build(target, accepted, **arguments)
@@ -84,7 +84,7 @@ def _with_adapted_step(registration: Registration, optimizer: Optimizer) -> Opti
     return optimizer
 
 
-def _check_values(registration: Registration, params: Any, arguments: Mapping[str, Any]) -> None:
+def check_values(registration: Registration, params: Any, arguments: Mapping[str, Any]) -> None:
     """Check the arguments of a class of another package, and the options of its parameter groups.
 
     Raises:

@@ -13,25 +13,26 @@ from optplug.config.form import LENGTH, is_auto
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, Loc, listing
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments, schedule_arguments
-from optplug.registry.specs import LENGTH_ARGUMENTS, SchedulerSpec
+from optplug.registry.specs import LENGTH_ARGUMENTS, OptimizerSpec, SchedulerSpec
 
 UNITS = tuple(LENGTH)
 
 
 def length_argument(registration: Registration) -> str | None:
-    """The name of a scheduler's argument that sets the length of the whole schedule; None if there is none."""
-    if not isinstance(registration.spec, SchedulerSpec):
+    """The name of the argument that sets the length of a whole schedule, or that is the number of steps of the training
+    for an optimizer; None if there is none.
+    """
+    spec = registration.spec
+    if not isinstance(spec, (OptimizerSpec, SchedulerSpec)):
         return None
     known = configurable_arguments(registration)
-    return registration.spec.length or next((name for name in LENGTH_ARGUMENTS if name in known), None)
+    return spec.length or next((name for name in LENGTH_ARGUMENTS if name in known), None)
 
 
 def length_arguments(registration: Registration) -> tuple[str, ...]:
-    """The names of a scheduler's arguments that are lengths; the length of the whole schedule is the first."""
-    if not isinstance(registration.spec, SchedulerSpec):
-        return ()
+    """The names of the arguments that are lengths; the one of `length_argument` is the first."""
     total = length_argument(registration)
-    return tuple(dict.fromkeys([*([total] if total else []), *registration.spec.lengths]))
+    return tuple(dict.fromkeys([*([total] if total else []), *getattr(registration.spec, "lengths", ())]))
 
 
 def all_lengths(registration: Registration) -> tuple[str, ...]:

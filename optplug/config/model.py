@@ -475,6 +475,17 @@ class OptimizerSetup:
         leading = self.leading_schedule
         return None if leading is None or self.group_schedules else leading.end
 
+    def with_optimizers(self, change: Callable[[OptimizerConfig], OptimizerConfig]) -> OptimizerSetup:
+        """The setup with each optimizer, also those of fallbacks, replaced by what a function returns for it."""
+
+        def changed(entry: OptimizerEntry) -> OptimizerEntry:
+            fallback = entry.fallback
+            if fallback is not None:
+                fallback = replace(fallback, optimizer=change(fallback.optimizer))
+            return replace(entry, optimizer=change(entry.optimizer), fallback=fallback)
+
+        return replace(self, entries=tuple(map(changed, self.entries)))
+
     def with_schedules(self, change: Callable[[SchedulerConfig], SchedulerConfig]) -> OptimizerSetup:
         """The setup with each schedule replaced by what a function returns for it."""
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from optplug.config.construction import construct_optimizer
+from optplug.config.construction import check_values, construct_optimizer
 from optplug.config.form import BASE_KEY
 from optplug.config.third_party import third_party_errors
 from optplug.errors import OptplugError
@@ -48,7 +48,7 @@ def rehearse(
 
     Args:
         registration: the optimizer.
-        arguments: its arguments.
+        arguments: its arguments. For a class of another package, the plugin's `cases` replace missing required ones.
         options: the options of a second parameter group. Default: there are no groups.
 
     Raises:
@@ -58,6 +58,11 @@ def rehearse(
     """
     if is_strict(target_of(registration)):
         return _construct(registration, arguments, options)
+    required, valid = _required(registration)
+    arguments = {**valid, **arguments}
+    check_values(registration, [] if options is None else [options], arguments)
+    if any(key not in arguments for key in required):
+        raise ImpossibleConstructionError
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise ImpossibleConstructionError  # its constructor may communicate with the other processes
     try:
@@ -94,14 +99,19 @@ def _refused_argument(
         is_possible = _is_accepted(registration, arguments)
         without = {key: (arguments, _without(options, key)) for key in options}
     else:
-        required = [key for key, p in configurable_arguments(registration).items() if p.default is p.empty]
-        valid = {key: value for key, value in declared_cases(registration)[0].items() if key in required}
+        required, valid = _required(registration)
         reference = {**{key: arguments[key] for key in (*required, BASE_KEY) if key in arguments}, **valid}
         is_possible = reference != arguments and _is_accepted(registration, reference)
         without = {key: ({**valid, **_without(arguments, key)}, None) for key in arguments}
     if not is_possible:
         raise ImpossibleConstructionError
     return next((key for key, given in without.items() if _is_accepted(registration, *given)), None)
+
+
+def _required(registration: Registration) -> tuple[list[str], dict[str, Any]]:
+    """The required arguments, and the values of those that the plugin declares."""
+    required = [key for key, p in configurable_arguments(registration).items() if p.default is p.empty]
+    return required, {key: value for key, value in declared_cases(registration)[0].items() if key in required}
 
 
 def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:

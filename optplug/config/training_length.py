@@ -11,7 +11,7 @@ from typing import Any
 
 from optplug.config.form import is_auto
 from optplug.config.lengths import all_lengths, is_relative, is_whole, length_argument, length_arguments
-from optplug.config.model import OptimizerSetup, SchedulerConfig, WarmupConfig
+from optplug.config.model import OptimizerConfig, OptimizerSetup, SchedulerConfig, WarmupConfig
 from optplug.errors import ConfigError, ErrorCollector, Loc, loc_text
 from optplug.registry import Registration, registry
 
@@ -144,7 +144,7 @@ def resolve_lengths(scheduler_config: SchedulerConfig, training: TrainingLength)
 
 
 def resolve_setup(setup: OptimizerSetup, training: TrainingLength) -> OptimizerSetup:
-    """Resolve the lengths of all schedules of an optimizer.
+    """Resolve the lengths of an optimizer and of all its schedules.
 
     Raises:
         As `resolve_lengths`.
@@ -157,8 +157,64 @@ def resolve_setup(setup: OptimizerSetup, training: TrainingLength) -> OptimizerS
         return schedule
 
     resolved = setup.with_schedules(resolve)
+    with collector.collect():
+        resolved = resolve_optimizers(resolved, training)
     collector.raise_collected()
     return resolved
+
+
+def resolve_optimizers(setup: OptimizerSetup, training: TrainingLength) -> OptimizerSetup:
+    """Convert the lengths of the training that are arguments of optimizers to numbers of optimizer steps.
+
+    Raises:
+        ConfigError: a length depends on an unknown length of the training.
+        ConfigErrors: several of these errors.
+    """
+    if not optimizers_depend_on_training_length(setup):
+        return setup
+    collector = ErrorCollector()
+
+    def resolve(optimizer: OptimizerConfig) -> dict[str, Any]:
+        found = dict(optimizer.hyperparameters)
+        name = _relative_length(optimizer)
+        if name is not None:
+            with collector.collect(optimizer.argument_loc(name)):
+                found[name] = _training_steps(found[name], training)
+        return found
+
+    resolved = setup.with_optimizers(lambda optimizer: optimizer.change(resolve))
+    collector.raise_collected()
+    return resolved
+
+
+def optimizers_depend_on_training_length(setup: OptimizerSetup) -> bool:
+    """Whether an argument of one of the optimizers is a length of the training that is `auto` or has a unit."""
+    layers = [layer for entry in setup.entries for member in entry.members for layer in member.layers]
+    return any(_relative_length(layer.optimizer) is not None for layer in layers)
+
+
+def _relative_length(optimizer: OptimizerConfig) -> str | None:
+    """The name of an optimizer's argument that is a length of the training which is `auto` or has a unit, if any."""
+    name = length_argument(optimizer.registration)
+    return name if name is not None and is_relative(optimizer.hyperparameters.get(name)) else None
+
+
+def _training_steps(given: Any, training: TrainingLength) -> int:
+    """The number of optimizer steps of a length.
+
+    Raises:
+        ConfigError: it is unknown.
+    """
+    unit, value = ("ratio", 1) if is_auto(given) else next(iter(given.items()))
+    steps: float | None = value
+    if unit == "ratio":
+        steps = None if training.steps is None else value * training.steps
+    elif unit == "epochs":
+        steps = None if training.epoch_steps is None else training.epoch_steps.total(value)
+    if steps is None:
+        remedy = f"{training.remedy}, or " if training.remedy else ""
+        raise ConfigError(f"{training.unknown_reason}: {remedy}give a number of optimizer steps")
+    return max(1, round(steps))
 
 
 def depends_on_training_length(scheduler_config: SchedulerConfig) -> bool:

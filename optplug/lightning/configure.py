@@ -28,7 +28,12 @@ from optplug.config.form import check_flags
 from optplug.config.model import Config, OptimizerSetup, SchedulerConfig
 from optplug.config.options import OneOptimizer, Options, Scheduler, SeveralOptimizers
 from optplug.config.param_groups import parameter_infos
-from optplug.config.training_length import TrainingLength, depends_on_training_length, resolve_setup
+from optplug.config.training_length import (
+    TrainingLength,
+    depends_on_training_length,
+    optimizers_depend_on_training_length,
+    resolve_setup,
+)
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer, finetuning_callbacks, imported_module_classes
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
@@ -241,18 +246,17 @@ def _build(
     scheduled = setup.leading_schedule
     monitored = length = None
     start = BEGINNING if trainer is None else schedule_start(trainer, config.on_resume)
-    if scheduled is not None:
-        if scheduled.takes_metric:
-            monitored = infer_monitored_metric(
-                trainer,
-                scheduled.monitor,
-                scheduled.mode,
-                replaced=replaced,
-                mode_required=trainer is None or not all(map(_accepts_late_mode, setup.schedules)),
-            )
-        if any(map(depends_on_training_length, setup.schedules)):
-            length = training_length(trainer, module, len(config.setups), start)
-        setup = resolve_setup(setup, length or TrainingLength())
+    if scheduled is not None and scheduled.takes_metric:
+        monitored = infer_monitored_metric(
+            trainer,
+            scheduled.monitor,
+            scheduled.mode,
+            replaced=replaced,
+            mode_required=trainer is None or not all(map(_accepts_late_mode, setup.schedules)),
+        )
+    if optimizers_depend_on_training_length(setup) or any(map(depends_on_training_length, setup.schedules)):
+        length = training_length(trainer, module, len(config.setups), start)
+    setup = resolve_setup(setup, length or TrainingLength())
     if prebuilt is None and not setup.entries:
         raise WiringError(
             f"no optimizer is configured for {type(module).__name__}: add e.g. optimizer: adam", loc=("scheduler",)
