@@ -59,8 +59,9 @@ def reserved_keys(registration: Registration) -> set[str]:
 
     A key that is a length of the scheduler, such as `warmup_steps`, is its argument.
     """
-    fields = optimizer_fields(registration) if registration.spec.kind == "optimizer" else SCHEDULER
-    return fields.keys() - set(length_arguments(registration))
+    if registration.spec.kind == "optimizer":
+        return set(optimizer_fields(registration))
+    return SCHEDULER.keys() - set(length_arguments(registration))
 
 
 def optimizer_fields(registration: Registration) -> Table:
