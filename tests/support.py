@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import optplug
+from optplug.registry import Plugin, Registration
 from versions import release
 
 LIGHTNING = release(version("lightning"))
@@ -104,6 +106,12 @@ def register_too(monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
     later = optplug.registry.Registration(spec, optplug.registry.Plugin("later", "later-dist", "1"))
     key = name.replace("_", "")
     monkeypatch.setitem(registrations, key, [*registrations[key], later])
+
+
+def loaded_registration(spec: Any, package: str) -> Registration:
+    """The registration of an adapter's spec with its class, also where the adapter is not installed as a plugin."""
+    registration = Registration(spec, Plugin(package, package, "1"))
+    return replace(registration, spec=replace(spec, target=registration.load()))
 
 
 def torch_has(name: str, argument: str) -> bool:

@@ -13,10 +13,11 @@ import torch
 
 import optplug
 from optplug.errors import UnknownNameError
-from optplug.registry import Plugin, Registration
+from optplug.registry import Registration
 from optplug.registry.signature import configurable_arguments, target_of
 from optplug.schedulers.late_groups import follow_groups
 from optplug_adapters.family import is_installed
+from support import loaded_registration
 
 pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")  # the adapter saves its state
 
@@ -30,8 +31,7 @@ STEPS = 9
 
 def registrations(package: str) -> dict[str, Registration]:
     module = importlib.import_module(f"optplug_adapters.{package}")
-    plugin = Plugin(package, package, "1")
-    return {spec.name: Registration(spec, plugin) for spec in module.optplug_schedulers()}
+    return {spec.name: loaded_registration(spec, package) for spec in module.optplug_schedulers()}
 
 
 SCHEDULERS = [
@@ -77,7 +77,7 @@ def test_learning_rates_are_those_of_a_loop_of_the_package(package: str, name: s
     adapted = [start, *run(scheduler, range(1, STEPS + 1))]
 
     optimizer = two_groups()
-    cls = str(registrations(package)[name].spec.target).rpartition(":")[2]
+    cls = registrations(package)[name].spec.target.__name__
     native = getattr(importlib.import_module(NATIVE_MODULES[package]), NATIVE_NAMES.get(cls, cls))(optimizer, **case)
     expected = [lrs_of(optimizer)]
     for step in range(1, STEPS + 1):

@@ -17,12 +17,12 @@ import torch
 
 import optplug
 from optplug.errors import ConfigError
-from optplug.registry import Plugin, Registration, registry
+from optplug.registry import registry
 from optplug.registry.signature import configurable_arguments, declared_cases, documented_arguments
 from optplug.registry.specs import Spec, lookup_key
 from optplug_adapters import family
 from optplug_adapters.family import PRECEDENCE, entry, exported_names, is_installed, optimizers, precedence
-from support import first_party
+from support import first_party, loaded_registration
 
 INSTALLED = [package for package in PRECEDENCE if is_installed(package)]
 
@@ -94,7 +94,7 @@ def test_specs_are_valid_and_have_different_names(package: str):
 @pytest.mark.parametrize("package", INSTALLED)
 def test_cases_have_the_arguments_of_the_class(package: str):
     for spec in specs_of(package):
-        registration = Registration(spec, Plugin(package, package, "1"))
+        registration = loaded_registration(spec, package)
         known = configurable_arguments(registration)
         for case in spec.cases:
             assert not case.keys() - known.keys(), spec.name
@@ -103,7 +103,7 @@ def test_cases_have_the_arguments_of_the_class(package: str):
 def test_required_arguments_have_values_in_the_first_case():
     for package in INSTALLED:
         for spec in specs_of(package):
-            registration = Registration(spec, Plugin(package, package, "1"))
+            registration = loaded_registration(spec, package)
             arguments = documented_arguments(registration)
             required = {argument.name for argument in arguments if argument.required}
             first = declared_cases(registration)[0]
