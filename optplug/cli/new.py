@@ -74,6 +74,7 @@ def new(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} exists and is not an empty folder: choose another name or --directory")
         others = _same_name(project)
+        others = [other for other in others if other.spec.precedence == 0] or others
         files = project_files(project, kind)
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from optplug.cli.app import app
@@ -60,8 +60,8 @@ def test_names_are_normalised(typed: str, name: str, class_name: str) -> None:
         ("Sum", "'sum' is a word of Python: choose another name, such as 'my_sum'"),
         ("random", "'random' is a module of Python's standard library: choose another name, such as 'my_random'"),
         (
-            "torch",
-            f"'torch' is the installed module {torch.__file__}: choose another name, such as 'my_torch'",
+            "pluggy",
+            f"'pluggy' is the installed module {pluggy.__file__}: choose another name, such as 'my_pluggy'",
         ),
     ],
 )
