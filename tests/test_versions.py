@@ -141,9 +141,9 @@ def test_the_table_has_every_version_that_a_compat_file_names(package):
 
 
 def test_the_constraints_of_the_first_row_are_the_declared_minimums():
-    """Of all packages but those of the extras for tests and documentation."""
+    """Of all packages but those of the extras for adapters, tests and documentation."""
     _, _, declared = (ROOT / "pyproject.toml").read_text().partition("[project]")
-    for extra in ("docs", "huggingface", "test"):
+    for extra in ("adapters", "docs", "huggingface", "test"):
         declared = re.sub(rf"^{extra} = \[.*?\]", "", declared, flags=re.MULTILINE | re.DOTALL)
     minimums = dict(re.findall(r'"([\w-]+)[^"]*>=([\d.]+)"', declared.lower()))
     constraints = (ROOT / "constraints-oldest.txt").read_text().lower()

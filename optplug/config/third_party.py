@@ -35,4 +35,4 @@ def third_party_errors(name: str, arguments: Mapping[str, Any]) -> Iterator[None
     except _REFUSALS as error:
         kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
         given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
-        raise kind(f"{name} rejected {given}: {error}") from error
+        raise kind(f"{name} rejected {given}: {str(error) or type(error).__name__}") from error

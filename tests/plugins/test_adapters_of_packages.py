@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import io
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,9 @@ from optplug import OptimizerSpec
 from optplug.errors import ConfigError
 from optplug.registry import Plugin, Registration
 from optplug.registry.signature import configurable_arguments, declared_cases
-from optplug_adapters.family import exported_names, precedence
+from optplug_adapters.family import PRECEDENCE, exported_names, precedence
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "third_parties.md").read_text()
 
 CLASSES_IN = {
     "lion_pytorch": ("lion_pytorch.lion_pytorch", "lion_pytorch.cautious_lion", "lion_pytorch.foreach"),
@@ -191,6 +195,26 @@ def test_all_optimizers_of_the_installed_version_are_registered(package):
     assert {target for target in classes if target not in targets and target.rpartition(":")[2] not in names} == set()
 
 
+def test_documented_packages_are_in_the_order_of_precedence():
+    table = PAGE.partition("## Packages")[2].partition("##")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(PRECEDENCE)
+
+
+def test_optimizers_that_cannot_be_used_are_documented():
+    table = PAGE.partition("## What cannot be used")[2].partition("##")[0]
+    documented = set(re.findall(r"`([\w-]+:\w+)`", table)) - {"bitsandbytes:ademamix", "torchao:cpu_offload_optimizer"}
+    unusable = {
+        f"{package.replace('_', '-')}:{spec.name}"
+        for package in PRECEDENCE
+        for kind in ("optimizer", "scheduler")
+        if hasattr(importlib.import_module(f"optplug_adapters.{package}"), f"optplug_{kind}s")
+        for spec in specs_of(package, kind)
+        if getattr(spec, "unsupported", "")
+    }
+    installed = {package.replace("_", "-") for package in PRECEDENCE if find_spec(package)}
+    assert unusable == {name for name in documented if name.partition(":")[0] in installed}
+
+
 # ---------------------------------------------------------------- optimizers
 
 
@@ -359,6 +383,23 @@ def test_default_rank_of_psgd_lra_is_computed_for_parameter_groups(adapt):
     assert optplug.create_optimizer("psgd_lra", groups).param_groups[1]["rank"] == round(math.log2(64 * 65))
     optimizer = optplug.create_optimizer("psgd_lra", net, param_groups="no_decay")
     train(net, optimizer, range(2))
+
+
+@needs("lion_pytorch")
+def test_value_that_an_assertion_refuses_is_reported_with_its_location(adapt):
+    adapt("lion_pytorch")
+    with pytest.raises(
+        ConfigError, match=r"^optimizer.cautious_factor: cautious_lion rejected .*: AssertionError"
+    ) as caught:
+        optplug.configure_optimizers(network(), {"name": "cautious_lion", "cautious_factor": 2.0})
+    assert caught.value.loc == ("optimizer", "cautious_factor")
+
+
+@needs("bitsandbytes")
+def test_missing_momentum_is_reported(adapt):
+    adapt("bitsandbytes")
+    with pytest.raises(ConfigError, match=r"^optimizer: sgd rejected .*: SGD without momentum is not supported!"):
+        optplug.configure_optimizers(network(), {"name": "sgd", "lr": 1.0})
 
 
 # ---------------------------------------------------------------- schedules
