@@ -176,7 +176,7 @@ OPTIMIZER = table(
 DEFAULT_FALLBACK = "adamw"
 """The name of the optimizer of the parameters that an optimizer of matrices does not take."""
 
-NOT_FALLBACK = ("matrix_only", "closure", "sparse_only")
+NOT_FALLBACK = ("matrix_only", "closure", "gradients_first", "module", "sparse_only")
 """Capabilities of optimizers that cannot be a fallback."""
 
 MATRICES = table(

@@ -100,8 +100,9 @@ class ConfiguredOptimizer:
 
     @property
     def registrations(self) -> list[Registration]:
-        """The optimizers by name, those of a combination too; none for one that the module has built itself."""
-        return [member.optimizer.registration for entry in self.setup.entries for member in entry.members]
+        """The optimizers by name, with those that they wrap; none for one that the module has built itself."""
+        members = [member for entry in self.setup.entries for member in entry.members]
+        return [layer.optimizer.registration for member in members for layer in member.layers]
 
 
 @dataclass(frozen=True, eq=False)
