@@ -15,7 +15,7 @@ def optplug_optimizers() -> list[OptimizerSpec]:
         entry("AdaBelief", "Adam with the deviation of the gradient from its average"),
         entry("AdaBound", "Adam with bounds that become a learning rate of SGD"),
         entry("AdaMod", "Adam with bounds from averages of the step size"),
-        entry("Adafactor", "adaptive steps with factored second moments", shapes=((4, 4), (5,), ())),
+        entry("Adafactor", "adaptive steps with factored second moments", shapes=((3, 4), (5,), (), (0,))),
         entry("Adahessian", "Adam with estimates of the Hessian's diagonal", "create_graph"),
         entry("AdamP", "Adam without the radial part of the update"),
         entry("AggMo", "SGD with several momentum buffers", "complex", "sparse"),
