@@ -181,6 +181,12 @@ def test_step_that_needs_gradients_gets_them():
     assert torch.equal(weights(module), weights(reference))
 
 
+def test_step_that_needs_gradients_cannot_be_combined():
+    combined = {"combine": [{"name": "sharpness", "match": "0.*"}, {"name": "descent", "rest": True}]}
+    with pytest.raises(ConfigError, match=r"combine\[0\]: sharpness evaluates the closure again .*: use sharpness"):
+        parse_and_check(combined)
+
+
 def test_ignored_closure_raises_error_with_remedy():
     module = model()
     optimizer = build(module, "ignores_closure")
