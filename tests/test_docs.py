@@ -190,7 +190,7 @@ def test_spec_of_the_page_is_that_of_optplug_new(plugin_of_block: Any) -> None:
 
 def test_specs_of_other_classes_on_the_page_train(plugin_of_block: Any) -> None:
     plugin_of_block("their_ranger")
-    ranger = train_by_name({"name": "their_ranger", "num_iterations": 4})
+    ranger = train_by_name({"name": "their_ranger", "num_iterations": "auto"})
     lion = train_by_name({"name": "their_lion", "lr": 0.01})
 
     assert [type(each).__module__.partition(".")[0] for each in (ranger, lion)] == ["pytorch_optimizer", "lion_pytorch"]
