@@ -17,7 +17,7 @@ from optplug.testing import ConformanceReport, conformance_report
 NAMES = (
     *("torch:adamw", "lion-pytorch:lion", "prodigyopt:prodigy", "schedulefree:schedule_free_adamw"),
     *("dadaptation:dadapt_adam", "timm:adamp", "pytorch-optimizer:splus", "optimi:adam", "heavyball:heavy_soap"),
-    *("bitsandbytes:adamw8bit", "torchao:adamw8bit", "torch-optimizer:ranger", "transformers:cosine"),
+    *("bitsandbytes:adamw8bit", "torchao:adamw8bit", "torch-optimizer:ranger"),
 )
 PAGE = Path(__file__).parent.parent / "docs" / "check.md"
 START, END = "<!-- reports -->\n", "<!-- end of reports -->\n"

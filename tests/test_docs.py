@@ -29,6 +29,7 @@ from optplug.config.form import TABLES
 from optplug.config.reference import update_tables
 from optplug.registry import Registry, hookspecs, registry
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec, snake_case
+from optplug.testing import optimizers, schedulers
 from support import LIGHTNING, QUIET, TORCH, first_party, lines_with_type_errors, torch_has
 
 ROOT = Path(__file__).parent.parent
@@ -234,6 +235,13 @@ def test_test_of_the_page_is_that_of_optplug_new() -> None:
     (block,) = (block for block in code_blocks("write_a_plugin.md", "python") if "parametrize" in block)
     written = project_files(new_project("sign_descent", "rule"), "rule")["tests/test_sign_descent.py"]
     assert block.partition("\n\n\n")[2] in written
+
+
+def test_all_promises_are_documented_with_their_meaning() -> None:
+    documented = re.findall(r"^\| `(\w+)` \| (.+) \|$", PAGES["check.md"].partition("## Other")[0], re.MULTILINE)
+    promises = [(promise.name, promise.meaning) for promise in optimizers.PROMISES]
+    promises += [(promise.__name__, str(promise.__doc__).strip()) for promise in schedulers.PROMISES]
+    assert documented == promises
 
 
 def test_code_of_the_plugin_page_collects_checks() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from optplug.errors import EngineError, one_line
 from optplug.optim.combined import has_train_eval_modes
 from optplug.optim.rule_optimizer import RuleOptimizer
+from optplug.registry.signature import accepts_any_argument, configurable_arguments
 from optplug.rules.trace import rule_signature
 from optplug.testing.trajectory import NEEDS_CLOSURE, NEEDS_LOSS, OptimizerUnderTest
 
@@ -92,7 +93,10 @@ def has_lr(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> str | Non
 
 def has_option(option: str) -> Condition:
     def applies(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> str | None:
-        return None if option in defaults_of(subject, options) else f"it has no option {option!r}"
+        registration = subject.registration
+        is_argument = option in configurable_arguments(registration) or accepts_any_argument(registration)
+        has = is_argument and option in defaults_of(subject, options)
+        return None if has else f"it has no option {option!r}"
 
     return applies
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 import optplug
+from broken_optimizers import Plain
 from optplug import ClosedFormLR, RuleOptimizer, State, ops
 from optplug.engines import foreach
+from optplug.registry.specs import OptimizerSpec, SchedulerSpec
 from optplug.rules import modifiers, trace
 from optplug.testing import (
     Check,
     check_optimizer,
     check_scheduler,
+    conformance_report,
     inapplicable_checks,
     optimizer_checks,
+    parametrize,
     scheduler_checks,
 )
 from optplug.testing.modifiers import MODIFIERS
@@ -530,3 +535,122 @@ def test_scheduler_fault_fails_its_check():
     assert failed_scheduler_checks(UnpicklableState) == {"resumed_equals_uninterrupted"}
     assert failed_scheduler_checks(ReplacesTensorLr) == {"tensor_lr_is_updated_in_place"}
     assert failed_scheduler_checks(ReportsWrongLr) == {"get_last_lr_returns_group_lrs"}
+
+
+def test_spec_has_the_cases_functions_and_required_lengths_of_a_scheduler():
+    cases = ({"lr_lambda": "0.9 ** epoch"},)
+    check_scheduler(
+        SchedulerSpec("lambda", torch.optim.lr_scheduler.LambdaLR, cases=cases, functions=("lr_lambda",)),
+    )
+    check_scheduler(SchedulerSpec("linear", HalvingAfter))
+    with pytest.raises(optplug.errors.ConfigTypeError, match=r"LambdaLR needs lr_lambda: pass arguments"):
+        scheduler_checks(SchedulerSpec("lambda", torch.optim.lr_scheduler.LambdaLR))
+
+
+class HalvingAfter(ClosedFormLR):
+    def __init__(self, optimizer, total_steps, last_epoch=-1):
+        self.total_steps = total_steps
+        super().__init__(optimizer, last_epoch)
+
+    def multiplier(self, t):
+        return 1.0 if t < self.total_steps else 0.5
+
+
+# ---------------------------------------------------------------------------------------------- declarations
+
+
+@pytest.mark.parametrize("what", ["sgd", Correct, OptimizerSpec("correct", Correct), "step_lr", Halving])
+def test_parametrize_makes_one_test_for_each_check(what):
+    @parametrize(what)
+    def conforms(check):
+        check()
+
+    (mark,) = conforms.pytestmark
+    argument, checks = mark.args
+    assert argument == "check"
+    assert len({mark.kwargs["ids"](check) for check in checks}) == len(checks) > 4
+
+
+def test_engines_can_be_selected():
+    labels = [check.id.partition("[")[2] for check in optimizer_checks(Correct, engines=["loop"])]
+    assert {label.partition("-")[0] for label in labels} == {"loop", "default]"}
+
+
+def test_declared_exceptions_are_not_tested_and_shown_with_the_reason():
+    class Scales(Plain):
+        exceptions: ClassVar[dict[str, str]] = {"gradients_are_not_modified": "it clips in place"}
+
+        def update(self, p, g, group):
+            super().update(p, g if p.is_complex() or g.is_sparse else g.clamp_(-1, 1), group)
+
+    assert failed_optimizer_checks(Scales) == set()
+    reason = inapplicable_checks(Scales)["gradients_are_not_modified"]
+    assert reason == "declared exception: it clips in place"
+    Scales.exceptions = {"gradients_are_not_modfied": ""}
+    with pytest.raises(optplug.errors.SpecError, match="did you mean 'gradients_are_not_modified'"):
+        optimizer_checks(Scales)
+
+
+def test_spec_declares_the_arguments_and_shapes_of_a_class():
+    class Picky(Plain):
+        def __init__(self, params, lr, rank, num_iterations):
+            assert (rank, num_iterations) == (2, 10)
+            super().__init__(params, lr)
+
+        def check(self, p, g):
+            super().check(p, g)
+            if p.shape != (4, 3):
+                raise ValueError("4 x 3 only")
+
+    (broken,) = conformance_report(importable(Picky)).broken
+    assert (broken.promise, broken.blame) == ("steps_as_declared", "declaration")
+    assert "missing 1 required positional argument: 'rank'" in broken.what
+    assert broken.remedy == "declare `cases` with values of the required arguments"
+    spec = OptimizerSpec("picky", Picky, shapes=((4, 3),), cases=({"lr": 0.1, "rank": 2},))
+    assert [(each.promise, each.what) for each in conformance_report(spec).broken] == []
+
+
+def test_factory_is_tested_as_a_class():
+    report = conformance_report(OptimizerSpec("plain", plain_by_factory))
+    assert (report.broken, report.target) == ((), f"{__name__}.plain_by_factory")
+
+
+def plain_by_factory(params, lr=0.05):
+    return Plain(params, lr)
+
+
+@pytest.mark.parametrize("capability", ["create_graph", "sparse_only", "module", "named_params"])
+def test_missing_declaration_is_the_remedy(capability):
+    class Needs(Plain):
+        def __init__(self, params, lr=0.05):
+            if capability == "module":
+                params = params.parameters()
+            if capability == "named_params":
+                params = [p for _, p in params]
+            super().__init__(params, lr)
+
+        def update(self, p, g, group):
+            if capability == "sparse_only":
+                g = g.to_dense() if g.is_sparse else g._indices()
+            if capability == "create_graph" and not g.requires_grad:
+                raise RuntimeError("gradients with a graph, please")
+            super().update(p, g.detach(), group)
+
+    (broken,) = conformance_report(importable(Needs)).broken
+    assert (broken.promise, broken.blame) == ("steps_as_declared", "declaration")
+    assert broken.remedy == f"declare {capability!r}"
+
+
+def test_wrapper_is_tested_around_sgd():
+    class Around(torch.optim.Optimizer):
+        def __init__(self, base, scale=2.0):
+            self.base, self.scale = base, scale
+            super().__init__(base.param_groups, {})
+            self.param_groups = base.param_groups
+
+        def step(self, closure=None):
+            return self.base.step(closure)
+
+    report = conformance_report(OptimizerSpec("around", importable(Around), base="base"))
+    assert "steps_as_declared" in report.kept
+    assert "resumed_equals_uninterrupted" in {*report.kept, *(each.promise for each in report.broken)}
