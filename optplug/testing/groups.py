@@ -12,13 +12,13 @@ from optplug.optim import dispatch
 from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.rules.trace import TracedRule, trace
 from optplug.testing.checks import assert_equal, max_difference
-from optplug.testing.properties import has_lr, promise, steps_with_given_gradients, takes_several_groups
+from optplug.testing.properties import has_lr, has_option, promise, steps_with_given_gradients, takes_several_groups
 from optplug.testing.trajectory import LR_CHANGE_STEP, STEPS, OptimizerUnderTest, Trajectory
 
 _READ_GROUPS = "read `self.param_groups` in each step, and the options from each group"
 
 
-@promise(steps_with_given_gradients, has_lr, remedy=_READ_GROUPS)
+@promise(steps_with_given_gradients, has_lr, has_option("lr"), remedy=_READ_GROUPS)
 def lr_changes_take_effect(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """A changed lr gives the same step as a new optimizer with this lr and the same state."""
     changed = Trajectory(subject, options).run_steps(0, LR_CHANGE_STEP + 1)
