@@ -22,6 +22,7 @@ from optplug.config.param_groups import (
 )
 from optplug.config.param_selection import ModuleParameter, module_parameters
 from optplug.optim.combined import Combined
+from optplug.optim.wrappers import set_base_options
 
 RenameGroups = Callable[[Optimizer], None]
 
@@ -86,6 +87,7 @@ class AddParamGroup:
                 group["params"] = [p for p in group["params"] if id(p) not in moved]
             for group in added:
                 add(optimizer, group)
+            set_base_options(optimizer, count)
         except BaseException:
             if isinstance(optimizer, Combined):
                 optimizer.remove_groups(count)

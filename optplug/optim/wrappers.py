@@ -33,6 +33,19 @@ def bases(optimizer: Any) -> list[Optimizer]:
     return [each for each in vars(optimizer).values() if isinstance(each, Optimizer) and each is not optimizer]
 
 
+def set_base_options(optimizer: Optimizer, start: int) -> None:
+    """Set missing options of the base in groups that a wrapper has added: the wrapper has set its own only.
+
+    Args:
+        optimizer: the wrapper; nothing is changed for another optimizer.
+        start: the index of the first added group.
+    """
+    for base in bases(optimizer):
+        for group in base.param_groups[start:] if base.param_groups is optimizer.param_groups else ():
+            for key, value in base.defaults.items():
+                group.setdefault(key, value)
+
+
 def inherited_keys(wrappers: list[Optimizer]) -> set[str]:
     """Return the keys that wrappers set in every group: their own options. A key in one group only is not among them.
 

@@ -158,6 +158,29 @@ def test_steps_equal_those_of_the_wrapper_around_torchs_class():
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.parametrize("base", ["sgd", "of_torch"])
+def test_group_that_is_added_has_the_options_of_the_base(base, register_optimizers):
+    register_optimizers(
+        OptimizerSpec("of_torch", torch.optim.SGD), OptimizerSpec("sam", pytorch_optimizer.SAM, base="base_optimizer")
+    )
+    module = model()
+    module[2].requires_grad_(False)
+    made = build({"name": "sam", "base": {"name": base, "lr": 0.5, "momentum": 0.9}}, module)
+    before = module[2].weight.detach().clone()
+    module[2].requires_grad_(True)
+    made.add_param_group({"params": list(module[2].parameters()), "lr": 0.25})
+    assert [(group["lr"], group["momentum"]) for group in made.param_groups] == [(0.5, 0.9), (0.25, 0.9)]
+
+    def closure() -> torch.Tensor:
+        loss = module(torch.ones(2, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    closure()
+    made.step(closure)
+    assert not torch.equal(module[2].weight, before)
+
+
 # ------------------------------------------------------------------------------------------ the configuration
 
 
