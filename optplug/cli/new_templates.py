@@ -18,7 +18,11 @@ SUMMARIES: Mapping[str, str] = {
 }
 """The summary for listings, by kind."""
 
-CAPABILITIES: Mapping[str, str] = {"rule": '{"complex", "fused"}', "class": '{"complex"}'}
+CAPABILITIES: Mapping[str, str] = {
+    "rule": '{"complex", "fused"}',
+    "class": '{"complex"}',
+    "factory": '{"complex", "sparse"}',
+}
 """The capabilities of the spec, by kind, as source text."""
 
 OPTIMIZER_EXAMPLE = Template("optimizer: {name: $registered_name, lr: 0.01}")
@@ -196,7 +200,7 @@ def $object(
     params,
     lr: float = 1e-2,
     momentum: float = 0.9,
-    weight_decay: float = 0.0,
+    maximize: bool = False,
 ) -> torch.optim.Optimizer:
     """Return SGD with Nesterov momentum.
 
@@ -204,9 +208,9 @@ def $object(
         params: parameters, or dicts that each describe a parameter group.
         lr: learning rate, at least 0.
         momentum: momentum factor, above 0.
-        weight_decay: coefficient of the weight decay, at least 0.
+        maximize: whether to maximize the objective.
     """
-    options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": True}
+    options = {"momentum": momentum, "maximize": maximize, "nesterov": True}
     return torch.optim.SGD(params, lr=lr, **options)
 ''')
 

@@ -191,7 +191,6 @@ def test_example_of_the_generated_readme_is_valid(installed: Installed, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("installed", [kind for kind in KINDS if kind != "factory"], indirect=True)
 def test_generated_tests_pass(installed: Installed) -> None:
     ran = installed.environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=installed.source)
     assert re.search(r"[1-9]\d* passed", ran.stdout)
