@@ -1,6 +1,6 @@
 """Every registered optimizer and scheduler: trains by name, resumes, refuses wrong values. A table by family.
 
-    python benchmarks/third_parties.py [--family NAME ...] [--name NAME ...] [--kind KIND] [--json FILE]
+    python benchmarks/third_parties.py [--family NAME ...] [--name NAME ...] [--kind KIND] [--json FILE] [--processes 2]
 
 A family is a plugin: optplug's own, and one for each adapted package. Each family runs in a process of its own, two at
 a time; a process that crashes is started again with the names that are left. `tests/third_parties.py` has the checks.
@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,17 +55,31 @@ def run(job: Job) -> dict[str, Outcomes]:
     while left := [name for name in names if name not in found]:
         command = [sys.executable, str(TESTS / "third_parties.py"), kind, str(LIMIT), *left]
         environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
-        process = subprocess.run(command, capture_output=True, text=True, env=environment)
         started = left[0]
-        for line in process.stdout.splitlines():
-            answer = json.loads(line)
-            started = answer.get("starts", started)
-            if "outcomes" in answer:
-                found[answer["name"]] = answer["outcomes"]
+        with tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+            assert process.stdout is not None
+            for line in process.stdout:
+                answer = json.loads(line)
+                started = answer.get("starts", started)
+                if "outcomes" in answer:
+                    found[answer["name"]] = answer["outcomes"]
+                    _show_progress(kind, answer["name"], answer["outcomes"])
+            code = process.wait()
+            errors.seek(0)
+            lines = errors.read().strip().splitlines() or ["no output"]
         if started not in found:
-            last = (process.stderr.strip().splitlines() or ["no output"])[-1]
-            found[started] = {"loads": f"the process ended with code {process.returncode}: {last[:160]}"}
+            found[started] = {"loads": f"the process ended with code {code}: {lines[-1][:160]}"}
     return found
+
+
+def _show_progress(kind: str, name: str, outcomes: Outcomes) -> None:
+    failed = [f"{check}: {each}" for check, each in outcomes.items() if not _is_passed(each)]
+    print(f"{kind} {name}: {'; '.join(failed) or 'passed'}", file=sys.stderr, flush=True)
+
+
+def _is_passed(outcome: str) -> bool:
+    return outcome == OK or outcome.startswith(NOT_APPLICABLE)
 
 
 def table(kind: str, results: dict[str, dict[str, Outcomes]]) -> str:
@@ -89,7 +104,7 @@ def failures(results: dict[str, dict[str, Outcomes]]) -> Iterator[str]:
     for outcomes in results.values():
         for name, by_check in outcomes.items():
             for check, outcome in by_check.items():
-                if outcome != OK and not outcome.startswith(NOT_APPLICABLE):
+                if not _is_passed(outcome):
                     yield f"- `{name}` {check}: {outcome}"
 
 
@@ -99,10 +114,11 @@ def main() -> None:
     parser.add_argument("--name", nargs="+", default=[], help="names, alone or as plugin:name")
     parser.add_argument("--kind", nargs="+", choices=list(CHECKS), default=list(CHECKS))
     parser.add_argument("--json", type=Path, help="a file for the outcomes of each name")
+    parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     started = time.perf_counter()
     made = list(jobs(given.kind, given.family, given.name))
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(given.processes) as pool:
         found = list(pool.map(run, made))
     document: dict[str, Any] = {kind: {} for kind in given.kind}
     for (kind, family, _), outcomes in zip(made, found, strict=True):
