@@ -113,7 +113,7 @@ def _optimizers() -> list[Entry]:
             "complex",
             arguments=cautious | _options("adanorm", "use_gc"),
         ),
-        entry("LoRARite", "preconditioned steps for pairs of LoRA factors", name="lora_rite", shapes=((4, 2), (2, 5))),
+        entry("LoRARite", "preconditioned steps for pairs of LoRA factors", name="lora_rite", shapes=((2, 5), (4, 2))),
         entry("MADGRAD", "dual averaging with a cube root"),
         entry("MARS", "Adam with reduced variance", "complex"),
         entry("MSVAG", "momentum with damping by the variance", "complex"),
