@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
 from typing import Any
+
+from support import environment_with
 
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet")
 
@@ -20,8 +21,7 @@ def pip_install(source: Path, target: Path) -> Path:
 
 def run_with_target(target: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run Python with a folder of `pip_install` on its path."""
-    paths = [str(target), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return run(sys.executable, *arguments, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, **options)
+    return run(sys.executable, *arguments, env=environment_with(target), **options)
 
 
 class EditableInstall:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -99,13 +100,19 @@ def first_party(kind: str) -> list[str]:
 
 
 def register_too(monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
-    """Let an adapter `later` have a name too, which means the registration of another plugin."""
+    """Let an adapter `later`, and no other, have a name too, which means the registration of another plugin."""
     spec_class = optplug.registry.KINDS[kind]
     spec = spec_class(name, "later.nowhere:Nothing", precedence=99)
+    first = optplug.registry.registry.resolve(kind, name)
     registrations = optplug.registry.registry._discovered().registrations[kind]
     later = optplug.registry.Registration(spec, optplug.registry.Plugin("later", "later-dist", "1"))
-    key = name.replace("_", "")
-    monkeypatch.setitem(registrations, key, [*registrations[key], later])
+    monkeypatch.setitem(registrations, name.replace("_", ""), [first, later])
+
+
+def environment_with(path: Path, **variables: str) -> dict[str, str]:
+    """The environment variables of a new interpreter that has a folder first on its path."""
+    paths = [str(path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables}
 
 
 def loaded_registration(spec: Any, package: str) -> Registration:

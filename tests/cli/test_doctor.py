@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from optplug.cli.app import app
 from optplug.cli.doctor import notes, problems
 from optplug.engines import ENGINES
 from optplug.registry import Registry
+from support import environment_with
 
 FIRST_PARTY = ("optplug-classic", "optplug-modern", "optplug-schedules")
 
@@ -192,17 +192,15 @@ def test_doctor_loads_plugins_before_torch(tmp_path: Path):
     info.mkdir()
     info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: eager\nVersion: 1.0\n")
     info.joinpath("entry_points.txt").write_text("[optplug]\neager = eager\n")
-    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "optplug", "doctor", "--json"]
-    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, env=environment_with(tmp_path), capture_output=True, text=True, check=False)
     (eager,) = (each for each in json.loads(run.stdout)["plugins"] if each["plugin"] == "eager")
     assert "torch" in eager["imports"]
 
 
 def test_doctor_reports_that_torch_cannot_be_imported(tmp_path: Path):
     tmp_path.joinpath("torch.py").write_text("raise ImportError('libtorch.so is missing')")
-    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "optplug", "doctor"]
-    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, env=environment_with(tmp_path), capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (1, "")
     assert "problem: torch cannot be used: ImportError: libtorch.so is missing\n" in run.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from optplug import OptimizerSpec, RuleOptimizer, SchedulerSpec
 from optplug.cli.app import app
 from optplug.cli.table import print_table
 from optplug.registry import Plugin, QuarantinedPlugin, Registry, registry
-from support import first_party, register_too
+from support import environment_with, first_party, register_too
 
 
 @pytest.fixture
@@ -265,8 +264,11 @@ def test_info_of_an_unknown_name_suggests_the_nearest_names(command: Any):
     result = command("info", "adm")
     assert result.exit_code == 1
     assert result.stdout == ""
-    message = "error: no optimizer, scheduler or function named 'adm'; did you mean 'adam', 'radam', 'nadam'?\n"
-    assert result.stderr == message
+    start, _, names = result.stderr.partition("'adam', ")
+    assert start == "error: no optimizer, scheduler or function named 'adm'; did you mean "
+    # Which names are the next ones depends on the installed packages.
+    assert re.fullmatch(r"'(\w+)', '(\w+)'\?\n", names), names
+    assert all(name in registry.names("optimizer") for name in re.findall(r"\w+", names))
 
 
 def test_python_m_optplug_lists_without_importing_torch(tmp_path: Path):
@@ -275,7 +277,7 @@ def test_python_m_optplug_lists_without_importing_torch(tmp_path: Path):
     (blocked / "__init__.py").write_text("raise ImportError('torch is not needed for this')")
     result = subprocess.run(
         [sys.executable, "-m", "optplug", "list"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "OPTPLUG_DISABLE": "optplug-schedules"},
+        env=environment_with(tmp_path, OPTPLUG_DISABLE="optplug-schedules"),
         capture_output=True,
         text=True,
         timeout=60,
