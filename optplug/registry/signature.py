@@ -57,12 +57,14 @@ def configurable_arguments(registration: Registration) -> dict[str, Parameter]:
     """Return the constructor arguments that a configuration can set, by name.
 
     These are the arguments in the signature of the class or function and those in `spec.arguments`, except `spec.base`.
+    A spec with `arguments` says what `**options` of the constructor are, so that those of base classes do not count.
 
     Raises:
         PluginError: the class or function cannot be loaded.
     """
     spec = registration.spec
-    parameters = list(constructor_signature(target_of(registration)).parameters.values())
+    signature = constructor_signature(target_of(registration), passes_on_options=not spec.arguments)
+    parameters = list(signature.parameters.values())
     if parameters and parameters[0].kind in _POSITIONAL_KINDS:  # the parameters or the optimizer
         del parameters[0]
     excluded = (*EXCLUDED_ARGUMENTS, base_argument(registration))
@@ -143,7 +145,7 @@ def documented_arguments(registration: Registration) -> list[Argument]:
     ]
 
 
-def constructor_signature(target: Any) -> inspect.Signature:
+def constructor_signature(target: Any, *, passes_on_options: bool = True) -> inspect.Signature:
     """Return the signature of a class with the arguments that its constructor passes to its base classes.
 
     A constructor with `**options` is assumed to pass them to the next constructor in the MRO, and a constructor that
@@ -154,8 +156,11 @@ def constructor_signature(target: Any) -> inspect.Signature:
 
     Args:
         target: the class, or a function, whose own signature is returned.
+        passes_on_options: False for a class whose constructor uses `**options` itself.
     """
-    return _signature_of_class(target) if isinstance(target, type) else _signature_of_function(target)
+    if not isinstance(target, type):
+        return _signature_of_function(target)
+    return _signature_of_class(target, passes_on_options)
 
 
 def _signature_of_function(function: Any) -> inspect.Signature:
@@ -165,10 +170,11 @@ def _signature_of_function(function: Any) -> inspect.Signature:
 
 
 @functools.lru_cache(maxsize=1024)
-def _signature_of_class(cls: type) -> inspect.Signature:
+def _signature_of_class(cls: type, passes_on_options: bool) -> inspect.Signature:
     constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
     # The abstract base classes of torch take no options of an algorithm.
-    return inspect.Signature(_parameters([base for base in constructors if not _is_abstract_base(base)] or [cls]))
+    walked = [base for base in constructors if not _is_abstract_base(base)] or [cls]
+    return inspect.Signature(_parameters(walked if passes_on_options else walked[:1]))
 
 
 def _is_abstract_base(cls: type) -> bool:

@@ -61,7 +61,8 @@ class Spec:
         cases: keyword arguments of the constructor that the conformance kit tests, one mapping for each case. The first
             also has values for the required arguments. Default: the class attribute `cases`.
         arguments: further keyword arguments, by name their defaults, which the constructor reads from `**kwargs`
-            without documenting them in its signature. Default: none.
+            without documenting them in its signature. They are all that `**kwargs` takes. Default: none, and `**kwargs`
+            takes the arguments of the base classes.
         precedence: 0 for names that belong to the plugin. An adapter, a plugin for classes of another package, gives a
             positive number. If several plugins register a name, the name alone means that of the lowest precedence; two
             plugins with precedence 0 clash. Default: 0.

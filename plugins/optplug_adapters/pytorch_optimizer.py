@@ -204,6 +204,10 @@ def _muons() -> list[Entry]:
         "NorMuon": "Muon with second moments of rows",
     }
     names = {"DistributedMuon": "distributed_muon", "MuonClip": "muon_clip"}
+    of_muon: dict[str, dict[str, Any]] = {  # arguments that they pass on to Muon
+        "DistributedMuon": {"ns_method": "newton_schulz", "ns_reset_steps": (2,)},
+        "MuonClip": {"weight_decouple": True},
+    }
     return [
         entry(
             cls,
@@ -211,7 +215,7 @@ def _muons() -> list[Entry]:
             "matrix_only",
             name=names.get(cls, ""),
             shapes=((3, 4), (2, 3, 3)),
-            arguments=_options("cautious"),
+            arguments=_options("cautious") | of_muon.get(cls, {}),
             build=_with_use_muon,
         )
         for cls, summary in summaries.items()

@@ -105,6 +105,8 @@ def test_info_of_foreign_classes_and_functions(command: Any, monkeypatch: pytest
     lines = [re.sub(r"(?<=\S) +", " ", line) for line in result.stdout.splitlines()]
     assert f"  package torch {importlib.metadata.version('torch')}" in lines
     assert {"speed float 0.5", "hidden int | float 3"} <= set(lines)
+    # The spec says what `**options` are: not the arguments of the base class.
+    assert not any(line.startswith("momentum") for line in lines)
     assert "    how fast." in lines
     result = command("info", "make-foreign")
     assert result.exit_code == 0, result.stderr

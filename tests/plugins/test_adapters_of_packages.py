@@ -373,6 +373,8 @@ def test_options_that_heavyball_reads_from_keywords_are_accepted(adapt):
     assert net[0].weight.grad is not None
     with pytest.raises(ConfigError, match=r"nadam has no option 'consume_grads'; did you mean 'consume_grad'"):
         optplug.create_optimizer("nadam", net, consume_grads=False)
+    with pytest.raises(ConfigError, match="adamw has no option 'fns'"):  # an argument of the base class
+        optplug.create_optimizer("adamw", net, fns=None)
 
 
 @needs("heavyball")
