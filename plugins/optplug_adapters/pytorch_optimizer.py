@@ -33,7 +33,12 @@ def _optimizers() -> list[Entry]:
         entry("AdaMod", "Adam with bounds from averages of the step size", "complex", arguments=debias),
         entry("AdaNorm", "Adam that raises small gradients to their average norm", arguments=debias),
         entry("AdaPNM", "Adam with positive and negative momentum", "complex", arguments=adanorm),
-        entry("AdaShift", "Adam whose second moment uses earlier gradients", arguments=cautious),
+        entry(
+            "AdaShift",
+            "Adam whose second moment uses earlier gradients",
+            target="optplug_adapters.pytorch_optimizer_classes:AdaShift",
+            arguments=cautious,
+        ),
         entry("AdaSmooth", "step size with a window from the ratio of progress to movement", "complex"),
         entry("AdaTAM", "Adam with a momentum damped by its angle to the gradient"),
         entry("Adai", "adaptive momentum", shapes=NO_EMPTY_TENSOR, arguments=_options("use_gc")),

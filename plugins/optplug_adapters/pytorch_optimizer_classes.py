@@ -1,7 +1,8 @@
-"""Optimizers of pytorch_optimizer whose `step(closure)` differs from that of torch's optimizers."""
+"""Optimizers of pytorch_optimizer whose `step(closure)` or state differs from that of torch's optimizers."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,22 @@ from torch.optim import Optimizer
 from optplug.engines._torch_compat import step_without_hooks
 
 
-class AliG(pytorch_optimizer.AliG):  # type: ignore[misc]  # mypy does not follow the import
+class AdaShift(pytorch_optimizer.AdaShift):  # type: ignore[misc]  # mypy does not follow the import
+    """`pytorch_optimizer.AdaShift`, whose queues of gradients keep their lengths in a resumed training.
+
+    Lightning replaces the queues in a loaded state by queues without `maxlen`, when it moves them to the device.
+    """
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        for group in self.param_groups:
+            for state in (self.state[p] for p in group["params"] if p in self.state):
+                if "grad_queue" in state:
+                    state["grad_queue"] = deque(state["grad_queue"], group["keep_num"])
+        step = step_without_hooks(pytorch_optimizer.AdaShift)
+        return step(self, closure)
+
+
+class AliG(pytorch_optimizer.AliG):  # type: ignore[misc]
     """`pytorch_optimizer.AliG`, whose closure may compute the gradients too, and not the loss alone."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

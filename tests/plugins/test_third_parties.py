@@ -14,7 +14,7 @@ from third_parties import NOT_APPLICABLE, OK, OPTIMIZER_CHECKS, check
 from optplug import OptimizerSpec, SchedulerSpec
 
 OF_COLLECTION = (
-    *("adabelief", "adafactor", "adahessian", "bsam", "lars", "lora_rite", "lookahead"),
+    *("adabelief", "adafactor", "adahessian", "adashift", "bsam", "lars", "lora_rite", "lookahead"),
     *("muon", "orthograd", "ranger21", "sam", "schedulefree_adamw", "soap", "splus"),
 )
 """Names of pytorch_optimizer that are checked here, one for each kind of optimizer."""
