@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optplug
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.specs import lookup_key
-from support import BATCHES_PER_EPOCH, QUIET
+from support import BATCHES_PER_EPOCH, QUIET, only_first_party
 from version_results import difference_property
 from warnings_of_others import WARNINGS_OF_OTHERS
 
@@ -203,6 +203,13 @@ def trainer(pl: Any, tmp_path: Any) -> Any:
 def register_schedulers(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that registers schedulers by their specs, as a third-party plugin does."""
     return functools.partial(register_specs, monkeypatch, "scheduler")
+
+
+@pytest.fixture
+def without_adapters() -> Iterator[None]:
+    """Hides the names of other packages: which of them are installed has no effect on the test."""
+    with only_first_party():
+        yield
 
 
 @pytest.fixture

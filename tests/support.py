@@ -18,6 +18,7 @@ import torch
 
 import optplug
 from optplug.registry import Plugin, Registration
+from optplug.registry.specs import lookup_key
 from versions import release
 
 LIGHTNING = release(version("lightning"))
@@ -97,6 +98,23 @@ def first_party(kind: str) -> list[str]:
     """The names of a kind that optplug's own plugins have, without those of other packages."""
     own = ("optplug-classic", "optplug-modern", "optplug-schedules")
     return sorted(name for plugin in own for name in optplug.registry.registry.names(kind, f"{plugin}:*"))
+
+
+@contextmanager
+def only_first_party() -> Iterator[None]:
+    """Inside, the registry has the names of optplug's own plugins only, whatever packages are installed."""
+    discovered = optplug.registry.registry._discovered()
+    everything = discovered.registrations
+    discovered.registrations = {kind: _first_party_registrations(kind) for kind in everything}
+    try:
+        yield
+    finally:
+        discovered.registrations = everything
+
+
+def _first_party_registrations(kind: str) -> dict[str, list[Registration]]:
+    found = (optplug.registry.registry.resolve(kind, name) for name in first_party(kind))
+    return {lookup_key(each.name): [each] for each in found}
 
 
 def register_too(monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:

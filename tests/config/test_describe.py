@@ -51,7 +51,7 @@ def test_first_party_descriptions_have_the_docstring_once_and_no_long_lines(regi
     assert doc == without_args.strip()
 
 
-def test_description_of_an_optimizer():
+def test_description_of_an_optimizer(without_adapters: None):
     lines = described_lines("optimizer", "SGD")
     assert lines[:7] == [
         "sgd: stochastic gradient descent",

@@ -485,19 +485,20 @@ INVALID_REGISTRATIONS = {
         "function 'x' declares the unknown capability 'sparse'; known are none",
     ),
     "an API of the future": (lambda: [FunctionSpec("x", ramp, api_version=9)], "was written for plugin API 9"),
-    "a name twice": (lambda: [ramp, FunctionSpec("RAMP".lower(), ramp)], "optplug_functions() returned 'ramp' twice"),
+    "a name twice": (lambda: [ramp, FunctionSpec("RAMP".lower(), ramp)], "its name is that of <function ramp"),
     "a failure": (lambda: 1 / 0, "ZeroDivisionError"),
 }
 
 
 @pytest.mark.parametrize("case", INVALID_REGISTRATIONS)
-def test_plugin_with_invalid_functions_is_quarantined(monkeypatch, case):
+def test_invalid_function_is_rejected_and_a_failing_hook_quarantined(monkeypatch, case):
     returned, *causes = INVALID_REGISTRATIONS[case]
     registry_under_test = registry_with_hook(monkeypatch, returned)
-    assert registry_under_test.names("function") == []
-    (quarantined,) = registry_under_test.quarantined
+    assert registry_under_test.names("function") == (["ramp"] if case == "a name twice" else [])
+    (problem,) = (*registry_under_test.quarantined, *registry_under_test.rejected)
+    assert (problem in registry_under_test.quarantined) == (case in ("no list", "nothing", "a failure"))
     for cause in causes:
-        assert cause in quarantined.cause
+        assert cause in problem.cause
 
 
 @pytest.mark.parametrize(
@@ -546,8 +547,8 @@ def test_list_and_info_commands_show_functions(register_functions):
     )
     shown = CliRunner().invoke(app, ["list", "ramp"])
     assert [line.split() for line in shown.stdout.splitlines() if line] == [
-        ["function", "plugin", "version", "summary"],
-        ["ramp", "zoo", "zoo-dist", "1", "up,", "then", "flat"],
+        ["function", "plugin", "source", "fused", "summary"],
+        ["ramp", "zoo", "zoo-dist", "1", "-", "up,", "then", "flat"],
     ]
     lines = CliRunner().invoke(app, ["info", "Ramp"]).stdout.splitlines()
     assert lines[:3] == [

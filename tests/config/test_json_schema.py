@@ -24,11 +24,14 @@ from optplug.errors import OptplugError
 from optplug.optim.ranges import COMMON_RANGES, above_zero, at_least, unit_interval
 from optplug.registry import Plugin, QuarantinedPlugin, Registration, registry
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
-from support import first_party
+from support import first_party, only_first_party
 
-SCHEMA = json_schema()
+with only_first_party():
+    SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 CHECKED_KEYS = ("optimizer", "scheduler", "param_groups")
+
+pytestmark = pytest.mark.usefixtures("without_adapters")
 
 COSINE = {"name": "cosine_annealing_lr", "T_max": 10}
 PLATEAU = {"name": "reduce_lr_on_plateau"}
@@ -577,7 +580,7 @@ def foreign_class(i: int) -> type:
 
 
 @pytest.fixture
-def with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_adapters(monkeypatch: pytest.MonkeyPatch, without_adapters: None) -> None:
     """Registers 300 classes of an adapter, and one whose package is not imported yet."""
     registry.names("optimizer")
     registrations = registry._discovered().registrations["optimizer"]
