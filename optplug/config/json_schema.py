@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ def json_schema(detail: Detail = "quick") -> Schema:
     `$comment`. A class that is not loaded is in the schema by its name, and any argument is accepted.
 
     Args:
-        detail: which classes are loaded. `"quick"`: all except those of adapters whose package is not imported yet.
+        detail: which classes are loaded. `"quick"`: all except those of adapters of packages other than torch.
             `"complete"`: all; packages that are slow to import then take most of the time. `"names"`: none.
 
     The arguments of classes of adapters have no description in the schema: docstrings of such packages are long. Equal
@@ -426,9 +425,9 @@ def _load_registered(kind: str, detail: Detail, missing: list[str]) -> list[_Reg
 
 
 def _is_quick(registration: Registration) -> bool:
-    """Whether a class can be loaded without an import of a package that an adapter serves."""
+    """Whether a class can be loaded without an import of a package other than torch that an adapter serves."""
     target = registration.spec.target
-    return registration.spec.precedence == 0 or not isinstance(target, str) or target.partition(":")[0] in sys.modules
+    return registration.spec.precedence == 0 or not isinstance(target, str) or target.startswith("torch.")
 
 
 def _spelling_pattern(name: str) -> str:
