@@ -36,8 +36,8 @@ from optplug.config.training_length import (
 )
 from optplug.errors import ConfigError, ConfigTypeError, WiringError
 from optplug.lightning._compat import attached_trainer, finetuning_callbacks, imported_module_classes
+from optplug.lightning.closures import check_closures
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, MonitoredMetric, SteppingPlan
-from optplug.lightning.gradient_graphs import check_precision
 from optplug.lightning.hook_types import OptimizerDict, OptimizerLRSchedulerDict
 from optplug.lightning.logger_names import rename_unloggable_groups
 from optplug.lightning.monitor import infer_monitored_metric
@@ -174,7 +174,7 @@ def build_from_config(
 
         state = ensure_stepping_callback(trainer, verbose=verbose).fit_state
         state.record(built)
-        check_precision(trainer, built)
+        check_closures(trainer, built)
         state.gradient_graphs.attach(trainer, state.built)
     entries = [_lightning_entry(module, one) for one in built]
     return entries if config.has_optimizer_list else entries[0]

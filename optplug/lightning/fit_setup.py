@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,3 +119,9 @@ class BuiltOptimizer:
     optimizer: Any
     scheduler: Any
     configured: ConfiguredOptimizer
+
+
+def names_with(built: Sequence[BuiltOptimizer], capabilities: Collection[str]) -> list[str]:
+    """The names of the optimizers that declare one of the capabilities, also of wrapped ones."""
+    registrations = [one for each in built for one in each.configured.registrations]
+    return [one.name for one in registrations if not one.spec.capabilities.isdisjoint(capabilities)]

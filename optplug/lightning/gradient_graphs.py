@@ -16,28 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from optplug.errors import WiringError, listing
-from optplug.lightning.fit_setup import BuiltOptimizer
+from optplug.lightning.fit_setup import BuiltOptimizer, names_with
 
-_NEEDS_CLOSURE = ("closure", "gradients_first")
-"""Capabilities of optimizers whose `step` evaluates a closure."""
-
-
-def check_precision(trainer: Any, built: Sequence[BuiltOptimizer]) -> None:
-    """Check that the trainer has no gradient scaler if it changes what an optimizer needs.
-
-    Raises:
-        WiringError: the optimizer needs a closure, which a scaler does not pass on, or gradients with a graph.
-    """
-    if getattr(trainer.precision_plugin, "scaler", None) is None:
-        return
-    for reason, capabilities in {
-        "evaluates a closure, and a gradient scaler passes none to step()": _NEEDS_CLOSURE,
-        "differentiates the gradients, which a gradient scaler has scaled": ("create_graph",),
-    }.items():
-        names = _names(built, capabilities)
-        if names:
-            message = f"{listing(names)} {reason}: use precision 'bf16-mixed' or '32-true' instead of '16-mixed'"
-            raise WiringError(message, loc=("optimizer",))
+_CAPABILITY = ("create_graph",)
 
 
 class GradientGraphs:
@@ -55,7 +36,7 @@ class GradientGraphs:
             WiringError: the trainer or the module cannot make gradients with a graph.
         """
         self.detach()
-        names = _names(built, ("create_graph",))
+        names = names_with(built, _CAPABILITY)
         if not names:
             return
         module = trainer.lightning_module
@@ -65,8 +46,9 @@ class GradientGraphs:
         # A partial, since pickle and deepcopy copy it together with the module.
         module.__dict__["backward"] = functools.partial(_backward_with_graph, module, own)
         for one in built:
-            if _names([one], ("create_graph",)) and not module.automatic_optimization:
-                check = _FirstStepCheck(listing(_names([one], ("create_graph",))))
+            own_names = names_with([one], _CAPABILITY)
+            if own_names and not module.automatic_optimization:
+                check = _FirstStepCheck(listing(own_names))
                 self._handles.append(one.optimizer.register_step_pre_hook(check))
             if hasattr(one.optimizer, "register_step_post_hook"):
                 self._handles.append(one.optimizer.register_step_post_hook(_free_graphs_of))
@@ -112,6 +94,12 @@ class _FirstStepCheck:
 
 
 def _check_can_serve(trainer: Any, module: Any, backward: Any, names: str) -> None:
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise WiringError(
+            f"{names} differentiates the gradients, which a gradient scaler has scaled: "
+            "use precision 'bf16-mixed' or '32-true' instead of '16-mixed'",
+            loc=("optimizer",),
+        )
     needs = f"{names} needs gradients made with create_graph=True"
     if trainer.world_size > 1:
         message = f"{needs}, which several processes cannot average: train with one process, devices=1"
@@ -123,12 +111,6 @@ def _check_can_serve(trainer: Any, module: Any, backward: Any, names: str) -> No
             "write def backward(self, loss, **kwargs): loss.backward(**kwargs)",
             loc=("optimizer",),
         )
-
-
-def _names(built: Sequence[BuiltOptimizer], capabilities: Iterable[str]) -> list[str]:
-    """The names of the optimizers that declare one of the capabilities."""
-    registrations = [one for each in built for one in each.configured.registrations]
-    return [one.name for one in registrations if one.spec.capabilities & set(capabilities)]
 
 
 def _backward_with_graph(module: Any, own: Any, loss: Tensor, *args: Any, **kwargs: Any) -> None:
