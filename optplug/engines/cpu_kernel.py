@@ -36,6 +36,10 @@ MIN_BLOCKS = 64
 """The limit is chosen so that there are at least so many blocks, and all threads finish at about the same time. It is
 at least `CHUNK_SIZE`."""
 
+ALIGNED_ELEMENTS = 32
+"""The limit is a multiple of this number, so that all chunks of a tensor begin at a multiple of 64 bytes, the size of a
+cache line, if the tensor does. Otherwise every second vector would lie in two cache lines."""
+
 ELEMENTS_PER_THREAD = 1 << 19
 """Number of elements for each additional thread. Updating this many elements takes longer than starting a thread."""
 
@@ -89,7 +93,7 @@ def compiled_kernel(segment: Segment, roles: _Dtypes, temporaries: _Dtypes = (),
 
 def chunk_size(elements: int) -> int:
     """Return the number of elements of a chunk, if all tensors together have this number of elements."""
-    return min(max(CHUNK_SIZE, elements // MIN_BLOCKS), BLOCK_SIZE)
+    return min(max(CHUNK_SIZE, elements // MIN_BLOCKS // ALIGNED_ELEMENTS * ALIGNED_ELEMENTS), BLOCK_SIZE)
 
 
 def split(lengths: Any, size: Any) -> tuple[Any, Any]:

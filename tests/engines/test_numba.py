@@ -423,6 +423,13 @@ def test_elements_are_rounded_to_nearest_even(dtype, state_dtype):
 MANY = 70 * CHUNK_SIZE + 11
 
 
+@pytest.mark.parametrize("elements", [1, CHUNK_SIZE, MANY, 1_500_001, 4_000_003, 25_000_000, 10**9])
+def test_chunks_begin_at_cache_lines_and_there_are_enough_blocks(elements: int):
+    size = cpu_kernel.chunk_size(elements)
+    assert size * torch.bfloat16.itemsize % 64 == 0
+    assert elements >= cpu_kernel.MIN_BLOCKS * size or size == CHUNK_SIZE
+
+
 @every_dtype
 def test_result_does_not_depend_on_threads_or_other_parameters(dtype, monkeypatch):
     helper_counts, run_in_threads = [], threads.run_in_threads
