@@ -86,7 +86,8 @@ def train_in_plain_loops() -> None:
 
     import optplug
     from optplug.engines import ENGINES
-    from optplug.testing.checks import declared_cases
+    from optplug.registry import registry
+    from optplug.registry.signature import declared_cases
     from support import first_party
 
     def train(name: str, scheduler: Any = None, **arguments: Any) -> None:
@@ -115,10 +116,11 @@ def train_in_plain_loops() -> None:
         engines = [{}] if name == "lbfgs" else [{"engine": engine.name} for engine in ENGINES]
         if name == "sparse_adam":
             engines = [{}]
-        for case, engine in product(declared_cases(optplug.get_optimizer(name)), engines):
+        for case, engine in product(declared_cases(registry.resolve("optimizer", name)), engines):
             train(name, **case, **engine)
     for name in first_party("scheduler"):
-        for case, warmup in product(declared_cases(optplug.get_scheduler(name)), ({}, {"warmup": {"steps": 2}})):
+        cases = declared_cases(registry.resolve("scheduler", name))
+        for case, warmup in product(cases, ({}, {"warmup": {"steps": 2}})):
             train("sgd", {"name": name, "args": case, **warmup})
 
 
@@ -134,7 +136,8 @@ def train_with_trainer(import_name: str) -> None:
     pl = importlib.import_module(import_name)
 
     import optplug
-    from optplug.testing.checks import declared_cases
+    from optplug.registry import registry
+    from optplug.registry.signature import declared_cases
     from support import QUIET, first_party
 
     own = importlib.import_module(
@@ -169,7 +172,7 @@ def train_with_trainer(import_name: str) -> None:
     for name in first_party("optimizer"):
         fit(name)
     for name in first_party("scheduler"):
-        for case, interval in product(declared_cases(optplug.get_scheduler(name)), ("epoch", "step")):
+        for case, interval in product(declared_cases(registry.resolve("scheduler", name)), ("epoch", "step")):
             fit("adam", {"name": name, "args": case, **({} if monitored({"name": name}) else {"interval": interval})})
     fit("adamw", {"name": "cosine_annealing_lr", "T_max": "auto", "warmup": {"epochs": 1}}, param_groups="no_decay")
     pl.Trainer(**QUIET).fit(SelfConfigured())
