@@ -56,7 +56,7 @@ from optplug.optim.state import (
     matrix_not_in_place_reason,
 )
 from optplug.optim.strict_kwargs import StrictKwargs, check_keywords
-from optplug.optim.wrappers import calling_optimizers, inherited_keys, is_group_of
+from optplug.optim.wrappers import constructing_optimizers, inherited_keys, is_group_of
 from optplug.rules.modifiers import CLIPS, MODIFIER_KEYS
 from optplug.rules.trace import (
     DECAY_FACTOR,
@@ -247,7 +247,7 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
             ParameterError: parameters are missing, duplicate or sparse, or complex and not supported.
         """
         if isinstance(param_group, dict):
-            given, wrappers = param_group, calling_optimizers(self)
+            given, wrappers = param_group, constructing_optimizers(self)
             param_group = lists_to_tuples(reference_values(type(self), self.defaults), given)
             param_group["params"] = check_group_params(
                 param_group,

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from types import FrameType
 from typing import Any
 
 from torch.optim import Optimizer
 
+CONSTRUCTORS = ("__init__", "add_param_group")
+"""The methods in which a wrapper passes groups to its base."""
 
-def calling_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """Return the other optimizers of which a method is running: the wrappers that construct an optimizer, if any.
+UNSHARED_REFERENCES = 3
+"""References to a frame's dictionary: of the frame, of a variable, and of the argument of `getrefcount`."""
 
-    The group dictionaries do not say whose they are, and a wrapper passes its own after its constructor has set its
-    defaults in them. So the call stack is read.
+
+def constructing_optimizers(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the wrappers that construct an optimizer: the other optimizers of which one of `CONSTRUCTORS` is running.
+
+    The group dictionaries do not say whose they are: a group of a wrapper without own defaults looks like one of the
+    user. So the call stack is read. Each group needs it, also one without keys of a wrapper, since schedulers set the
+    learning rate in the groups of the wrapper.
 
     Args:
         optimizer: the base.
@@ -20,11 +29,21 @@ def calling_optimizers(optimizer: Optimizer) -> list[Optimizer]:
     found: list[Optimizer] = []
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):  # reading the variables of every frame would be slow
-            owner = frame.f_locals.get("self")
+        code = frame.f_code
+        if code.co_name in CONSTRUCTORS and code.co_argcount:  # reading the variables of every frame would be slow
+            owner = _first_argument(frame)
             if isinstance(owner, Optimizer) and owner is not optimizer and all(owner is not each for each in found):
                 found.append(owner)
         frame = frame.f_back
+    return found
+
+
+def _first_argument(frame: FrameType) -> Any:
+    variables = frame.f_locals
+    found = variables.get(frame.f_code.co_varnames[0])
+    # Python < 3.13: the frame keeps the dictionary and all values in it, unless its function has called `locals()`.
+    if type(variables) is dict and sys.getrefcount(variables) <= UNSHARED_REFERENCES:
+        variables.clear()
     return found
 
 
@@ -50,7 +69,7 @@ def inherited_keys(wrappers: list[Optimizer]) -> set[str]:
     """Return the keys that wrappers set in every group: their own options. A key in one group only is not among them.
 
     Args:
-        wrappers: the result of `calling_optimizers`.
+        wrappers: the result of `constructing_optimizers`.
     """
     # Attributes are read from the instance: properties may fail before the constructor has ended.
     return {key for wrapper in wrappers for key in vars(wrapper).get("defaults", ())}

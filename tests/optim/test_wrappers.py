@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -217,3 +218,57 @@ def test_groups_of_the_user_are_not_shared():
 def test_value_of_a_wrapper_out_of_range_is_refused():
     with pytest.raises(HyperparameterError, match="Invalid learning rate: -1"):
         OwnGroups([torch.zeros(2)], optplug.get_optimizer("sgd"), lr=-1)
+
+
+class NoDefaults(torch.optim.Optimizer):
+    """A wrapper without own options."""
+
+    def __init__(self, params: Any, base: Any, **options: Any) -> None:
+        super().__init__(params, {})
+        self.base = base(self.param_groups, **options)
+
+
+def test_base_shares_the_groups_of_a_wrapper_without_options():
+    wrapper = NoDefaults([torch.zeros(2)], optplug.get_optimizer("sgd"), lr=0.1)
+    assert wrapper.base.param_groups[0] is wrapper.param_groups[0]
+
+
+def test_options_of_nested_wrappers_are_ignored():
+    def inner(groups: Any, **options: Any) -> Any:
+        return NoDefaults(groups, optplug.get_optimizer("sgd"), **options)
+
+    wrapper = OwnGroups([torch.zeros(2)], inner, lr=0.1)
+    assert wrapper.base.base.param_groups[0] is wrapper.param_groups[0]
+
+
+def test_misspelled_option_is_refused_while_another_optimizer_steps():
+    class Building(OwnGroups):
+        def step(self, closure: Any = None) -> Any:
+            return optplug.create_optimizer("sgd", [{"params": [torch.zeros(2)], "moment": 0.5}])
+
+    with pytest.raises(HyperparameterError, match="SGD has no option 'moment'"):
+        Building([torch.zeros(2)], torch.optim.SGD, lr=0.1).step()
+
+
+def test_wrapper_drops_a_tensor_while_its_constructor_runs():
+    class Dropping(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {})
+            large = torch.zeros(10)
+            reference = weakref.ref(large)
+            self.base = optplug.create_optimizer("sgd", self.param_groups)
+            del large
+            self.is_freed = reference() is None
+
+    assert Dropping([torch.zeros(2)]).is_freed
+
+
+def test_locals_of_a_constructor_are_left_alone():
+    class WithLocals(torch.optim.Optimizer):
+        def __init__(self, params: Any, lr: float) -> None:
+            super().__init__(params, {})
+            options = locals()
+            self.base = optplug.create_optimizer("sgd", self.param_groups, lr=lr)
+            self.lr = options["lr"]
+
+    assert WithLocals([torch.zeros(2)], 0.5).lr == 0.5
