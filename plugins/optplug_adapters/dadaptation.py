@@ -13,7 +13,7 @@ def optplug_optimizers() -> list[OptimizerSpec]:
             entry("DAdaptAdaGrad", "AdaGrad with an estimated step size", name="dadapt_adagrad"),
             entry("DAdaptAdam", "Adam with an estimated step size", name="dadapt_adam"),
             entry("DAdaptAdan", "Adan with an estimated step size", name="dadapt_adan"),
-            entry("DAdaptLion", "Lion with an estimated step size", name="dadapt_lion"),
+            entry("DAdaptLion", "Lion with an estimated step size", "sparse", name="dadapt_lion"),
             # It divides by the norm of the first gradients, which is 0 for empty tensors.
             entry("DAdaptSGD", "SGD with an estimated step size", name="dadapt_sgd", shapes=((3, 4), (5,), ())),
         ),

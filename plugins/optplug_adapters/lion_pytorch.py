@@ -8,7 +8,7 @@ from optplug_adapters.family import entry, optimizers
 def optplug_optimizers() -> list[OptimizerSpec]:
     package = "lion_pytorch"
     return [
-        *optimizers(package, entry("Lion", "sign of an interpolated momentum, of the authors' package")),
+        *optimizers(package, entry("Lion", "sign of an interpolated momentum, of the authors' package", "sparse")),
         *optimizers(
             package,
             entry("Lion", "Lion that scales down updates against the gradient", name="cautious_lion"),

@@ -14,10 +14,10 @@ def optplug_optimizers() -> list[OptimizerSpec]:
         _entry("Lion", "sign of an interpolated momentum"),
         _entry("RAdam", "Adam with a rectified adaptive learning rate"),
         _entry("Ranger", "RAdam with Lookahead"),
-        _entry("SGD", "SGD with decoupled weight decay, and Kahan summation for low precision"),
+        _entry("SGD", "SGD with decoupled weight decay, and Kahan summation for low precision", "complex", "sparse"),
         _entry("StableAdamW", "AdamW with the update clipping of Adafactor", name="stable_adamw"),
     )
 
 
-def _entry(cls: str, summary: str, name: str = "") -> Entry:
-    return entry(cls, summary, name=name, cases=({"lr": 1e-3},))  # lr is required
+def _entry(cls: str, summary: str, *capabilities: str, name: str = "") -> Entry:
+    return entry(cls, summary, *capabilities, name=name, cases=({"lr": 1e-3},))  # lr is required

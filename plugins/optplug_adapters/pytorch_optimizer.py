@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from optplug import OptimizerSpec, SchedulerSpec, hookimpl
+from optplug.errors import ConfigError
 from optplug_adapters.family import NO_EMPTY_TENSOR, Entry, entry, optimizers, schedulers
 
 
@@ -107,10 +108,10 @@ def _optimizers() -> list[Entry]:
         entry("GrokFastAdamW", "AdamW that amplifies slow gradients", "complex", name="grokfast_adamw"),
         entry("Kate", "Adagrad without the square root", "complex"),
         entry("Kron", "SGD with a Kronecker-factored preconditioner", shapes=NO_EMPTY_TENSOR),
-        entry("LARS", "SGD with a trust ratio for each parameter", "complex"),
+        entry("LARS", "SGD with a trust ratio for each parameter"),
         entry("LOMO", "SGD within the backward pass", "module", unsupported=_updates_in_backward("sgd")),
         entry("AdaLOMO", "Adafactor within the backward pass", "module", unsupported=_updates_in_backward("adafactor")),
-        entry("LaProp", "momentum of normalized gradients", "complex", arguments=cautious),
+        entry("LaProp", "momentum of normalized gradients", arguments=cautious),
         entry("Lamb", "Adam with a trust ratio for each parameter", "complex", arguments=adanorm),
         entry(
             "Lion",
@@ -147,7 +148,7 @@ def _optimizers() -> list[Entry]:
         entry("SGDP", "SGD without the radial part of the update", "complex"),
         entry("SGDSaI", "SGD with learning rates from the first gradients", name="sgd_sai"),
         entry("SGDW", "SGD with decoupled weight decay", "complex"),
-        entry("SM3", "Adagrad with a state for each row and column", "sparse"),
+        entry("SM3", "Adagrad with a state for each row and column"),
         entry("SOAP", "Adam in the eigenbases of Shampoo's preconditioner"),
         entry("SPAM", "Adam with resets of momentum and clipping of spikes"),
         entry("SPlus", "sign descent in the eigenbases of Shampoo's preconditioner", "modes"),
@@ -230,13 +231,13 @@ def _muons() -> list[Entry]:
 def _wrappers() -> list[Entry]:
     """Return the classes that take another optimizer."""
     return [
-        entry("Lookahead", "slow weights that follow another optimizer's", base="optimizer"),
+        entry("Lookahead", "slow weights that follow another optimizer's", "complex", "sparse", base="optimizer"),
         entry("Magma", "masked updates of another optimizer", base="optimizer"),
         entry("OrthoGrad", "gradients orthogonal to the parameters, for another optimizer", base="optimizer"),
         entry(
             "ScheduleFreeWrapper",
             "averaged iterates of another optimizer",
-            "modes",
+            *("complex", "modes"),
             name="schedule_free_wrapper",
             base="optimizer",
         ),
@@ -294,10 +295,18 @@ def _updates_in_backward(similar: str) -> str:
 
 
 def _with_use_muon(cls: Any, params: Iterable[Any], **arguments: Any) -> Any:
-    """Build an optimizer whose groups must have the key `use_muon`."""
+    """Build an optimizer for matrices, whose groups must have the key `use_muon`.
+
+    Raises:
+        ConfigError: a parameter has less than two dimensions. Some of the classes would orthogonalize it nevertheless.
+    """
     given = list(params)
     groups = given if given and isinstance(given[0], dict) else [{"params": given}]
-    return cls([{**group, "use_muon": True} for group in groups], **arguments)
+    listed = [[tensors] if hasattr(tensors := group["params"], "dim") else list(tensors) for group in groups]
+    if any(p.dim() < 2 for tensors in listed for p in tensors):
+        raise ConfigError(f"{cls.__name__} takes parameters with two or more dimensions only")
+    marked = [{**group, "params": tensors, "use_muon": True} for group, tensors in zip(groups, listed, strict=True)]
+    return cls(marked, **arguments)
 
 
 def _with_params_of_module(cls: Any, module: Any, **arguments: Any) -> Any:

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from optplug import OptimizerSpec, hookimpl
 from optplug_adapters.family import Entry, entry, optimizers
 
+_FURTHER_CAPABILITIES = {
+    "schedule_free_sgd": ("complex", "sparse"),
+    "schedule_free_sgd_reference": ("complex",),
+}
+
 
 @hookimpl
 def optplug_optimizers() -> list[OptimizerSpec]:
@@ -29,9 +34,10 @@ def _variants(base: str, *variants: str) -> Iterator[Entry]:
         "Reference": ", with a copy of each weight",
     }
     for variant in variants:
-        capability = "closure" if variant == "Closure" else "modes"
         name = f"schedule_free_{base}_{variant}".lower().rstrip("_")
-        yield entry(f"{base}ScheduleFree{variant}", summary + notes[variant], capability, name=name)
+        mode = "closure" if variant == "Closure" else "modes"
+        further = _FURTHER_CAPABILITIES.get(name, ())
+        yield entry(f"{base}ScheduleFree{variant}", summary + notes[variant], mode, *further, name=name)
 
 
 def _wrapper(variant: str) -> Entry:
@@ -39,7 +45,7 @@ def _wrapper(variant: str) -> Entry:
         f"ScheduleFreeWrapper{variant}",
         "any optimizer, with averaged weights instead of a schedule"
         + (", with copies of each weight" if variant else ""),
-        "modes",
+        *("complex", "modes", "sparse"),  # as far as the base does
         name=f"schedule_free_wrapper_{variant}".lower().rstrip("_"),
         target=f"optplug_adapters.schedulefree_wrapper:ScheduleFreeWrapper{variant}",
         base="base",

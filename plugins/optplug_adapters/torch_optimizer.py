@@ -23,7 +23,7 @@ def optplug_optimizers() -> list[OptimizerSpec]:
         entry("DiffGrad", "Adam with a friction from the change of the gradient"),
         entry("LARS", "SGD with a trust ratio for each parameter", "complex", "sparse"),
         entry("Lamb", "Adam with a trust ratio for each parameter"),
-        entry("Lookahead", "slow weights that follow another optimizer's", base="optimizer"),
+        entry("Lookahead", "slow weights that follow another optimizer's", "complex", "sparse", base="optimizer"),
         entry("MADGRAD", "dual averaging with a cube root"),
         entry("NovoGrad", "Adam with one second moment for each parameter"),
         entry("PID", "SGD with integral and derivative terms", "complex", "sparse"),

@@ -324,12 +324,15 @@ LAYER_DECAY_RULE = {"preset": "layer_decay", "decay": 0.5, "layers": ["body.*", 
 
 
 @pytest.mark.usefixtures("automatic_lr")
-@pytest.mark.parametrize("lr", [None, "auto"])
+@pytest.mark.parametrize(
+    ("lr", "error"),
+    [(None, r"^param_groups\[0\]"), ("auto", r"optimizer\.lr: automatic_lr: lr must be a number, got 'auto'")],
+)
 @pytest.mark.parametrize(
     "rule", [{"match": "*.bias", "lr_mult": 2}, {"match": "*.bias", "lr_mult": 0.5}, LAYER_DECAY_RULE], ids=str
 )
-def test_multiplier_of_an_lr_that_is_not_a_number_is_rejected(lr: Any, rule: dict[str, Any]):
-    with pytest.raises(OptplugError, match=r"^param_groups\[0\]"):
+def test_multiplier_of_an_lr_that_is_not_a_number_is_rejected(lr: Any, error: str, rule: dict[str, Any]):
+    with pytest.raises(OptplugError, match=error):
         optplug.configure_optimizers(network(), {"name": "automatic_lr", "lr": lr}, param_groups=[rule])
 
 

@@ -12,6 +12,9 @@ import torch
 from third_parties import NOT_APPLICABLE, OK, OPTIMIZER_CHECKS, check
 
 from optplug import OptimizerSpec, SchedulerSpec
+from optplug.testing.optimizers import collect_checks
+from optplug.testing.trajectory import OptimizerUnderTest
+from optplug_adapters.family import PRECEDENCE
 
 OF_COLLECTION = (
     *("adabelief", "adafactor", "adahessian", "adashift", "bsam", "lars", "lora_rite", "lookahead"),
@@ -45,6 +48,24 @@ def test_third_party_passes_every_check_of_the_benchmark(
     outcomes = check(kind, f"third-party:{spec.name}")
     failed = {name: text for name, text in outcomes.items() if text != OK and not text.startswith(NOT_APPLICABLE)}
     assert not failed
+
+
+FAMILIES = tuple(package for package in PRECEDENCE if package != "transformers" and find_spec(package))
+"""The adapted packages with optimizers that are installed."""
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages
+@pytest.mark.parametrize("package", FAMILIES)
+def test_declared_capabilities_of_every_optimizer_are_correct(package: str, register_optimizers: Any):
+    specs = importlib.import_module(f"optplug_adapters.{package}").optplug_optimizers()
+    register_optimizers(*specs)
+    false: dict[str, list[str]] = {}
+    for spec in specs:
+        checks, _ = collect_checks(OptimizerUnderTest.of(f"third-party:{spec.name}"))
+        errors = [each.failure() for each in checks if each.promise.startswith("capability_")]
+        if found := [str(error) for error in errors if error is not None and error.blame == "declaration"]:
+            false[spec.name] = found
+    assert not false
 
 
 # ------------------------------------------------------------------------------------------ the checks themselves
