@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from optplug.config.build import parse_and_check
+from optplug.config.form import BASE_KEY
 from optplug.errors import OptplugError, one_line
 from optplug.lightning import ConfigureOptimizers
 from optplug.registry import Registration, registry
@@ -199,7 +200,7 @@ class Subject:
         arguments = dict(self.arguments)
         config: dict[str, Any] = {"name": self.registration.qualified_name, "args": arguments}
         if base_argument(self.registration):
-            config["base"] = BASE
+            config["base"] = arguments.pop(BASE_KEY, BASE)
         if "matrix_only" in self.capabilities:
             config["output"] = []
         return config
@@ -217,10 +218,12 @@ class Subject:
         elif "named_params" in self.capabilities:
             params = list(model.named_parameters())
         if base_argument(self.registration):
+            name = arguments.pop(BASE_KEY, None)
+            base, lr = (registry.get("optimizer", name), {}) if name else (torch.optim.SGD, {"lr": BASE["lr"]})
             if takes_built_base(self.registration):
-                params = torch.optim.SGD(params, lr=BASE["lr"])  # type: ignore[arg-type]
+                params = base(params, **lr)
             else:
-                arguments |= {base_argument(self.registration): torch.optim.SGD, "lr": BASE["lr"]}
+                arguments |= {base_argument(self.registration): base, **lr}
         return cls(params, **arguments) if build is None else build(cls, params, **arguments)
 
 

@@ -87,10 +87,11 @@ def _wrappers() -> list[Entry]:
         entry(
             "SAMWrapper",
             "sharpness-aware minimization (ASAM) around an optimizer of heavyball",
-            "closure",
+            *("closure", "modes"),
             name="sam_wrapper",
             target="optplug_adapters.heavyball_sam:SAMWrapper",
             base="wrapped_optimizer",
+            cases=({"base": "unscaled_adamw"},),
         ),
         entry(
             "SplitOpt",
