@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, get_origin
 
+from optplug.config.argument_values import type_of_argument
 from optplug.config.dialects import argument_of, foreign_key_hint, group_rule_key, warmup_form
 from optplug.config.fields import Choice, Table
 from optplug.config.form import (
@@ -26,7 +26,7 @@ from optplug.config.form import (
     SELECTORS,
 )
 from optplug.config.lengths import length_argument, length_arguments, read_length
-from optplug.config.value_schema import numbers_from_text, schema_of_type, takes_number_only
+from optplug.config.value_schema import numbers_from_text, schema_of_type
 from optplug.errors import (
     ConfigError,
     ConfigTypeError,
@@ -37,19 +37,15 @@ from optplug.errors import (
     listing,
     short_list,
 )
-from optplug.optim.hyperparameters import number_error
-from optplug.optim.ranges import COMMON_RANGES
 from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration, registry
 from optplug.registry.signature import (
     accepts_any_argument,
     base_argument,
     configurable_arguments,
-    configurable_type,
     function_arguments,
     takes_untyped_options,
     target_of,
-    type_of_default,
 )
 from optplug.registry.specs import SchedulerSpec
 
@@ -359,44 +355,5 @@ def read_numbers(registration: Registration, arguments: Mapping[str, Any]) -> di
     converted = dict(arguments)
     for key, value in arguments.items():
         if key in declared and key not in functions:
-            converted[key] = numbers_from_text(schema_of_type(_type_of(declared[key])), value)
+            converted[key] = numbers_from_text(schema_of_type(type_of_argument(declared[key])), value)
     return converted
-
-
-def _type_of(parameter: inspect.Parameter) -> Any:
-    """The type of an argument; without annotation, the type of its default. `lr` is a number."""
-    hint = configurable_type(parameter.annotation)
-    if hint is not Any:
-        return hint
-    default = parameter.default
-    is_lr = parameter.name == LR and (default is None or default is parameter.empty)
-    return float | None if is_lr else type_of_default(default)
-
-
-LR = "lr"
-_LR_RANGE = next(range_ for range_ in COMMON_RANGES if range_.name == LR)
-
-
-def value_errors(registration: Registration, options: Mapping[str, Any]) -> Iterator[OptplugError]:
-    """Find learning rates that are below 0 or not numbers, and text in place of numbers.
-
-    A class of another package may accept them, and then fail in training or not train.
-
-    Args:
-        registration: the optimizer.
-        options: its arguments, or the options of a parameter group.
-
-    Yields:
-        The errors, each with the name of the argument in `argument`.
-    """
-    declared, name = configurable_arguments(registration), registration.name
-    for key, value in options.items():
-        is_number = key in declared and takes_number_only(schema_of_type(_type_of(declared[key])))
-        error = None
-        if key == LR and value is not None and not callable(value):
-            error = number_error(key, value, _LR_RANGE, name)
-        elif is_number and isinstance(value, str):
-            error = number_error(key, value, None, name)
-        if error is not None:
-            error.argument = key
-            yield error

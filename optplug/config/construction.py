@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from optplug.config.arguments import value_errors
+from optplug.config.argument_values import value_errors
 from optplug.config.form import ARGS, BASE_KEY
 from optplug.config.third_party import third_party_errors
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, OptplugError, PluginError, one_line, short_list
@@ -88,8 +88,8 @@ def check_values(registration: Registration, params: Any, arguments: Mapping[str
     """Check the arguments of a class of another package, and the options of its parameter groups.
 
     Raises:
-        HyperparameterError: a learning rate is below 0.
-        HyperparameterTypeError: a learning rate, or an argument whose type is a number, is not a number.
+        HyperparameterError: a learning rate is below 0, a choice does not exist, or a list has the wrong length.
+        HyperparameterTypeError: a value has not the type of the argument.
     """
     groups = [item for item in params if isinstance(item, Mapping)] if isinstance(params, list) else []
     collector = ErrorCollector()

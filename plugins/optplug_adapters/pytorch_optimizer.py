@@ -61,7 +61,7 @@ def _optimizers() -> list[Entry]:
             "complex",
             arguments=_options("adanorm", "use_gc"),
         ),
-        entry("AggMo", "SGD with several momentum buffers", "complex"),
+        entry("AggMo", "SGD with several momentum buffers", "complex", cases=({}, {"betas": (0.0, 0.9)})),
         entry("Aida", "Adam with mutual projections of gradient and momentum", arguments=adanorm),
         entry(
             "AliG",

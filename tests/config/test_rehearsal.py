@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import numpy as np
 import pytest
@@ -47,6 +47,29 @@ class Foreign(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         raise NotImplementedError
+
+
+class Annotated(torch.optim.SGD):
+    """Accepts each value of its arguments."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        params: Any,
+        lr: float = 0.1,
+        flag: bool = False,
+        choice: Literal["gaussian", "uniform"] = "gaussian",
+        number: float = 0.5,
+        pair: tuple[float, float] = (0.9, 0.99),
+        several: tuple[float, ...] = (0.9,),
+        words: Optional[list[str]] = None,  # noqa: UP045
+        wrong: int = "text",  # type: ignore[assignment]
+        open_: Any = 0.5,
+        plain_flag=True,
+        plain_pair=(1, 2),
+        plain_text="auto",
+        varying=(1, 2),
+    ) -> None:
+        super().__init__(params, 0.1)
 
 
 class NeedsModel(Foreign):
@@ -92,6 +115,7 @@ class WithoutLrArgument(torch.optim.SGD):
 def registered(register_optimizers: Any) -> None:
     register_optimizers(
         OptimizerSpec("foreign", Foreign),
+        OptimizerSpec("annotated", Annotated, cases=({}, {"varying": (1,)})),
         OptimizerSpec("needs_model", NeedsModel),
         OptimizerSpec("needs_vectors", NeedsVectors, shapes=((3,),)),
         OptimizerSpec("needs_length", NeedsLength, cases=({"length": 3},)),
@@ -167,6 +191,61 @@ def test_wrong_learning_rate_is_refused_if_construction_needs_the_model():
 def test_text_in_place_of_another_number_is_refused():
     with pytest.raises(HyperparameterTypeError, match=r"^optimizer\.momentum: foreign: momentum must be a number"):
         parse_and_check({"name": "foreign", "momentum": "x"})
+
+
+# ------------------------------------------------------------------------------------------ types of values
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"flag": "false"}, "must be True or False, got 'false' (str)"),
+        ({"plain_flag": "off"}, "must be True or False, got 'off' (str)"),
+        ({"choice": "gausian"}, "must be 'gaussian' or 'uniform', got 'gausian'; did you mean 'gaussian'?"),
+        ({"number": {"ratio": 0.1}}, "must be a number, got {'ratio': 0.1} (dict)"),
+        ({"number": [0.1]}, "must be a number, got [0.1] (list)"),
+        ({"number": True}, "must be a number, got True (bool)"),
+        ({"lr": None}, "must be a number, got None (NoneType)"),
+        ({"pair": "0.9"}, "must be a list of 2 numbers, got '0.9' (str); write 0.9"),
+        ({"plain_pair": "x"}, "must be a list of 2 numbers, got 'x' (str)"),
+        ({"pair": [0.9]}, "must be a list of 2 numbers, got [0.9]"),
+        ({"plain_pair": [1, 2, 3]}, "must be a list of 2 numbers, got [1, 2, 3]"),
+        ({"several": 0.9}, "must be a list of numbers, got 0.9 (float)"),
+        ({"words": {"a": 1}}, "must be a list of values, got {'a': 1} (dict)"),
+    ],
+    ids=str,
+)
+def test_value_of_a_wrong_type_is_refused(given: Any, words: str):
+    (key,) = given
+    with pytest.raises((HyperparameterError, HyperparameterTypeError)) as caught:
+        parse_and_check({"name": "annotated", **given})
+    assert (caught.value.loc, caught.value.message) == (("optimizer", key), f"annotated: {key} {words}")
+    with pytest.raises((HyperparameterError, HyperparameterTypeError), match=f"^annotated: {key} must be "):
+        optplug.create_optimizer("annotated", model(), **given)
+
+
+def test_wrong_item_of_a_list_has_its_location():
+    with pytest.raises(HyperparameterTypeError, match=r"^optimizer\.pair\[1\]: annotated: pair\[1\] must be a number"):
+        parse_and_check({"name": "annotated", "pair": [0.9, "x"]})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"flag": 1, "plain_flag": None, "number": 1, "plain_pair": [0.5, 3]},
+        {"number": float("inf"), "pair": [0, 1]},
+        {"several": [0.9, 0.8, 0.7], "varying": [1, 2, 3], "words": "text"},
+        {"wrong": "text", "plain_text": 3},
+        {"wrong": [1], "open_": {"any": "value"}, "choice": "uniform"},
+    ],
+    ids=str,
+)
+def test_value_whose_type_is_not_certain_is_accepted(given: Any):
+    parse_and_check({"name": "annotated", **given})
+
+
+def test_tensor_is_accepted_for_a_number():
+    optplug.create_optimizer("annotated", model(), lr=torch.tensor(0.1), number=torch.tensor(0.1), flag=np.True_)
 
 
 # ------------------------------------------------------------------------------------------ values that a class refuses
