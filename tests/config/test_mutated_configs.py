@@ -22,7 +22,7 @@ from optplug.config.json_schema import json_schema
 from optplug.errors import ConfigErrors, OptplugError, loc_text
 from optplug.lightning.configure import build_from_config
 from optplug.registry.specs import lookup_key
-from support import first_party
+from support import first_party, only_first_party
 
 # The names of other packages may be one letter away from those of optplug.
 pytestmark = pytest.mark.usefixtures("without_adapters")
@@ -33,6 +33,14 @@ CONFIG_COUNTS: Counter[str] = Counter()
 
 ConfigPath = tuple[Any, ...]
 """The keys and indices that lead to a value in a configuration."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _names_of_first_party() -> Iterator[None]:
+    """A misspelt name must not be that of an optimizer of another package."""
+    with only_first_party():
+        yield
+
 
 VALID: list[dict[str, Any]] = [
     {"optimizer": "adam"},
@@ -521,8 +529,9 @@ def test_invalid_combination_raises_an_error_at_its_location(config: dict[str, A
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    test_each_fault_raises_an_error_at_its_location()
-    test_two_faults_are_both_reported()
-    test_mutated_config_raises_an_optplug_error_or_is_kept_completely()
+    with only_first_party():
+        test_each_fault_raises_an_error_at_its_location()
+        test_two_faults_are_both_reported()
+        test_mutated_config_raises_an_optplug_error_or_is_kept_completely()
     for kind, count in sorted(CONFIG_COUNTS.items()):
         print(f"{kind:24}{count:6}")
