@@ -95,6 +95,19 @@ class NeedsAnUndeclaredClosure(Plain):
         return super().evaluate(closure)
 
 
+class NeedsUndeclaredGradientsFirst(Plain):
+    """Steps by the gradients at hand, and then again by those of the closure."""
+
+    promise, blame = "steps_as_declared", "declaration"
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is None:
+            raise RuntimeError("a closure is required")
+        super().step()
+        return super().step(closure)
+
+
 class RefusesScalars(Plain):
     promise = "all_parameters_are_stepped"
 

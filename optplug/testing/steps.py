@@ -57,10 +57,18 @@ def _diagnosis(subject: OptimizerUnderTest, options: dict[str, Any], error: Exce
     candidates = ("closure", "create_graph", "gradients_first", "matrix_only", "sparse_only", "named_params", "module")
     for capability in candidates:
         if step_error(subject.declaring(capability), options) is None:
-            return {"blame": "declaration", "remedy": f"declare {capability!r}"}
+            alternative = _alternative(subject, options, capability)
+            return {"blame": "declaration", "remedy": f"declare {capability!r}{alternative}"}
     if isinstance(error, TypeError) and "required" in str(error):
         return {"blame": "declaration", "remedy": "declare `cases` with values of the required arguments"}
     return {"remedy": "correct the class, or declare `cases`, `shapes` or capabilities with which it steps"}
+
+
+def _alternative(subject: OptimizerUnderTest, options: dict[str, Any], capability: str) -> str:
+    """Return the capability that may be the right one too: steps of both kinds of closure succeed with gradients."""
+    if capability != "closure" or step_error(subject.declaring("gradients_first"), options) is not None:
+        return ""
+    return ", or 'gradients_first' if step(closure) uses the gradients before it calls the closure"
 
 
 @promise(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broken_optimizers import FAULTY, Plain, WithModes
+from broken_optimizers import FAULTY, NeedsAnUndeclaredClosure, NeedsUndeclaredGradientsFirst, Plain, WithModes
 from optplug.testing import conformance_report, rules
 from optplug.testing.optimizers import PROMISES
 from optplug.testing.properties import promises_in
@@ -31,3 +31,9 @@ def test_every_promise_of_optimizers_without_a_rule_is_tested_by_a_fault() -> No
     promised = {each.name for each in PROMISES} - {each.name for each in promises_in(rules)}
     assert {cls.promise for cls in FAULTY} == promised
     assert len(FAULTY) >= 30
+
+
+@pytest.mark.parametrize("cls", [NeedsAnUndeclaredClosure, NeedsUndeclaredGradientsFirst])
+def test_remedy_names_both_kinds_of_closure_if_steps_of_both_succeed(cls: type[Plain]) -> None:
+    (found,) = conformance_report(cls).broken
+    assert found.remedy.startswith("declare 'closure', or 'gradients_first' if step(closure) uses the gradients before")
