@@ -1,22 +1,21 @@
 """Declares optplug's own classes to torch as safe, so that `torch.load(weights_only=True)` loads files with them.
 
 torch reads the list of safe classes when a file contains a class or function that torch does not know. Only then are
-the classes imported. This module does not import torch: it declares the classes as soon as torch has been imported.
+the classes imported, all of them: that takes up to a second, once in a process, and also for a class of another
+package. A file with tensors and numbers only, such as a state dict, imports none. This module does not import torch: it
+declares the classes as soon as torch has been imported.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 from optplug.errors import PluginError, one_line
-from optplug.registry.plugin_registry import ENTRY_POINT_GROUP, HOOK_NAMES
-
-DISTRIBUTION = "optplug"
 
 CORE_CLASSES = (
     "optplug.config.expressions:Expression",
@@ -34,6 +33,54 @@ CORE_CLASSES = (
     "optplug.schedulers.warmup:Warmup",
 )
 """Classes in pickles of optimizers, schedulers and callbacks that no plugin registers."""
+
+
+PLUGIN_CLASSES = (
+    "optplug_classic.adadelta:Adadelta",
+    "optplug_classic.adagrad:Adagrad",
+    "optplug_classic.adam:Adam",
+    "optplug_classic.adamax:Adamax",
+    "optplug_classic.adamw:AdamW",
+    "optplug_classic.asgd:ASGD",
+    "optplug_classic.lbfgs:LBFGS",
+    "optplug_classic.rmsprop:RMSprop",
+    "optplug_classic.rprop:Rprop",
+    "optplug_classic.sgd:SGD",
+    "optplug_classic.sparse_adam:SparseAdam",
+    "optplug_modern.adabelief:AdaBelief",
+    "optplug_modern.adafactor:Adafactor",
+    "optplug_modern.adan:Adan",
+    "optplug_modern.ademamix:AdEMAMix",
+    "optplug_modern.adopt:ADOPT",
+    "optplug_modern.lamb:Lamb",
+    "optplug_modern.lars:Lars",
+    "optplug_modern.lion:Lion",
+    "optplug_modern.muon:Muon",
+    "optplug_modern.nadam:NAdam",
+    "optplug_modern.prodigy:Prodigy",
+    "optplug_modern.radam:RAdam",
+    "optplug_modern.schedule_free_adamw:ScheduleFreeAdamW",
+    "optplug_modern.schedule_free_sgd:ScheduleFreeSGD",
+    "optplug_modern.signum:Signum",
+    "optplug_modern.soap:SOAP",
+    "optplug_schedules.constant_lr:ConstantLR",
+    "optplug_schedules.cosine_annealing_lr:CosineAnnealingLR",
+    "optplug_schedules.cosine_annealing_warm_restarts:CosineAnnealingWarmRestarts",
+    "optplug_schedules.cyclic_lr:CyclicLR",
+    "optplug_schedules.exponential_lr:ExponentialLR",
+    "optplug_schedules.inverse_sqrt:InverseSqrt",
+    "optplug_schedules.lambda_lr:LambdaLR",
+    "optplug_schedules.linear_lr:LinearLR",
+    "optplug_schedules.multi_step_lr:MultiStepLR",
+    "optplug_schedules.multiplicative_lr:MultiplicativeLR",
+    "optplug_schedules.one_cycle_lr:OneCycleLR",
+    "optplug_schedules.polynomial_lr:PolynomialLR",
+    "optplug_schedules.reduce_lr_on_plateau:ReduceLROnPlateau",
+    "optplug_schedules.sequential:Sequential",
+    "optplug_schedules.step_lr:StepLR",
+    "optplug_schedules.wsd:WSD",
+)
+"""What optplug's own plugins register, so that `import torch` imports no plugin. Tests compare it with the hooks."""
 
 
 class SafeGlobal(tuple[Any, str]):
@@ -85,22 +132,6 @@ def _unavailable(message: str) -> type:
     return type("Unavailable", (), {"__new__": refuse})
 
 
-def safe_targets() -> list[str]:
-    """Return the targets of the safe classes: `CORE_CLASSES`, and what optplug's own plugins register.
-
-    Adapters do not count: they register classes of other packages. They are modules of one package, and each of the
-    other plugins is a package.
-    """
-    try:
-        points = metadata.distribution(DISTRIBUTION).entry_points.select(group=ENTRY_POINT_GROUP)
-    except metadata.PackageNotFoundError:  # a source folder on the path: no plugin is registered
-        return list(CORE_CLASSES)
-    plugins = [point.load() for point in points if "." not in point.value]
-    hooks = [HOOK_NAMES[kind] for kind in ("optimizer", "scheduler")]
-    specs = [spec for plugin in plugins for hook in hooks for spec in getattr(plugin, hook, list)()]
-    return [*CORE_CLASSES, *(spec.target for spec in specs)]
-
-
 def declare_safe_classes() -> None:
     """Declare the safe classes to torch, now or when torch is imported."""
     is_waiting = any(getattr(finder, "__name__", "") == _TorchObserver.__name__ for finder in sys.meta_path)
@@ -114,7 +145,7 @@ def _declare() -> bool:
     add_safe_globals = getattr(sys.modules.get("torch.serialization"), "add_safe_globals", None)
     if add_safe_globals is None:
         return False
-    add_safe_globals([SafeGlobal(target) for target in safe_targets()])
+    add_safe_globals([SafeGlobal(target) for target in (*CORE_CLASSES, *PLUGIN_CLASSES)])
     return True
 
 
@@ -123,5 +154,12 @@ class _TorchObserver:
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
-        if name.startswith("torch.") and "torch.serialization" in sys.modules and _declare():
-            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not cls]
+        if not name.startswith("torch.") or "torch.serialization" not in sys.modules:
+            return
+        try:
+            is_over = _declare()
+        except Exception as error:  # `import torch` must not fail
+            logging.getLogger("optplug").warning("torch.load does not know optplug's classes: %s", one_line(error))
+            is_over = True
+        if is_over:  # the list is replaced, since Python is iterating over it
+            sys.meta_path = [finder for finder in sys.meta_path if finder is not cls]

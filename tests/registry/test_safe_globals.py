@@ -18,8 +18,10 @@ from optplug.errors import PluginError
 from optplug.lightning import ConfigureOptimizers
 from optplug.lightning.stepping_callback import SteppingCallback
 from optplug.registry import registry, safe_globals
-from optplug.registry.safe_globals import CORE_CLASSES, SafeGlobal, safe_targets
+from optplug.registry.safe_globals import CORE_CLASSES, PLUGIN_CLASSES, SafeGlobal
 from support import first_party
+
+SAFE_CLASSES = (*CORE_CLASSES, *PLUGIN_CLASSES)
 
 IMPORTS = {
     "optplug, then torch": "import optplug, torch",
@@ -55,11 +57,11 @@ def test_declared_classes_are_the_registered_ones_of_optplug() -> None:
     targets = [registry.resolve(kind, name).spec.target for kind in kinds for name in first_party(kind)]
 
     assert len(targets) > 40
-    assert sorted(safe_targets()) == sorted([*CORE_CLASSES, *targets])
-    assert {SafeGlobal(target) for target in safe_targets()} <= set(torch.serialization.get_safe_globals())
+    assert sorted(PLUGIN_CLASSES) == sorted(targets)
+    assert {SafeGlobal(target) for target in SAFE_CLASSES} <= set(torch.serialization.get_safe_globals())
 
 
-@pytest.mark.parametrize("target", safe_targets())
+@pytest.mark.parametrize("target", SAFE_CLASSES)
 def test_declared_name_is_that_in_pickles(target: str) -> None:
     cls, name = SafeGlobal(target)
 
@@ -102,10 +104,38 @@ def test_declaration_imports_no_optimizer_and_leaves_no_import_hook(imports: str
     found = new_process(
         f"import sys; {IMPORTS[imports]}\n"
         "declared = [each for each in torch.serialization.get_safe_globals() if type(each).__name__ == 'SafeGlobal']\n"
-        "modules = [name for name in sys.modules if name.startswith('optplug_') and '.' in name]\n"
+        "modules = [name for name in sys.modules if name.startswith('optplug_')]\n"
         "print(len(declared), modules, [f for f in sys.meta_path if 'Torch' in getattr(f, '__name__', '')])"
     )
-    assert found == f"{len(safe_targets())} [] []"
+    assert found == f"{len(SAFE_CLASSES)} [] []"
+
+
+def test_declaration_skips_no_other_finder() -> None:
+    found = new_process(
+        "import sys\n"
+        "class Other:\n"
+        "    seen = []\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        self.seen.append(name)\n"
+        "import optplug\n"
+        "other, hook = Other(), sys.meta_path[0]\n"
+        "sys.meta_path.insert(1, other)\n"
+        "names, find_spec = [], hook.find_spec\n"
+        "hook.find_spec = staticmethod(lambda name, *others: (names.append(name), find_spec(name))[1])\n"
+        "import torch\n"
+        "print(hook in sys.meta_path, [name for name in names if name not in other.seen])"
+    )
+    assert found == "False []"
+
+
+def test_import_of_torch_does_not_fail_with_the_declaration() -> None:
+    found = new_process(
+        "import optplug.registry.safe_globals as safe\n"
+        "safe._declare = lambda: 1 / 0\n"
+        "import sys, torch\n"
+        "print(any('Torch' in getattr(finder, '__name__', '') for finder in sys.meta_path))"
+    )
+    assert found == "False"
 
 
 def test_second_declaration_changes_nothing() -> None:
