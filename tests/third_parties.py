@@ -298,7 +298,7 @@ def _fit(model: Model, config: Any, steps: int, *, start: Path | None = None, sa
     # The length of the training is the same in each part: a schedule may depend on it.
     stop = [] if steps == STEPS else [_StopAfter(steps)]
     trainer = Trainer(**QUIET, max_epochs=STEPS // TRAINER_STEPS_PER_EPOCH, callbacks=[callback, *stop])
-    trainer.fit(model, ckpt_path=start, **({} if start is None else {"weights_only": False}))
+    trainer.fit(model, ckpt_path=start, **({} if start is None else {"weights_only": True}))
     if save is not None:
         trainer.save_checkpoint(save)
     if steps == STEPS:

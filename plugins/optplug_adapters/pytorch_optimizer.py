@@ -7,6 +7,9 @@ from optplug import OptimizerSpec, SchedulerSpec, hookimpl
 from optplug.errors import ConfigError
 from optplug_adapters.family import NO_EMPTY_TENSOR, Entry, entry, optimizers, schedulers
 
+_PLAIN_STATE = "optplug_adapters.pytorch_optimizer_state:build"
+"""The function that builds an optimizer whose state has objects, so that its checkpoints are plain data."""
+
 
 @hookimpl
 def optplug_optimizers() -> list[OptimizerSpec]:
@@ -20,7 +23,7 @@ def _optimizers() -> list[Entry]:
     return [
         entry("A2Grad", "accelerated SGD with an adaptive step size"),
         entry("ADOPT", "Adam that scales a gradient by those before it", "complex", arguments=stable),
-        entry("APOLLO", "AdamW whose scale comes from a projection of low rank", "complex"),
+        entry("APOLLO", "AdamW whose scale comes from a projection of low rank", "complex", build=_PLAIN_STATE),
         entry("ASGD", "SGD with a step size from estimates of the gradient's norm", "complex"),
         entry("AccSGD", "SGD with long and short steps", "complex"),
         entry("AdEMAMix", "Adam with a fast and a slow average", arguments=stable),
@@ -39,6 +42,7 @@ def _optimizers() -> list[Entry]:
             "Adam whose second moment uses earlier gradients",
             target="optplug_adapters.pytorch_optimizer_classes:AdaShift",
             arguments=cautious,
+            build=_PLAIN_STATE,
         ),
         entry("AdaSmooth", "step size with a window from the ratio of progress to movement", "complex"),
         entry("AdaTAM", "Adam with a momentum damped by its angle to the gradient"),
@@ -82,7 +86,7 @@ def _optimizers() -> list[Entry]:
             cases=({"num_data": 100},),
         ),
         entry("CAME", "confidence-guided Adafactor"),
-        entry("Conda", "Adam in the column space of the momentum"),
+        entry("Conda", "Adam in the column space of the momentum", build=_PLAIN_STATE),
         entry("DASH", "Shampoo with batched blocks"),
         entry("DAdaptAdaGrad", "Adagrad that estimates its step size", "sparse", name="dadapt_adagrad"),
         entry("DAdaptAdam", "Adam that estimates its step size", name="dadapt_adam"),
@@ -99,10 +103,10 @@ def _optimizers() -> list[Entry]:
         entry("FAdam", "Adam as a natural gradient with the diagonal Fisher information"),
         entry("FOCUS", "Signum with an attraction to the average of the parameters", "complex"),
         entry("FTRL", "follow the regularized leader", "complex"),
-        entry("Fira", "AdamW with a projection of low rank and the rest of the gradient"),
+        entry("Fira", "AdamW with a projection of low rank and the rest of the gradient", build=_PLAIN_STATE),
         entry("FlashAdamW", "AdamW with states of 8 bits", name="flash_adamw"),
         entry("Fromage", "steps relative to the norm of the parameters", "complex"),
-        entry("GaLore", "Adam with gradients projected to low rank"),
+        entry("GaLore", "Adam with gradients projected to low rank", build=_PLAIN_STATE),
         entry("Grams", "sign of the gradient times the size of Adam's update", "complex"),
         entry("Gravity", "velocity limited by the largest gradient", shapes=NO_EMPTY_TENSOR),
         entry("GrokFastAdamW", "AdamW that amplifies slow gradients", "complex", name="grokfast_adamw"),
@@ -143,8 +147,8 @@ def _optimizers() -> list[Entry]:
             shapes=NO_EMPTY_TENSOR,
             arguments=debias,
         ),
-        entry("SCION", "steps of a fixed norm, chosen by the shape of the parameter"),
-        entry("SCIONLight", "Scion with its momentum in the gradients", name="scion_light"),
+        entry("SCION", "steps of a fixed norm, chosen by the shape of the parameter", build=_PLAIN_STATE),
+        entry("SCIONLight", "Scion with its momentum in the gradients", name="scion_light", build=_PLAIN_STATE),
         entry("SGDP", "SGD without the radial part of the update", "complex"),
         entry("SGDSaI", "SGD with learning rates from the first gradients", name="sgd_sai"),
         entry("SGDW", "SGD with decoupled weight decay", "complex"),
@@ -155,7 +159,7 @@ def _optimizers() -> list[Entry]:
         entry("SRMM", "stochastic regularized majorization-minimization"),
         entry("SWATS", "Adam that becomes SGD", arguments=debias),
         entry("SaRA", "AdamW for the smallest weights"),
-        entry("ScalableShampoo", "Shampoo with grafting and blocks", name="scalable_shampoo"),
+        entry("ScalableShampoo", "Shampoo with grafting and blocks", name="scalable_shampoo", build=_PLAIN_STATE),
         entry(
             "ScheduleFreeAdamW",
             "AdamW with averaged iterates instead of a learning rate schedule",

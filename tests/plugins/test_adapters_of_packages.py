@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,57 @@ def test_resumed_training_in_lightning_equals_the_uninterrupted_one(
     package, name, adapt, fit, scripted_module, tmp_path
 ):
     adapt(package)
-    config = {"name": name, "lr": 0.05}
+    tolerance = 5e-7 if name == "schedule_free_sgd" else 0
+    check_resume({"name": name, "lr": 0.05}, fit, scripted_module, tmp_path, tolerance)
+
+
+WITH_OBJECTS: dict[str, dict[str, Any]] = {
+    "adashift": {"keep_num": 3},
+    "conda": {"update_proj_gap": 3},
+    "scalable_shampoo": {"start_preconditioning_step": 1, "preconditioning_compute_steps": 3},
+    "scion": {},
+    "scion_light": {},
+}
+"""Optimizers of pytorch_optimizer whose states contain objects, with arguments."""
+
+
+@needs("pytorch_optimizer")
+@pytest.mark.parametrize("name", WITH_OBJECTS)
+def test_training_resumes_where_the_state_of_the_package_contains_objects(name, adapt, fit, scripted_module, tmp_path):
+    adapt("pytorch_optimizer")
+    check_resume({"name": name, "lr": 0.01, **WITH_OBJECTS[name]}, fit, scripted_module, tmp_path)
+
+
+@needs("pytorch_optimizer")
+@pytest.mark.parametrize("name", ["conda", "galore", "fira"])
+def test_state_of_the_package_is_loaded_and_other_objects_are_not(name, adapt):
+    adapt("pytorch_optimizer")
+    (registration,) = [each for each in registrations_of("pytorch_optimizer") if each.name == name]
+    options = {"rank": 2, "update_proj_gap": 3, "scale": 1.0, "projection_type": "std"}
+
+    def groups(net: nn.Module) -> list[dict[str, Any]]:
+        matrices, others = ([p for p in net.parameters() if (p.ndim == 2) == flag] for flag in (True, False))
+        return [{"params": matrices, **({} if name == "conda" else options)}, {"params": others}]
+
+    native, net = network(), network()
+    theirs, ours = registration.load()(groups(native)), optplug.create_optimizer(name, groups(net))
+    train(native, theirs, range(2))
+    train(net, ours, range(2))
+    assert type(theirs.state_dict()["state"][0]["projector"]).__name__ == "GaLoreProjector"
+    loaded = saved_and_loaded(ours.state_dict())
+    ours.load_state_dict(deepcopy(theirs.state_dict()))
+    torch.manual_seed(1)  # for random projections
+    expected = train(native, theirs, range(2, 4))
+    torch.manual_seed(1)
+    torch.testing.assert_close(train(net, ours, range(2, 4)), expected, rtol=0, atol=0)
+    loaded["state"][0]["projector"]["class of pytorch_optimizer"] = "subprocess:Popen"
+    ours.load_state_dict(loaded)
+    with pytest.raises(ValueError, match="contains an object of 'subprocess:Popen'"):
+        train(net, ours, range(1))
+
+
+def check_resume(config: dict[str, Any], fit: Any, scripted_module: Any, folder: Path, tolerance: float = 0.0) -> None:
+    """Check that a training resumed from a checkpoint of Lightning ends with the weights of the uninterrupted one."""
     schedule = {"name": "step_lr", "step_size": 5, "interval": "step"}
 
     class Module(scripted_module):  # type: ignore[misc]
@@ -277,10 +328,10 @@ def test_resumed_training_in_lightning_equals_the_uninterrupted_one(
 
     _, whole = fit(config, schedule, module=Module(), max_epochs=2)
     first, _ = fit(config, schedule, module=Module(), max_epochs=1)
-    first.save_checkpoint(tmp_path / "first.ckpt")
-    _, resumed = fit(config, schedule, module=Module(), max_epochs=2, ckpt_path=tmp_path / "first.ckpt")
+    first.save_checkpoint(folder / "first.ckpt")
+    _, resumed = fit(config, schedule, module=Module(), max_epochs=2, ckpt_path=folder / "first.ckpt")
     for weight, other in zip(resumed.layer.parameters(), whole.layer.parameters(), strict=True):
-        torch.testing.assert_close(weight, other, rtol=0, atol=5e-7 if name == "schedule_free_sgd" else 0)
+        torch.testing.assert_close(weight, other, rtol=0, atol=tolerance)
     assert not torch.equal(whole.layer[0].weight, network()[0].weight)
 
 
