@@ -1,19 +1,11 @@
 """Construction of optimizers on small parameters: it finds values that a class refuses before there is a model.
 
-A class of another package is constructed without output, and without effect on the state of random number generators
-and on the number of threads.
+A class of another package is constructed in `optplug.config.isolation.isolated`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import random
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,8 +14,9 @@ from torch.optim import Optimizer
 
 from optplug.config.construction import check_values, construct_optimizer
 from optplug.config.form import BASE_KEY
+from optplug.config.isolation import isolated
 from optplug.config.third_party import third_party_errors
-from optplug.errors import OptplugError
+from optplug.errors import DependencyError, OptplugError
 from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration
 from optplug.registry.signature import configurable_arguments, declared_cases, target_of
@@ -53,6 +46,7 @@ def rehearse(
 
     Raises:
         OptplugError: the class refuses a value. Its `argument` is the argument or the option, if that is known.
+        DependencyError: the class needs a package that is not installed.
         ImpossibleConstructionError: a class of another package also refuses the values that its plugin declares, or
             raises another exception.
     """
@@ -66,10 +60,10 @@ def rehearse(
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise ImpossibleConstructionError  # its constructor may communicate with the other processes
     try:
-        with _isolated():
+        with isolated():
             return _construct(registration, arguments, options)
     except OptplugError as error:
-        if error.argument is None:
+        if error.argument is None and not isinstance(error, DependencyError):
             error.argument = _refused_argument(registration, arguments, options)
         raise
     except Exception as error:
@@ -122,33 +116,8 @@ def _is_accepted(
     registration: Registration, arguments: Mapping[str, Any], options: Mapping[str, Any] | None = None
 ) -> bool:
     try:
-        with _isolated():
+        with isolated():
             _construct(registration, arguments, options)
     except Exception:  # of another package
         return False
     return True
-
-
-@contextmanager
-def _isolated() -> Iterator[None]:
-    """Discard output, warnings and log messages; restore random number generators and the number of threads."""
-    numpy: Any = sys.modules.get("numpy")
-    states = random.getstate(), numpy.random.get_state() if numpy else None
-    threads, level = torch.get_num_threads(), logging.root.manager.disable
-    with (
-        torch.random.fork_rng(devices=[]),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable()
-        try:
-            yield
-        finally:
-            logging.disable(level)
-            random.setstate(states[0])
-            if numpy:
-                numpy.random.set_state(states[1])
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)

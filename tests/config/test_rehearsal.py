@@ -14,7 +14,7 @@ from torch import nn
 import optplug
 from optplug import OptimizerSpec
 from optplug.config.build import build_optimizer, parse_and_check
-from optplug.errors import ConfigError, HyperparameterError, HyperparameterTypeError, OptplugError
+from optplug.errors import ConfigError, DependencyError, HyperparameterError, HyperparameterTypeError, OptplugError
 
 
 class Foreign(torch.optim.Optimizer):
@@ -83,6 +83,23 @@ class NeedsModel(Foreign):
         super().__init__(params, lr, momentum)
 
 
+class OwnError(Exception):
+    """Does not derive from ValueError."""
+
+
+class Strange(Foreign):
+    def __init__(self, params: Any, lr: float = 0.1, failure: str = "none") -> None:
+        if failure == "own":
+            raise OwnError("a wrong value")
+        if failure == "import":
+            import package_that_does_not_exist  # noqa: F401
+        if failure == "text":
+            raise ImportError("You need to install `einops`")
+        if failure == "unnamed":
+            raise ImportError("another package is missing")
+        super().__init__(params, lr)
+
+
 class NeedsVectors(Foreign):
     def __init__(self, params: Any, lr: float = 0.1, momentum: float = 0.0) -> None:
         params = list(params)
@@ -116,6 +133,7 @@ def registered(register_optimizers: Any) -> None:
     register_optimizers(
         OptimizerSpec("foreign", Foreign),
         OptimizerSpec("annotated", Annotated, cases=({}, {"varying": (1,)})),
+        OptimizerSpec("strange", Strange),
         OptimizerSpec("needs_model", NeedsModel),
         OptimizerSpec("needs_vectors", NeedsVectors, shapes=((3,),)),
         OptimizerSpec("needs_length", NeedsLength, cases=({"length": 3},)),
@@ -267,6 +285,24 @@ def test_refused_value_has_its_location(given: Any, loc: Any, words: str):
         parse_and_check({"name": "foreign", **given})
     assert caught.value.loc == loc
     assert caught.value.message.startswith(words)
+
+
+def test_exception_of_another_package_has_a_location():
+    with pytest.raises(ConfigError, match=r"^optimizer\.failure: strange rejected failure='own': a wrong value"):
+        parse_and_check({"name": "strange", "failure": "own"})
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        ("import", "needs package_that_does_not_exist: No module named 'package_that_does_not_exist'"),
+        ("text", "needs einops: You need to install `einops`"),
+        ("unnamed", "cannot be used: another package is missing"),
+    ],
+)
+def test_missing_package_is_reported(failure: str, words: str):
+    with pytest.raises(DependencyError, match=f"^optimizer: strange {words}$"):
+        parse_and_check({"name": "strange", "failure": failure})
 
 
 def test_refused_value_of_a_group_has_its_location():
