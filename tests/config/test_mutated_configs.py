@@ -24,8 +24,6 @@ from optplug.lightning.configure import build_from_config
 from optplug.registry.specs import lookup_key
 from support import first_party, only_first_party
 
-# The names of other packages may be one letter away from those of optplug.
-pytestmark = pytest.mark.usefixtures("without_adapters")
 SLOW_CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 MANY_EXAMPLES = settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=SLOW_CHECKS)
 CONFIG_COUNTS: Counter[str] = Counter()
