@@ -8,8 +8,11 @@ from collections.abc import Collection
 from inspect import Parameter
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from optplug.errors import PluginError
 
 
 class AdaptedSchedule(LRScheduler):
@@ -59,9 +62,16 @@ class AdaptedSchedule(LRScheduler):
         self.load_schedule_state(state_dict["schedule"])
 
     def schedule_state(self) -> dict[str, Any]:
-        """The attributes of the scheduler of the other package that are plain data."""
-        attributes = {key: plain(value) for key, value in vars(self.schedule).items()}
-        return {key: value for key, value in attributes.items() if is_plain(value)}
+        """The attributes of the scheduler of the other package, without the optimizer.
+
+        Raises:
+            PluginError: an attribute is no plain data.
+        """
+        attributes = {key: value for key, value in vars(self.schedule).items() if value is not self.optimizer}
+        try:
+            return {key: plain(value) for key, value in attributes.items()}
+        except TypeError as error:
+            raise PluginError(f"the state of {type(self).__name__} cannot be saved: {error}") from error
 
     def load_schedule_state(self, state: dict[str, Any]) -> None:
         """Load a state from `schedule_state`."""
@@ -69,19 +79,20 @@ class AdaptedSchedule(LRScheduler):
 
 
 def plain(value: Any) -> Any:
-    """Return a value with floats in place of NumPy's, which torch does not load safely; also within lists."""
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return float(value) if isinstance(value, float) else value
+    """Return a value with numbers of Python in place of NumPy's, which torch does not load safely; also within others.
 
-
-def is_plain(value: Any) -> bool:
-    """Return whether a value consists of numbers, text, lists, tuples and dicts."""
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
+    Raises:
+        TypeError: the value does not consist of numbers, text, tensors, lists, tuples and dicts.
+    """
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not value.shape:
+        value = value.item()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
     if isinstance(value, dict):
-        return all(map(is_plain, value.values()))
-    return value is None or type(value) in (bool, int, float, str)
+        return {plain(key): plain(item) for key, item in value.items()}
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor):
+        return value
+    raise TypeError(f"a checkpoint has no room for {value!r} of {type(value)}")
 
 
 def adapt(base: Any, cls: Any, *, without: Collection[str] = (), **attributes: Any) -> Any:

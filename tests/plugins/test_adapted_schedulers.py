@@ -6,17 +6,19 @@ import copy
 import importlib
 import io
 import pickle
+import sys
 from typing import Any
 
 import pytest
 import torch
 
 import optplug
-from optplug.errors import UnknownNameError
+from optplug.errors import PluginError, UnknownNameError
 from optplug.registry import Registration
 from optplug.registry.signature import configurable_arguments, target_of
 from optplug.schedulers.late_groups import follow_groups
 from optplug_adapters.family import is_installed
+from optplug_adapters.schedules import AdaptedSchedule
 from support import loaded_registration
 
 pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")  # the adapter saves its state
@@ -167,3 +169,53 @@ def test_schedule_of_pytorch_optimizer_by_name_in_a_configuration():
     except UnknownNameError:
         pytest.skip("the adapters are not registered as plugins in this environment")
     assert built[1].schedule.total_steps == 8
+
+
+# ---------------------------------------------------------------- the state of any scheduler
+
+
+class SchedulerWithState:
+    """A scheduler of another package, with a state of many types."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, value: Any) -> None:
+        self.optimizer = optimizer
+        self.value = value
+
+
+class AdaptedWithState(AdaptedSchedule):
+    def advance(self) -> None:
+        """Change nothing."""
+
+
+def adapted_with(value: Any) -> AdaptedWithState:
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "initial_lr": 0.1}], lr=0.1)
+    return AdaptedWithState(optimizer, SchedulerWithState(optimizer, value))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("numpy.float64(0.5)", 0.5),
+        ("numpy.float32(0.5)", 0.5),
+        ("numpy.int64(3)", 3),
+        ("numpy.bool_(True)", True),
+        ("(numpy.int64(3), [numpy.float32(0.5)])", (3, [0.5])),
+        ("{numpy.int64(3): {'a': (numpy.float64(0.5), None, 'text')}}", {3: {"a": (0.5, None, "text")}}),
+    ],
+)
+def test_numbers_of_numpy_are_saved_as_numbers_of_python(value: str, expected: Any):
+    pytest.importorskip("numpy")
+    saved = io.BytesIO()
+    torch.save(adapted_with(eval(value, {"numpy": sys.modules["numpy"]})).state_dict(), saved)
+    saved.seek(0)
+    found = torch.load(saved, weights_only=True)["schedule"]
+    assert found == {"value": expected}
+    assert repr(found["value"]) == repr(expected)  # types too
+
+
+@pytest.mark.parametrize("value", [object(), [object()], {"a": (1, object())}, {1, 2}])
+def test_state_that_a_checkpoint_cannot_contain_is_an_error(value: Any):
+    with pytest.raises(
+        PluginError, match="the state of AdaptedWithState cannot be saved: a checkpoint has no room for"
+    ):
+        adapted_with(value).state_dict()
