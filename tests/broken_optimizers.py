@@ -435,6 +435,58 @@ class DeclaresAClosureFalsely(Plain):
     promise, blame = "declared_needs_are_real", "declaration"
 
 
+class DeclaresGradientsFirstFalsely(Plain):
+    capabilities = frozenset({"gradients_first"})
+    promise, blame = "declared_needs_are_real", "declaration"
+
+
+class DeclaresNoClosureFalsely(Plain):
+    capabilities = frozenset({"no_closure"})
+    promise, blame = "declared_needs_are_real", "declaration"
+
+
+class DeclaresAClosureInPlaceOfGradientsFirst(Plain):
+    """Moves in the direction of given gradients, and steps with those of the closure there."""
+
+    capabilities = frozenset({"closure"})
+    promise, blame = "declared_needs_are_real", "declaration"
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is None:
+            raise RuntimeError("a closure is required")
+        given = [(p, p.grad.clone()) for p, _ in self.pairs() if p.grad is not None]
+        for p, g in given:
+            p.add_(g, alpha=0.05)
+        loss = torch.enable_grad()(closure)()
+        for p, g in given:
+            p.sub_(g, alpha=0.05)
+        for p, group in self.pairs():
+            if p.grad is not None:
+                self.update(p, p.grad, group)
+        return loss
+
+
+class LosesStateThatEveryFifthStepRenews(Plain):
+    """Keeps its state outside of `state`; every five steps, the state begins anew."""
+
+    promise = "resumed_equals_uninterrupted"
+    others = frozenset({"copies_continue_identically", "parameters_have_their_own_step_count"})
+
+    def evaluate(self, closure):
+        self.__dict__.setdefault("slow", {})
+        self.__dict__["steps"] = self.__dict__.get("steps", 0) + 1
+        return super().evaluate(closure)
+
+    def update(self, p, g, group):
+        self.check(p, g)
+        start = self.slow.setdefault(id(p), p.detach().clone())
+        self.apply(p, -g if group["maximize"] else g, group)
+        if self.steps % 5 == 0:
+            p.lerp_(start, 0.5)
+            self.slow[id(p)] = p.detach().clone()
+
+
 FAULTY = tuple(
     value
     for value in dict(globals()).values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from optplug.errors import ConformanceError
 from optplug.optim.combined import has_train_eval_modes
-from optplug.testing.checks import assert_close, assert_equal
+from optplug.testing.checks import assert_close, assert_equal, max_difference
 from optplug.testing.properties import promise, raises, steps_with_given_gradients, with_auto_as_fallback
+from optplug.testing.steps import reads_gradients_before_the_closure
 from optplug.testing.trajectory import COMPLEX_SHAPES, OptimizerUnderTest, Trajectory, seeded_randn
 
 
@@ -203,14 +205,51 @@ def capability_modes_is_correct(subject: OptimizerUnderTest, options: dict[str, 
 
 
 def _declares_needs(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> str | None:
-    return None if subject.capabilities & {"closure", "create_graph"} else "it declares no need of a closure or a graph"
+    declares = subject.capabilities & {"closure", "create_graph", "gradients_first", "no_closure"}
+    return None if declares else "it declares no need of a closure or a graph"
 
 
 @promise(_declares_needs, every_engine=False)
 def declared_needs_are_real(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
-    """'closure' and 'create_graph' are declared only if no step can be taken without."""
+    """'closure', 'create_graph', 'gradients_first' and 'no_closure' are declared only if the steps need it."""
+    _closure_is_used_as_declared(subject, options)
     run = Trajectory(subject, options)
     run.set_gradients(3)
     for capability, without in {"closure": "without a closure", "create_graph": "without a graph"}.items():
         if capability in subject.capabilities and not raises(run.optimizer.step):
             raise _false_declaration(f"its step succeeds {without}", capability)
+
+
+def _closure_is_used_as_declared(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    if "closure" in subject.capabilities and reads_gradients_before_the_closure(subject, options):
+        message = "it declares 'closure', but step(closure) uses gradients before it calls the closure"
+        remedy = "declare 'gradients_first' in place of 'closure'"
+        raise ConformanceError(message, blame="declaration", remedy=remedy)
+    for capability in ("gradients_first", "no_closure"):
+        if capability in subject.capabilities and _calls_the_closure_as_torch_does(subject, options):
+            raise _false_declaration("step(closure) calls it as torch's optimizers do", capability)
+
+
+def _calls_the_closure_as_torch_does(subject: OptimizerUnderTest, options: dict[str, Any]) -> bool:
+    """Whether step(closure) of the class itself equals a step with given gradients."""
+    class_itself: Any = type(Trajectory(subject, options).optimizer).__mro__[1]  # below the adapted class
+    if len(inspect.signature(class_itself.step).parameters) == 1:
+        return False
+    itself = subject.not_declaring("gradients_first", "no_closure")
+    with_closure, given = (Trajectory(itself, options) for _ in range(2))
+    calls: list[bool] = []
+
+    def closure() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        with_closure.set_gradients(3)
+        return torch.tensor(1.5)
+
+    try:
+        with torch.no_grad():
+            with_closure.optimizer.step(closure)  # type: ignore[arg-type]
+            given.set_gradients(3)
+            given.optimizer.step()
+    except Exception:
+        return False
+    is_equal = max_difference(with_closure.params, given.params) == 0
+    return calls == [True] and is_equal and given.distance_moved > 0

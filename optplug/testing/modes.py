@@ -7,7 +7,7 @@ from typing import Any, cast
 from optplug.testing.checks import assert_close, assert_equal
 from optplug.testing.properties import has_modes, promise
 from optplug.testing.steps import minimized_quadratic
-from optplug.testing.trajectory import OptimizerUnderTest, Trajectory
+from optplug.testing.trajectory import INTERRUPTIONS, OptimizerUnderTest, Trajectory
 
 
 @promise(has_modes, remedy="let eval() skip parameters that have no state yet")
@@ -25,18 +25,20 @@ def eval_before_the_first_step_has_no_effect(subject: OptimizerUnderTest, option
 def train_reverts_eval(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """eval() and train() during the training restore the parameters, and the training continues as without them."""
     uninterrupted = Trajectory(subject, options).run_steps()
-    run = Trajectory(subject, options).run_steps(0, 5)
-    optimizer, trained = cast(Any, run.optimizer), [p.detach().clone() for p in run.params]
-    size = max(run.distance_moved, *(float(p.abs().max()) for p in trained if p.numel()))
-    optimizer.eval()
-    evaluated = [p.detach().clone() for p in run.params]
-    optimizer.eval()
-    assert_equal("eval() twice and once", run.params, evaluated)
-    for times in ("once", "twice"):
-        optimizer.train()
-        assert_close(f"parameters before eval() and after train() {times}", run.params, trained, size)
+    run = Trajectory(subject, options)
+    optimizer = cast(Any, run.optimizer)
+    for start, stop in INTERRUPTIONS:
+        trained = [p.detach().clone() for p in run.run_steps(start, stop).params]
+        size = max(run.distance_moved, *(float(p.abs().max()) for p in trained if p.numel()))
+        optimizer.eval()
+        evaluated = [p.detach().clone() for p in run.params]
+        optimizer.eval()
+        assert_equal("eval() twice and once", run.params, evaluated)
+        for times in ("once", "twice"):
+            optimizer.train()
+            assert_close(f"parameters before eval() and after train() {times}", run.params, trained, size)
     assert_close(
-        "steps with and without eval() between them", run.run_steps(5).params, uninterrupted.params, size, 1e-9
+        "steps with and without eval() between them", run.run_steps(stop).params, uninterrupted.params, size, 1e-9
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import inspect
 import pickle
 import weakref
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optplug.config.form import BASE_KEY
 from optplug.errors import ConformanceError, listing, one_line
 from optplug.optim.rule_optimizer import RuleOptimizer
+from optplug.registry.signature import accepts_any_argument, configurable_arguments, constructor_signature
 from optplug.testing.checks import assert_close, assert_equal, max_difference, save_and_load, state_tensors
 from optplug.testing.properties import (
     has_option,
@@ -25,6 +28,7 @@ from optplug.testing.properties import (
     with_auto_as_fallback,
 )
 from optplug.testing.trajectory import (
+    INTERRUPTIONS,
     LAYOUT_SHAPES,
     STEPS,
     OptimizerUnderTest,
@@ -54,21 +58,53 @@ def steps_as_declared(subject: OptimizerUnderTest, options: dict[str, Any]) -> N
 
 def _diagnosis(subject: OptimizerUnderTest, options: dict[str, Any], error: Exception) -> dict[str, Any]:
     """Return whose fault it is that no step can be taken, and the remedy."""
-    candidates = ("closure", "create_graph", "gradients_first", "matrix_only", "sparse_only", "named_params", "module")
+    if remedy := _fault_of_the_spec(subject, options):
+        return {"blame": "declaration", "remedy": remedy}
+    for capability in sorted(subject.capabilities):
+        if step_error(subject.not_declaring(capability), options) is None:
+            return {"blame": "declaration", "remedy": f"do not declare {capability!r}"}
+    candidates = ("closure", "gradients_first", "create_graph", "matrix_only", "sparse_only", "named_params", "module")
     for capability in candidates:
-        if step_error(subject.declaring(capability), options) is None:
-            alternative = _alternative(subject, options, capability)
-            return {"blame": "declaration", "remedy": f"declare {capability!r}{alternative}"}
+        declaring = subject.declaring(capability)
+        if step_error(declaring, options) is None and not (
+            capability == "closure" and reads_gradients_before_the_closure(declaring, options)
+        ):
+            return {"blame": "declaration", "remedy": f"declare {capability!r}"}
     if isinstance(error, TypeError) and "required" in str(error):
         return {"blame": "declaration", "remedy": "declare `cases` with values of the required arguments"}
     return {"remedy": "correct the class, or declare `cases`, `shapes` or capabilities with which it steps"}
 
 
-def _alternative(subject: OptimizerUnderTest, options: dict[str, Any], capability: str) -> str:
-    """Return the capability that may be the right one too: steps of both kinds of closure succeed with gradients."""
-    if capability != "closure" or step_error(subject.declaring("gradients_first"), options) is not None:
-        return ""
-    return ", or 'gradients_first' if step(closure) uses the gradients before it calls the closure"
+def _fault_of_the_spec(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> str:
+    """Return what to correct in a spec that contradicts the class; empty without such a fault."""
+    registration, spec = subject.registration, subject.spec
+    arguments = configurable_arguments(registration)
+    unknown = [name for name in options if name not in arguments and name not in (BASE_KEY, "engine")]
+    if spec.base and spec.base not in constructor_signature(subject.cls).parameters:
+        return f"let `base` of the spec name an argument of the constructor, which {spec.base!r} is not"
+    if unknown and not accepts_any_argument(registration) and not spec.base:
+        return f"remove from `cases` what the constructor does not take: {listing(unknown)}"
+    try:
+        build = registration.load_build()
+    except Exception as failure:
+        return f"correct `build` of the spec ({one_line(failure)})"
+    if build is not None:
+        try:
+            inspect.signature(build).bind(subject.cls, [], **options)
+        except TypeError as failure:
+            return f"let `build` of the spec take the class, the parameters and all arguments ({failure})"
+    return ""
+
+
+def reads_gradients_before_the_closure(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> bool:
+    """Return whether `step(closure)` depends on gradients that are there before it calls the closure."""
+    without, given = (Trajectory(subject, options) for _ in range(2))
+    for run in (without, given):
+        for step in range(3):
+            run.set_gradients(step)
+            with reproducible(subject, step):
+                take_step(subject, run.optimizer, run.params, keeps_gradients=run is given)
+    return max_difference(without.params, given.params) > 0
 
 
 @promise(
@@ -122,15 +158,17 @@ def frozen_parameters_do_not_change(subject: OptimizerUnderTest, options: dict[s
 def resumed_equals_uninterrupted(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """A new optimizer that loads the state dict continues bit for bit as without the interruption."""
     uninterrupted = Trajectory(subject, options).run_steps()
-    first = Trajectory(subject, options).run_steps(0, 5)
-    saved = save_and_load(first.optimizer.state_dict(), weights_only=False)
-    second = Trajectory(subject, options, params=[nn.Parameter(p.detach().clone()) for p in first.params])
-    second.optimizer.load_state_dict(saved)
-    second.run_steps(5)
-    assert_equal("resumed and uninterrupted", second.params, uninterrupted.params)
-    states = [state_tensors(run.optimizer) for run in (second, uninterrupted)]
-    assert len(states[0]) == len(states[1]), "the state of the resumed optimizer has another number of tensors"
-    assert_equal("state, resumed and uninterrupted", *states)
+    first = Trajectory(subject, options)
+    for start, stop in INTERRUPTIONS:
+        first.run_steps(start, stop)
+        saved = save_and_load(first.optimizer.state_dict(), weights_only=False)
+        second = Trajectory(subject, options, params=[nn.Parameter(p.detach().clone()) for p in first.params])
+        second.optimizer.load_state_dict(saved)
+        second.run_steps(stop)
+        assert_equal(f"resumed after {stop} steps and uninterrupted", second.params, uninterrupted.params)
+        states = [state_tensors(run.optimizer) for run in (second, uninterrupted)]
+        assert len(states[0]) == len(states[1]), "the state of the resumed optimizer has another number of tensors"
+        assert_equal(f"state, resumed after {stop} steps and uninterrupted", *states)
 
 
 @promise(every_engine=False, remedy="put only tensors, numbers, text, lists and dicts into the state")
@@ -143,15 +181,16 @@ def state_dict_loads_safely(subject: OptimizerUnderTest, options: dict[str, Any]
 def copies_continue_identically(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """Copies by deepcopy and by pickle continue bit for bit as the original."""
     uninterrupted = Trajectory(subject, options).run_steps()
-    for how, duplicate in _COPIES.items():
-        first = Trajectory(subject, options).run_steps(0, 5)
+    first = Trajectory(subject, options)
+    for how, duplicate, start, stop in ((*copied, *steps) for steps in INTERRUPTIONS for copied in _COPIES.items()):
+        first.run_steps(start if how == "deepcopy" else stop, stop)
         # Only the optimizer is copied: its groups contain the copied parameters.
         try:
             optimizer = duplicate(first.optimizer)
             params = [p for group in optimizer.param_groups for p in group["params"]]
             second = Trajectory(subject, options, params=params)
             second.optimizer = optimizer
-            second.run_steps(5)
+            second.run_steps(stop)
         except Exception as error:
             raise AssertionError(f"{how} raised {one_line(error)}") from error
         assert_equal(f"{how} and original", second.params, uninterrupted.params)

@@ -29,6 +29,9 @@ STEPS = 10
 LR_CHANGE_STEP = 6
 """The learning rate is halved before this step."""
 
+INTERRUPTIONS = ((0, 5), (5, 7))
+"""The steps before each interruption: two numbers, since a state can be lost that every few steps is not needed."""
+
 ULPS_PER_STEP = 4.0
 """Allowed error of an engine per step, in units in the last place of the largest parameter.
 
@@ -146,9 +149,15 @@ class OptimizerUnderTest:
             cast(Any, optimizer).train()
         return optimizer
 
-    def declaring(self, capability: str) -> OptimizerUnderTest:
-        """Return the subject with one more declared capability."""
-        capabilities = self.capabilities | {capability}
+    def declaring(self, *capabilities: str) -> OptimizerUnderTest:
+        """Return the subject with further declared capabilities."""
+        return self._with_capabilities(self.capabilities | {*capabilities})
+
+    def not_declaring(self, *capabilities: str) -> OptimizerUnderTest:
+        """Return the subject without some declared capabilities."""
+        return self._with_capabilities(self.capabilities - {*capabilities})
+
+    def _with_capabilities(self, capabilities: frozenset[str]) -> OptimizerUnderTest:
         registration = replace(self.registration, spec=replace(self.spec, target=self.cls, capabilities=capabilities))
         return replace(self, registration=registration, capabilities=capabilities)
 
@@ -309,11 +318,14 @@ def take_step(
     optimizer: Optimizer,
     params: Sequence[Tensor],
     loss: Callable[[], Tensor] | None = None,
+    *,
+    keeps_gradients: bool = False,
 ) -> None:
     """Take a step with the current gradients.
 
     An optimizer that needs a closure, or gradients with a graph, evaluates `loss`. Default: a quadratic function that
-    has the current gradients, and a maximum in place of a minimum if the optimizer maximizes.
+    has the current gradients, and a maximum in place of a minimum if the optimizer maximizes. A step with a closure
+    begins without gradients, as in a training, unless `keeps_gradients`.
     """
     if not subject.capabilities & NEEDS_LOSS:
         optimizer.step()
@@ -335,6 +347,9 @@ def take_step(
         return value
 
     if subject.capabilities & NEEDS_CLOSURE:
+        if not keeps_gradients:
+            for p in params:
+                p.grad = None
         optimizer.step(closure)  # type: ignore[arg-type]
     else:
         closure()
