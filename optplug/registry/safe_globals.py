@@ -13,9 +13,13 @@ import importlib
 import logging
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 from optplug.errors import PluginError, one_line
+from optplug.registry.plugin_registry import ENTRY_POINT_GROUP, HOOK_NAMES
+
+DISTRIBUTION = "optplug"
 
 CORE_CLASSES = (
     "optplug.config.expressions:Expression",
@@ -33,54 +37,6 @@ CORE_CLASSES = (
     "optplug.schedulers.warmup:Warmup",
 )
 """Classes in pickles of optimizers, schedulers and callbacks that no plugin registers."""
-
-
-PLUGIN_CLASSES = (
-    "optplug_classic.adadelta:Adadelta",
-    "optplug_classic.adagrad:Adagrad",
-    "optplug_classic.adam:Adam",
-    "optplug_classic.adamax:Adamax",
-    "optplug_classic.adamw:AdamW",
-    "optplug_classic.asgd:ASGD",
-    "optplug_classic.lbfgs:LBFGS",
-    "optplug_classic.rmsprop:RMSprop",
-    "optplug_classic.rprop:Rprop",
-    "optplug_classic.sgd:SGD",
-    "optplug_classic.sparse_adam:SparseAdam",
-    "optplug_modern.adabelief:AdaBelief",
-    "optplug_modern.adafactor:Adafactor",
-    "optplug_modern.adan:Adan",
-    "optplug_modern.ademamix:AdEMAMix",
-    "optplug_modern.adopt:ADOPT",
-    "optplug_modern.lamb:Lamb",
-    "optplug_modern.lars:Lars",
-    "optplug_modern.lion:Lion",
-    "optplug_modern.muon:Muon",
-    "optplug_modern.nadam:NAdam",
-    "optplug_modern.prodigy:Prodigy",
-    "optplug_modern.radam:RAdam",
-    "optplug_modern.schedule_free_adamw:ScheduleFreeAdamW",
-    "optplug_modern.schedule_free_sgd:ScheduleFreeSGD",
-    "optplug_modern.signum:Signum",
-    "optplug_modern.soap:SOAP",
-    "optplug_schedules.constant_lr:ConstantLR",
-    "optplug_schedules.cosine_annealing_lr:CosineAnnealingLR",
-    "optplug_schedules.cosine_annealing_warm_restarts:CosineAnnealingWarmRestarts",
-    "optplug_schedules.cyclic_lr:CyclicLR",
-    "optplug_schedules.exponential_lr:ExponentialLR",
-    "optplug_schedules.inverse_sqrt:InverseSqrt",
-    "optplug_schedules.lambda_lr:LambdaLR",
-    "optplug_schedules.linear_lr:LinearLR",
-    "optplug_schedules.multi_step_lr:MultiStepLR",
-    "optplug_schedules.multiplicative_lr:MultiplicativeLR",
-    "optplug_schedules.one_cycle_lr:OneCycleLR",
-    "optplug_schedules.polynomial_lr:PolynomialLR",
-    "optplug_schedules.reduce_lr_on_plateau:ReduceLROnPlateau",
-    "optplug_schedules.sequential:Sequential",
-    "optplug_schedules.step_lr:StepLR",
-    "optplug_schedules.wsd:WSD",
-)
-"""What optplug's own plugins register, so that `import torch` imports no plugin. Tests compare it with the hooks."""
 
 
 class SafeGlobal(tuple[Any, str]):
@@ -132,6 +88,34 @@ def _unavailable(message: str) -> type:
     return type("Unavailable", (), {"__new__": refuse})
 
 
+def safe_targets() -> list[str]:
+    """Return the targets of the safe classes: `CORE_CLASSES`, and what optplug's own plugins register.
+
+    A plugin that fails is left out. Classes of other packages, which have a precedence, are not safe.
+    """
+    try:
+        points = metadata.distribution(DISTRIBUTION).entry_points.select(group=ENTRY_POINT_GROUP)
+    except Exception:  # a source folder on the path, where no plugin is registered; or damaged metadata
+        return list(CORE_CLASSES)
+    # The adapters, which are modules of one package, are not imported: they have no safe class, and that takes time.
+    return [*CORE_CLASSES, *(target for point in points if "." not in point.value for target in _own_targets(point))]
+
+
+def _own_targets(point: metadata.EntryPoint) -> list[str]:
+    try:
+        plugin = point.load()
+        hooks = [HOOK_NAMES[kind] for kind in ("optimizer", "scheduler")]
+        specs = [spec for hook in hooks for spec in getattr(plugin, hook, list)()]
+        return [spec.target for spec in specs if spec.precedence == 0]
+    except Exception as error:  # `import torch` must not fail
+        _warn(f"classes of plugin {point.name}", error)
+        return []
+
+
+def _warn(what: str, error: Exception) -> None:
+    logging.getLogger("optplug").warning("torch.load(weights_only=True) refuses %s: %s", what, one_line(error))
+
+
 def declare_safe_classes() -> None:
     """Declare the safe classes to torch, now or when torch is imported."""
     is_waiting = any(getattr(finder, "__name__", "") == _TorchObserver.__name__ for finder in sys.meta_path)
@@ -145,7 +129,7 @@ def _declare() -> bool:
     add_safe_globals = getattr(sys.modules.get("torch.serialization"), "add_safe_globals", None)
     if add_safe_globals is None:
         return False
-    add_safe_globals([SafeGlobal(target) for target in (*CORE_CLASSES, *PLUGIN_CLASSES)])
+    add_safe_globals([SafeGlobal(target) for target in safe_targets()])
     return True
 
 
@@ -159,7 +143,7 @@ class _TorchObserver:
         try:
             is_over = _declare()
         except Exception as error:  # `import torch` must not fail
-            logging.getLogger("optplug").warning("torch.load does not know optplug's classes: %s", one_line(error))
+            _warn("optplug's classes", error)
             is_over = True
         if is_over:  # the list is replaced, since Python is iterating over it
             sys.meta_path = [finder for finder in sys.meta_path if finder is not cls]

@@ -18,10 +18,8 @@ from optplug.errors import PluginError
 from optplug.lightning import ConfigureOptimizers
 from optplug.lightning.stepping_callback import SteppingCallback
 from optplug.registry import registry, safe_globals
-from optplug.registry.safe_globals import CORE_CLASSES, PLUGIN_CLASSES, SafeGlobal
+from optplug.registry.safe_globals import CORE_CLASSES, SafeGlobal, safe_targets
 from support import first_party
-
-SAFE_CLASSES = (*CORE_CLASSES, *PLUGIN_CLASSES)
 
 IMPORTS = {
     "optplug, then torch": "import optplug, torch",
@@ -57,11 +55,11 @@ def test_declared_classes_are_the_registered_ones_of_optplug() -> None:
     targets = [registry.resolve(kind, name).spec.target for kind in kinds for name in first_party(kind)]
 
     assert len(targets) > 40
-    assert sorted(PLUGIN_CLASSES) == sorted(targets)
-    assert {SafeGlobal(target) for target in SAFE_CLASSES} <= set(torch.serialization.get_safe_globals())
+    assert sorted(safe_targets()) == sorted([*CORE_CLASSES, *targets])
+    assert {SafeGlobal(target) for target in safe_targets()} <= set(torch.serialization.get_safe_globals())
 
 
-@pytest.mark.parametrize("target", SAFE_CLASSES)
+@pytest.mark.parametrize("target", safe_targets())
 def test_declared_name_is_that_in_pickles(target: str) -> None:
     cls, name = SafeGlobal(target)
 
@@ -104,10 +102,10 @@ def test_declaration_imports_no_optimizer_and_leaves_no_import_hook(imports: str
     found = new_process(
         f"import sys; {IMPORTS[imports]}\n"
         "declared = [each for each in torch.serialization.get_safe_globals() if type(each).__name__ == 'SafeGlobal']\n"
-        "modules = [name for name in sys.modules if name.startswith('optplug_')]\n"
+        "modules = [name for name in sys.modules if name.startswith('optplug_') and '.' in name]\n"
         "print(len(declared), modules, [f for f in sys.meta_path if 'Torch' in getattr(f, '__name__', '')])"
     )
-    assert found == f"{len(SAFE_CLASSES)} [] []"
+    assert found == f"{len(safe_targets())} [] []"
 
 
 def test_declaration_skips_no_other_finder() -> None:
@@ -126,6 +124,17 @@ def test_declaration_skips_no_other_finder() -> None:
         "print(hook in sys.meta_path, [name for name in names if name not in other.seen])"
     )
     assert found == "False []"
+
+
+def test_plugin_that_fails_is_left_out_alone() -> None:
+    found = new_process(
+        "import sys, optplug\n"
+        "sys.modules['optplug_modern'] = None\n"
+        "import torch\n"
+        "names = [tuple.__getitem__(each, 1) for each in torch.serialization.get_safe_globals() if isinstance(each, tuple)]\n"
+        "print([any(name.startswith(package) for name in names) for package in ('optplug_classic', 'optplug_modern')])"
+    )
+    assert found == "[True, False]"
 
 
 def test_import_of_torch_does_not_fail_with_the_declaration() -> None:
