@@ -89,7 +89,10 @@ def plugin_facts(registry: Registry) -> list[dict[str, Any]]:
             "imports": [] if load is None else list(load.imported),
         }
 
-    loaded = [facts(load.plugin, state(load), causes.get(load.plugin, ""), load) for load in registry.loads]
+    def cause(load: PluginLoad) -> str:
+        return f"gives way to plugin {load.gives_way_to}" if load.gives_way_to else causes.get(load.plugin, "")
+
+    loaded = [facts(load.plugin, state(load), cause(load), load) for load in registry.loads]
     return [*loaded, *(facts(plugin, "disabled", DISABLE_VARIABLE) for plugin in registry.disabled)]
 
 
@@ -214,9 +217,12 @@ def _print_plugins(plugins: list[dict[str, Any]]) -> None:
     if rest := [each for each in loaded if each not in slowest]:
         names, cost = sum(each["names"] for each in rest), sum(each["milliseconds"] for each in rest)
         typer.echo(f"{len(rest)} further plugins with {names} names, {cost:.0f} ms")
-    for state, words in (
-        ("inactive", "no names (an adapter whose package is not installed)"),
-        ("disabled", f"disabled by {DISABLE_VARIABLE}"),
+    for each in plugins:
+        if each["state"] == "inactive" and each["cause"]:
+            typer.echo(f"adapter {each['plugin']} ({each['package']} {each['version']}) {each['cause']}")
+    for state, cause, words in (
+        ("inactive", "", "no names (an adapter whose package is not installed)"),
+        ("disabled", DISABLE_VARIABLE, f"disabled by {DISABLE_VARIABLE}"),
     ):
-        if found := [each["plugin"] for each in plugins if each["state"] == state]:
+        if found := [each["plugin"] for each in plugins if (each["state"], each["cause"]) == (state, cause)]:
             typer.echo(f"{words}: {short_list(found, limit=15)}")

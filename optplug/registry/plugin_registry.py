@@ -109,12 +109,14 @@ class PluginLoad:
         seconds: the time for the import of its entry point and for its hooks.
         names: how many names it registers.
         imported: those of `SLOW_PACKAGES` that it imported first.
+        gives_way_to: for an adapter that is not used: the plugin that has its name and is no adapter.
     """
 
     plugin: Plugin
     seconds: float
     names: int
     imported: tuple[str, ...]
+    gives_way_to: Plugin | None = None
 
 
 @dataclass(frozen=True)
@@ -455,9 +457,7 @@ class Registry:
             return self._result
 
     def _discover(self) -> _Discovery:
-        manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
-        manager.add_hookspecs(hookspecs)
-        discovery = _Discovery(manager)
+        discovery = _Discovery(_new_manager())
         disabled = {_distribution_key(word) for word in os.environ.get(DISABLE_VARIABLE, "").replace(",", " ").split()}
 
         # A distribution can appear twice, e.g. an editable install and a build. The first one on the path is used.
@@ -473,13 +473,30 @@ class Registry:
                 by_name.setdefault(lookup_key(plugin.name), []).append((plugin, point))
 
         for candidates in by_name.values():
+            # An adapter gives way to a plugin of its name, such as one of the adapted package.
+            owners = [plugin for plugin, point in candidates if len(candidates) == 1 or not self._is_adapter(point)]
+            owners = owners or [plugin for plugin, _ in candidates]
             for plugin, point in candidates:
-                others = [other for other, _ in candidates if other is not plugin]
                 start, slow = time.perf_counter(), _imported_slow_packages()
-                names = self._load(discovery, plugin, point, others)
+                is_used = plugin in owners
+                others = [other for other in owners if other is not plugin]
+                names = self._load(discovery, plugin, point, others) if is_used else 0
                 imported = tuple(name for name in _imported_slow_packages() if name not in slow)
-                discovery.loads.append(PluginLoad(plugin, time.perf_counter() - start, names, imported))
+                discovery.loads.append(
+                    PluginLoad(plugin, time.perf_counter() - start, names, imported, None if is_used else owners[0])
+                )
         return discovery
+
+    def _is_adapter(self, point: EntryPoint) -> bool:
+        """Return whether all specs of a plugin are for classes of another package. It may have none."""
+        try:
+            with errors_kept():
+                items = self._hook_items(_new_manager(), point)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # it is quarantined with the cause when it is loaded
+            return False
+        return all(isinstance(item, Spec) and item.precedence > 0 for _, item in items)
 
     def _load(self, discovery: _Discovery, plugin: Plugin, point: EntryPoint, others: Sequence[Plugin]) -> int:
         """Load a plugin, or quarantine it if it fails. Return how many names it registers.
@@ -550,6 +567,12 @@ class Registry:
                 for result in manager.subset_hook_caller(hook, others)() or [None]:
                     items += [(kind, item) for item in _items(hook, result, KINDS[kind])]
         return items
+
+
+def _new_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+    manager.add_hookspecs(hookspecs)
+    return manager
 
 
 def _imported_slow_packages() -> list[str]:

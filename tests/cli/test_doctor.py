@@ -204,3 +204,16 @@ def test_doctor_reports_that_torch_cannot_be_imported(tmp_path: Path):
     run = subprocess.run(command, env=environment_with(tmp_path), capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (1, "")
     assert "problem: torch cannot be used: ImportError: libtorch.so is missing\n" in run.stdout
+
+
+def test_doctor_says_which_plugin_an_adapter_gives_way_to(diagnose: Any, monkeypatch: pytest.MonkeyPatch):
+    points = [EntryPoint("zoo", value, "optplug") for value in ("adapter", "own")]
+    offered = {"adapter": Offers(spec("lion", 3)), "own": Offers(spec("lion"))}
+    monkeypatch.setattr(EntryPoint, "load", lambda point: offered[point.value])
+    monkeypatch.setattr("optplug.cli.doctor.registry", Registry(points))
+    found = data(CliRunner().invoke(app, ["doctor", "--json"]), exit_code=0)
+    states = {each["package"]: (each["state"], each["cause"]) for each in found["plugins"]}
+    assert states == {"adapter": ("inactive", "gives way to plugin zoo (own ?)"), "own": ("active", "")}
+    lines = CliRunner().invoke(app, ["doctor"]).stdout.splitlines()
+    assert "adapter zoo (adapter ?) gives way to plugin zoo (own ?)" in lines
+    assert not any(line.startswith("no names") for line in lines)

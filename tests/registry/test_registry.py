@@ -441,6 +441,34 @@ def test_plugins_with_the_same_name_are_both_quarantined(site):
     ]
 
 
+@pytest.mark.parametrize("source", [adapting("lion", "cat", precedence=3), hook("[]")], ids=["used", "no package"])
+@pytest.mark.parametrize("distribution", ["north", "zulu"])
+def test_adapter_gives_way_to_a_plugin_of_its_name(site, source, distribution):
+    site.install("zoo", source, distribution="optplug")
+    site.install("zoo", registering("lion"), distribution=distribution)
+    registry = site.registry()
+    assert registry.names("optimizer") == ["lion"]
+    assert registry.resolve("optimizer", "zoo:lion").plugin.distribution == distribution
+    assert not registry.quarantined
+    assert [(load.plugin.distribution, load.gives_way_to) for load in registry.loads if load.gives_way_to] == [
+        ("optplug", Plugin("zoo", distribution, "1.0"))
+    ]
+
+
+def test_adapter_gives_way_to_a_broken_plugin_that_is_quarantined_with_its_cause(site):
+    site.install("zoo", adapting("lion", precedence=3), distribution="optplug")
+    site.install("zoo", "1 / 0", distribution="south")
+    (quarantined,) = site.registry().quarantined
+    assert quarantined.plugin.distribution == "south"
+    assert quarantined.cause == "ZeroDivisionError: division by zero"
+
+
+def test_adapters_with_the_same_name_are_both_quarantined(site):
+    site.install("zoo", adapting("lion", precedence=3), distribution="north")
+    site.install("zoo", adapting("lion", precedence=3), distribution="south")
+    assert len(site.registry().quarantined) == 2
+
+
 def test_plugins_with_the_same_name_and_module_are_both_quarantined(site):
     site.module("shared", registering("lion"))
     site.install("zoo", value="shared", distribution="north")
