@@ -21,6 +21,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import optplug
+import optplug.lightning
 from optplug import errors, testing
 from optplug.cli.new import TARGETS, new_project, project_files
 from optplug.config import reference
@@ -256,16 +257,17 @@ def test_code_of_the_plugin_page_collects_checks() -> None:
     checks[0]()
 
 
-@pytest.mark.parametrize("example", ["plain loop", "plateau", "Fabric", "Hugging Face"])
+@pytest.mark.parametrize("example", ["plain loop", "plateau", "closure", "Fabric", "Hugging Face"])
 def test_training_loops_of_the_documentation_run(example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if example == "Hugging Face":
         for package in ("transformers", "accelerate"):
             pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
-    plain, resume, plateau, one_optimizer, fabric, trainer = code_blocks("training_loops.md", "python")
+    plain, resume, plateau, one_optimizer, with_closure, fabric, trainer = code_blocks("training_loops.md", "python")
     blocks = {
         "plain loop": [plain, resume, one_optimizer],
         "plateau": [plateau],
+        "closure": [plain, with_closure],
         "Fabric": [plain, fabric],
         "Hugging Face": [plain, trainer],
     }[example]
@@ -288,6 +290,9 @@ def test_training_loops_of_the_documentation_run(example: str, monkeypatch: pyte
         if block is plateau:
             assert (scheduler.last_epoch, scheduler.warmup_steps, scheduler.steps_taken) == (5, 2, 2)  # type: ignore[attr-defined]
             continue
+        if block is with_closure:
+            assert optimizer.state_dict()["state"][0]["func_evals"] > 1
+            continue
         assert optimizer.param_groups[1]["weight_decay"] == 0
         if block is not one_optimizer:
             assert scheduler.T_max == scheduler.last_epoch == 20  # type: ignore[attr-defined]
@@ -307,6 +312,17 @@ loader: torch.utils.data.DataLoader[tuple[Tensor, Tensor]] = torch.utils.data.Da
     code = declarations + "\n".join(blocks)
     lines, output = lines_with_type_errors(code, tmp_path, pytestconfig)
     assert not lines, output
+
+
+def test_manual_step_with_a_closure_of_the_documentation_trains() -> None:
+    (block,) = [block for block in code_blocks("lightning.md", "python") if "optimizer.step(closure)" in block]
+    names: dict[str, Any] = {"pl": pl, "torch": torch}
+    exec(block, names)
+    module = names["Manual"](torch.nn.Linear(2, 1))
+    before = module.model.weight.detach().clone()
+    trainer = pl.Trainer(**QUIET, callbacks=[optplug.lightning.ConfigureOptimizers("lbfgs", verbose=False)])
+    trainer.fit(module, torch.utils.data.DataLoader([(torch.ones(2), torch.ones(1))]))
+    assert not torch.equal(module.model.weight, before)
 
 
 @pytest.mark.parametrize("from_omegaconf", [False, True])

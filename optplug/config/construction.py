@@ -15,7 +15,15 @@ from optplug.config.argument_values import value_errors
 from optplug.config.form import ARGS, BASE_KEY
 from optplug.config.third_party import third_party_errors
 from optplug.errors import ConfigError, ConfigTypeError, ErrorCollector, OptplugError, PluginError, one_line, short_list
-from optplug.optim.adapted_step import CLOSURE_FIRST, NO_CLOSURE, adapt_step, check_closure_calls, takes_no_arguments
+from optplug.optim.adapted_step import (
+    adapt_step,
+    check_closure_call,
+    evaluate_first,
+    evaluate_first_and_pass,
+    has_step_of_torch,
+    require_closure,
+    takes_no_arguments,
+)
 from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration, registry
 from optplug.registry.signature import base_argument, configurable_arguments, takes_built_base, target_of
@@ -36,8 +44,8 @@ def construct_optimizer(
             for one that takes pairs unless `params` has the names.
 
     Returns:
-        The optimizer. Its class is a subclass with another `step` if the capabilities `no_closure` or `gradients_first`
-        are declared, or if the `step` of the class has no argument.
+        The optimizer. Its class may be a subclass with another `step`, which evaluates the closure (capabilities
+        `no_closure` and `gradients_first`) or checks it (other classes of other packages, if `step` is not torch's).
 
     Raises:
         ConfigError: the optimizer is unsupported, or it cannot have parameter groups or some of the parameters only.
@@ -76,11 +84,14 @@ def check_is_supported(registration: Registration) -> None:
 def _with_adapted_step(registration: Registration, optimizer: Optimizer) -> Optimizer:
     capabilities, name = registration.spec.capabilities, registration.name
     if "gradients_first" in capabilities:
-        adapt_step(optimizer, CLOSURE_FIRST)
+        adapt_step(optimizer, evaluate_first_and_pass, name)
     elif "no_closure" in capabilities or takes_no_arguments(optimizer.step):
-        adapt_step(optimizer, NO_CLOSURE)
+        adapt_step(optimizer, evaluate_first, name)
     elif not is_strict(target_of(registration)):
-        check_closure_calls(optimizer, name)
+        if "closure" in capabilities:
+            adapt_step(optimizer, require_closure, name)
+        elif not has_step_of_torch(optimizer):
+            adapt_step(optimizer, check_closure_call, name)
     return optimizer
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "preserve_version_counters",
     "search_limit",
     "step_without_hooks",
+    "with_step_hooks",
     "without_compiler",
 ]
 
@@ -67,6 +68,17 @@ def can_have_step_hooks(cls: type[torch.optim.Optimizer]) -> bool:
 def step_without_hooks(cls: type[torch.optim.Optimizer]) -> Any:
     """The method `step` of an optimizer class without the function with which torch calls the step hooks."""
     return cls.step.__wrapped__ if can_have_step_hooks(cls) else cls.step  # type: ignore[attr-defined]
+
+
+def with_step_hooks(
+    cls: type[torch.optim.Optimizer], *, like: type[torch.optim.Optimizer]
+) -> type[torch.optim.Optimizer]:
+    """Let torch call the step hooks of a class with a `step` of its own, if it does so for another class."""
+    if can_have_step_hooks(like):  # as torch does when an instance is initialized
+        step: Any = torch.optim.Optimizer.profile_hook_step(cls.step)
+        step.hooked = True
+        cls.step = step  # type: ignore[method-assign]
+    return cls
 
 
 def check_graph_capture(optimizer: torch.optim.Optimizer) -> None:

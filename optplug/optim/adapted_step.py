@@ -1,7 +1,7 @@
 """Optimizers of other packages whose `step` does not use its closure as torch's optimizers do.
 
 The caller, such as a Lightning trainer, passes a closure that computes the loss and the gradients. torch's optimizers
-evaluate it before they change the parameters.
+evaluate it before they change the parameters, and most of them can step without one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from optplug.engines._torch_compat import can_have_step_hooks, step_without_hooks
+from optplug.engines._torch_compat import step_without_hooks, with_step_hooks
 from optplug.errors import WiringError
 
 Closure = Callable[[], Any]
+Step = Callable[..., Any]
+Adaptation = Callable[[Step, str], Step]
+"""Takes the method `step` of a class and the name of the optimizer, and returns the method of the subclass.
 
-NO_CLOSURE = "no_closure"
-"""The closure is evaluated before `step()`, which does not get it."""
-
-CLOSURE_FIRST = "closure_first"
-"""The closure is evaluated before `step(closure)`, which needs gradients and evaluates the closure again."""
+Adaptations are functions of this module: pickle stores their names.
+"""
 
 
 def takes_no_arguments(step: Any) -> bool:
@@ -31,101 +31,134 @@ def takes_no_arguments(step: Any) -> bool:
     return not inspect.signature(step).parameters
 
 
-def adapt_step(optimizer: Optimizer, adaptation: str) -> None:
-    """Make the class of an optimizer a subclass whose `step` evaluates the closure first.
+def has_step_of_torch(optimizer: Optimizer) -> bool:
+    """Return whether the class of an optimizer has, or inherits, `step` of a class of torch: it calls its closure."""
+    return str(step_without_hooks(type(optimizer)).__module__).startswith("torch.optim.")
 
-    A class, and not a function on the instance, since copies of an optimizer lose its attributes, and since schedulers
+
+def adapt_step(optimizer: Optimizer, adaptation: Adaptation, name: str) -> None:
+    """Make the class of an optimizer a subclass with another `step`.
+
+    A class, and not a function or hooks of the instance, since copies of an optimizer lose those, and since schedulers
     and Lightning replace the attribute `step` themselves.
 
     Args:
         optimizer: the optimizer.
-        adaptation: `NO_CLOSURE` or `CLOSURE_FIRST`.
+        adaptation: one of the functions below.
+        name: the name of the optimizer, for messages.
     """
     cls: Any = type(optimizer)
-    optimizer.__class__ = _adapted_class(cls, adaptation)
+    optimizer.__class__ = _adapted_class(cls, adaptation, name)
+
+
+def original_class(optimizer: Optimizer) -> type[Optimizer]:
+    """Return the class of an optimizer before `adapt_step`."""
+    cls: type[Optimizer] = getattr(type(optimizer), "_adapted_from", type(optimizer))
+    return cls
 
 
 @functools.lru_cache(maxsize=1024)
-def _adapted_class(cls: Any, adaptation: str) -> Any:
-    inner = step_without_hooks(cls)
-
-    @functools.wraps(inner)
-    def step(self: Optimizer, closure: Closure | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if adaptation == NO_CLOSURE or closure is None:
-            result = inner(self)
-            return result if closure is None else loss
-        inner(self, closure)
-        return loss
-
+def _adapted_class(cls: Any, adaptation: Adaptation, name: str) -> Any:
     def reduce(self: Optimizer, protocol: Any) -> Any:
         _, _, *state = super(adapted, self).__reduce_ex__(protocol)
-        return _new_instance, (cls, adaptation), *state
+        return _new_instance, (cls, adaptation, name), *state
 
-    del step.__wrapped__  # its signature is not that of the adapted method
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    adapted: Any = type(cls)(cls.__name__, (cls,), {**names, "step": step, "__reduce_ex__": reduce})
-    if can_have_step_hooks(cls):  # as torch does for the class of an optimizer
-        adapted.step = Optimizer.profile_hook_step(step)
-        adapted.step.hooked = True
-    return adapted
+    members = {"step": adaptation(step_without_hooks(cls), name), "__reduce_ex__": reduce, "_adapted_from": cls}
+    adapted: Any = type(cls)(cls.__name__, (cls,), {**names, **members})
+    return with_step_hooks(adapted, like=cls)
 
 
-def _new_instance(cls: Any, adaptation: str) -> Any:
+def _new_instance(cls: Any, adaptation: Adaptation, name: str) -> Any:
     """Return an optimizer without attributes, for pickle and deepcopy."""
-    adapted = _adapted_class(cls, adaptation)
+    adapted = _adapted_class(cls, adaptation, name)
     return adapted.__new__(adapted)
 
 
-# ------------------------------------------------------------------------------------------ closures that are ignored
+# ------------------------------------------------------------------------------------------ adaptations
 
 
-def check_closure_calls(optimizer: Optimizer, name: str) -> None:
-    """Make each step raise an error if it is given a closure and has not called it.
+def evaluate_first(inner: Step, name: str) -> Step:
+    """The closure is evaluated before `step()`, which does not get it."""
 
-    Args:
-        optimizer: the optimizer.
-        name: its name, for the message.
-    """
-    if can_have_step_hooks(type(optimizer)):
-        check = _ClosureCheck(name)
-        optimizer.register_step_pre_hook(check.before)
-        optimizer.register_step_post_hook(check.after)
+    def step(self: Optimizer, closure: Closure | None = None) -> Any:
+        loss = None if closure is None else _evaluated(closure)
+        result = inner(self)
+        return result if closure is None else loss
+
+    return _with_name_of(inner, step)
 
 
-class _ClosureCheck:
-    """Step hooks that observe whether the closure is called.
+def evaluate_first_and_pass(inner: Step, name: str) -> Step:
+    """The closure is evaluated before `step(closure)`, which needs gradients and evaluates the closure again."""
 
-    Args:
-        name: the name of the optimizer, for the message.
-    """
+    def step(self: Optimizer, closure: Closure | None = None) -> Any:
+        loss = _evaluated(_with_loss(closure, name))
+        inner(self, closure)
+        return loss
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._is_called = True
+    return _with_name_of(inner, step)
 
-    def before(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        is_positional = len(args) > 1  # the first argument is the optimizer
-        closure = args[1] if is_positional else kwargs.get("closure")
-        self._is_called = not callable(closure)
+
+def require_closure(inner: Step, name: str) -> Step:
+    """`step(closure)` raises an error without a closure, and for one that returns no loss."""
+
+    @functools.wraps(inner)
+    def step(self: Optimizer, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
+        return inner(self, _with_loss(closure, name), *args, **kwargs)
+
+    return step
+
+
+def check_closure_call(inner: Step, name: str) -> Step:
+    """`step(closure)` raises an error if it has not called the closure."""
+
+    @functools.wraps(inner)
+    def step(self: Optimizer, closure: Closure | None = None, *args: Any, **kwargs: Any) -> Any:
         if not callable(closure):
-            return None
+            return inner(self, closure, *args, **kwargs)
+        is_called = False
 
         def observed(*given: Any, **options: Any) -> Any:
-            self._is_called = True
+            nonlocal is_called
+            is_called = True
             return closure(*given, **options)
 
-        if is_positional:
-            return (args[0], observed, *args[2:]), kwargs
-        return args, {**kwargs, "closure": observed}
-
-    def after(self, *_: Any) -> None:
-        if not self._is_called:
-            self._is_called = True
+        result = inner(self, observed, *args, **kwargs)
+        if not is_called:
             raise WiringError(
-                f"{self.name}: step(closure) did not call the closure, which computes the loss and the gradients; "
+                f"{name}: step(closure) did not call the closure, which computes the loss and the gradients; "
                 'declare the capability "no_closure" in its OptimizerSpec, or call closure() before optimizer.step()'
             )
+        return result
+
+    return step
+
+
+def _evaluated(closure: Closure) -> Any:
+    with torch.enable_grad():
+        return closure()
+
+
+def _with_loss(closure: Closure | None, name: str) -> Closure:
+    """Return a closure that raises an error if the given one returns None, as the one that Lightning passes if
+    `step()` of manual optimization gets none.
+    """
+    needs = f"{name} evaluates a closure in its step: write optimizer.step(closure) with a function that computes the "
+    needs += "loss and the gradients, and returns the loss"
+    if closure is None:
+        raise WiringError(f"{needs}; step() got no closure")
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        loss = closure(*args, **kwargs)
+        if loss is None:
+            raise WiringError(f"{needs}; step() got none, or one that returned None")
+        return loss
+
+    return checked
+
+
+def _with_name_of(inner: Step, step: Step) -> Step:
+    named = functools.wraps(inner)(step)
+    del named.__wrapped__  # the signature is that of the adapted method
+    return named

@@ -265,7 +265,9 @@ class LBFGS(StrictKwargs, torch.optim.LBFGS):
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, float, Tensor]:
         """Call the closure. Returns its loss, and the value and the gradient of the function to minimize."""
         if (loss := closure()) is None:
-            raise ConfigTypeError("LBFGS needs a closure that returns the loss; the closure returned None")
+            raise ConfigTypeError(
+                "LBFGS needs a closure that returns the loss: write optimizer.step(closure); the closure returned None"
+            )
         self.state[self._params[0]]["func_evals"] += 1
         f = -float(loss) if self.param_groups[0]["maximize"] else float(loss)
         return loss, f, self._gather_flat_grad()

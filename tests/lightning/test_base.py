@@ -164,7 +164,8 @@ def test_command_line(optplug_lightning, small_module, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "fit", *words.split(), *quiet])
     cli = optplug_lightning.OptplugCLI(small_module)
     (optimizer,) = cli.trainer.optimizers
-    assert (type(optimizer), optimizer.k, optimizer.param_groups[0]["lr"]) == (pytorch_optimizer.Lookahead, 3, 0.25)
+    assert isinstance(optimizer, pytorch_optimizer.Lookahead)
+    assert (optimizer.k, optimizer.param_groups[0]["lr"]) == (3, 0.25)
 
 
 def test_error_on_the_command_line_has_its_location(optplug_lightning, small_module, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optplug import OptimizerSpec
-from optplug.errors import WiringError
+from optplug.errors import ConfigTypeError, WiringError
 
 
 class Evaluates(torch.optim.SGD):
@@ -80,3 +80,45 @@ def test_accumulation_by_a_scheduler_of_ones_is_no_accumulation(
 
 def test_other_optimizers_accumulate_gradients(fit: Any):
     fit("sgd", accumulate_grad_batches=3)
+
+
+@pytest.fixture
+def manual_module(scripted_module: Any) -> Any:
+    """The class of a module with manual optimization that passes a closure, or none."""
+
+    class Manual(scripted_module):
+        def __init__(self, *, passes_closure: bool) -> None:
+            super().__init__(automatic=False)
+            self.passes_closure = passes_closure
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+
+            def closure() -> Any:
+                optimizer.zero_grad()
+                loss = self.loss(batch)
+                self.manual_backward(loss)
+                return loss
+
+            if self.passes_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+
+    return Manual
+
+
+@pytest.mark.both_import_names
+@names
+def test_manual_step_without_a_closure_is_refused(fit: Any, manual_module: Any, name: str):
+    with pytest.raises((WiringError, ConfigTypeError), match=r"(?i)closure.*: write optimizer.step\(closure\)"):
+        fit(name, module=manual_module(passes_closure=False))
+
+
+@names
+def test_manual_step_with_a_closure_trains(fit: Any, manual_module: Any, name: str):
+    module = manual_module(passes_closure=True)
+    before = module.layer.weight.detach().clone()
+    fit({"name": name, "lr": 0.1}, module=module)
+    assert not torch.equal(module.layer.weight, before)
