@@ -34,6 +34,7 @@ OWNERS: dict[str, Callable[[Any], Any]] = {
     "_early_exit": lambda pl: pl.callbacks.LearningRateFinder(),
     "_update_attr": lambda pl: pl.callbacks.LearningRateFinder(),
     "_attr_name": lambda pl: pl.callbacks.LearningRateFinder(),
+    "_extract_lr": lambda pl: pl.callbacks.LearningRateMonitor(),
 }
 """For each private name, the object of Lightning that has it."""
 

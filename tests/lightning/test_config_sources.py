@@ -238,6 +238,7 @@ def test_checkpoint_and_logger_store_configuration_and_group_table(
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("without_adapters")
 def test_unknown_name_or_key_suggests_nearest(given: Any, error: type[OptplugError], message: str) -> None:
     with pytest.raises(error) as caught:
         parse_and_check(**given)
