@@ -131,7 +131,8 @@ def test_plugin_that_fails_is_left_out_alone() -> None:
         "import sys, optplug\n"
         "sys.modules['optplug_modern'] = None\n"
         "import torch\n"
-        "names = [tuple.__getitem__(each, 1) for each in torch.serialization.get_safe_globals() if isinstance(each, tuple)]\n"
+        "declared = torch.serialization.get_safe_globals()\n"
+        "names = [tuple.__getitem__(each, 1) for each in declared if isinstance(each, tuple)]\n"
         "print([any(name.startswith(package) for name in names) for package in ('optplug_classic', 'optplug_modern')])"
     )
     assert found == "[True, False]"
