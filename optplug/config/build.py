@@ -124,9 +124,14 @@ def create_optimizer(
 def _chosen(kind: str, name: str) -> Registration:
     """Return the registration of a name. A line of level INFO says which plugin is chosen if several have the name."""
     registration = registry.resolve(kind, name)
-    if also := registry.also(kind, name):
-        logging.getLogger("optplug").info("%s %s is %s, %s", kind, name, registration.qualified_name, also)
+    if logging.getLogger("optplug").isEnabledFor(logging.INFO) and (also := registry.also(kind, name)):
+        _log_once(f"{kind} {name} is {registration.qualified_name}, {also}")
     return registration
+
+
+@functools.lru_cache(maxsize=1024)
+def _log_once(line: str) -> None:
+    logging.getLogger("optplug").info(line)
 
 
 def _create_from_config(

@@ -51,6 +51,9 @@ DISABLE_VARIABLE = "OPTPLUG_DISABLE"
 MAX_CAUSES = 3
 """The number of quarantined plugins whose causes the error about an unknown name has."""
 
+MAX_NAME_LENGTH = 80
+"""The length at which the name of a rejected item is cut; for most, it is a representation."""
+
 KINDS: dict[str, type[Spec]] = {"optimizer": OptimizerSpec, "scheduler": SchedulerSpec, "function": FunctionSpec}
 HOOK_NAMES = {kind: f"optplug_{kind}s" for kind in KINDS}
 SLOW_PACKAGES = ("torch", "lightning", "pytorch_lightning", "numpy")
@@ -288,6 +291,7 @@ class Registry:
         with self._lock:
             self._result = None
             self._loaded.clear()
+            _version.cache_clear()
             importlib.invalidate_caches()  # finds modules that were installed after this process started
 
     @property
@@ -647,7 +651,8 @@ def _item_name(item: Any) -> str:
     """Return the name of an item that is not used, for messages."""
     try:
         name = getattr(item, "name", None) or getattr(item, "__name__", None)
-        return name if isinstance(name, str) else repr(item)
+        text = name if isinstance(name, str) else " ".join(repr(item).split())
+        return text if len(text) <= MAX_NAME_LENGTH else f"{text[: MAX_NAME_LENGTH - 3]}..."
     except Exception:  # attributes and representations of third-party objects can raise anything
         return f"of type {type(item).__name__}"
 

@@ -67,11 +67,13 @@ class Spec:
             positive number. If several plugins register a name, the name alone means that of the lowest precedence; two
             plugins with precedence 0 clash. Default: 0.
         package: the distribution that contains the class, if it is not that of the plugin. Listings show it.
+        unsupported: why a training loop cannot use the optimizer or scheduler, with the remedy. A configuration with
+            its name is then an error. Default: none.
 
     Attributes:
         error: why a malformed spec is not used; None for a valid one, and outside of `errors_kept`.
-        unsupported: why a training loop cannot use the optimizer or scheduler, with the remedy. A configuration with
-            its name is then an error. Default: none.
+
+    Mappings are copied. `cases`, `arguments` and `exceptions` do not count in comparisons, since they can hold tensors.
 
     Raises:
         SpecError: a field is malformed, a capability is unknown, or the API version is unsupported.
@@ -82,8 +84,8 @@ class Spec:
     summary: str = ""
     capabilities: Set[str] = frozenset()
     api_version: int = API_VERSION
-    cases: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
-    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    cases: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
+    arguments: Mapping[str, Any] = field(default_factory=dict, compare=False)
     precedence: int = 0
     package: str = ""
     unsupported: str = ""
@@ -149,9 +151,10 @@ class Spec:
         cases: Any = self.cases
         if not isinstance(cases, (tuple, list)) or not all(map(_is_keywords, cases)):
             raise SpecError(f"cases of {self.kind} {self.name!r} must be a list of keyword arguments, got {cases!r}")
-        object.__setattr__(self, "cases", tuple(cases))
+        object.__setattr__(self, "cases", tuple(map(dict, cases)))
         if not _is_keywords(self.arguments):
             raise SpecError(f"arguments of {self.kind} {self.name!r} must be a mapping, got {self.arguments!r}")
+        object.__setattr__(self, "arguments", dict(self.arguments))
         if not _is_int(self.precedence) or self.precedence < 0:
             raise SpecError(f"precedence of {self.kind} {self.name!r} must be an int >= 0, got {self.precedence!r}")
 
@@ -200,7 +203,7 @@ class OptimizerSpec(Spec):
     shapes: tuple[tuple[int, ...], ...] = ()
     base: str = ""
     build: str | Callable[..., Any] | None = None
-    exceptions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    exceptions: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     kind: ClassVar[str] = "optimizer"
     target_nouns: ClassVar[tuple[str, str]] = ("class or function", "classes or functions")
@@ -236,6 +239,7 @@ class OptimizerSpec(Spec):
             raise SpecError(f"build of {self.kind} {self.name!r} is {self.build!r}: give 'module:object' or a function")
         if not _is_keywords(self.exceptions) or not all(isinstance(text, str) for text in self.exceptions.values()):
             raise SpecError(f"exceptions of {self.kind} {self.name!r} must map promises to reasons")
+        object.__setattr__(self, "exceptions", dict(self.exceptions))
 
 
 def _is_shape(value: object) -> bool:
@@ -281,10 +285,11 @@ class SchedulerSpec(Spec):
         self._check_is_argument("length")
         for field_name in ("lengths", "final_lengths", "functions"):
             names = getattr(self, field_name)
-            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
                 raise SpecError(
-                    f"{field_name} of scheduler {self.name!r} must be a tuple of names of arguments, got {names!r}"
+                    f"{field_name} of scheduler {self.name!r} must be a list of names of arguments, got {names!r}"
                 )
+            object.__setattr__(self, field_name, tuple(names))
         unknown = [name for name in self.final_lengths if name not in self.lengths]
         if unknown:
             raise SpecError(f"final_lengths of scheduler {self.name!r} must be in its lengths, got {unknown[0]!r}")

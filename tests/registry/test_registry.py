@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import optplug
+from optplug.config.build import _log_once
 from optplug.errors import (
     AmbiguousNameError,
     ConfigTypeError,
@@ -27,7 +28,7 @@ from optplug.errors import (
     one_line,
 )
 from optplug.registry import Plugin, QuarantinedPlugin, Registration, Registry
-from optplug.registry.specs import OptimizerSpec, lookup_key, snake_case
+from optplug.registry.specs import OptimizerSpec, SchedulerSpec, lookup_key, snake_case
 from support import register_too
 
 PLUGIN_HEADER = """
@@ -372,6 +373,7 @@ def test_alternatives_of_a_name_without_plugin(adapters, site):
 def test_choice_among_plugins_is_logged_and_is_no_warning(monkeypatch, caplog):
     register_too(monkeypatch, "optimizer", "sgd")
     register_too(monkeypatch, "scheduler", "step_lr")
+    _log_once.cache_clear()
     params = [torch.zeros(1, requires_grad=True)]
     for level, names in (
         (logging.WARNING, []),
@@ -381,6 +383,7 @@ def test_choice_among_plugins_is_logged_and_is_no_warning(monkeypatch, caplog):
         with caplog.at_level(level, logger="optplug"):
             optimizer = optplug.create_optimizer("sgd", params, lr=0.1)
             optplug.create_scheduler("step_lr", optimizer, step_size=3)
+            optplug.create_optimizer("sgd", params, lr=0.1)
             optplug.create_optimizer("optplug-classic:sgd", params, lr=0.1)
         assert [record.getMessage()[: len(name)] for record, name in zip(caplog.records, names, strict=True)] == names
         assert all(record.levelno == logging.INFO and "later:s" in record.getMessage() for record in caplog.records)
@@ -766,9 +769,9 @@ BAD_SPECS = {
     "unsupported as a bool": ("OptimizerSpec('lion', 'm:X', unsupported=True)", "must be text, got True"),
     "functions as text": (
         "SchedulerSpec('lion', 'm:X', functions='f')",
-        "must be a tuple of names of arguments, got",
+        "must be a list of names of arguments, got",
     ),
-    "lengths as text": ("SchedulerSpec('lion', 'm:X', lengths='n')", "must be a tuple of names of arguments, got 'n'"),
+    "lengths as text": ("SchedulerSpec('lion', 'm:X', lengths='n')", "must be a list of names of arguments, got 'n'"),
     "a final length that is no length": (
         "SchedulerSpec('lion', 'm:X', final_lengths=('n',))",
         "final_lengths of scheduler 'lion' must be in its lengths, got 'n'",
@@ -778,6 +781,47 @@ BAD_SPECS = {
         "interval 'minute' of scheduler 'lion' is neither 'epoch' nor 'step'",
     ),
 }
+
+
+def test_specs_with_tensors_can_be_compared():
+    cases = [[{"matrix": torch.eye(2)}] for _ in range(2)]
+    first, second = (OptimizerSpec("lion", "m:X", cases=each, arguments=each[0]) for each in cases)
+    assert first == second
+    assert hash(first) == hash(second)
+
+
+def test_specs_copy_mappings():
+    case, arguments, exceptions = {"lr": 1}, {"nu": 2}, {"promise": "reason"}
+    spec = OptimizerSpec("lion", "m:X", cases=[case], arguments=arguments, exceptions=exceptions)
+    for mapping in (case, arguments, exceptions):
+        mapping.clear()
+    assert (spec.cases, spec.arguments, spec.exceptions) == (({"lr": 1},), {"nu": 2}, {"promise": "reason"})
+
+
+def test_scheduler_spec_takes_lists_of_arguments():
+    spec = SchedulerSpec("lion", "m:X", lengths=["n", "m"], final_lengths=["m"], functions=["f"])
+    assert (spec.lengths, spec.final_lengths, spec.functions) == (("n", "m"), ("m",), ("f",))
+    assert isinstance(hash(spec), int)
+
+
+def test_name_of_a_rejected_item_is_one_short_line(site):
+    site.install("zoo", hook("[__import__('torch').zeros(9, 9)]"))
+    (rejected,) = site.registry().rejected
+    assert "\n" not in rejected.name
+    assert len(rejected.name) == 80
+    assert rejected.name.startswith("tensor([[0., 0.,")
+    assert rejected.name.endswith("...")
+
+
+def test_reload_reads_versions_again(site, monkeypatch):
+    site.install("zoo", registering("lion").replace("'nowhere:Nothing'", "'nowhere:Nothing', package='lions'"))
+    registry = site.registry()
+    versions = iter(["1.0", "2.0"])
+    monkeypatch.setattr("optplug.registry.plugin_registry.metadata.version", lambda name: next(versions))
+    assert str(registry.resolve("optimizer", "lion").source) == "lions 1.0"
+    assert str(registry.resolve("optimizer", "lion").source) == "lions 1.0"
+    registry.reload()
+    assert str(registry.resolve("optimizer", "lion").source) == "lions 2.0"
 
 
 @pytest.mark.parametrize("case", BAD_SPECS)
