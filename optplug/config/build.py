@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug.config.added_groups import AddParamGroup, RenameGroups
 from optplug.config.arguments import check_arguments, missing_length_hint, optimizer_fields
-from optplug.config.construction import check_is_supported, construct_optimizer
+from optplug.config.construction import check_is_supported, check_values, construct_optimizer
 from optplug.config.fields import has_unresolved
 from optplug.config.form import ARGS, BASE_KEY, MULTIPLIERS, OPTIMIZER
 from optplug.config.lengths import is_relative, length_arguments, numbers_in
@@ -38,7 +38,7 @@ from optplug.config.param_groups import build_param_groups, trainable_parameters
 from optplug.config.param_selection import check_selector, module_parameters
 from optplug.config.parse import parse_collecting
 from optplug.config.plain_data import to_builtins
-from optplug.config.rehearsal import ImpossibleConstructionError, dummy_parameters, rehearse
+from optplug.config.rehearsal import ImpossibleConstructionError, dummy_parameters, rehearse, rehearse_scheduler
 from optplug.config.third_party import third_party_errors
 from optplug.config.training_length import (
     EpochSteps,
@@ -172,6 +172,8 @@ def create_scheduler(name: str, optimizer: torch.optim.Optimizer, /, **arguments
     registration = _chosen("scheduler", name)
     check_is_supported(registration)
     check_arguments(registration, {k: v for k, v in arguments.items() if k != "last_epoch"})
+    if not is_strict(target_of(registration)):
+        check_values(registration, [], arguments)
     return _construct_scheduler(name, optimizer, arguments)
 
 
@@ -701,8 +703,8 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     assert scheduler_config.name is not None
     name = scheduler_config.name
     registration = scheduler_config.registration
-    if not is_strict(registry.get("scheduler", name)):
-        _check_functions(collector, scheduler_config)
+    is_foreign = not is_strict(target_of(registration))
+    if is_foreign and (registration.spec.unsupported or not _has_valid_functions(collector, scheduler_config)):
         return
     given = {key: value for key, value in scheduler_config.arguments.items() if not has_unresolved(value)}
     relative = {key for key in scheduler_config.length_arguments if is_relative(given.get(key))}
@@ -718,19 +720,26 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
         group_counts = lengths - {0} or {1}
     if len(group_counts) != 1:
         return
+    lrs = [entry.optimizer.options.get("lr") for entry in setup.entries]
+    lr = next((lr for lr in lrs if isinstance(lr, (int, float)) and lr > 0), 0.1)
 
-    def construct(arguments: Mapping[str, Any]) -> None:
+    def construct_it(arguments: Mapping[str, Any]) -> Schedule:
         # The class of the optimizer does not matter: schedulers use its parameter groups only. Some set the momentum.
         groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(*group_counts)]
-        optimizer = torch.optim.Optimizer(groups, {"lr": 0.1, "momentum": 0.9})
+        return _construct_scheduler(name, torch.optim.Optimizer(groups, {"lr": lr, "momentum": 0.9}), arguments)
+
+    def construct(arguments: Mapping[str, Any]) -> None:
         try:
-            _construct_scheduler(name, optimizer, arguments)
+            if is_foreign:
+                rehearse_scheduler(registration, arguments, construct_it)
+            else:
+                construct_it(arguments)
         except OptplugError as joined:
             _explain_missing_length(scheduler_config, arguments, joined)
             # With the real lengths, these errors may not occur, or have other numbers in them.
             if not {error.argument for error in joined.errors} <= {*relative, None} or not relative:
                 raise
-        except (TypeError, ValueError, LookupError, ArithmeticError):
+        except (ImpossibleConstructionError, TypeError, ValueError, LookupError, ArithmeticError):
             pass  # it may need the real optimizer; an actual error is raised again when the scheduler is built
 
     # Values for the required arguments that are missing or invalid.
@@ -740,7 +749,7 @@ def _dry_run_scheduler(collector: ErrorCollector, setup: OptimizerSetup, schedul
     _accepted_arguments(collector, construct, given, loc, argument_loc, valid, report_contradictions=is_known)
 
 
-def _check_functions(collector: ErrorCollector, scheduler_config: SchedulerConfig) -> None:
+def _has_valid_functions(collector: ErrorCollector, scheduler_config: SchedulerConfig) -> bool:
     """Check the arguments of a third-party scheduler that are functions. The scheduler is not constructed."""
     registration, given = scheduler_config.registration, scheduler_config.arguments
     if function_arguments(registration):
@@ -751,6 +760,8 @@ def _check_functions(collector: ErrorCollector, scheduler_config: SchedulerConfi
             resolve_function_arguments(registration, known)
         except OptplugError as joined:
             collector.add(joined, scheduler_config.loc, scheduler_config.argument_loc)
+            return False
+    return True
 
 
 def _explain_missing_length(

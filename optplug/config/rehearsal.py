@@ -1,11 +1,12 @@
-"""Construction of optimizers on small parameters: it finds values that a class refuses before there is a model.
+"""Construction of optimizers and schedulers on small parameters, to find refused values before there is a model.
 
 A class of another package is constructed in `optplug.config.isolation.isolated`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,12 @@ from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration
 from optplug.registry.signature import configurable_arguments, declared_cases, target_of
 
+_Construct = Callable[[Mapping[str, Any], "Mapping[str, Any] | None"], Any]
+"""Constructs an optimizer or scheduler from its arguments and the options of a second parameter group."""
+
 
 class ImpossibleConstructionError(Exception):
-    """An optimizer cannot be constructed on small parameters. This is no error of the configuration."""
+    """An optimizer or scheduler cannot be constructed on small parameters. This is no error of the configuration."""
 
 
 def dummy_parameters(registration: Registration) -> list[nn.Parameter]:
@@ -50,8 +54,9 @@ def rehearse(
         ImpossibleConstructionError: a class of another package also refuses the values that its plugin declares, or
             raises another exception.
     """
+    construct = functools.partial(_construct, registration)
     if is_strict(target_of(registration)):
-        return _construct(registration, arguments, options)
+        return construct(arguments, options)
     required, valid = _required(registration)
     arguments = {**valid, **arguments}
     check_values(registration, [] if options is None else [options], arguments)
@@ -59,12 +64,45 @@ def rehearse(
         raise ImpossibleConstructionError
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise ImpossibleConstructionError  # its constructor may communicate with the other processes
+    optimizer: Optimizer = _rehearsed(registration, construct, arguments, options)
+    return optimizer
+
+
+def rehearse_scheduler(
+    registration: Registration, arguments: Mapping[str, Any], construct: Callable[[Mapping[str, Any]], Any]
+) -> None:
+    """Construct a scheduler of another package.
+
+    Args:
+        registration: the scheduler.
+        arguments: its arguments. The plugin's `cases` replace missing required ones.
+        construct: constructs it on an optimizer.
+
+    Raises:
+        OptplugError, ImpossibleConstructionError: as `rehearse`.
+    """
+    required, valid = _required(registration)
+    arguments = {**valid, **arguments}
+    check_values(registration, [], arguments)
+    if any(key not in arguments for key in required):
+        raise ImpossibleConstructionError
+
+    def construct_it(given: Mapping[str, Any], _: Mapping[str, Any] | None) -> Any:
+        with third_party_errors(registration.name, given):
+            return construct(given)
+
+    _rehearsed(registration, construct_it, arguments, None)
+
+
+def _rehearsed(
+    registration: Registration, construct: _Construct, arguments: Mapping[str, Any], options: Mapping[str, Any] | None
+) -> Any:
     try:
         with isolated():
-            return _construct(registration, arguments, options)
+            return construct(arguments, options)
     except OptplugError as error:
         if error.argument is None and not isinstance(error, DependencyError):
-            error.argument = _refused_argument(registration, arguments, options)
+            error.argument = _refused_argument(registration, construct, arguments, options)
         raise
     except Exception as error:
         raise ImpossibleConstructionError from error
@@ -81,25 +119,28 @@ def _construct(
 
 
 def _refused_argument(
-    registration: Registration, arguments: Mapping[str, Any], options: Mapping[str, Any] | None
+    registration: Registration, construct: _Construct, arguments: Mapping[str, Any], options: Mapping[str, Any] | None
 ) -> str | None:
-    """The argument or option without which an optimizer can be constructed; None if there is no single one.
+    """The argument or option without which it can be constructed; None if there is no single one.
 
     Raises:
         ImpossibleConstructionError: it cannot be constructed with the values that its plugin declares either.
     """
     without: dict[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]]
     if options is not None:
-        is_possible = _is_accepted(registration, arguments)
+        is_possible = _is_accepted(construct, arguments)
         without = {key: (arguments, _without(options, key)) for key in options}
     else:
         required, valid = _required(registration)
-        reference = {**{key: arguments[key] for key in (*required, BASE_KEY) if key in arguments}, **valid}
-        is_possible = reference != arguments and _is_accepted(registration, reference)
+        reference = {
+            **{key: arguments[key] for key in (*required, BASE_KEY) if key in arguments},
+            **declared_cases(registration)[0],
+        }
+        is_possible = reference != arguments and _is_accepted(construct, reference)
         without = {key: ({**valid, **_without(arguments, key)}, None) for key in arguments}
     if not is_possible:
         raise ImpossibleConstructionError
-    return next((key for key, given in without.items() if _is_accepted(registration, *given)), None)
+    return next((key for key, given in without.items() if _is_accepted(construct, *given)), None)
 
 
 def _required(registration: Registration) -> tuple[list[str], dict[str, Any]]:
@@ -112,12 +153,10 @@ def _without(values: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
 
 
-def _is_accepted(
-    registration: Registration, arguments: Mapping[str, Any], options: Mapping[str, Any] | None = None
-) -> bool:
+def _is_accepted(construct: _Construct, arguments: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> bool:
     try:
         with isolated():
-            _construct(registration, arguments, options)
+            construct(arguments, options)
     except Exception:  # of another package
         return False
     return True
