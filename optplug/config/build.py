@@ -589,9 +589,10 @@ def _check_member(collector: ErrorCollector, setup: OptimizerSetup, member: Opti
         message = f"{registration.name} takes the module and makes its own parameter groups: remove param_groups"
         collector.add(ConfigError(message), member.groups_loc)
         return
-    if setup.is_combined and "gradients_first" in registration.spec.capabilities:
-        message = f"{registration.name} evaluates the closure again in its step, and combine evaluates it once for all"
+    if setup.is_combined and not registration.spec.capabilities.isdisjoint({"closure", "gradients_first"}):
+        message = f"{registration.name} evaluates the closure in its own step, and combine evaluates it once for all"
         collector.add(ConfigError(f"{message}: use {registration.name} alone"), member.optimizer.loc)
+        return
     rehearsed = _dry_run_entry(collector, member)
     is_link = not _without_links({"lr": member.optimizer.options.get("lr", 0)})
     if rehearsed is not None and not is_link:

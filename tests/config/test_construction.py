@@ -111,6 +111,7 @@ SPECS = (
     OptimizerSpec("ignores_closure", IgnoresClosure),
     OptimizerSpec("declared", IgnoresClosure, capabilities={"no_closure"}),
     OptimizerSpec("sharpness", Sharpness, capabilities={"closure", "gradients_first"}),
+    OptimizerSpec("searches", Descent, capabilities={"closure"}),
     OptimizerSpec("of_module", OfModule, capabilities={"module"}),
     OptimizerSpec("of_names", OfNames, capabilities={"named_params"}),
     OptimizerSpec("of_names_in_groups", OfNamesInGroups, capabilities={"named_params"}),
@@ -182,9 +183,11 @@ def test_step_that_needs_gradients_gets_them():
     assert torch.equal(weights(module), weights(reference))
 
 
-def test_step_that_needs_gradients_cannot_be_combined():
-    combined = {"combine": [{"name": "sharpness", "match": "0.*"}, {"name": "descent", "rest": True}]}
-    with pytest.raises(ConfigError, match=r"combine\[0\]: sharpness evaluates the closure again .*: use sharpness"):
+@pytest.mark.parametrize("name", ["sharpness", "searches", "lbfgs"])
+def test_step_that_evaluates_a_closure_cannot_be_combined(name: str):
+    combined = {"combine": [{"name": name, "match": "0.*"}, {"name": "descent", "rest": True}]}
+    message = rf"combine\[0\]: {name} evaluates the closure in its own step, .*: use {name} alone"
+    with pytest.raises(ConfigError, match=message):
         parse_and_check(combined)
 
 
