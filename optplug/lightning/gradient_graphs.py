@@ -1,8 +1,9 @@
 """Gradients that can be differentiated, for optimizers with the capability `create_graph`, such as AdaHessian.
 
-Lightning calls `backward` of the module for each loss. During a fit with such an optimizer, it is called with
-`create_graph=True`. A gradient with a graph refers to the parameter that holds it: the graphs are freed after each
-optimizer step, and at the end of each batch for parameters that no optimizer holds.
+Lightning's precision plugin calls `backward` of the module for each loss. During a fit with such an optimizer, it passes
+`create_graph=True`. The module is not changed: copies of it would keep the change. A gradient with a graph refers to the
+parameter that holds it: the graphs are freed after each optimizer step, and at the end of each batch for parameters
+that no optimizer holds.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _CAPABILITY = ("create_graph",)
 
 
 class GradientGraphs:
-    """The replaced `backward` of a module, and the hooks that free the graphs of gradients."""
+    """The replaced `backward` of a precision plugin, and the hooks that free the graphs of gradients."""
 
     def __init__(self) -> None:
         self._module: Any = None
-        self._own: Any = None
+        self._plugin: Any = None
         self._handles: list[Any] = []
 
     def attach(self, trainer: Any, built: Sequence[BuiltOptimizer]) -> None:
@@ -40,11 +41,10 @@ class GradientGraphs:
         if not names:
             return
         module = trainer.lightning_module
-        own = module.__dict__.get("backward")
         _check_can_serve(trainer, module, module.backward, listing(names))
-        self._module, self._own = module, own
-        # A partial, since pickle and deepcopy copy it together with the module.
-        module.__dict__["backward"] = functools.partial(_backward_with_graph, module, own)
+        self._module, self._plugin = module, trainer.precision_plugin
+        # A partial, since pickle and deepcopy copy it together with the plugin.
+        self._plugin.backward = functools.partial(_backward_with_graph, self._plugin)
         for one in built:
             own_names = names_with([one], _CAPABILITY)
             if own_names and not module.automatic_optimization:
@@ -60,15 +60,13 @@ class GradientGraphs:
             _free_graphs(p for p in self._module.parameters() if id(p) not in held)
 
     def detach(self) -> None:
-        """Restore the module and the optimizers."""
+        """Restore the precision plugin and the optimizers."""
         if self._module is not None:
             _free_graphs(self._module.parameters())
-            self._module.__dict__.pop("backward", None)
-            if self._own is not None:
-                self._module.__dict__["backward"] = self._own
+            vars(self._plugin).pop("backward", None)
         for handle in self._handles:
             handle.remove()
-        self._module, self._own, self._handles = None, None, []
+        self._module, self._plugin, self._handles = None, None, []
 
 
 class _FirstStepCheck:
@@ -113,12 +111,11 @@ def _check_can_serve(trainer: Any, module: Any, backward: Any, names: str) -> No
         )
 
 
-def _backward_with_graph(module: Any, own: Any, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-    backward = functools.partial(type(module).backward, module) if own is None else own
+def _backward_with_graph(plugin: Any, loss: Tensor, *args: Any, **kwargs: Any) -> None:
     with warnings.catch_warnings():
         # The cycle of references that this warning is about is removed after the step.
         warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph=True")
-        backward(loss, *args, **{"create_graph": True, **kwargs})
+        type(plugin).backward(plugin, loss, *args, **{"create_graph": True, **kwargs})
 
 
 def _free_graphs_of(optimizer: Any, *_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 import weakref
@@ -84,7 +85,6 @@ def test_gradients_have_a_graph(fit_named: Any, scripted_module: Any, by: str, a
     finally:
         torch.set_warn_always(before)
     assert torch.equal(module.layer.weight.detach(), trained_natively(scripted_module))
-    assert "backward" not in vars(module)
 
 
 class Saved:
@@ -125,6 +125,30 @@ def test_graphs_are_freed(fit_named: Any, scripted_module: Any):
         gc.enable()
 
 
+@pytest.mark.parametrize("automatic", [True, False], ids=["automatic", "manual"])
+def test_copies_of_the_module_make_no_graph(fit_named: Any, scripted_module: Any, automatic: bool):
+    copies: list[Any] = []
+
+    class Model(scripted_module):
+        def on_train_batch_end(self, *_: Any) -> None:
+            copies.append(copy.deepcopy(self))
+
+        def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+            assert kwargs == ({} if self.is_copy else {"create_graph": True})
+            super().backward(loss, **kwargs)
+
+        is_copy = False
+
+    fit_named(module=Model(automatic=automatic))
+    copied = copies[-1]
+    copied.is_copy = True
+    copied.zero_grad()
+    loss = copied.layer(torch.ones(1, copied.layer.in_features)).sum()
+    copied.backward(loss)
+    assert copied.layer.weight.grad is not None
+    assert not copied.layer.weight.grad.requires_grad
+
+
 def test_own_backward_of_a_module_is_called_and_restored(fit_named: Any, scripted_module: Any):
     calls: list[dict[str, Any]] = []
 
@@ -139,22 +163,24 @@ def test_own_backward_of_a_module_is_called_and_restored(fit_named: Any, scripte
     assert module.__dict__["backward"] is own
 
 
-def test_module_is_restored_after_an_exception(fit_named: Any, scripted_module: Any):
+def test_plugin_is_restored_after_an_exception(fit_named: Any, scripted_module: Any):
+    plugins: list[Any] = []
+
     class Failing(scripted_module):
         def on_train_batch_end(self, *_: Any) -> None:
-            assert "backward" in vars(self)
+            plugins.append(self.trainer.precision_plugin)
+            assert "backward" in vars(plugins[0])
             raise RuntimeError("failed")
 
-    module = Failing()
     with pytest.raises(RuntimeError, match="failed"):
-        fit_named(module=module)
-    assert "backward" not in vars(module)
+        fit_named(module=Failing())
+    assert "backward" not in vars(plugins[0])
 
 
 def test_other_optimizers_make_no_graph(fit_named: Any, scripted_module: Any):
     class Model(scripted_module):
         def on_train_batch_end(self, *_: Any) -> None:
-            assert "backward" not in vars(self)
+            assert "backward" not in vars(self.trainer.precision_plugin)
 
     fit_named("sgd", module=Model())
 
