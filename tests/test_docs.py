@@ -198,6 +198,40 @@ def test_specs_of_other_classes_on_the_page_train(plugin_of_block: Any) -> None:
     assert [type(each).__module__.partition(".")[0] for each in (ranger, lion)] == ["pytorch_optimizer", "lion_pytorch"]
 
 
+def test_wrapper_and_modes_of_the_page_train(plugin_of_block: Any) -> None:
+    plugin_of_block("their_sam")
+    (configuration,) = (block for block in code_blocks("write_a_plugin.md", "yaml") if "their_sam" in block)
+    module, inputs = torch.nn.Linear(3, 2), torch.ones(5, 3)
+    start = module.weight.detach().clone()
+    optimizer, _ = optplug.create_optimizer_and_scheduler(module, **yaml.safe_load(configuration))
+
+    def evaluate() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = module(inputs).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(evaluate)
+    assert type(optimizer).__name__ == "SAM"
+    assert not torch.equal(module.weight, start)
+
+    schedule_free = optplug.create_optimizer("their_schedule_free", module)
+    schedule_free.train()
+    for _ in range(2):
+        evaluate()
+        schedule_free.step()
+    trained = module.weight.detach().clone()
+    schedule_free.eval()
+    assert not torch.equal(module.weight, trained)
+    assert type(schedule_free).__name__ == "AdamWScheduleFree"
+
+
+def test_values_out_of_the_ranges_of_the_page_are_refused(plugin_of_block: Any) -> None:
+    plugin_of_block("class SignMomentum")
+    with pytest.raises(errors.OptplugError, match=r"^optimizer\.beta: .*1\.5"):
+        parse_and_check({"name": "sign_momentum", "beta": 1.5})
+
+
 def test_factory_of_the_page_trains_and_refuses_wrong_arguments(plugin_of_block: Any) -> None:
     plugin_of_block("def nesterov")
     optimizer = train_by_name(yaml.safe_load("{name: Nesterov, lr: 0.1, momentum: 0.8}"))
@@ -255,6 +289,10 @@ def test_code_of_the_plugin_page_collects_checks() -> None:
     assert argument == "check"
     assert checks
     checks[0]()
+    calls = re.findall(r"`(testing\.(?:check_scheduler|scheduler_checks)\(.+?\))`", PAGES["plugins.md"])
+    assert len(calls) == 2
+    for call in calls:
+        eval(call, {"testing": testing})
 
 
 @pytest.mark.parametrize("example", ["plain loop", "plateau", "closure", "Fabric", "Hugging Face"])

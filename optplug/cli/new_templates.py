@@ -246,7 +246,6 @@ The plugin must be installed: `pip install -e ".[test]"`.
 """
 
 import optplug
-import pytest
 from optplug import testing
 
 from $name.$module import $object
@@ -256,7 +255,7 @@ def test_${name}_is_registered():
     assert optplug.get_$kind("$registered_name") is $object
 
 
-@pytest.mark.parametrize("check", testing.${kind}_checks("$registered_name"), ids=str)
+@testing.parametrize("$registered_name")
 def test_${name}_conforms(check):
     check()
 ''')

@@ -6,7 +6,7 @@ A plugin is a module or an object that an entry point of the group `optplug` nam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -20,13 +20,13 @@ hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 
 
 @hookspec
-def optplug_optimizers() -> Sequence[OptimizerSpec | type]:  # type: ignore[empty-body]
-    """Return the optimizers to register: specs, or subclasses of `torch.optim.Optimizer`."""
+def optplug_optimizers() -> Sequence[OptimizerSpec | type | Callable[..., Any]]:  # type: ignore[empty-body]
+    """Return the optimizers to register: specs, subclasses of `torch.optim.Optimizer`, or functions that return one."""
 
 
 @hookspec
-def optplug_schedulers() -> Sequence[SchedulerSpec | type]:  # type: ignore[empty-body]
-    """Return the learning-rate schedulers to register: specs, or subclasses of `LRScheduler`."""
+def optplug_schedulers() -> Sequence[SchedulerSpec | type | Callable[..., Any]]:  # type: ignore[empty-body]
+    """Return the schedulers to register: specs, subclasses of `LRScheduler`, or functions that return one."""
 
 
 @hookspec

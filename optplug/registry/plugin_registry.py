@@ -708,7 +708,7 @@ def list_schedulers(pattern: str = "*") -> list[str]:
 
 
 def get_optimizer(name: str) -> type:
-    """Return the optimizer class of a name.
+    """Return the optimizer class of a name, or the function that a plugin registers in place of a class.
 
     Args:
         name: the name, or `plugin:name`. Case, `-` and `_` are ignored.
@@ -716,7 +716,7 @@ def get_optimizer(name: str) -> type:
     Raises:
         UnknownNameError: no plugin registers the name.
         AmbiguousNameError: several plugins register the name.
-        PluginError: the class cannot be loaded.
+        PluginError: the class or function cannot be loaded.
         ConfigTypeError: `name` is not text.
     """
     found: type = registry.get("optimizer", name)
@@ -724,6 +724,6 @@ def get_optimizer(name: str) -> type:
 
 
 def get_scheduler(name: str) -> type:
-    """Return the scheduler class of a name. Argument and errors: see `get_optimizer`."""
+    """Return the scheduler class, or function, of a name. Argument and errors: see `get_optimizer`."""
     found: type = registry.get("scheduler", name)
     return found

@@ -1,6 +1,5 @@
 """Tests of the optimizer `my_lion`. The distribution must be installed."""
 
-import pytest
 from my_lion import MyLion
 
 import optplug
@@ -11,6 +10,6 @@ def test_my_lion_is_registered():
     assert optplug.get_optimizer("my_lion") is MyLion
 
 
-@pytest.mark.parametrize("check", testing.optimizer_checks("my_lion"), ids=str)
+@testing.parametrize("my_lion")
 def test_my_lion_conforms(check):
     check()
