@@ -666,6 +666,8 @@ def _dry_run_layer(collector: ErrorCollector, entry: OptimizerEntry) -> torch.op
         rule_loc = (*entry.groups_loc, i)
         if isinstance(rule, LayerDecay) and "lr" not in configurable_arguments(registration):
             collector.add(ConfigError(f"{registration.name} has no lr for layer_decay to multiply"), rule_loc)
+        if "one_lr" in registration.spec.capabilities and isinstance(rule, (GroupRule, LayerDecay)):
+            _report_other_lr(collector, optimizer_config, rule, rule_loc)
         if not isinstance(rule, GroupRule):
             continue
         base = dataclasses.replace(optimizer_config, hyperparameters=accepted).options
@@ -685,6 +687,24 @@ def _dry_run_layer(collector: ErrorCollector, entry: OptimizerEntry) -> torch.op
                 report_contradictions=is_valid and is_known,
             )
     return rehearsed
+
+
+def _report_other_lr(
+    collector: ErrorCollector, optimizer_config: OptimizerConfig, rule: GroupRule | LayerDecay, loc: Loc
+) -> None:
+    """Collect an error if a group has another learning rate than 0 and that of the optimizer, which requires one."""
+    name, lr = optimizer_config.registration.name, optimizer_config.options.get("lr")
+    message = f"{name} requires the same lr in all parameter groups, or 0"
+    if isinstance(rule, LayerDecay):
+        if rule.decay != 1:
+            collector.add(ConfigError(f"{message}: remove layer_decay"), loc)
+        return
+    given = _without_links(rule.options)
+    for key, allowed in (("lr", (0, lr)), ("lr_mult", (0, 1))):
+        if key in given and None not in allowed and given[key] not in allowed:
+            collector.add(ConfigError(f"{message}: remove {key}, or set lr in optimizer"), (*loc, key))
+    if rule.scheduler is not None and rule.scheduler.name is not None:
+        collector.add(ConfigError(f"{message}: remove the scheduler of the group"), (*loc, "scheduler"))
 
 
 def _is_accepted(construct: Callable[[Mapping[str, Any]], None], arguments: Mapping[str, Any]) -> bool:

@@ -218,6 +218,7 @@ class OptimizerSpec(Spec):
         "module": "takes the module in place of the parameters",
         "named_params": "takes pairs of a name and a parameter in place of the parameters",
         "no_closure": "step() takes no closure, or does not call it",
+        "one_lr": "step() requires the same lr in all parameter groups, or 0",
         "sparse": "takes sparse gradients",
         "sparse_only": "takes sparse gradients only",
     }

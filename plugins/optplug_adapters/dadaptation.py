@@ -11,16 +11,21 @@ def optplug_optimizers() -> list[OptimizerSpec]:
         *optimizers(
             package,
             entry("DAdaptAdaGrad", "AdaGrad with an estimated step size", name="dadapt_adagrad"),
-            entry("DAdaptAdam", "Adam with an estimated step size", name="dadapt_adam"),
+            entry("DAdaptAdam", "Adam with an estimated step size", "one_lr", name="dadapt_adam"),
             entry("DAdaptAdan", "Adan with an estimated step size", name="dadapt_adan"),
-            entry("DAdaptLion", "Lion with an estimated step size", "sparse", name="dadapt_lion"),
+            entry("DAdaptLion", "Lion with an estimated step size", "one_lr", "sparse", name="dadapt_lion"),
             # It divides by the norm of the first gradients, which is 0 for empty tensors.
-            entry("DAdaptSGD", "SGD with an estimated step size", name="dadapt_sgd", shapes=((3, 4), (5,), ())),
+            entry(
+                "DAdaptSGD", "SGD with an estimated step size", "one_lr", name="dadapt_sgd", shapes=((3, 4), (5,), ())
+            ),
         ),
         *optimizers(
             package,
             entry(
-                "DAdaptAdamPreprint", "DAdaptAdam as in the first versions of the paper", name="dadapt_adam_preprint"
+                "DAdaptAdamPreprint",
+                "DAdaptAdam as in the first versions of the paper",
+                "one_lr",
+                name="dadapt_adam_preprint",
             ),
             entry("DAdaptAdanIP", "DAdaptAdan with a tighter bound, and so larger steps", name="dadapt_adan_ip"),
             module="dadaptation.experimental",

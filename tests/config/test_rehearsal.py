@@ -134,6 +134,7 @@ def registered(register_optimizers: Any) -> None:
         OptimizerSpec("foreign", Foreign),
         OptimizerSpec("annotated", Annotated, cases=({}, {"varying": (1,)})),
         OptimizerSpec("strange", Strange),
+        OptimizerSpec("one_lr", torch.optim.SGD, capabilities={"one_lr"}),
         OptimizerSpec("needs_model", NeedsModel),
         OptimizerSpec("needs_vectors", NeedsVectors, shapes=((3,),)),
         OptimizerSpec("needs_length", NeedsLength, cases=({"length": 3},)),
@@ -376,3 +377,26 @@ def test_multiplier_without_learning_rate_is_refused():
             OptplugError, match=rf"^param_groups\[0\].lr_mult: {name} has no (value of )?lr to multiply"
         ):
             parse_and_check(name, param_groups=[{"match": "*", "lr_mult": 2}])
+
+
+# ------------------------------------------------------------------------------------------ one learning rate
+
+
+@pytest.mark.parametrize(
+    ("rule", "loc"),
+    [
+        ({"match": "*", "lr": 0.2}, r"param_groups\[0\]\.lr"),
+        ({"match": "*", "lr_mult": 2}, r"param_groups\[0\]\.lr_mult"),
+        ({"preset": "layer_decay", "decay": 0.5, "layers": ["a", "b"]}, r"param_groups\[0\]"),
+        ({"match": "*", "scheduler": {"name": "step_lr", "step_size": 1}}, r"param_groups\[0\]\.scheduler"),
+    ],
+    ids=str,
+)
+def test_other_learning_rates_are_refused_where_the_class_requires_one(rule: Any, loc: str):
+    with pytest.raises(ConfigError, match=f"^{loc}: one_lr requires the same lr in all parameter groups, or 0: remove"):
+        parse_and_check({"name": "one_lr", "lr": 0.1}, param_groups=[rule])
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.1}, {"lr": 0}, {"lr_mult": 0}, {"lr_mult": 1}, {"weight_decay": 0.1}])
+def test_the_same_learning_rate_and_0_are_accepted(options: Any):
+    parse_and_check({"name": "one_lr", "lr": 0.1}, param_groups=[{"match": "*", **options}])
