@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 from types import MappingProxyType
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from optplug.registry import registry
 
 COMMANDS = MappingProxyType(
     {
@@ -47,3 +51,5 @@ app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False, pre
 @app.callback()
 def optplug() -> None:
     """Optimizers, learning-rate schedules and functions of the epoch by name, from every installed plugin."""
+    with contextlib.redirect_stdout(sys.stderr):  # what plugins print is no part of the output, which may be JSON
+        _ = registry.plugins

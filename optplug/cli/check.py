@@ -53,7 +53,7 @@ def check(
         raise typer.Exit(CANNOT_CHECK) from None
     for i, name in enumerate(dict.fromkeys(found), 1):
         try:
-            with _progress(name, i, len(set(found))) as progress:
+            with _progress(name, i, len(set(found))) as progress, contextlib.redirect_stdout(sys.stderr):
                 reports.append(_report(name, engine, progress))
         except Exception as error:  # the code of a plugin can raise anything
             text = str(error) if isinstance(error, OptplugError) else f"{type(error).__name__}: {error}"

@@ -20,6 +20,9 @@ from optplug.errors import ConfigError
 from optplug.registry import Registration, registry
 from optplug.registry.specs import lookup_key, snake_case
 
+TESTS = "tests"
+"""The folder of the tests in a new distribution."""
+
 Kind = Literal["rule", "class", "factory", "schedule"]
 
 TARGETS: Mapping[Kind, Template] = {
@@ -76,12 +79,12 @@ def new(
         others = _same_name(project)
         others = [other for other in others if other.spec.precedence == 0] or others
         files = project_files(project, kind)
-    except ConfigError as error:
+        for path, text in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    except (ConfigError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    for path, text in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text, encoding="utf-8")
     typer.echo(
         f"{project.kind} {project.name!r}: {project.object} in {folder / project.name / project.module}.py, "
         f"distribution and plugin {project.distribution!r}"
@@ -139,7 +142,7 @@ def project_files(project: Project, kind: Kind) -> dict[str, str]:
         "README.md": templates.README,
         f"{project.name}/__init__.py": hook,
         f"{project.name}/{project.module}.py": TARGETS[kind],
-        f"tests/test_{project.name}.py": templates.TEST,
+        f"{TESTS}/test_{project.name}.py": templates.TEST,
     }
     return {path: template.substitute(fields) for path, template in contents.items()}
 
@@ -167,6 +170,8 @@ def _owner(name: str) -> str:
         return "a word of Python"
     if name in sys.stdlib_module_names:
         return "a module of Python's standard library"
+    if name == TESTS:
+        return "the folder of the plugin's tests"
     used = (*registry.plugins, *(each.plugin for each in registry.quarantined), *registry.disabled)
     for plugin in used:
         if lookup_key(name) == lookup_key(plugin.name):

@@ -290,3 +290,29 @@ def test_python_m_optplug_lists_without_importing_torch(tmp_path: Path):
     assert "cosine_annealing_lr" not in result.stdout
     assert "plugin optplug-schedules (optplug " in result.stdout
     assert result.stdout.rstrip().endswith("is disabled by OPTPLUG_DISABLE")
+
+
+@pytest.mark.parametrize("arguments", [("list", "loud*"), ("check", "loud_sgd")], ids=lambda arguments: arguments[0])
+def test_what_a_plugin_prints_is_not_in_the_json(tmp_path: Path, arguments: tuple[str, ...]):
+    tmp_path.joinpath("loud.py").write_text(
+        "import optplug\nprint('loaded')\n"
+        "@optplug.hookimpl\n"
+        "def optplug_optimizers():\n"
+        "    return [optplug.OptimizerSpec('loud_sgd', 'loud_target:SGD')]\n"
+    )
+    tmp_path.joinpath("loud_target.py").write_text("from torch.optim import SGD\nprint('imported')\n")
+    info = tmp_path / "loud-1.0.dist-info"
+    info.mkdir()
+    info.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
+    info.joinpath("entry_points.txt").write_text("[optplug]\nloud = loud\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "optplug", *arguments, "--json"],
+        env=environment_with(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert isinstance(json.loads(result.stdout), (dict, list)), result.stderr
+    assert "loaded" in result.stderr
+    assert "imported" in result.stderr or arguments[0] == "list"

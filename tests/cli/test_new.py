@@ -59,6 +59,7 @@ def test_names_are_normalised(typed: str, name: str, class_name: str) -> None:
         ("class", "'class' is a word of Python: choose another name, such as 'my_class'"),
         ("Sum", "'sum' is a word of Python: choose another name, such as 'my_sum'"),
         ("random", "'random' is a module of Python's standard library: choose another name, such as 'my_random'"),
+        ("tests", "'tests' is the folder of the plugin's tests: choose another name, such as 'my_tests'"),
         (
             "pluggy",
             f"'pluggy' is the installed module {pluggy.__file__}: choose another name, such as 'my_pluggy'",
@@ -195,3 +196,12 @@ def test_generated_tests_pass(installed: Installed) -> None:
     ran = installed.environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=installed.source)
     assert re.search(r"[1-9]\d* passed", ran.stdout)
     assert "skipped" not in ran.stdout
+
+
+def test_folder_that_cannot_be_written_is_an_error(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = invoke("sign_descent", "--directory", "file/plugin")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "file/plugin" in result.stderr
+    assert "Traceback" not in result.output
