@@ -1,9 +1,9 @@
 """Gradients that can be differentiated, for optimizers with the capability `create_graph`, such as AdaHessian.
 
-Lightning's precision plugin calls `backward` of the module for each loss. During a fit with such an optimizer, it passes
-`create_graph=True`. The module is not changed: copies of it would keep the change. A gradient with a graph refers to the
-parameter that holds it: the graphs are freed after each optimizer step, and at the end of each batch for parameters
-that no optimizer holds.
+Lightning's precision plugin calls `backward` of the module for each loss. During a fit with such an optimizer, it
+passes `create_graph=True`. The module is not changed: copies of it would keep the change. A gradient with a graph
+refers to the parameter that holds it: the graphs are freed after each optimizer step, and at the end of each batch for
+parameters that no optimizer holds.
 """
 
 from __future__ import annotations
