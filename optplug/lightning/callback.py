@@ -18,8 +18,6 @@ from optplug.lightning.configure import (
 from optplug.lightning.rebuild_optimizers import warn_of_unused_lr
 from optplug.lightning.stepping_callback import SteppingCallback
 
-_ATTRIBUTES_OF_A_FIT = ("fit_state", "log", "log_dict", "_added_for_this_fit", "_module", "_observer", "_reporter")
-
 
 def _plain(config: Config | None) -> Config | dict[str, Any] | None:
     """The configuration as plain data, or unchanged if an argument is not plain data."""
@@ -125,25 +123,17 @@ class ConfigureOptimizers(_NotifiedOfModule, SteppingCallback):
         callback.manage_third_party_plateaus = False
         return callback
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The attributes for a copy. Without a fit in progress they refer to no module, trainer or tensor.
+    def _is_in_fit(self) -> bool:
+        return self._module is not None
 
-        Files of other libraries contain the callback: as plain data, they can be loaded with `weights_only=True`.
-        """
-        if self._module is not None:  # the copy continues with the state of the fit
-            return dict(vars(self))
-        own = {key: value for key, value in vars(self).items() if key not in _ATTRIBUTES_OF_A_FIT}
-        return {**own, "config": _plain(self.config), "verbose": self._reporter.verbose}
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return state if self._is_in_fit() else {**state, "config": _plain(self.config)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        if "fit_state" not in state:
-            manage, verbose = state["manage_third_party_plateaus"], state.pop("verbose")
-            SteppingCallback.__init__(self, manage_third_party_plateaus=manage, verbose=verbose)
-            self._module = None
-            if isinstance(state["config"], dict):
-                state["config"] = parse_and_check(**state["config"])
-        self.__dict__.update(state)
+        if isinstance(state["config"], dict):
+            state = {**state, "config": parse_and_check(**state["config"])}
+        super().__setstate__(state)
 
     def _attach(self, module: Any) -> None:
         """Give the module its `configure_optimizers`, if the trainer is fitting it."""

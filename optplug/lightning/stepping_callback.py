@@ -26,6 +26,8 @@ from optplug.lightning.summary import summary_lines
 supported_import_names("the callback of optplug")  # raises an error without Lightning
 _Callbacks: Any = imported_callback_classes()
 
+_ATTRIBUTES_OF_A_FIT = ("fit_state", "log", "log_dict", "_added_for_this_fit", "_observer", "_reporter")
+
 
 class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
     """Resumes optimizers and schedulers, prints and logs the configuration, and steps the schedulers.
@@ -40,6 +42,26 @@ class SteppingCallback(SchedulerStepper, *_Callbacks):  # type: ignore[misc]
     def __init__(self, *, manage_third_party_plateaus: bool = False, verbose: bool = True) -> None:
         super().__init__(manage_third_party_plateaus=manage_third_party_plateaus, verbose=verbose)
         self._added_for_this_fit = False
+
+    def _is_in_fit(self) -> bool:
+        return bool(self.fit_state.built or self.fit_state.managed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes for a copy. Without a fit in progress they refer to no module, trainer or tensor.
+
+        Files of other libraries contain the callback: as plain data, they can be loaded with `weights_only=True`.
+        """
+        if self._is_in_fit():  # the copy continues with the state of the fit
+            return dict(vars(self))
+        own = {key: value for key, value in vars(self).items() if key not in _ATTRIBUTES_OF_A_FIT}
+        return {**own, "verbose": self._reporter.verbose}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "fit_state" not in state:
+            manage, verbose = state["manage_third_party_plateaus"], state.pop("verbose")
+            SteppingCallback.__init__(self, manage_third_party_plateaus=manage, verbose=verbose)
+        self.__dict__.update(state)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # Tuning callbacks, such as a learning-rate finder, have run by now.

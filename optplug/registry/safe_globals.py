@@ -24,12 +24,6 @@ DISTRIBUTION = "optplug"
 CORE_CLASSES = (
     "optplug.config.expressions:Expression",
     "optplug.lightning.callback:ConfigureOptimizers",
-    "optplug.lightning.fit_state:EpochCount",
-    "optplug.lightning.fit_state:FitState",
-    "optplug.lightning.fit_state:MetricSnapshots",
-    "optplug.lightning.optimizer_modes:OptimizerModes",
-    "optplug.lightning.plateau:PlateauObserver",
-    "optplug.lightning.reporter:Reporter",
     "optplug.lightning.stepping_callback:SteppingCallback",
     "optplug.optim.combined:Combined",
     "optplug.schedulers.per_group:PerGroup",

@@ -211,8 +211,10 @@ def test_scheduler_object_is_loaded(scheduler: dict[str, Any], tmp_path: Path) -
 
 
 def test_stepping_callback_is_loaded(tmp_path: Path) -> None:
-    torch.save(SteppingCallback(), tmp_path / "callback.pt")
-    assert type(torch.load(tmp_path / "callback.pt", weights_only=True)) is SteppingCallback
+    torch.save(SteppingCallback(manage_third_party_plateaus=True, verbose=False), tmp_path / "callback.pt")
+    loaded = torch.load(tmp_path / "callback.pt", weights_only=True)
+    assert type(loaded) is SteppingCallback
+    assert (loaded.manage_third_party_plateaus, loaded._reporter.verbose) == (True, False)
 
 
 def test_tool_with_a_list_of_its_own_takes_the_declared_classes() -> None:
