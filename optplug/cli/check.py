@@ -132,12 +132,17 @@ def _progress(name: str, index: int, names: int) -> Iterator[Callable[[int, int]
 
 def text_of(report: ConformanceReport) -> str:
     """Return a report as text."""
+    tested = (
+        f"{report.tested}: {report.checks} checks in {report.seconds:.1f} s"
+        if report.checks
+        else f"no: {_reason(report)}"
+    )
     lines = [
         f"{report.kind} {report.name}",
         f"  plugin    {report.plugin}",
         f"  class     {report.target} ({report.package})",
         f"  declares  {listing(report.capabilities)}",
-        f"  tested    {report.tested}: {report.checks} checks in {report.seconds:.1f} s",
+        f"  tested    {tested if report.checks else f'no: {_reason(report)}'}",
         "",
     ]
     if report.broken:
@@ -167,11 +172,16 @@ def text_of(report: ConformanceReport) -> str:
 def summary(report: ConformanceReport) -> str:
     """Return one line about a report."""
     if not report.checks:
-        return f"{report.name}: not tested: {next(iter(report.inapplicable.values()), 'no checks')}"
+        return f"{report.name}: not tested: {_reason(report)}"
     by_fault = {blame: sum(broken.blame == blame for broken in report.broken) for blame in ("class", "declaration")}
     faults = [f"{number} by the fault of the {blame}" for blame, number in by_fault.items() if number]
     text = f"{report.name}: {_promises(len(report.kept))} kept"
     return f"{text}, {len(report.broken)} broken: {', '.join(faults)}" if faults else text
+
+
+def _reason(report: ConformanceReport) -> str:
+    """Why nothing is tested."""
+    return next(iter(report.inapplicable.values()), "no checks")
 
 
 def _promises(number: int) -> str:

@@ -54,7 +54,9 @@ def _print_names(listed: Listed) -> None:
 
 def _row(name: str, registration: Registration) -> tuple[str, ...]:
     also = registry.also(registration.spec.kind, name)
-    summary = " ".join(filter(None, (registration.spec.summary, also and f"({also})")))
+    spec = registration.spec
+    unusable = f"cannot be used: {spec.unsupported}" if spec.unsupported else ""
+    summary = " ".join(filter(None, (unusable or spec.summary, also and f"({also})")))
     return name, registration.plugin.name, str(registration.source), "yes" if registration.is_fused else "-", summary
 
 
@@ -82,6 +84,7 @@ def _name_data(kind: str, name: str, registration: Registration) -> dict[str, An
         "fused": registration.is_fused,
         "capabilities": sorted(spec.capabilities),
         "summary": spec.summary,
+        "unsupported": spec.unsupported,
         "alternatives": registry.alternatives(kind, name),
     }
 

@@ -107,6 +107,10 @@ def create_optimizer(
     """
     registration = _chosen("optimizer", name)
     check_is_supported(registration)
+    for key in length_arguments(registration):
+        if is_relative(hyperparameters.get(key)):
+            message = f"{key} is a number here: there is no trainer to take the length of the training from"
+            raise ConfigError(f"{registration.name}: {message}, got {hyperparameters[key]!r}", argument=key)
     has_further_keys = bool(optimizer_fields(registration).keys() - OPTIMIZER.keys())
     if param_groups is not None or (has_further_keys and isinstance(params_or_module, nn.Module)):
         return _create_from_config(registration, params_or_module, hyperparameters, param_groups)

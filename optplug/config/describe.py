@@ -62,6 +62,8 @@ def _header_lines(registration: Registration, target: Any) -> Iterator[str]:
         facts["other plugins"] = ", ".join(others)
     for key, value in facts.items():
         yield f"  {key:<13} {value}"
+    if spec.unsupported:
+        yield f"  cannot be used: {spec.unsupported}"
 
 
 def _other_names(registration: Registration) -> list[str]:
@@ -104,8 +106,6 @@ def _argument_lines(registration: Registration, target: Any) -> Iterator[str]:
 
 def _length_text(registration: Registration, name: str) -> str:
     """What a configuration accepts for an argument that is a length; empty for other arguments."""
-    if not isinstance(registration.spec, SchedulerSpec):
-        return ""
     from optplug.config.lengths import length_argument, length_arguments  # local imports: they import torch
 
     if name not in length_arguments(registration):

@@ -28,7 +28,7 @@ def collect_checks(subject: OptimizerUnderTest) -> tuple[list[Check], dict[str, 
     """
     exceptions = _exceptions(subject)
     if subject.spec.unsupported:
-        return [], {"all promises": f"declared as unsupported: {subject.spec.unsupported}"}
+        return [], {"all promises": f"cannot be used: {subject.spec.unsupported}"}
     checks: list[Check] = []
     inapplicable = dict(subject.unavailable_engines)
     stuck = [case for case in subject.cases if step_error(subject, case) is not None]

@@ -154,4 +154,4 @@ def test_class_that_cannot_be_loaded_does_not_end_the_run(check):
 def test_unsupported_optimizer_is_reported_with_the_reason(check):
     result = check("unusable")
     assert result.exit_code == 0
-    assert "declared as unsupported: it updates in the backward pass; use plain" in result.stdout
+    assert "  tested    no: cannot be used: it updates in the backward pass; use plain" in result.stdout

@@ -190,6 +190,7 @@ def test_list_prints_json(command: Any, zoo: Registry):
         "fused": False,
         "capabilities": [],
         "summary": "roars",
+        "unsupported": "",
         "alternatives": ["pets:lion"],
     }
     assert data["names"][0] == lion
@@ -316,3 +317,16 @@ def test_what_a_plugin_prints_is_not_in_the_json(tmp_path: Path, arguments: tupl
     assert isinstance(json.loads(result.stdout), (dict, list)), result.stderr
     assert "loaded" in result.stderr
     assert "imported" in result.stderr or arguments[0] == "list"
+
+
+def test_unusable_names_are_shown_as_such(command: Any, register_optimizers: Any):
+    register_optimizers(OptimizerSpec("unusable", torch.optim.SGD, "a summary", unsupported="it needs two models"))
+    assert "cannot be used: it needs two models" in command("list", "unusable").stdout
+    assert json.loads(command("list", "--json", "unusable").stdout)["names"][0]["unsupported"] == "it needs two models"
+    assert "\n  cannot be used: it needs two models\n" in command("info", "unusable").stdout
+
+
+def test_info_shows_what_a_length_of_an_optimizer_may_be(command: Any, register_optimizers: Any):
+    register_optimizers(OptimizerSpec("decaying", torch.optim.SGD, length="momentum"))
+    words = " ".join(command("info", "decaying").stdout.split())
+    assert "In a configuration also auto, {steps: n}, {epochs: x} or {ratio: x}." in words

@@ -108,3 +108,9 @@ def test_length_of_a_fit_is_used(scripted_module: Any, trainer: Any, optplug_lig
     made = trainer(**{**QUIET_NO_SANITY, "callbacks": [configure]})
     made.fit(scripted_module())
     assert made.optimizers[0].num_iterations == expected
+
+
+@pytest.mark.parametrize("value", ["auto", {"ratio": 0.5}], ids=str)
+def test_create_optimizer_has_no_trainer_to_take_a_length_from(value: Any):
+    with pytest.raises(ConfigError, match=r"^decaying: num_iterations is a number here: there is no trainer to take"):
+        optplug.create_optimizer("decaying", nn.Linear(2, 2), num_iterations=value)
