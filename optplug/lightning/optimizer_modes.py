@@ -5,7 +5,7 @@ sequences of weights and evaluate with an average. Their methods `train()` and `
 the two. Every checkpoint must contain the evaluation weights.
 
 Before the first step of an optimizer, its training weights are its evaluation weights. If `eval()` needs the state that
-the first step creates, and raises an exception, the optimizer stays in its mode.
+the first step creates, and raises an error because it is missing, the optimizer stays in its mode.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from optplug.engines._torch_compat import preserve_version_counters
 from optplug.optim.combined import has_train_eval_modes
@@ -123,12 +124,15 @@ class _Member:
 
     def _eval_without_state(self) -> None:
         groups = self._optimizer.param_groups
-        before = [dict(group) for group in groups]
+        before = [(group, dict(group)) for group in groups]
+        weights = [(p.detach(), p.detach().clone()) for group in groups for p in group["params"] if not is_lazy(p)]
         try:
             self._optimizer.eval()
-        except Exception:  # such as a KeyError for an average that does not exist yet
+        except (LookupError, AttributeError, TypeError):  # such as a KeyError for an average that does not exist yet
             self._skipped_eval = True
-            for group, options in zip(groups, before, strict=True):
+            for p, value in weights:
+                p.copy_(value)
+            for group, options in before:
                 group.clear()
                 group.update(options)
                 for p in group["params"]:

@@ -497,6 +497,35 @@ def test_eval_that_needs_a_state_is_not_called_before_the_first_step(
     assert fit(ckpt_path=tmp_path / "step=4.ckpt") == uninterrupted
 
 
+class FailingEval(Smoothed):
+    """An optimizer whose `eval()` changes weights and then raises an error."""
+
+    error: Any = KeyError("mean")
+
+    def _swap(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.data.zero_()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyError("mean"), AttributeError("mean"), TypeError("None"), IndexError("0")])
+def test_eval_that_needs_a_state_leaves_the_weights(error):
+    module = nn.Linear(2, 1)
+    before = to_lists(module.state_dict())
+    optimizer = FailingEval(module.parameters(), lr=0.1)
+    optimizer.error = error
+    OptimizerModes([optimizer]).switch("eval")
+    assert to_lists(module.state_dict()) == before
+    assert optimizer.param_groups[0]["train_mode"]
+
+
+def test_other_errors_of_eval_are_raised():
+    optimizer = FailingEval(nn.Linear(2, 1).parameters(), lr=0.1)
+    optimizer.error = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        OptimizerModes([optimizer]).switch("eval")
+
+
 # ---------------------------------------------------------------- resuming
 
 
