@@ -253,13 +253,13 @@ def is_lightning_callback(callback: Any, name: str) -> bool:
     return isinstance(callback, tuple(getattr(module, name) for module in modules if hasattr(module, name)))
 
 
-def skip_missing_lrs(trainer: Any) -> list[Any]:
+def ignore_groups_without_lr(trainer: Any) -> list[Any]:
     """Let the `LearningRateMonitor` callbacks of a trainer skip parameter groups without a learning rate.
 
     They would raise an error. Nothing if a version of Lightning lacks the private method that reads the learning rate.
 
     Returns:
-        The callbacks that were changed, for `monitor_all_lrs`.
+        The callbacks that were changed, for `restore_lr_monitors`.
     """
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     monitors = [one for one in trainer.callbacks if is_lightning_callback(one, "LearningRateMonitor")]
@@ -271,8 +271,8 @@ def skip_missing_lrs(trainer: Any) -> list[Any]:
     return changed
 
 
-def monitor_all_lrs(monitors: list[Any]) -> None:
-    """Undo `skip_missing_lrs`."""
+def restore_lr_monitors(monitors: list[Any]) -> None:
+    """Undo `ignore_groups_without_lr`."""
     for monitor in monitors:
         vars(monitor).pop("_extract_lr", None)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optplug.errors import Loc
-from optplug.lightning._compat import monitor_all_lrs
+from optplug.lightning._compat import restore_lr_monitors
 from optplug.lightning.fit_setup import BuiltOptimizer, ConfiguredOptimizer, SteppingPlan
 from optplug.lightning.followed_lrs import EpochStartRates
 from optplug.lightning.gradient_graphs import GradientGraphs
@@ -224,7 +224,7 @@ class FitState:
         """
         self.modes.detach()
         self.gradient_graphs.detach()
-        monitor_all_lrs(self.changed_monitors)
+        restore_lr_monitors(self.changed_monitors)
         for counter in self.step_counters:
             counter.detach()
         for managed in self.managed:
@@ -232,3 +232,4 @@ class FitState:
         if self._configured_at_end is None:
             self._configured_at_end = self._configured_of(trainer)
         self.built, self.managed, self.modes, self.resume = (), [], OptimizerModes(), None
+        self.changed_monitors = []

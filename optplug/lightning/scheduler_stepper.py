@@ -21,9 +21,9 @@ from optplug.config.metric_names import shown_list
 from optplug.config.param_groups import parameter_infos, proposed_group_names
 from optplug.errors import NonFiniteMetricError, OptplugError, WiringError, listing
 from optplug.lightning._compat import (
+    ignore_groups_without_lr,
     loaded_checkpoint,
     share_add_param_group,
-    skip_missing_lrs,
     validation_is_due,
     validation_is_repeated,
 )
@@ -167,7 +167,7 @@ class SchedulerStepper:
         self.fit_state.modes.switch("eval")  # a checkpoint without a mode contains evaluation weights
         self._update_managed_schedulers(trainer)
         share_add_param_group(trainer)
-        self.fit_state.changed_monitors = skip_missing_lrs(trainer)
+        self.fit_state.changed_monitors = ignore_groups_without_lr(trainer)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         state = self.fit_state

@@ -13,11 +13,16 @@ from support import QUIET_NO_SANITY, printed_lines
 
 
 class Sets(torch.optim.SGD):
-    """Sets its learning rate itself; the groups have lr=None, or no lr."""
+    """Sets its learning rate itself; the groups have lr=None, or no lr.
 
-    def __init__(self, params: Any, lr: float | None = None, *, has_key: bool = True) -> None:
+    Args:
+        has_key: whether the groups have lr=None.
+        first: the index of the first group without a learning rate.
+    """
+
+    def __init__(self, params: Any, lr: float | None = None, *, has_key: bool = True, first: int = 0) -> None:
         super().__init__(params, 0.1)
-        for group in self.param_groups:
+        for group in self.param_groups[first:]:
             group["lr"] = lr
             if not has_key:
                 del group["lr"]
@@ -60,11 +65,33 @@ def test_optimizer_without_learning_rate_trains_and_resumes(
         made = trainer(**{**settings, "max_epochs": epochs})
         made.fit(module, **kwargs)
         assert "_extract_lr" not in vars(monitor)
+        assert configure.fit_state.changed_monitors == []
+        assert not any(monitor.lrs.values())
         return made, module
 
     made, module = fit("first", 1)
     before = module.layer.weight.detach().clone()
     made.save_checkpoint(tmp_path / "saved.ckpt")
     assert any(line.startswith("optimizer sets from plugin") for line in printed_lines(capsys))
-    _, module = fit("second", 2, ckpt_path=tmp_path / "saved.ckpt")
-    assert not torch.equal(module.layer.weight, before)
+    _, resumed = fit("second", 2, ckpt_path=tmp_path / "saved.ckpt")
+    _, uninterrupted = fit("third", 2)
+    assert torch.equal(resumed.layer.weight, uninterrupted.layer.weight)
+    assert not torch.equal(resumed.layer.weight, before)
+
+
+def test_monitor_logs_the_groups_with_a_learning_rate(
+    register_optimizers: Any, optplug_lightning: Any, scripted_module: Any, trainer: Any, pl: Any, tmp_path: Path
+):
+    register_optimizers(OptimizerSpec("sets", Sets))
+    configure = optplug_lightning.ConfigureOptimizers(
+        {"name": "sets", "has_key": False, "first": 1}, param_groups=[{"match": "*.bias"}], verbose=False
+    )
+    monitor = pl.callbacks.LearningRateMonitor("step")
+    logger = pl.loggers.CSVLogger(tmp_path)
+    made = trainer(
+        **{**QUIET_NO_SANITY, "logger": logger, "log_every_n_steps": 1, "max_epochs": 1},
+        callbacks=[configure, monitor],
+    )
+    made.fit(scripted_module())
+    (logged,) = (rates for name, rates in monitor.lrs.items() if rates)
+    assert logged == [0.1] * 4
