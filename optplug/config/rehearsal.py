@@ -17,7 +17,7 @@ from optplug.config.construction import check_values, construct_optimizer
 from optplug.config.form import BASE_KEY
 from optplug.config.isolation import isolated
 from optplug.config.third_party import third_party_errors
-from optplug.errors import DependencyError, OptplugError
+from optplug.errors import DependencyError, OptplugError, PluginError
 from optplug.optim.strict_kwargs import is_strict
 from optplug.registry import Registration
 from optplug.registry.signature import configurable_arguments, declared_cases, target_of
@@ -51,6 +51,7 @@ def rehearse(
     Raises:
         OptplugError: the class refuses a value. Its `argument` is the argument or the option, if that is known.
         DependencyError: the class needs a package that is not installed.
+        PluginError: `build` cannot be imported, or a factory does not return an optimizer.
         ImpossibleConstructionError: a class of another package also refuses the values that its plugin declares, or
             raises another exception.
     """
@@ -101,7 +102,7 @@ def _rehearsed(
         with isolated():
             return construct(arguments, options)
     except OptplugError as error:
-        if error.argument is None and not isinstance(error, DependencyError):
+        if error.argument is None and not isinstance(error, (DependencyError, PluginError)):
             error.argument = _refused_argument(registration, construct, arguments, options)
         raise
     except Exception as error:

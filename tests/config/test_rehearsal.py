@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import warnings
 from typing import Any, Literal, Optional
 
@@ -14,7 +15,14 @@ from torch import nn
 import optplug
 from optplug import OptimizerSpec
 from optplug.config.build import build_optimizer, parse_and_check
-from optplug.errors import ConfigError, DependencyError, HyperparameterError, HyperparameterTypeError, OptplugError
+from optplug.errors import (
+    ConfigError,
+    DependencyError,
+    HyperparameterError,
+    HyperparameterTypeError,
+    OptplugError,
+    PluginError,
+)
 
 
 class Foreign(torch.optim.Optimizer):
@@ -136,6 +144,8 @@ def registered(register_optimizers: Any) -> None:
         OptimizerSpec("strange", Strange),
         OptimizerSpec("one_lr", torch.optim.SGD, capabilities={"one_lr"}),
         OptimizerSpec("needs_model", NeedsModel),
+        OptimizerSpec("nothing", lambda params, lr=0.1: None),
+        OptimizerSpec("no_build", torch.optim.SGD, build="nowhere:build"),
         OptimizerSpec("needs_vectors", NeedsVectors, shapes=((3,),)),
         OptimizerSpec("needs_length", NeedsLength, cases=({"length": 3},)),
         OptimizerSpec("without_lr", WithoutLr),
@@ -315,6 +325,18 @@ def test_refused_value_of_a_required_argument_has_its_location():
     parse_and_check({"name": "needs_length", "length": 9})
     with pytest.raises(ConfigError, match=r"^optimizer\.length: needs_length rejected length=0"):
         parse_and_check({"name": "needs_length", "length": 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing", "returned a NoneType, which is not a torch.optim.Optimizer"),
+        ("no_build", "could not be loaded from 'nowhere:build': ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_faulty_plugin_is_reported_before_there_is_a_model(name: str, words: str):
+    with pytest.raises(PluginError, match=f"^optimizer: optimizer '{name}' of plugin .* {re.escape(words)}$"):
+        parse_and_check({"name": name})
 
 
 @pytest.mark.filterwarnings("ignore:a warning")
