@@ -1,8 +1,9 @@
 """Checks of a registered optimizer or scheduler: training by name, compared with a plain loop of its class.
 
-`check_optimizer` and `check_scheduler` return an outcome for each check: `OK`, or text that begins with `n/a` (the
-check does not apply) or is the cause of the failure. `python third_parties.py KIND LIMIT NAME...` checks names, and
-prints one line of JSON for each.
+`results_of_optimizer` and `results_of_scheduler` return an outcome for each check: `OK`, or text that begins with
+`n/a` (the check does not apply) or is the cause of the failure. `python third_parties.py KIND LIMIT NAME...` checks
+names, and prints one line of JSON for each. `benchmarks/third_parties.py` makes the table of all names from these, and
+`tests/plugins/test_third_parties.py` tests them.
 """
 
 from __future__ import annotations
@@ -227,7 +228,7 @@ class Subject:
         return cls(params, **arguments) if build is None else build(cls, params, **arguments)
 
 
-def check_optimizer(registration: Registration) -> Outcomes:
+def results_of_optimizer(registration: Registration) -> Outcomes:
     """Run the checks of an optimizer."""
     outcomes: Outcomes = {}
     with _outcome(outcomes, "loads"):
@@ -453,7 +454,7 @@ def _check_groups(subject: Subject) -> None:
 # ------------------------------------------------------------------------------------------ schedulers
 
 
-def check_scheduler(registration: Registration) -> Outcomes:
+def results_of_scheduler(registration: Registration) -> Outcomes:
     """Run the checks of a scheduler."""
     outcomes: Outcomes = {}
     with _outcome(outcomes, "loads"):
@@ -571,7 +572,7 @@ def check(kind: str, name: str, limit: int = 0) -> Outcomes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return check_optimizer(registration) if kind == "optimizer" else check_scheduler(registration)
+            return results_of_optimizer(registration) if kind == "optimizer" else results_of_scheduler(registration)
     finally:
         if limit:
             signal.alarm(0)

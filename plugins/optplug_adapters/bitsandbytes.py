@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import Entry, entry, optimizers
+from optplug_adapters.packages import Entry, entry, optimizers
 
 _MOMENTUM = ({"lr": 0.01, "momentum": 0.9},)
 """Cases for classes that require a learning rate, and a momentum other than 0, which is the default."""

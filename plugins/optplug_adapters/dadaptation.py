@@ -1,7 +1,7 @@
 """The optimizers of dadaptation."""
 
 from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import entry, optimizers
+from optplug_adapters.packages import NO_EMPTY_TENSOR, entry, optimizers
 
 
 @hookimpl
@@ -15,9 +15,7 @@ def optplug_optimizers() -> list[OptimizerSpec]:
             entry("DAdaptAdan", "Adan with an estimated step size", name="dadapt_adan"),
             entry("DAdaptLion", "Lion with an estimated step size", "one_lr", "sparse", name="dadapt_lion"),
             # It divides by the norm of the first gradients, which is 0 for empty tensors.
-            entry(
-                "DAdaptSGD", "SGD with an estimated step size", "one_lr", name="dadapt_sgd", shapes=((3, 4), (5,), ())
-            ),
+            entry("DAdaptSGD", "SGD with an estimated step size", "one_lr", name="dadapt_sgd", shapes=NO_EMPTY_TENSOR),
         ),
         *optimizers(
             package,

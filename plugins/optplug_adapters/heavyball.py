@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import Entry, entry, optimizers
+from optplug_adapters.packages import NO_EMPTY_TENSOR, Entry, entry, optimizers
 
 _OPTIONS: dict[str, Any] = {
     "consume_grad": True,
@@ -19,7 +19,6 @@ _OPTIONS: dict[str, Any] = {
 """The arguments that the classes read from `**kwargs`, with their defaults."""
 
 # Shapes of parameters that the preconditioners accept.
-_NOT_EMPTY: dict[str, Any] = {"shapes": ((3, 4), (5,), ())}
 _NOT_SCALAR: dict[str, Any] = {"shapes": ((3, 4), (5,), (0,))}
 _NEITHER: dict[str, Any] = {"shapes": ((3, 4), (5,))}
 
@@ -73,12 +72,12 @@ def _preconditioned() -> list[Entry]:
             _entry(f"Heavy{cls}", f"{summary}, with sorted eigenvectors", name=f"heavy_{name}", **_NOT_SCALAR)
             for cls, summary, name in shampoo
         ),
-        _entry("LATHER", "Adam in the eigenbasis of PSGD", **_NOT_EMPTY),
-        _entry("PSGDKron", "preconditioned SGD with Kronecker factors", name="psgd_kron", **_NOT_EMPTY),
+        _entry("LATHER", "Adam in the eigenbasis of PSGD", shapes=NO_EMPTY_TENSOR),
+        _entry("PSGDKron", "preconditioned SGD with Kronecker factors", name="psgd_kron", shapes=NO_EMPTY_TENSOR),
         _entry("PSGDLRA", "preconditioned SGD of low rank", name="psgd_lra", build=_with_rank, **_NEITHER),
-        _entry("PSGDPRO", "PSGDKron with Procrustes updates of the factors", name="psgd_pro", **_NOT_EMPTY),
-        _entry("QSGD", "PSGDPRO with one factor of the preconditioner in the update", **_NOT_EMPTY),
-        _entry("SUDSAdamW", "AdamW with a preconditioner of rank one", name="suds_adamw", **_NOT_EMPTY),
+        _entry("PSGDPRO", "PSGDKron with Procrustes updates of the factors", name="psgd_pro", shapes=NO_EMPTY_TENSOR),
+        _entry("QSGD", "PSGDPRO with one factor of the preconditioner in the update", shapes=NO_EMPTY_TENSOR),
+        _entry("SUDSAdamW", "AdamW with a preconditioner of rank one", name="suds_adamw", shapes=NO_EMPTY_TENSOR),
     ]
 
 

@@ -1,7 +1,7 @@
 """The optimizers of lion-pytorch."""
 
 from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import entry, optimizers
+from optplug_adapters.packages import entry, optimizers
 
 
 @hookimpl

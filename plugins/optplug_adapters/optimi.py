@@ -1,7 +1,7 @@
 """The optimizers of optimi, the package of the distribution torch-optimi."""
 
 from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import Entry, entry, optimizers
+from optplug_adapters.packages import Entry, entry, optimizers
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from typing import Any
 
 from optplug import OptimizerSpec, SchedulerSpec, hookimpl
 from optplug.errors import ConfigError
-from optplug_adapters.family import NO_EMPTY_TENSOR, Entry, entry, optimizers, schedulers
+from optplug_adapters.packages import NO_EMPTY_TENSOR, Entry, entry, optimizers, schedulers
 
 _PLAIN_STATE = "optplug_adapters.pytorch_optimizer_state:build"
 """The function that builds an optimizer whose state has objects, so that its checkpoints are plain data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import Entry, entry, optimizers
+from optplug_adapters.packages import Entry, entry, optimizers
 
 _FURTHER_CAPABILITIES = {
     "schedule_free_sgd": ("complex", "sparse"),

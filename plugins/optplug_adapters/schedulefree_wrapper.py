@@ -8,17 +8,17 @@ import schedulefree
 from torch.optim import Optimizer
 
 
-class ScheduleFreeWrapper(schedulefree.ScheduleFreeWrapper, Optimizer):  # type: ignore[misc]  # without type hints
-    """`schedulefree.ScheduleFreeWrapper`. Its groups and its state are those of the wrapped optimizer."""
+class _Hooks:
+    """Adds the attributes of torch's optimizers. The groups and the state are those of the wrapped optimizer."""
 
     def __init__(self, base: Any, **options: Any) -> None:
-        super().__init__(base, **options)
-        Optimizer.__setstate__(self, {"defaults": base.defaults})  # adds the attributes of hooks
+        super().__init__(base, **options)  # type: ignore[call-arg]  # the next class takes them
+        Optimizer.__setstate__(self, {"defaults": base.defaults})  # type: ignore[arg-type]  # self is one
 
 
-class ScheduleFreeWrapperReference(schedulefree.ScheduleFreeWrapperReference, Optimizer):  # type: ignore[misc]
-    """`schedulefree.ScheduleFreeWrapperReference`. Its groups and its state are those of the wrapped optimizer."""
+class ScheduleFreeWrapper(_Hooks, schedulefree.ScheduleFreeWrapper, Optimizer):  # type: ignore[misc]  # no type hints
+    """`schedulefree.ScheduleFreeWrapper` as an optimizer of torch."""
 
-    def __init__(self, base: Any, **options: Any) -> None:
-        super().__init__(base, **options)
-        Optimizer.__setstate__(self, {"defaults": base.defaults})
+
+class ScheduleFreeWrapperReference(_Hooks, schedulefree.ScheduleFreeWrapperReference, Optimizer):  # type: ignore[misc]
+    """`schedulefree.ScheduleFreeWrapperReference` as an optimizer of torch."""

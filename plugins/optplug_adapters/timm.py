@@ -1,7 +1,7 @@
 """The optimizers and learning-rate schedulers of timm."""
 
 from optplug import OptimizerSpec, SchedulerSpec, hookimpl
-from optplug_adapters.family import NO_EMPTY_TENSOR, entry, optimizers, schedulers
+from optplug_adapters.packages import NO_EMPTY_TENSOR, entry, optimizers, schedulers
 
 
 @hookimpl

@@ -1,7 +1,7 @@
 """The optimizers and learning-rate schedulers of torch."""
 
 from optplug import OptimizerSpec, SchedulerSpec, hookimpl
-from optplug_adapters.family import entry, optimizers, schedulers
+from optplug_adapters.packages import entry, optimizers, schedulers
 
 
 @hookimpl

@@ -1,7 +1,7 @@
 """The optimizers of torch_optimizer (the distribution torch-optimizer)."""
 
 from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import NO_EMPTY_TENSOR, entry, optimizers
+from optplug_adapters.packages import NO_EMPTY_TENSOR, entry, optimizers
 
 
 @hookimpl

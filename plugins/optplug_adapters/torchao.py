@@ -1,7 +1,7 @@
 """The optimizers of torchao: Adam with a state of 4 or 8 bits, and offloading to the CPU."""
 
 from optplug import OptimizerSpec, hookimpl
-from optplug_adapters.family import Entry, entry, optimizers
+from optplug_adapters.packages import Entry, entry, optimizers
 
 
 @hookimpl

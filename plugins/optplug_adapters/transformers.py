@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from optplug import SchedulerSpec, hookimpl
-from optplug_adapters.family import Entry, entry, schedulers
+from optplug_adapters.packages import Entry, entry, schedulers
 
 _WARMUP: dict[str, Any] = {"num_warmup_steps": 2}
 

@@ -17,7 +17,7 @@ from optplug.errors import PluginError, UnknownNameError
 from optplug.registry import Registration
 from optplug.registry.signature import configurable_arguments, target_of
 from optplug.schedulers.late_groups import follow_groups
-from optplug_adapters.family import is_installed
+from optplug_adapters.packages import is_installed
 from optplug_adapters.schedules import AdaptedSchedule
 from support import loaded_registration
 

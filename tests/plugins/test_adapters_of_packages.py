@@ -24,7 +24,7 @@ from optplug.config.form import BASE_KEY
 from optplug.errors import ConfigError
 from optplug.registry import Plugin, Registration
 from optplug.registry.signature import base_argument, configurable_arguments, declared_cases
-from optplug_adapters.family import PRECEDENCE, exported_names, precedence
+from optplug_adapters.packages import PRECEDENCE, exported_names, precedence
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "third_parties.md").read_text()
 
@@ -160,7 +160,7 @@ def test_adapters_import_neither_the_packages_nor_torch():
 
 @pytest.mark.parametrize("package", CLASSES_IN)
 def test_package_that_is_not_installed_registers_nothing(package, monkeypatch):
-    monkeypatch.setattr("optplug_adapters.family.find_spec", lambda name: None)
+    monkeypatch.setattr("optplug_adapters.packages.find_spec", lambda name: None)
     assert specs_of(package) == []
 
 

@@ -14,7 +14,7 @@ from third_parties import NOT_APPLICABLE, OK, OPTIMIZER_CHECKS, check
 from optplug import OptimizerSpec, SchedulerSpec
 from optplug.testing.optimizers import collect_checks
 from optplug.testing.trajectory import OptimizerUnderTest
-from optplug_adapters.family import PRECEDENCE
+from optplug_adapters.packages import PRECEDENCE
 
 OF_COLLECTION = (
     *("adabelief", "adafactor", "adahessian", "adashift", "bsam", "lars", "lora_rite", "lookahead"),

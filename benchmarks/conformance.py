@@ -1,6 +1,6 @@
 """Test one optimizer of each adapted package with the conformance kit, and write the table of docs/check.md.
 
-Usage: `python benchmarks/checks.py [NAME ...]`. The packages that are not installed are left out.
+Usage: `python benchmarks/conformance.py [NAME ...]`. The packages that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ START, END = "<!-- reports -->\n", "<!-- end of reports -->\n"
 
 def row(report: ConformanceReport) -> str:
     """Return a report as a row of a table."""
-    broken = "; ".join(f"`{each.promise}` ({each.blame}): {each.what[:120]}" for each in report.broken)
+    broken = "; ".join(f"`{each.promise}` ({each.blame}): {each.what}" for each in report.broken)
     cells = (f"`{report.name}`", report.package, str(len(report.kept)), broken.replace("|", "\\|") or "none")
     return f"| {' | '.join(cells)} |\n"
 
