@@ -194,7 +194,7 @@ class CountsStepsInAGlobal(Plain):
     others = frozenset(
         {
             *("copies_continue_identically", "lr_changes_take_effect", "maximize_equals_minimizing_the_negative"),
-            *("memory_layout_has_no_effect", "resumed_equals_uninterrupted", "schedulers_can_be_attached"),
+            *("resumed_equals_uninterrupted", "schedulers_can_be_attached"),
         }
     )
     steps: ClassVar[list[int]] = [0]

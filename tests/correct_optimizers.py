@@ -82,7 +82,113 @@ class Lookahead(Simple):
             p.copy_(state["slow"])
 
 
-CORRECT: tuple[Any, ...] = (Simple, Sharpness, LineSearch, Ignorant, Lookahead)
+class LargeLr(Simple):
+    cases = ({}, {"lr": 1.0})
+
+
+class LargeSign(Simple):
+    cases = ({"lr": 3.0},)
+
+    def apply(self, p: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+        super().apply(p, update.sign(), group)
+
+
+class Noise(Simple):
+    """Adds random numbers in the order of the memory."""
+
+    def apply(self, p: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+        super().apply(p, update, group)
+        p.add_(torch.randn_like(p), alpha=1e-3)
+
+
+class InFloat32(Simple):
+    """Computes a norm in float32."""
+
+    def apply(self, p: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+        update = update.float()
+        super().apply(p, (update / (update.norm() + 1e-8)).to(p.dtype), group)
+
+
+class TwoDimensionsOnly(Simple):
+    capabilities = frozenset({"matrix_only"})
+    shapes = ((3, 4), (2, 2))
+
+    def check(self, p: Tensor, g: Tensor) -> None:
+        super().check(p, g)
+        if p.dim() != 2:
+            raise ValueError("two dimensions only")
+
+
+class StateFromTheConstructor(Simple):
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        super().add_param_group(group)
+        for p in self.param_groups[-1]["params"]:
+            self.state[p]["sum"] = torch.full_like(p, 0.1, requires_grad=False)
+
+    def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        self.check(p, g)
+        total = self.state[p]["sum"].addcmul_(g, g)
+        self.apply(p, (-g if group["maximize"] else g) / total.sqrt(), group)
+
+
+class Named(Simple):
+    capabilities = frozenset({"named_params"})
+
+
+class SignOfTheSum(Simple):
+    """Takes the sign of the sum of gradient and weight decay, so that a small decay has no effect."""
+
+    def __init__(self, params: Any, lr: float = 0.05, weight_decay: float = 0.01, maximize: bool = False) -> None:
+        super().__init__(params, lr, 0.0, weight_decay, maximize)
+
+    def apply(self, p: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+        p.sub_(group["lr"] * (update + group["weight_decay"] * p).sign())
+
+
+class BoundedDecay(Simple):
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        super().add_param_group(group)
+        if self.param_groups[-1]["weight_decay"] >= 1:
+            raise ValueError("weight_decay must be less than 1")
+
+
+class DecaysMatrices(Simple):
+    shapes = ((3,), (4, 4), (2, 2))
+
+    def apply(self, p: Tensor, update: Tensor, group: dict[str, Any]) -> None:
+        super().apply(p, update, group if p.dim() > 1 else {**group, "weight_decay": 0.0})
+
+
+class Accumulates(Simple):
+    """Steps with the sum of five gradients."""
+
+    def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        self.check(p, g)
+        state = self.state[p]
+        state["step"] = state.get("step", 0) + 1
+        total = state.setdefault("sum", torch.zeros_like(p)).add_(-g if group["maximize"] else g)
+        if state["step"] % 5 == 0:
+            self.apply(p, total, group)
+            total.zero_()
+
+
+class SparseWithDecay(Plain):
+    """Decays all rows."""
+
+    capabilities = frozenset({"sparse", "complex"})
+
+    def __init__(self, params: Any, lr: float = 0.05, weight_decay: float = 0.1, maximize: bool = False) -> None:
+        super().__init__(params, lr, 0.0, weight_decay, maximize)
+
+    def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.add_(g, alpha=group["lr"] if group["maximize"] else -group["lr"])
+
+
+CORRECT: tuple[Any, ...] = (
+    *(Simple, Sharpness, LineSearch, Ignorant, Lookahead, LargeLr, LargeSign, Noise, InFloat32, TwoDimensionsOnly),
+    *(StateFromTheConstructor, Named, SignOfTheSum, BoundedDecay, DecaysMatrices, Accumulates, SparseWithDecay),
+)
 """Classes and specs."""
 
 

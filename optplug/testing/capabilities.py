@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optplug.errors import ConformanceError
 from optplug.optim.adapted_step import original_class
 from optplug.optim.combined import has_train_eval_modes
+from optplug.registry.signature import configurable_arguments
 from optplug.testing.checks import assert_close, assert_equal, max_difference
 from optplug.testing.properties import promise, raises, steps_with_given_gradients, with_auto_as_fallback
 from optplug.testing.steps import reads_gradients_before_the_closure
@@ -99,7 +100,8 @@ def _compare(made: Trajectory, real: Trajectory) -> None:
 @promise(steps_with_given_gradients)
 def capability_sparse_is_correct(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """Declared: rows in a sparse gradient get the dense step. Not declared: it raises."""
-    if options.get("weight_decay"):  # decays all rows, so it is excluded here
+    takes_decay = not subject.is_rule and "weight_decay" in configurable_arguments(subject.registration)
+    if takes_decay or options.get("weight_decay"):  # decays all rows, so it is excluded here
         options = {**options, "weight_decay": 0.0}
 
     def check() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from optplug.errors import ConformanceError, one_line
 from optplug.optim import dispatch
 from optplug.optim.rule_optimizer import RuleOptimizer
+from optplug.registry.signature import configurable_arguments
 from optplug.rules.trace import TracedRule, trace
 from optplug.testing.checks import assert_equal, max_difference
 from optplug.testing.properties import has_lr, has_option, promise, steps_with_given_gradients, takes_several_groups
-from optplug.testing.trajectory import LR_CHANGE_STEP, STEPS, OptimizerUnderTest, Trajectory
+from optplug.testing.trajectory import LR_CHANGE_STEP, RARE_STEPS, STEPS, OptimizerUnderTest, Trajectory, step_error
 
 _READ_GROUPS = "read `self.param_groups` in each step, and the options from each group"
 
@@ -62,7 +65,11 @@ def lr_of_zero_keeps_parameters_finite(subject: OptimizerUnderTest, options: dic
     for step in range(5):
         for group, lr in zip(run.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr * 0 if step < 2 else lr
-        run.take_step(step)
+        try:
+            run.take_step(step)
+        except Exception as error:
+            remedy = "accept an lr of 0: a warmup begins with it"
+            raise ConformanceError(f"step {step} raised {one_line(error)}; its lr was 0", remedy=remedy) from error
         finite = all(bool(p.isfinite().all()) for p in run.params)
         assert finite, f"step {step} gives parameters that are not finite; the lr was 0 in the steps 0 and 1"
 
@@ -70,17 +77,38 @@ def lr_of_zero_keeps_parameters_finite(subject: OptimizerUnderTest, options: dic
 @promise(steps_with_given_gradients, takes_several_groups, every_engine=False, remedy=_READ_GROUPS)
 def options_of_groups_take_effect(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """A parameter group with another lr or weight_decay takes other steps."""
-    shapes = subject.shapes[:1] * 2
-    plain = Trajectory(subject, options, shapes=shapes, groups=({}, {})).run_steps()
-    for option, change in (("lr", 0.5), ("weight_decay", 4.0)):
-        default = plain.optimizer.param_groups[1].get(option)
+    shapes = subject.shapes * 2
+    half = len(shapes) // 2
+    plain = Trajectory(subject, options, shapes=shapes, groups=({},) * len(shapes)).run_steps()
+    for option in ("lr", "weight_decay"):
+        default = plain.optimizer.param_groups[half].get(option)
         if isinstance(default, bool) or not isinstance(default, (int, float)):
             continue
-        value = default * change or change
-        run = Trajectory(subject, options, shapes=shapes, groups=({}, {option: value})).run_steps()
-        assert max_difference(run.params[1:], plain.params[1:]) > 0, (
+        value = _value_with_effect(subject, options, option, default)
+        if value is None:
+            continue
+        groups: tuple[dict[str, Any], ...] = ({},) * half + ({option: value},) * half
+        run = Trajectory(subject, options, shapes=shapes, groups=groups).run_steps()
+        assert max_difference(run.params[half:], plain.params[half:]) > 0, (
             f"a parameter group with {option}={value:.3g} steps as one with {option}={default:.3g}"
         )
+
+
+def _value_with_effect(
+    subject: OptimizerUnderTest, options: Mapping[str, Any], option: str, default: float
+) -> float | None:
+    """Return a value that changes the steps of a single group; None if the class takes none that does."""
+    values = (default / 2 or 0.5,) if option == "lr" else (default * 2 or 0.5, 0.9, 4.0)
+    if option not in configurable_arguments(subject.registration):
+        return values[0]
+    plain = Trajectory(subject, options).run_steps()
+    for value in values:
+        changed = {**options, option: value}
+        if step_error(subject, changed) is None:  # else the class refuses the value
+            run = Trajectory(subject, changed).run_steps()
+            if max_difference(run.params, plain.params) > 0:
+                return value
+    return None
 
 
 @promise(steps_with_given_gradients, remedy=_READ_GROUPS)
@@ -92,8 +120,12 @@ def added_groups_are_stepped(subject: OptimizerUnderTest, options: dict[str, Any
     run = Trajectory(subject, options).run_steps(0, LR_CHANGE_STEP + 1)
     added = nn.Parameter(late.initial[0].clone())
     lr = late.optimizer.param_groups[0].get("lr")
-    run.optimizer.add_param_group({"params": [added], **({} if lr is None else {"lr": lr})})
-    for step in range(LR_CHANGE_STEP + 1, STEPS):
+    is_named = "param_names" in run.optimizer.param_groups[0]
+    params = [("added", added) if is_named else added]
+    run.optimizer.add_param_group({"params": params, **({} if lr is None else {"lr": lr})})
+    for step in range(LR_CHANGE_STEP + 1, LR_CHANGE_STEP + 1 + RARE_STEPS):
+        if step >= STEPS and (subject.is_rule or max_difference([added], late.initial) > 0):
+            break
         run.set_gradients(step)
         late.set_gradients(step)
         added.grad = cast(Tensor, late.params[0].grad).clone()

@@ -21,6 +21,7 @@ from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.registry.signature import accepts_any_argument, configurable_arguments, constructor_signature
 from optplug.testing.checks import assert_close, assert_equal, max_difference, save_and_load, state_tensors
 from optplug.testing.properties import (
+    has_lr,
     has_option,
     promise,
     steps_with_given_gradients,
@@ -30,6 +31,7 @@ from optplug.testing.properties import (
 from optplug.testing.trajectory import (
     INTERRUPTIONS,
     LAYOUT_SHAPES,
+    RARE_STEPS,
     STEPS,
     OptimizerUnderTest,
     Trajectory,
@@ -51,9 +53,14 @@ def steps_as_declared(subject: OptimizerUnderTest, options: dict[str, Any]) -> N
     assert isinstance(run.optimizer, Optimizer), (
         f"it is a {type(run.optimizer).__name__}, which is not a torch.optim.Optimizer"
     )
-    run.run_steps(0, 4)
-    assert run.distance_moved > 0, "four steps change no parameter"
-    assert all(bool(p.isfinite().all()) for p in run.params), "four steps give parameters that are not finite"
+    steps = 0
+    while steps < RARE_STEPS and not (steps >= 4 and run.distance_moved):
+        run.run_steps(steps, steps + 1)
+        steps += 1
+    if not run.distance_moved:
+        remedy = "let one of these steps change the parameters; declare `cases` with a shorter warmup or accumulation"
+        raise ConformanceError(f"{steps} steps change no parameter", remedy=remedy)
+    assert all(bool(p.isfinite().all()) for p in run.params), f"{steps} steps give parameters that are not finite"
 
 
 def _diagnosis(subject: OptimizerUnderTest, options: dict[str, Any], error: Exception) -> dict[str, Any]:
@@ -136,11 +143,12 @@ def parameters_without_gradient_do_not_change(subject: OptimizerUnderTest, optio
     """A parameter that has had no gradient does not change."""
     run = Trajectory(subject, options)
     run.gradient = lambda step, index: None if index == 0 else Trajectory.gradient(run, step, index)  # type: ignore[method-assign]
+    constructed = set(run.optimizer.state.get(run.params[0]) or ())
     run.run_steps()
     assert_equal("a parameter without gradient", run.params[:1], run.initial[:1])
-    state = run.optimizer.state.get(run.params[0])
+    made = set(run.optimizer.state.get(run.params[0]) or ()) - constructed
     if not subject.capabilities & {"closure"}:
-        assert not state, f"a parameter without gradient has state {sorted(map(str, state or ()))}"
+        assert not made, f"steps give a parameter without gradient the state {sorted(map(str, made))}"
 
 
 @promise(steps_without_closure, remedy="skip parameters whose grad is None, also those that have state")
@@ -268,7 +276,21 @@ def maximize_equals_minimizing_the_negative(subject: OptimizerUnderTest, options
     assert_equal("maximizing f and minimizing -f", up.params, down.params)
 
 
-@promise(steps_with_given_gradients, remedy="use no `view` of p or p.grad, and no memory order; or use `reshape`")
+def _draws_no_random_numbers(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> str | None:
+    if subject.is_rule:
+        return None
+    runs = [Trajectory(subject, options, seed=seed) for seed in (0, 1000)]
+    for run in runs:
+        run.run_steps(0, 3)
+    differs = max_difference(runs[0].params, runs[1].params) > 0
+    return "it draws random numbers, and their order is that of the memory" if differs else None
+
+
+@promise(
+    steps_with_given_gradients,
+    _draws_no_random_numbers,
+    remedy="use no `view` of p or p.grad, and no memory order; or use `reshape`",
+)
 def memory_layout_has_no_effect(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """Transposed, channels_last, strided, 0-dim and empty tensors give the same results as contiguous ones."""
     shapes = subject.fit_shapes(LAYOUT_SHAPES)
@@ -281,6 +303,8 @@ def memory_layout_has_no_effect(subject: OptimizerUnderTest, options: dict[str, 
         return torch.stack([t, t], -1)[..., 0] if t.dim() else t
 
     plain = Trajectory(subject, options, shapes=shapes).run_steps()
+    # A class may compute in float32. A fault of the layout exchanges elements, which changes more.
+    limit = 1e-12 if subject.is_rule else 1e-4
     for what, params, gradients in (("parameters", True, False), ("gradients", False, True), ("both", True, True)):
 
         def run_with_layout(options: dict[str, Any], params: bool = params, gradients: bool = gradients) -> Trajectory:
@@ -298,7 +322,7 @@ def memory_layout_has_no_effect(subject: OptimizerUnderTest, options: dict[str, 
 
         other = with_auto_as_fallback(run_with_layout, options)
         assert_close(
-            f"non-contiguous {what} and contiguous ones", other.params, plain.params, plain.distance_moved, 1e-12
+            f"non-contiguous {what} and contiguous ones", other.params, plain.params, plain.distance_moved, limit
         )
 
 
@@ -361,13 +385,28 @@ def quadratic_loss_decreases(subject: OptimizerUnderTest, options: dict[str, Any
 
 
 def minimized_quadratic(subject: OptimizerUnderTest, options: dict[str, Any]) -> tuple[Trajectory, float, float]:
-    """Take 30 steps on x², and return the trajectory, and x² at its start and end."""
+    """Take 30 steps on x², and return the trajectory, and x² at its start and end.
+
+    If they do not decrease x², they are taken with an lr that is 100 times smaller: that of the case may be too large.
+    """
+    first = _quadratic_steps(subject, options, 1.0)
+    if first[2] < first[1] or has_lr(subject, options):
+        return first
+    smaller = _quadratic_steps(subject, options, 0.01)
+    return smaller if smaller[2] < smaller[1] else first
+
+
+def _quadratic_steps(
+    subject: OptimizerUnderTest, options: dict[str, Any], factor: float
+) -> tuple[Trajectory, float, float]:
     shape = subject.fit_shapes(((2,), (2,), (2,)))[0]
     x = torch.full(shape, 2.0, dtype=subject.dtype)
     x.view(-1)[1::2] = -1.0
     run = Trajectory(subject, options, params=[nn.Parameter(x)])
     p = run.params[0]
     sign = -1 if run.optimizer.param_groups[0].get("maximize") else 1
+    if factor != 1:
+        run.scale_lr(factor)
     start = float((p.detach() ** 2).sum())
     for step in range(30):
         p.grad = subject.convert_gradient(sign * 2 * p.detach())

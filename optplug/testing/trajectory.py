@@ -26,6 +26,9 @@ from optplug.testing.checks import case_label, max_difference, registration_of
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STEPS = 10
+RARE_STEPS = 12
+"""Steps in which an optimizer that acts rarely, e.g. that accumulates gradients, must change a parameter."""
+
 LR_CHANGE_STEP = 6
 """The learning rate is halved before this step."""
 
@@ -42,6 +45,8 @@ units in float64 and float32.
 SHAPES = ((5, 3), (7,), (), (0, 2))
 LAYOUT_SHAPES = ((4, 3), (2, 3, 4, 4), (6,), (), (3, 0))
 COMPLEX_SHAPES = ((3, 2), (4,), ())
+
+FOUR_DIMENSIONS = "tensors of four dimensions"
 
 NEEDS_CLOSURE = frozenset({"closure", "gradients_first"})
 """Capabilities of optimizers whose step needs a closure."""
@@ -179,7 +184,7 @@ class OptimizerUnderTest:
         case = self.cases[0]
         error = step_error(self, case)
         if error is None:
-            return self
+            return self._with_limit_of_dimensions()
         matrices = replace(self, limits=dict.fromkeys(("vectors", "scalars", "empty tensors"), ""))
         in_float32 = replace(matrices, dtype=torch.float32)
         found = next((each for each in (matrices, in_float32) if step_error(each, case) is None), None)
@@ -192,7 +197,14 @@ class OptimizerUnderTest:
             others = {other: "" for other in matrices.limits if other != kind}
             if error := step_error(replace(found, limits=others), case):
                 limits[kind] = _text(error)
-        return replace(found, limits=limits)
+        return replace(found, limits=limits)._with_limit_of_dimensions()
+
+    def _with_limit_of_dimensions(self) -> OptimizerUnderTest:
+        """Return the subject without the tensors of four dimensions, if the class refuses them."""
+        if self.spec.shapes:
+            return self
+        error = step_error(self, self.cases[0], ((2, 3, 4, 4), (4, 3), (2, 2)))
+        return self if error is None else replace(self, limits={**self.limits, FOUR_DIMENSIONS: _text(error)})
 
 
 def _module_of(params: Sequence[Any]) -> nn.Module:
@@ -217,13 +229,15 @@ def _complete_cases(registration: Registration) -> tuple[dict[str, Any], ...]:
 def _kind_of_shape(shape: Sequence[int]) -> str:
     if 0 in shape:
         return "empty tensors"
-    return {0: "scalars", 1: "vectors"}.get(len(shape), "matrices")
+    return {0: "scalars", 1: "vectors", 4: FOUR_DIMENSIONS}.get(len(shape), "matrices")
 
 
-def step_error(subject: OptimizerUnderTest, options: Mapping[str, Any]) -> Exception | None:
+def step_error(
+    subject: OptimizerUnderTest, options: Mapping[str, Any], shapes: Sequence[tuple[int, ...]] | None = None
+) -> Exception | None:
     """Return the exception that the construction or one of the first steps raises; None if there is none."""
     try:
-        Trajectory(subject, options).run_steps(0, 4)
+        Trajectory(subject, options, shapes=shapes).run_steps(0, 4)
     except Exception as error:
         return error
     return None
@@ -245,6 +259,7 @@ class Trajectory:
             Default: `OptimizerUnderTest.shapes`.
         params: the parameters, in place of generated ones.
         groups: options of parameter groups, one for each parameter. Default: one group without options.
+        seed: the seed of the random numbers that the optimizer draws.
     """
 
     def __init__(
@@ -257,8 +272,10 @@ class Trajectory:
         shapes: Sequence[tuple[int, ...]] | None = None,
         params: list[Tensor] | None = None,
         groups: Sequence[Mapping[str, Any]] = (),
+        seed: int = 0,
     ) -> None:
         self.subject = subject
+        self.seed = seed
         self.dtype = dtype or subject.dtype
         self.rounded = rounded or self.dtype
         self.params = params or [
@@ -289,14 +306,18 @@ class Trajectory:
 
     def halve_lr(self) -> None:
         """Halve the learning rate of each group that has one."""
+        self.scale_lr(0.5)
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiply the learning rate of each group that has one."""
         for group in self.optimizer.param_groups:
             if group.get("lr") is not None:
-                group["lr"] = group["lr"] / 2
+                group["lr"] = group["lr"] * factor
 
     def take_step(self, step: int) -> None:
         """Take a step with its gradients, and random numbers that depend on the step only."""
         self.set_gradients(step)
-        with reproducible(self.subject, step):
+        with reproducible(self.subject, self.seed + step):
             take_step(self.subject, self.optimizer, self.params)
 
     def run_steps(self, start: int = 0, stop: int = STEPS) -> Trajectory:
