@@ -125,7 +125,12 @@ class ModifiesGradients(Plain):
 
 class MovesParametersWithoutGradient(Plain):
     promise = "parameters_without_gradient_do_not_change"
-    others = frozenset({"frozen_parameters_do_not_change", "parameters_have_their_own_step_count"})
+    others = frozenset(
+        {
+            *("frozen_parameters_do_not_change", "parameters_have_their_own_step_count"),
+            "steps_without_gradients_succeed",
+        }
+    )
 
     def evaluate(self, closure):
         loss = super().evaluate(closure)
@@ -364,7 +369,6 @@ class UndeclaredModes(WithModes):
 class DeclaresComplexFalsely(Plain):
     capabilities = frozenset({"complex"})
     promise, blame = "capability_complex_is_correct", "declaration"
-    others = frozenset({"conjugated_gradients_are_stepped"})
 
     def check(self, p, g):
         if g.is_sparse:
@@ -377,7 +381,6 @@ class DeclaresComplexFalsely(Plain):
 class WrongForComplex(DeclaresComplexFalsely):
     capabilities = frozenset()
     promise, blame = "capability_complex_is_correct", "class"
-    others = frozenset()
 
 
 class DoesNotResolveConjugates(Plain):
@@ -485,6 +488,58 @@ class LosesStateThatEveryFifthStepRenews(Plain):
         if self.steps % 5 == 0:
             p.lerp_(start, 0.5)
             self.slow[id(p)] = p.detach().clone()
+
+
+class DeclaresFusedFalsely(Plain):
+    capabilities = frozenset({"fused"})
+    promise, blame = "spec_agrees_with_the_class", "declaration"
+
+
+class DeclaresALengthThatIsNoArgument(Plain):
+    length = "horizon"
+    promise, blame = "spec_agrees_with_the_class", "declaration"
+
+
+class DividesByTheNorm(Plain):
+    promise = "gradients_of_zero_keep_parameters_finite"
+
+    def update(self, p, g, group):
+        self.check(p, g)
+        self.apply(p, (-g if group["maximize"] else g) / g.norm(), group)
+
+
+class NeedsAGradient(Plain):
+    promise = "steps_without_gradients_succeed"
+
+    def evaluate(self, closure):
+        loss = super().evaluate(closure)
+        torch.stack([p.grad.to_dense().abs().sum() for p, _ in self.pairs() if p.grad is not None])
+        return loss
+
+
+class LeavesGradientsDisabled(Plain):
+    promise = "global_state_is_kept"
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        torch.set_grad_enabled(False)
+        return loss
+
+
+class SeedsRandomNumbers(Plain):
+    promise = "global_state_is_kept"
+
+    def evaluate(self, closure):
+        torch.manual_seed(0)
+        return super().evaluate(closure)
+
+
+class ChangesTheDefaultDtype(Plain):
+    promise = "global_state_is_kept"
+
+    def evaluate(self, closure):
+        torch.set_default_dtype(torch.float64 if torch.get_default_dtype() == torch.float32 else torch.float32)
+        return super().evaluate(closure)
 
 
 FAULTY = tuple(

@@ -154,6 +154,7 @@ def text_of(report: ConformanceReport) -> str:
             f"  {broken.promise}",
             *_wrapped("    promise: ", broken.meaning),
             *_wrapped("    seen:    ", _shortened(broken.what) + count),
+            *(_wrapped("    in:      ", _setting(broken.checks[0])) if broken.tested > 1 else ()),
             *_wrapped("    fault:   ", fault),
             *(_wrapped("    remedy:  ", broken.remedy) if broken.remedy else ()),
         ]
@@ -167,6 +168,11 @@ def text_of(report: ConformanceReport) -> str:
         for reason, names in by_reason.items():
             lines += _wrapped("  ", f"{reason}: {', '.join(names)}")
     return "\n".join(lines)
+
+
+def _setting(check: str) -> str:
+    """Return the case and the engine of a check: what is in brackets in its id."""
+    return check.partition("[")[2].removesuffix("]")
 
 
 def summary(report: ConformanceReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ def run_all(checks: Sequence[Check]) -> None:
 
 
 def registration_of(kind: str, what: Any, base: type) -> Registration:
-    """Return the registration of a registered name, of a spec, or of a class.
+    """Return the registration of a registered name, of a spec, of a class, or of a function that returns an optimizer.
 
     Args:
         kind: `"optimizer"` or `"scheduler"`.
@@ -96,7 +97,8 @@ def registration_of(kind: str, what: Any, base: type) -> Registration:
         return registry.resolve(kind, what)
     if isinstance(what, KINDS[kind]):
         return unregistered_spec(what)
-    if isinstance(what, type) and issubclass(what, base):
+    is_class = isinstance(what, type) and issubclass(what, base)
+    if is_class or (kind == "optimizer" and inspect.isfunction(what)):
         return unregistered(kind, what)
     article = "an" if kind[0] in "aeiou" else "a"
     raise ConfigTypeError(f"expected the name of {article} {kind}, its class or its spec, got {what!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def conformance_report(
         kind=kind,
         name=registration.name,
         plugin=str(registration.plugin),
-        target=f"{target.__module__}.{target.__qualname__}",
+        target=_full_name(target),
         package=_package_of(target, registration),
         capabilities=tuple(sorted(registration.spec.capabilities)),
         tested=tested,
@@ -164,9 +165,21 @@ def _broken_promises(checks: list[Check], progress: Callable[[int, int], None] |
     return tuple(broken.values())
 
 
+def _full_name(target: Any) -> str:
+    """Return the module and the name of a class, a function, a functools.partial or another callable object."""
+    named = _named(target)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _named(target: Any) -> Any:
+    while isinstance(target, functools.partial):
+        target = target.func
+    return target if hasattr(target, "__qualname__") else type(target)
+
+
 def _package_of(target: Any, registration: Registration) -> str:
     """Return the package of a class with its version, such as `torch 2.13.0`."""
-    package = target.__module__.partition(".")[0]
+    package = _named(target).__module__.partition(".")[0]
     distributions = metadata.packages_distributions().get(package)
     if distributions:
         return f"{distributions[0]} {metadata.version(distributions[0])}"

@@ -377,6 +377,52 @@ def unreferenced_optimizer_is_freed(subject: OptimizerUnderTest, options: dict[s
             gc.enable()
 
 
+@promise(
+    steps_with_given_gradients, every_engine=False, remedy="divide by no norm or square of gradients that can be 0"
+)
+def gradients_of_zero_keep_parameters_finite(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """Gradients of zero, from the first step or later, give finite parameters."""
+    for zeros in (range(3), range(2, 5)):
+        run = Trajectory(subject, options)
+        run.gradient = functools.partial(_gradient_or_zero, run, zeros)  # type: ignore[method-assign]
+        for step in range(6):
+            run.take_step(step)
+            finite = all(bool(p.isfinite().all()) for p in run.params)
+            assert finite, f"step {step} gives parameters that are not finite; gradients were 0 in step {zeros[0]}"
+
+
+def _gradient_or_zero(run: Trajectory, zeros: range, step: int, index: int) -> Tensor:
+    gradient = _gradient(run, step, index)
+    return torch.zeros_like(gradient) if step in zeros else gradient
+
+
+@promise(steps_with_given_gradients, every_engine=False, remedy="return if no parameter has a gradient")
+def steps_without_gradients_succeed(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """A step before any gradient is computed raises no error, and changes no parameter."""
+    run = Trajectory(subject, options)
+    run.optimizer.step()
+    assert_equal("parameters before and after a step without gradients", run.params, run.initial)
+
+
+@promise(
+    every_engine=False,
+    remedy="use `with torch.no_grad()`, `dtype=` and a torch.Generator in place of global settings",
+)
+def global_state_is_kept(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
+    """A step keeps the grad mode and the default dtype, and does not seed torch's random numbers."""
+    run, dtype, drawn = Trajectory(subject, options), torch.get_default_dtype(), []
+    for step in range(2):
+        run.set_gradients(step)
+        with torch.enable_grad(), reproducible(subject, step):
+            take_step(subject, run.optimizer, run.params)
+            grad_mode, dtype_after = torch.is_grad_enabled(), torch.get_default_dtype()
+            torch.set_default_dtype(dtype)
+            drawn.append(float(torch.rand((), dtype=torch.float64)))
+        assert grad_mode, "a step leaves gradients disabled"
+        assert dtype_after == dtype, f"a step changes torch's default dtype from {dtype} to {dtype_after}"
+    assert drawn[0] != drawn[1], "a step seeds torch's random numbers: those after it are always the same"
+
+
 @promise(remedy="check the sign of the update")
 def quadratic_loss_decreases(subject: OptimizerUnderTest, options: dict[str, Any]) -> None:
     """30 steps that minimize x², or maximize -x², from 2 and -1, decrease x²."""
