@@ -58,8 +58,8 @@ def test_report_of_a_correct_optimizer(check):
         "  class     broken_optimizers.Plain (broken_optimizers)",
         "  declares  none",
     ]
-    assert re.fullmatch(r"  tested    1 case, float64: 25 checks in \d+\.\d s", lines[4])
-    assert "25 promises kept" in lines
+    assert re.fullmatch(r"  tested    1 case, float64: 29 checks in \d+\.\d s", lines[4])
+    assert "29 promises kept" in lines
     assert "broken" not in result.stdout.replace("broken_", "").replace("broken-", "")
     assert "  it has no train() and eval(): eval_before_the_first_step_has_no_effect, train_reverts_eval," in lines
     assert max(map(len, lines)) <= 110
@@ -69,13 +69,13 @@ def test_fault_of_the_class_is_shown_with_its_remedy(check):
     result = check("no_eval")
     assert result.exit_code == 1
     expected = """\
-1 of 28 promises broken
+1 of 32 promises broken
   eval_before_the_first_step_has_no_effect
     promise: train() and eval() before the first step change nothing: a trainer validates before it trains.
     seen:    raised KeyError: 'mean'
     fault:   the class broken_optimizers.EvalNeedsAState
     remedy:  let eval() skip parameters that have no state yet
-27 promises kept
+31 promises kept
 """
     assert expected in result.stdout
 
@@ -95,9 +95,9 @@ def test_several_names_end_with_one_line_for_each(check):
     result = check("plain", "no_*", "torch_step_lr", "plain")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-4:] == [
-        "plain: 25 promises kept",
-        "no_eval: 27 promises kept, 1 broken: 1 by the fault of the class",
-        "no_state: 23 promises kept, 2 broken: 2 by the fault of the class",
+        "plain: 29 promises kept",
+        "no_eval: 31 promises kept, 1 broken: 1 by the fault of the class",
+        "no_state: 27 promises kept, 2 broken: 2 by the fault of the class",
         "torch_step_lr: 4 promises kept",
     ]
     assert "checking no_state (3 of 4)" in result.stderr
@@ -148,7 +148,7 @@ def test_class_that_cannot_be_loaded_does_not_end_the_run(check):
     assert result.exit_code == 2
     assert "error: absent: optimizer 'absent' of plugin broken-plugin" in result.stderr
     assert "AttributeError" in result.stderr
-    assert "25 promises kept" in result.stdout
+    assert "29 promises kept" in result.stdout
 
 
 def test_unsupported_optimizer_is_reported_with_the_reason(check):
