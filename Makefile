@@ -42,6 +42,8 @@ bench: $(INSTALLED)
 	$(BIN)/optplug bench adadelta adagrad adam adamax asgd rmsprop rprop sgd:momentum=0.9 --rounds 21 --seconds 2 --json docs/bench.json --picture docs/bench.png
 	$(BIN)/python benchmarks/newer.py --seconds 1
 	$(BIN)/python benchmarks/example_plugin.py
+	$(BIN)/python benchmarks/conformance.py
+	$(BIN)/python benchmarks/third_parties.py
 	$(BIN)/python benchmarks/muon.py
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/muon_accuracy.py

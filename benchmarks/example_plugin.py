@@ -10,44 +10,16 @@ is as fast for each byte as that of Adam. Bytes are those that the kernel reads 
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
+from newer import medians, parameters
 
 import optplug
-from optplug.bench.profiles import PROFILES, get_profile
+from optplug.bench.profiles import PROFILES
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lion_plugin"
-
-
-def parameters(profile: str) -> list[torch.nn.Parameter]:
-    """Parameters with gradients of the size that gradients of a network have."""
-    torch.manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(shape) * 0.1) for shape in get_profile(profile).shapes]
-    for p in params:
-        p.grad = torch.randn_like(p) * 1e-3
-    return params
-
-
-def median_times(optimizers: list[optplug.RuleOptimizer], seconds: float) -> list[float]:
-    """Return the median seconds of a step of each optimizer, from at least 5 steps."""
-    for optimizer in optimizers:
-        for _ in range(3):
-            optimizer.step()
-    times: list[list[float]] = [[] for _ in optimizers]
-    order = list(range(len(optimizers)))
-    end = time.perf_counter() + seconds
-    while len(times[0]) < 5 or time.perf_counter() < end:
-        random.shuffle(order)
-        for i in order:
-            start = time.perf_counter()
-            optimizers[i].step()
-            times[i].append(time.perf_counter() - start)
-    return [statistics.median(found) for found in times]
 
 
 def traffic(optimizer: optplug.RuleOptimizer) -> tuple[int, int]:
@@ -74,7 +46,7 @@ def main() -> None:
     for profile in arguments.profiles:
         classes = {"my_lion": MyLion, "adam": optplug.get_optimizer("adam")}
         optimizers = [cls(parameters(profile), engine="numba") for cls in classes.values()]
-        times = median_times(optimizers, arguments.seconds)
+        times = medians(optimizers, arguments.seconds / len(optimizers))
         found = [traffic(optimizer) for optimizer in optimizers]
         speeds = [total / seconds / 1e9 for (_, total), seconds in zip(found, times, strict=True)]
         for name, (per_element, _), seconds, speed in zip(classes, found, times, speeds, strict=True):
