@@ -19,6 +19,7 @@ _CLASS = "quantized_class"
 def build(cls: type[Optimizer], params: Any, **arguments: Any) -> Optimizer:
     """Build an optimizer whose state dict has plain tensors only. It loads its own state dicts and those of torchao."""
     optimizer = cls(params, **arguments)
+    # Hooks suffice: deepcopy of torchao's optimizers raises an error, and they cannot step after pickle.
     optimizer.register_state_dict_post_hook(lambda _, saved: _converted(saved, _to_plain))
     optimizer.register_load_state_dict_pre_hook(lambda _, saved: _converted(saved, _to_quantized))
     return optimizer
