@@ -68,7 +68,7 @@ def _choices(config: Config) -> Iterator[str]:
     optimizers = [e.optimizer.name for setup in config.setups for entry in setup.entries for e in entry.members]
     schedules = [schedule.name for setup in config.setups for schedule in setup.schedules if schedule.name is not None]
     for kind, name in dict.fromkeys([*product(["optimizer"], optimizers), *product(["scheduler"], schedules)]):
-        if also := registry.also(kind, name):
+        if also := registry.others_text(kind, name):
             yield f"{name} is {registry.resolve(kind, name).qualified_name}, {also}"
 
 

@@ -53,7 +53,7 @@ def _print_names(listed: Listed) -> None:
 
 
 def _row(name: str, registration: Registration) -> tuple[str, ...]:
-    also = registry.also(registration.spec.kind, name)
+    also = registry.others_text(registration.spec.kind, name)
     spec = registration.spec
     unusable = f"cannot be used: {spec.unsupported}" if spec.unsupported else ""
     summary = " ".join(filter(None, (unusable or spec.summary, also and f"({also})")))

@@ -128,7 +128,7 @@ def create_optimizer(
 def _chosen(kind: str, name: str) -> Registration:
     """Return the registration of a name. A line of level INFO says which plugin is chosen if several have the name."""
     registration = registry.resolve(kind, name)
-    if logging.getLogger("optplug").isEnabledFor(logging.INFO) and (also := registry.also(kind, name)):
+    if logging.getLogger("optplug").isEnabledFor(logging.INFO) and (also := registry.others_text(kind, name)):
         _log_once(f"{kind} {name} is {registration.qualified_name}, {also}")
     return registration
 

@@ -59,7 +59,7 @@ def _optimizer_lines(trainer: Any, state: FitState, optimizer: Any, configured: 
         for depth, layer in enumerate(member.layers):
             registration = layer.optimizer.registration
             yield f"{'  around' if depth else 'optimizer'} {registration.name} from plugin {registration.plugin}"
-            if also := registry.also("optimizer", layer.optimizer.name):
+            if also := registry.others_text("optimizer", layer.optimizer.name):
                 yield f"  {also}"
     if not configured.setup.entries:
         yield f"optimizer {type(optimizer).__name__}, built by the module"
@@ -86,7 +86,7 @@ def _schedule_lines(trainer: Any, state: FitState, optimizer: Any, configured: C
     for name, scheduled in setup.named_schedules.items():
         title = "" if not setup.group_schedules else f"schedule {name}: " if name else "other groups: "
         yield title + _schedule_line(scheduled, plan, metric, members.get(name))
-        if scheduled.name is not None and (also := registry.also("scheduler", scheduled.name)):
+        if scheduled.name is not None and (also := registry.others_text("scheduler", scheduled.name)):
             yield f"  {also}"
         extended = state.resume.extended if state.resume is not None else ()
         yield from _length_lines(scheduled, members.get(name), configured, extended)

@@ -393,7 +393,7 @@ class Registry:
         """
         return [] if ":" in name else [each.qualified_name for each in self.others(self.resolve(kind, name))]
 
-    def also(self, kind: str, name: str) -> str:
+    def others_text(self, kind: str, name: str) -> str:
         """Return `"also torch:adam, timm:adam and 3 more"` if other plugins have a name without plugin; else `""`.
 
         Errors: see `resolve`.
@@ -629,22 +629,17 @@ def _registration(kind: str, item: Any, plugin: Plugin) -> Registration:
     return registration
 
 
-def unregistered(kind: str, target: Any) -> Registration:
-    """Return a registration of a class or function that no plugin registers, for functions that take a registration."""
-    name = snake_case(target.__name__).strip("_")
-    spec = spec_from_target(KINDS[kind], target, name)
-    return Registration(spec, Plugin("unregistered", target.__module__, "?"))
-
-
-def unregistered_spec(spec: Spec) -> Registration:
-    """Return a registration of a spec that no plugin registers. The target is loaded.
+def unregistered(kind: str, what: Any) -> Registration:
+    """Return a registration of a spec, class or function that no plugin registers, with its target loaded.
 
     Raises:
-        PluginError: the target cannot be loaded.
+        PluginError: the target of the spec cannot be loaded.
     """
-    target = Registration(spec, Plugin("unregistered", "?", "?")).load()
+    if not isinstance(what, Spec):
+        what = spec_from_target(KINDS[kind], what, snake_case(what.__name__).strip("_"))
+    target = Registration(what, Plugin("unregistered", "?", "?")).load()
     module = getattr(target, "__module__", "?")
-    return Registration(replace(spec, target=target), Plugin("unregistered", module, "?"))
+    return Registration(replace(what, target=target), Plugin("unregistered", module, "?"))
 
 
 def _item_name(item: Any) -> str:

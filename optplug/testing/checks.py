@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from optplug.errors import ConfigTypeError, ConformanceError
 from optplug.registry import KINDS, Registration, registry
-from optplug.registry.plugin_registry import unregistered, unregistered_spec
+from optplug.registry.plugin_registry import unregistered
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,8 @@ def registration_of(kind: str, what: Any, base: type) -> Registration:
     """
     if isinstance(what, str):
         return registry.resolve(kind, what)
-    if isinstance(what, KINDS[kind]):
-        return unregistered_spec(what)
     is_class = isinstance(what, type) and issubclass(what, base)
-    if is_class or (kind == "optimizer" and inspect.isfunction(what)):
+    if isinstance(what, KINDS[kind]) or is_class or (kind == "optimizer" and inspect.isfunction(what)):
         return unregistered(kind, what)
     article = "an" if kind[0] in "aeiou" else "a"
     raise ConfigTypeError(f"expected the name of {article} {kind}, its class or its spec, got {what!r}")

@@ -88,8 +88,8 @@ def test_validate_says_once_which_other_plugins_have_a_name(run: Any, monkeypatc
     optimizers = "optimizer: {combine: [{name: SGD, match: '*.bias'}, {name: SGD, rest: true}]}\n"
     result = run("validate", f"{optimizers}scheduler: {{name: step-lr, step_size: 3}}\n")
     assert [line for line in result.stdout.splitlines() if line.startswith("#")] == [
-        f"# SGD is optplug-classic:sgd, {registry.also('optimizer', 'sgd')}",
-        f"# step-lr is optplug-schedules:step_lr, {registry.also('scheduler', 'step_lr')}",
+        f"# SGD is optplug-classic:sgd, {registry.others_text('optimizer', 'sgd')}",
+        f"# step-lr is optplug-schedules:step_lr, {registry.others_text('scheduler', 'step_lr')}",
     ]
     assert "later:sgd" in result.stdout
     assert "#" not in run("validate", "optimizer: optplug-classic:sgd\n").stdout

@@ -403,7 +403,8 @@ def test_copied_callback_keeps_the_attributes_of_a_derived_class(optplug_lightni
 def _alternatives(optimizer: str, scheduler: str) -> list[str]:
     """What the summary says of the adapters that have the names too, if there are any."""
     registry = optplug.registry.registry
-    return [also for also in (registry.also("optimizer", optimizer), registry.also("scheduler", scheduler)) if also]
+    texts = (registry.others_text("optimizer", optimizer), registry.others_text("scheduler", scheduler))
+    return [text for text in texts if text]
 
 
 @pytest.mark.parametrize("qualified", [False, True])

@@ -363,11 +363,11 @@ def test_others_are_in_the_order_of_precedence_and_plugin(adapters):
 def test_alternatives_of_a_name_without_plugin(adapters, site):
     assert adapters.alternatives("optimizer", "Lion") == ["c:lion", "a:li_on", "b:lion"]
     assert adapters.alternatives("optimizer", "c:lion") == []
-    assert adapters.also("optimizer", "lion") == "also c:lion, a:li_on, b:lion"
-    assert adapters.also("optimizer", "cat") == ""
+    assert adapters.others_text("optimizer", "lion") == "also c:lion, a:li_on, b:lion"
+    assert adapters.others_text("optimizer", "cat") == ""
     for i in range(3):
         site.install(f"d{i}", adapting("lion", precedence=30))
-    assert site.registry().also("optimizer", "lion") == "also c:lion, a:li_on, b:lion and 3 more"
+    assert site.registry().others_text("optimizer", "lion") == "also c:lion, a:li_on, b:lion and 3 more"
 
 
 def test_choice_among_plugins_is_logged_and_is_no_warning(monkeypatch, caplog):
