@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from optplug.config.form import BASE_KEY
 from optplug.errors import ConfigError, ConfigTypeError, DependencyError, OptplugError
 
 _OTHER_FAILURES = (RuntimeError, MemoryError, OSError, Warning)
@@ -36,8 +37,13 @@ def third_party_errors(name: str, arguments: Mapping[str, Any]) -> Iterator[None
         if isinstance(error, _OTHER_FAILURES) and not isinstance(error, NotImplementedError):
             raise
         kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
-        given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "its defaults"
+        given = ", ".join(f"{k}={_shown(k, v)!r}" for k, v in arguments.items()) or "its defaults"
         raise kind(f"{name} rejected {given}: {str(error) or type(error).__name__}") from error
+
+
+def _shown(key: str, value: Any) -> Any:
+    """A value for a message: a base by its name."""
+    return value["name"] if key == BASE_KEY and isinstance(value, Mapping) and "name" in value else value
 
 
 def _needs(error: ImportError) -> str:

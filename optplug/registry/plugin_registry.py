@@ -29,6 +29,7 @@ from optplug.errors import (
     UnknownNameError,
     did_you_mean,
     listing,
+    nearest,
     one_line,
     short_list,
 )
@@ -425,9 +426,10 @@ class Registry:
                     yield (registration.name if first == [registration] else qualified_name), registration
 
     def _unknown_name_message(self, kind: str, name: str) -> str:
-        bare = name.rpartition(":")[2]
+        plugin, colon, bare = name.rpartition(":")
         message = f"no {kind} named {name!r}"
-        if hint := did_you_mean(bare, (registration.name for registration in self.registrations(kind))):
+        hint = self._hint_for_qualified_name(kind, plugin, bare) if colon else ""
+        if hint := hint or did_you_mean(bare, (registration.name for registration in self.registrations(kind))):
             message += f"{hint} `optplug list` shows all names."
         else:
             message += f"; installed: {short_list(self.names(kind), 'optplug list')}."
@@ -444,6 +446,26 @@ class Registry:
         if self.disabled:
             message += f" ({DISABLE_VARIABLE} disables {listing(plugin.name for plugin in self.disabled)}.)"
         return message
+
+    def _hint_for_qualified_name(self, kind: str, plugin: str, bare: str) -> str:
+        """The nearest plugin, or the nearest names of the plugin, for an unknown `plugin:name`; empty without one."""
+        registrations = [each for found in self._discovered().registrations[kind].values() for each in found]
+        of_plugin = {lookup_key(each.plugin.name): each.plugin.name for each in registrations}
+        if lookup_key(plugin) in of_plugin:
+            names = [each.name for each in registrations if lookup_key(each.plugin.name) == lookup_key(plugin)]
+            near = [f"{of_plugin[lookup_key(plugin)]}:{each}" for each in nearest(bare, names)]
+            return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        unused = [*(each.plugin for each in self.quarantined), *self.disabled]
+        if lookup_key(plugin) in {lookup_key(each.name) for each in unused}:
+            return ""
+        near = nearest(plugin, of_plugin.values())
+        named = [f"{each}:{bare}" for each in near if self._has(kind, each, bare)]
+        shown = named or near
+        return f": there is no plugin {plugin!r}" + (f"; did you mean {', '.join(map(repr, shown))}?" if shown else ".")
+
+    def _has(self, kind: str, plugin: str, bare: str) -> bool:
+        found = self._discovered().registrations[kind].get(lookup_key(bare), [])
+        return any(each.plugin.name == plugin for each in found)
 
     # ---------------------------------------------------------------- discovery
 

@@ -15,6 +15,7 @@ from torch import nn
 import optplug
 from optplug import OptimizerSpec
 from optplug.config.build import build_optimizer, parse_and_check
+from optplug.config.third_party import third_party_errors
 from optplug.errors import (
     ConfigError,
     DependencyError,
@@ -296,6 +297,14 @@ def test_refused_value_has_its_location(given: Any, loc: Any, words: str):
         parse_and_check({"name": "foreign", **given})
     assert caught.value.loc == loc
     assert caught.value.message.startswith(words)
+
+
+def test_base_is_shown_by_its_name():
+    with (
+        pytest.raises(ConfigError, match=r"^wrapper rejected k=0, base='sgd': wrong$"),
+        third_party_errors("wrapper", {"k": 0, "base": {"name": "sgd", "args": {"lr": 0.1}}}),
+    ):
+        raise ValueError("wrong")
 
 
 def test_exception_of_another_package_has_a_location():

@@ -1096,3 +1096,14 @@ def test_third_party_package_is_built_installed_found_and_used(tmp_path):
     assert pip.returncode == 0, pip.stderr
     used = python("-c", USER_PROGRAM, path=target)
     assert used.returncode == 0, used.stderr
+
+
+def test_unknown_plugin_of_a_qualified_name_is_reported_with_the_nearest():
+    with pytest.raises(
+        UnknownNameError, match=r"there is no plugin 'optplug-clasic'; did you mean 'optplug-classic:adam'"
+    ):
+        optplug.registry.registry.resolve("optimizer", "optplug-clasic:adam")
+    with pytest.raises(UnknownNameError, match=r"'optplug-classic:adm'; did you mean 'optplug-classic:adam'"):
+        optplug.registry.registry.resolve("optimizer", "optplug-classic:adm")
+    with pytest.raises(UnknownNameError, match=r"'qqqq:adam': there is no plugin 'qqqq'\. "):
+        optplug.registry.registry.resolve("optimizer", "qqqq:adam")
