@@ -110,15 +110,10 @@ class RuleOptimizer(StrictKwargs, torch.optim.Optimizer):
 
     states: ClassVar[Sequence[State]] = ()
     cases: ClassVar[Sequence[dict[str, Any]]] = ({},)
-    capabilities: ClassVar[frozenset[str]] = frozenset({"complex", "fused"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"complex"})
     ranges: ClassVar[Sequence[Range]] = tuple(above_zero(name) for name in CLIPS)
     remedy: ClassVar[str] = ""
     rule: ClassVar[RuleFunction]
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        declared: Any = cls.capabilities
-        cls.capabilities = frozenset({declared} if isinstance(declared, str) else declared) | {"fused"}
 
     @show_options
     def __init__(self, params: Params, defaults: Mapping[str, Any], **options: Unpack[RuleOptions]) -> None:

@@ -40,6 +40,7 @@ from optplug.registry.specs import (
     SchedulerSpec,
     Spec,
     errors_kept,
+    is_rule,
     lookup_key,
     snake_case,
     spec_from_target,
@@ -187,8 +188,7 @@ class Registration:
     @property
     def is_fused(self) -> bool:
         """Whether the class is a RuleOptimizer. If it is not imported yet, its spec must say so: `fused`."""
-        bases = self.spec.target.__mro__ if isinstance(self.spec.target, type) else ()
-        return "fused" in self.spec.capabilities or any(base.__name__ == "RuleOptimizer" for base in bases)
+        return "fused" in self.spec.capabilities or is_rule(self.spec.target)
 
     def load(self) -> Any:
         """Import and return the class or function.

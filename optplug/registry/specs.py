@@ -319,7 +319,8 @@ DECLARABLE = (
 def spec_from_target(spec_class: type[Spec], target: Any, name: str | None = None) -> Spec:
     """Make the spec of a class or function that a plugin returned without a spec.
 
-    Attributes of the target that have the name and the type of a field become this field.
+    Attributes of the target that have the name and the type of a field become this field. A `RuleOptimizer` class has
+    the capability `fused`.
 
     Args:
         spec_class: the class of the spec.
@@ -336,8 +337,17 @@ def spec_from_target(spec_class: type[Spec], target: Any, name: str | None = Non
             f"{spec_class.__name__}(name, function)"
         )
     options: dict[str, Any] = {key: getattr(target, key) for key in DECLARABLE if _declares(spec_class, target, key)}
+    if is_rule(target):
+        declared = options.get("capabilities", ())
+        options["capabilities"] = {"fused", *((declared,) if isinstance(declared, str) else declared)}
     doc = (target.__doc__ or "").strip().partition("\n")[0]
     return spec_class(name, target, summary=doc, **options)
+
+
+def is_rule(target: Any) -> bool:
+    """Return whether a target is a `RuleOptimizer` class."""
+    # Compared by name: this file does not import torch.
+    return isinstance(target, type) and any(base.__name__ == "RuleOptimizer" for base in target.__mro__)
 
 
 def _declares(spec_class: type[Spec], target: Any, key: str) -> bool:

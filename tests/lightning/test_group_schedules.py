@@ -152,6 +152,7 @@ def test_longer_training_extends_the_schedule_of_a_group(
     assert message in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_adapters")
 def test_summary_shows_the_schedule_of_each_group(fit_layers: Any, capsys: Any):
     rules = [layer({**STEP, "warmup_steps": 3}), {"match": "layer.bias", "scheduler": None}]
     fit_layers(COSINE, rules, verbose=True)
