@@ -65,9 +65,12 @@ def construct_optimizer(
             f"optimizer {registration.name!r} of plugin {registration.plugin} returned "
             f"a {type(made).__name__}, which is not a torch.optim.Optimizer"
         )
+    _adapt_step(registration, made)
     if base_argument(registration) and hasattr(made, "defaults"):
-        Optimizer.__setstate__(made, {})  # sets what is missing for hooks if it does not call torch's constructor
-    return _with_adapted_step(registration, made)
+        # Sets what is missing for hooks if the class does not call torch's constructor. Only now: torch also changes
+        # the class of `made`, which must not be that of other instances.
+        Optimizer.__setstate__(made, {})
+    return made
 
 
 def check_is_supported(registration: Registration) -> None:
@@ -81,7 +84,7 @@ def check_is_supported(registration: Registration) -> None:
         raise ConfigError(f"{spec.name} of plugin {registration.plugin.name} cannot be used: {spec.unsupported}")
 
 
-def _with_adapted_step(registration: Registration, optimizer: Optimizer) -> Optimizer:
+def _adapt_step(registration: Registration, optimizer: Optimizer) -> None:
     capabilities, name = registration.spec.capabilities, registration.name
     if "gradients_first" in capabilities:
         adapt_step(optimizer, evaluate_first_and_pass, name)
@@ -92,7 +95,6 @@ def _with_adapted_step(registration: Registration, optimizer: Optimizer) -> Opti
             adapt_step(optimizer, require_closure, name)
         elif not has_step_of_torch(optimizer):
             adapt_step(optimizer, check_closure_call, name)
-    return optimizer
 
 
 def check_values(registration: Registration, params: Any, arguments: Mapping[str, Any]) -> None:
