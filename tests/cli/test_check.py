@@ -39,6 +39,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
     for hook in ("optplug_optimizers", "optplug_schedulers"):
         getattr(module, hook).__name__ = hook
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setenv("COLUMNS", "110")
     points = [("broken-plugin", module.__name__), ("optplug-classic", "optplug_classic")]
     monkeypatch.setattr(registry, "_points", tuple(EntryPoint(*point, "optplug") for point in points))
     registry.reload()
