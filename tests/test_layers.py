@@ -93,7 +93,7 @@ COMPUTED_IMPORTS = {
     "optplug/lightning/_compat.py": "the installed names of Lightning",
     "optplug/lightning/cli.py": "the installed names of Lightning",
     "optplug/cli/config_commands.py": "the model that --model names",
-    "plugins/optplug_adapters/pytorch_optimizer_state.py": "a module of pytorch_optimizer whose object a state contains",
+    "plugins/optplug_adapters/pytorch_optimizer_state.py": "a module of pytorch_optimizer, for its objects in states",
 }
 """The files that may import a module whose name is computed, and which module that is."""
 
