@@ -569,6 +569,7 @@ def test_fast_dev_run_does_not_step_plateau(scripted_module: type, trainer: Any,
     assert module.scheduler_steps == []
 
 
+@pytest.mark.usefixtures("without_adapters")
 def test_fast_dev_run_reports_that_plateau_is_not_stepped(fit_plateau: Any, capsys: Any) -> None:
     for arguments in ({}, {"monitor": "val_nothing", "mode": "min"}):
         fitted, module = fit_plateau(RISING, fast_dev_run=2, **arguments)
@@ -578,6 +579,7 @@ def test_fast_dev_run_reports_that_plateau_is_not_stepped(fit_plateau: Any, caps
 
 
 @pytest.mark.usefixtures("restore_interrupt_handler")
+@pytest.mark.usefixtures("without_adapters")
 def test_interrupted_fast_dev_run_prints_no_plateau_summary(
     fit_plateau: Any, scripted_module: type, capsys: Any
 ) -> None:
