@@ -19,6 +19,7 @@ from torch import nn
 import optplug
 import optplug.shims
 from optplug.errors import ConfigError, ConfigTypeError, HyperparameterError, OptplugError, PluginError
+from optplug.optim.adapted_step import original_class
 from optplug.registry import Plugin, Registration, registry
 from optplug.registry.signature import documented_arguments
 from optplug.registry.specs import OptimizerSpec, SchedulerSpec
@@ -477,7 +478,7 @@ def test_optimizer_that_wraps_another_takes_its_base(run: Any, register: Any, ca
     register((THIRD_PARTY, OptimizerSpec("wrapping", Lookahead, base="optimizer")))
     made = run("--optimizer=wrapping", "--optimizer.k=3", f"--optimizer.base={base}")
     (optimizer,) = made.trainer.optimizers
-    found = type(optimizer), optimizer.k, type(optimizer.optimizer), optimizer.param_groups[0]["lr"]
+    found = original_class(optimizer), optimizer.k, type(optimizer.optimizer), optimizer.param_groups[0]["lr"]
     assert found == (Lookahead, 3, optplug.get_optimizer("sgd"), 1e-3 if base == "sgd" else 0.25)
     assert "base" in cli_error(capsys, lambda: run("--optimizer=wrapping"))
     with pytest.raises(OptplugError, match=r"base\.momentun: sgd has no option"):
