@@ -1,6 +1,6 @@
 """Every scheduler of optplug, trained through OptplugCLI and resumed in the middle: the rates of an uninterrupted run.
 
-The schedulers are those in the registry, each with the settings in `cases` of its class.
+The schedulers are those of optplug, each with the settings in `cases` of its class.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def plain(value: Any) -> Any:
 
 
 def configurations() -> Iterator[Any]:
-    for registration in registry.registrations("scheduler"):
-        if registration.plugin.distribution != "optplug":
-            continue
+    for registration in registry.registrations("scheduler", "optplug-schedules:*"):
         for i, case in enumerate(registry.get("scheduler", registration.qualified_name).cases):
             given, keys = plain(case), {"interval": "step"}
             if "metric" in registration.spec.capabilities:
