@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,16 +233,12 @@ def results_of_optimizer(registration: Registration) -> Outcomes:
     outcomes: Outcomes = {}
     with _outcome(outcomes, "loads"):
         target_of(registration)
-    if outcomes["loads"] != OK:
-        return outcomes
-    reason = getattr(registration.spec, "unsupported", "")
-    if reason:
-        outcomes |= dict.fromkeys(OPTIMIZER_CHECKS, f"{NOT_APPLICABLE}: unsupported: {reason}")
-        outcomes["loads"] = OK
-        return outcomes
+    if outcomes["loads"] != OK or registration.spec.unsupported:
+        return {**_if_unsupported(registration, OPTIMIZER_CHECKS), **outcomes}
     arguments = dict(declared_cases(registration)[0])
-    if "closure" in registration.spec.capabilities and "lr" in configurable_arguments(registration):
-        arguments.setdefault("lr", 0.01)  # with 1.0, LBFGS diverges on batches
+    lr = configurable_arguments(registration).get("lr")
+    if lr is not None and ("closure" in registration.spec.capabilities or lr.default == 1):
+        arguments.setdefault("lr", 0.01)  # with 1.0, LBFGS and Schedule-Free SGD diverge on these batches
     subject = Subject(registration, arguments)
     trained, native = None, None
     with _outcome(outcomes, "trains"):
@@ -454,14 +450,20 @@ def _check_groups(subject: Subject) -> None:
 # ------------------------------------------------------------------------------------------ schedulers
 
 
+def _if_unsupported(registration: Registration, checks: Iterable[str]) -> Outcomes:
+    """The outcomes of the checks of a name that cannot be used, by its declaration; none for other names."""
+    reason = registration.spec.unsupported
+    return dict.fromkeys(checks, f"{NOT_APPLICABLE}: unsupported: {reason}") if reason else {}
+
+
 def results_of_scheduler(registration: Registration) -> Outcomes:
     """Run the checks of a scheduler."""
     outcomes: Outcomes = {}
     with _outcome(outcomes, "loads"):
         target_of(registration)
-    if outcomes["loads"] != OK:
-        return outcomes
     spec: Any = registration.spec
+    if outcomes["loads"] != OK or spec.unsupported:
+        return {**_if_unsupported(registration, SCHEDULER_CHECKS), **outcomes}
     arguments = dict(declared_cases(registration)[0])
     functions = [key for key in function_arguments(registration) if key in arguments]
     written = {key: _plain(value) for key, value in arguments.items()} | dict.fromkeys(functions, "0.9 ** epoch")
