@@ -16,9 +16,9 @@ from optplug.config.build import create_optimizer, parse_and_check
 from optplug.config.form import BASE_KEY
 from optplug.config.inline_entry import parse_inline_entry
 from optplug.errors import ConfigError, OptplugError, listing, one_line
-from optplug.optim.rule_optimizer import RuleOptimizer
 from optplug.registry import Registration, registry
 from optplug.registry.signature import configurable_arguments, declared_cases, target_of
+from optplug.registry.specs import is_rule
 
 OptimizerFactory = Callable[[Sequence[Tensor]], Optimizer]
 """Creates an optimizer of given parameters."""
@@ -64,7 +64,7 @@ class Entry:
         """The name of the baseline; empty if there is none."""
         if self.reference is not None:
             return f"torch.optim.{self.reference.__name__}"
-        return "itself, foreach=False" if _is_rule(self.registration) else ""
+        return "itself, foreach=False" if is_rule(target_of(self.registration)) else ""
 
     @property
     def registration(self) -> Registration:
@@ -164,7 +164,7 @@ def parse_entry(text: str) -> Entry:
         return Entry(text.strip(), name, options)
     known = inspect.signature(reference).parameters
     lacking = [key for key in options if key not in known and key not in _ENGINE_OPTIONS]
-    if lacking and _is_rule(registration):
+    if lacking and is_rule(target_of(registration)):
         message = f"torch.optim.{reference.__name__} has no option {listing(lacking)}"
         raise ConfigError(f"{text!r} has no baseline: {message}")
     return Entry(text.strip(), name, options, None if lacking else reference)
@@ -183,11 +183,6 @@ def _required_arguments(registration: Registration) -> dict[str, Any]:
     known, case = configurable_arguments(registration), declared_cases(registration)[0]
     required = {name for name, parameter in known.items() if parameter.default is parameter.empty}
     return {name: value for name, value in case.items() if name in required or name == BASE_KEY}
-
-
-def _is_rule(registration: Registration) -> bool:
-    target = target_of(registration)
-    return isinstance(target, type) and issubclass(target, RuleOptimizer)
 
 
 def _module_of(params: Sequence[Tensor]) -> torch.nn.Module:

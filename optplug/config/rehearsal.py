@@ -105,7 +105,7 @@ def _rehearsed(
         if error.argument is None and not isinstance(error, (DependencyError, PluginError)):
             error.argument = _refused_argument(registration, construct, arguments, options)
         raise
-    except Exception as error:
+    except Exception as error:  # the constructor of a third-party class can raise anything
         raise ImpossibleConstructionError from error
 
 

@@ -33,7 +33,7 @@ def third_party_errors(name: str, arguments: Mapping[str, Any]) -> Iterator[None
         raise
     except ImportError as error:
         raise DependencyError(f"{name} {_needs(error)}") from error
-    except Exception as error:
+    except Exception as error:  # the constructor of a third-party class can raise anything
         if isinstance(error, _OTHER_FAILURES) and not isinstance(error, NotImplementedError):
             raise
         kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
